@@ -1,0 +1,212 @@
+"""AWAC: Advantage-Weighted Actor-Critic.
+
+Nair, Gupta, Dalal and Levine, "AWAC: Accelerating Online Reinforcement Learning with Offline Datasets", 2020,
+arXiv 2006.09359. Policy improvement under a KL constraint to the data has a closed form: the policy is the
+data's, weighted by exp(A(s, a) / lambda), so that the actor's loss is weighted cloning (algorithm 1), with
+the advantage from a critic of the policy itself. Networks and settings as in CORL (arXiv 2210.07105).
+
+Deviations from the paper:
+- weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch as
+  the authors' code does;
+- three hidden layers, batch 256 and 1M offline updates (CORL; the paper: 25k updates of batch 1024, then online).
+
+    python algorithms/offline/awac.py --dataset hopper-medium-replay --seeds 4 --updates 50000
+    python algorithms/offline/awac.py --dataset pointmaze-umaze --seeds 4 --temperature 0.1 0.3 1
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, Run, RunArgs, hyperparameters, launch
+
+
+@hyperparameters
+class Args(RunArgs):
+    temperature: Float = 0.1
+    """lambda, in units of Q: small follows the advantage, large clones."""
+    weight_mode: Literal["exp", "softmax"] = "exp"
+    """exp: clipped exponential (CORL); softmax: over the batch, times its size (the authors' code)."""
+    max_weight: Float = 100.0
+    """Clip of the exponential weights."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    actor_lr: Float = 3e-4
+    """Adam, actor."""
+    critic_lr: Float = 3e-4
+    """Adam, critics."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of actor and critics."""
+    normalize_obs: bool = True
+    """Observations to mean 0 and standard deviation 1."""
+    reward_shift: float = 0.0
+    """Added to every reward in training (-1 for AntMaze)."""
+
+
+PRESETS = {
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"temperature": 1 / 3}),
+    "antmaze": {"temperature": 0.1, "reward_shift": -1.0},
+}
+
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+class Actor(nn.Module):
+    """Mean (not squashed) and a log standard deviation that does not depend on the state."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean = nn.Dense(self.action_dim, kernel_init=dense_init)(x)
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return mean, jnp.clip(log_std, -20.0, 2.0)
+
+
+class Critic(nn.Module):
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def sample_action(agent: Agent, obs, key):
+    """Actions [B, A] of the current policy, clipped to [-1, 1]."""
+    mean, log_std = agent.nets.actor.apply(agent.actor, obs)
+    return jnp.clip(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape), -1.0, 1.0)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """(r + gamma min_i target Q_i(s', a') - Q(s, a))^2, a' ~ pi; summed over the two critics."""
+    next_action = sample_action(agent, batch.next_obs, key)
+    target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """-w log pi(a|s), w = exp(A / lambda), A = min_i Q_i(s, a) - min_i Q_i(s, a~pi), both from the online critics."""
+    v = q_values(agent.nets.critic, agent.critic, batch.obs, sample_action(agent, batch.obs, key)).min(0)
+    adv = q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
+    if args.weight_mode == "softmax":
+        weight = jax.nn.softmax(adv / args.temperature) * len(adv)
+    else:
+        weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
+    mean, log_std = agent.nets.actor.apply(actor, batch.obs)
+    log_prob = jax.scipy.stats.norm.logpdf(batch.action, mean, jnp.exp(log_std)).sum(-1)
+    chex.assert_shape([weight, log_prob], (args.batch_size,))
+    info = {"adv": adv.mean(), "weight": weight.mean(), "clipped": (weight >= args.max_weight).mean()}
+    return -(jax.lax.stop_gradient(weight) * log_prob).mean(), info
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the critics, then the actor with the new critics (online ones)."""
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+
+    target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, **info_q, **info_pi}
+    return agent.replace(target_critic=target_critic), metrics
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's."""
+    return jnp.clip(agent.nets.actor.apply(agent.actor, obs)[0], -1.0, 1.0)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.scale_rewards(shift=args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    transitions = data.transitions()
+    with Run(__file__, args, data.task, act) as run:
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

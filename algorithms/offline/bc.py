@@ -1,0 +1,150 @@
+"""BC: behavioural cloning, and 10%-BC (cloning of the best episodes only).
+
+No single source: supervised imitation (Pomerleau, NeurIPS 1988). The filtered form is in Chen et al.,
+"Decision Transformer", NeurIPS 2021, arXiv 2106.01345; settings and scores as in CORL (Tarasov et al.,
+NeurIPS 2023, arXiv 2210.07105). The policy maximises the likelihood of the dataset's actions; every other
+algorithm is compared with this one. Three heads: deterministic (squared error), gaussian (state-independent
+standard deviation, IQL's policy head) and categorical (discrete actions).
+
+Deviations from CORL:
+- episodes are the dataset's own (terminal, time limit or cut), not runs of 1000 steps;
+- biases start at zero (PyTorch's default draws them like the weights).
+
+    python algorithms/offline/bc.py --dataset hopper-medium --seeds 4 --updates 50000
+    python algorithms/offline/bc.py --dataset hopper-medium-replay --top-fraction 0.1 --seeds 4
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, Run, RunArgs, hyperparameters, launch
+
+
+@hyperparameters
+class Args(RunArgs):
+    policy: Literal["auto", "deterministic", "gaussian", "categorical"] = "auto"
+    """Head of the policy; auto: deterministic, or categorical where actions are discrete."""
+    top_fraction: float = 1.0
+    """Clone this fraction of the episodes, those with the highest return, in (0, 1]; 0.1 is 10%-BC."""
+    sort_discount: float = 0.99
+    """Discount of the returns that episodes are sorted by (CORL; the Decision Transformer's is 1)."""
+    actor_lr: Float = 3e-4
+    """Adam, actor."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of the actor."""
+    normalize_obs: bool = True
+    """Observations to mean 0 and standard deviation 1 (of the episodes that are cloned)."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+class Actor(nn.Module):
+    """Returns (mean, log_std) of continuous actions, or (logits, None)."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    policy: str
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        x = nn.Dense(self.action_dim, kernel_init=dense_init)(x)
+        if self.policy == "categorical":
+            return x, None
+        if self.policy == "deterministic":
+            return jnp.tanh(x), None
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return jnp.tanh(x), jnp.clip(log_std, -5.0, 2.0)
+
+
+class Agent(flax.struct.PyTreeNode):
+    net: Actor = flax.struct.field(pytree_node=False)
+    actor: Any
+    actor_opt: optax.OptState
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
+    """Mean over the batch of (pi(s) - a)^2, meaned over dimensions, or of -log pi(a|s)."""
+    out, log_std = agent.net.apply(actor, batch.obs)
+    if agent.net.policy == "categorical":
+        log_prob = jax.nn.log_softmax(out)[jnp.arange(args.batch_size), batch.action]
+        return -log_prob.mean(), {"accuracy": (out.argmax(-1) == batch.action).mean()}
+    chex.assert_equal_shape([out, batch.action])
+    mse = ((out - batch.action) ** 2).mean()
+    if agent.net.policy == "deterministic":
+        return mse, {"mse": mse}
+    log_prob = jax.scipy.stats.norm.logpdf(batch.action, out, jnp.exp(log_std)).sum(-1)
+    return -log_prob.mean(), {"mse": mse}
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    policy = args.policy
+    if policy == "auto":
+        policy = "categorical" if spec.discrete else "deterministic"
+    net = Actor(args.hidden_dims, spec.action_dim, policy)
+    actor = net.init(key, jnp.zeros((1, *spec.obs_shape)))
+    return Agent(net=net, actor=actor, actor_opt=optax.adam(args.actor_lr).init(actor))
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the actor."""
+    chex.assert_shape(batch.obs, (args.batch_size, None))
+    (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, args)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+    return agent, {"actor_loss": loss, **info}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """The mode: actions [B, A] in [-1, 1], or [B] indices."""
+    out, _ = agent.net.apply(agent.actor, obs)
+    return out.argmax(-1) if agent.net.policy == "categorical" else out
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions)
+    data = data.require({"auto": None, "categorical": True}.get(args.policy, False))
+    data = data.top_episodes(args.top_fraction, args.sort_discount) if args.top_fraction != 1 else data
+    data = data.normalize_obs() if args.normalize_obs else data
+    transitions = data.transitions("obs", "action")
+    with Run(__file__, args, data.task, act) as run:
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,341 @@
+"""CQL: Conservative Q-Learning, on SAC (continuous actions) or double DQN (discrete actions).
+
+Kumar, Zhou, Tucker and Levine, "Conservative Q-Learning for Offline Reinforcement Learning", NeurIPS 2020,
+arXiv 2006.04779. The critic's loss pushes down a soft maximum of Q over actions and pushes up Q of the
+dataset's actions (CQL(H), eq. 4), so that the learned values are a lower bound where the data says little.
+The soft maximum is estimated with importance weights from uniform and policy actions (appendix F); with
+--lagrange the penalty's weight is tuned to keep the gap at a target (eq. 30).
+
+Deviations from the paper:
+- settings per suite as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
+- next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;
+- the discrete form is on double DQN, not on QR-DQN.
+
+    python algorithms/offline/cql.py --dataset hopper-medium --seeds 4 --updates 50000 --n-actions 4
+    python algorithms/offline/cql.py --dataset cartpole-mixed --seeds 4 --updates 10000 --cql-alpha 0 1 5
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, Run, RunArgs, hyperparameters, launch
+
+
+@hyperparameters
+class Args(RunArgs):
+    cql_alpha: Float = 5.0
+    """Weight of the conservative penalty against the Bellman error."""
+    n_actions: int = 10
+    """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
+    temperature: Float = 1.0
+    """Temperature of the soft maximum."""
+    lagrange: bool = False
+    """Tune the penalty's weight so that the gap stays near target_gap."""
+    target_gap: Float = 1.0
+    """Gap between soft maximum and the data's Q that --lagrange aims at."""
+    clip_diff_min: float = -1e9
+    """The gap is not pushed under this (-200 in CORL's AntMaze)."""
+    max_target_backup: bool = False
+    """Bootstrap from the best of n_actions policy actions instead of one."""
+    backup_entropy: bool = False
+    """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
+    bc_steps: int = 0
+    """First updates in which the policy clones the data instead of following Q."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    policy_lr: Float = 3e-4
+    """Adam, policy and temperature."""
+    critic_lr: Float = 3e-4
+    """Adam, critics and the Lagrange multiplier."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of policy and critics."""
+    normalize_obs: bool = True
+    """Observations to mean 0 and standard deviation 1."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    reward_shift: float = 0.0
+    """Added to every scaled reward in training (-5 for AntMaze)."""
+
+
+_antmaze = {
+    "cql_alpha": 5.0, "lagrange": True, "target_gap": 0.8, "max_target_backup": True, "clip_diff_min": -200.0,
+    "policy_lr": 1e-4, "hidden_dims": (256,) * 5, "normalize_obs": False, "reward_scale": 10.0, "reward_shift": -5.0,
+}  # fmt: skip
+PRESETS = {
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"cql_alpha": 10.0, "policy_lr": 3e-5}),
+    **dict.fromkeys(("maze2d", "pointmaze"), {"cql_alpha": 10.0, "lagrange": True, "target_gap": 5.0}),
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), {"cql_alpha": 1.0, "policy_lr": 1e-4}),
+    "antmaze": _antmaze,
+    "cartpole": {"cql_alpha": 1.0, "hidden_dims": (64, 64)},  # ours: the paper's discrete tasks are Atari games
+}
+
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+
+
+class Policy(nn.Module):
+    """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim)(x), 2, axis=-1)
+        scale = self.param("log_std_scale", nn.initializers.ones, ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return mean, jnp.clip(scale * log_std + offset, -20.0, 2.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a) [B]; or, with `outputs` discrete actions, Q(s, .) [B, outputs]."""
+
+    hidden_dims: tuple[int, ...]
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        x = nn.Dense(self.outputs)(x)
+        return x[..., 0] if action is not None else x
+
+
+class Networks(NamedTuple):
+    policy: Policy | None
+    """None: discrete actions, the policy is the greedy one."""
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    critic_opt: optax.OptState
+    policy: Any = None
+    policy_opt: optax.OptState = None
+    log_alpha: Any = None
+    """Of SAC's entropy temperature."""
+    alpha_opt: optax.OptState = None
+    log_alpha_prime: Any = None
+    """Of the Lagrange multiplier."""
+    alpha_prime_opt: optax.OptState = None
+    step: Any = None
+
+
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
+    log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_policy(agent: Agent, policy, obs, key, n: int):
+    """n actions per observation [n, B, A] and their log-densities [n, B]."""
+    mean, log_std = agent.nets.policy.apply(policy, obs)
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]; with actions [n, B, A], [E, n, B]."""
+    obs = jnp.broadcast_to(obs, (*action.shape[:-1], obs.shape[-1]))
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
+    """Soft maximum of Q_i over actions minus Q_i of the data's, mean over the batch: [E] (eq. 4).
+
+    log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
+    pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient.
+    """
+    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    B, A = batch.action.shape
+    uniform = jax.random.uniform(uniform_key, (args.n_actions, B, A), minval=-1.0, maxval=1.0)
+    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, args.n_actions)
+    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, args.n_actions)
+    actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
+    log_density = jnp.concatenate([jnp.full((args.n_actions, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
+    all_q = q_values(agent.nets.critic, critic, batch.obs, actions) - jax.lax.stop_gradient(log_density)
+    chex.assert_shape(all_q, (2, 3 * args.n_actions, B))
+    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    return jnp.maximum(soft_max - q, args.clip_diff_min).mean(1)
+
+
+def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
+    """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
+    n = args.n_actions if args.max_target_backup else 1
+    action, log_prob = sample_policy(agent, agent.policy, batch.next_obs, key, n)
+    q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0)
+    best = q.argmax(0)[None]
+    q, log_prob = (jnp.take_along_axis(x, best, axis=0)[0] for x in (q, log_prob))
+    return q - jnp.exp(agent.log_alpha) * log_prob if args.backup_entropy else q
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """Bellman error plus the conservative penalty, each summed over the two critics."""
+    target_key, gap_key = jax.random.split(key)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * bootstrapped_q(agent, batch, target_key, args)
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    bellman = ((q - jax.lax.stop_gradient(y)) ** 2).mean(1).sum(0)
+    gap = conservative_gap(critic, agent, batch, q, gap_key, args)
+    if args.lagrange:
+        alpha_prime = jnp.clip(jnp.exp(agent.log_alpha_prime), 0.0, 1e6)
+        penalty = (alpha_prime * args.cql_alpha * (gap - args.target_gap)).sum()
+    else:
+        penalty = args.cql_alpha * gap.sum()
+    return bellman + penalty, {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean()}
+
+
+def alpha_prime_loss(log_alpha_prime, gap, args: Args):
+    """The multiplier ascends the penalty: it grows while the gap is over its target."""
+    return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
+
+
+def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+    """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi; in the first bc_steps -log pi(a_data|s) for Q."""
+    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    if args.bc_steps:
+        mean, log_std = agent.nets.policy.apply(policy, batch.obs)
+        u = jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-3, 1.0 - 1e-3))
+        q = jnp.where(agent.step < args.bc_steps, tanh_gaussian_log_prob(mean, log_std, u), q)
+    chex.assert_shape([q, log_prob], (args.batch_size,))
+    return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
+
+
+def alpha_loss(log_alpha, entropy, action_dim: int):
+    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
+    return log_alpha * (entropy + action_dim)
+
+
+def discrete_critic_loss(critic, agent: Agent, batch: Batch, args: Args):
+    """Double-DQN Bellman error plus cql_alpha (logsumexp_a Q(s, a) - Q(s, a_data)), for each critic."""
+    apply = jax.vmap(agent.nets.critic.apply, (0, None))
+    rows = jnp.arange(args.batch_size)
+    greedy = apply(agent.critic, batch.next_obs).min(0).argmax(-1)
+    target_q = apply(agent.target_critic, batch.next_obs).min(0)[rows, greedy]
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
+    all_q = apply(critic, batch.obs)
+    q = all_q[:, rows, batch.action]
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    bellman = ((q - y) ** 2).mean(1).sum(0)
+    gap = (args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=-1) - q).mean(1)
+    return bellman + args.cql_alpha * gap.sum(), {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean()}
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    critic_key, policy_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    inputs = (obs,) if spec.discrete else (obs, action)
+    net = Critic(args.hidden_dims, spec.action_dim if spec.discrete else 1)
+    critic = jax.vmap(net.init, (0, *[None] * len(inputs)))(jax.random.split(critic_key, 2), *inputs)
+    agent = Agent(
+        nets=Networks(None if spec.discrete else Policy(args.hidden_dims, spec.action_dim), net),
+        critic=critic,
+        target_critic=critic,
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+    )
+    if spec.discrete:
+        return agent
+    policy = agent.nets.policy.init(policy_key, obs)
+    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
+    return agent.replace(
+        policy=policy,
+        policy_opt=optax.adam(args.policy_lr).init(policy),
+        log_alpha=log_alpha,
+        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        log_alpha_prime=log_alpha_prime,
+        alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
+        step=jnp.int32(0),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of everything; all losses are of the old parameters."""
+    new = {}
+    if agent.nets.policy is None:
+        grad = jax.value_and_grad(discrete_critic_loss, has_aux=True)
+        (loss, info), grads = grad(agent.critic, agent, batch, args)
+        info["critic_loss"] = loss
+    else:
+        critic_key, policy_key = jax.random.split(key)
+        grad = jax.value_and_grad(policy_loss, has_aux=True)
+        (policy_value, policy_info), grads = grad(agent.policy, agent, batch, policy_key, args)
+        updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
+        new["policy"] = optax.apply_updates(agent.policy, updates)
+
+        grads = jax.grad(alpha_loss)(agent.log_alpha, policy_info["entropy"], batch.action.shape[-1])
+        updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+        new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
+
+        grad = jax.value_and_grad(critic_loss, has_aux=True)
+        (loss, info), grads = grad(agent.critic, agent, batch, critic_key, args)
+        if args.lagrange:
+            slope = jax.grad(alpha_prime_loss)(agent.log_alpha_prime, info["gap"], args)
+            updates, new["alpha_prime_opt"] = optax.adam(args.critic_lr).update(slope, agent.alpha_prime_opt)
+            new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
+            info["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
+        new["step"] = agent.step + 1
+        info |= {"critic_loss": loss, "policy_loss": policy_value, "alpha": jnp.exp(agent.log_alpha), **policy_info}
+    updates, new["critic_opt"] = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    new["critic"] = optax.apply_updates(agent.critic, updates)
+    new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
+    return agent.replace(**new), info
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1] of the policy's mean; discrete: [B] indices, greedy in min_i Q_i."""
+    if agent.nets.policy is None:
+        return jax.vmap(agent.nets.critic.apply, (0, None))(agent.critic, obs).min(0).argmax(-1)
+    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require()
+    data = data.scale_rewards(args.reward_scale, args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    transitions = data.transitions()
+    with Run(__file__, args, data.task, act) as run:
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,212 @@
+"""TD3+BC: TD3 with a behaviour-cloning term in the actor's loss.
+
+Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", NeurIPS 2021, arXiv 2106.06860.
+The actor maximises lambda Q(s, pi(s)) - (pi(s) - a)^2 (eq. 3), with lambda = alpha / mean |Q| so that one
+alpha serves rewards of any size (eq. 5); everything else is TD3 (clipped double Q-learning, target policy
+smoothing, delayed actor), with normalised observations (eq. 4).
+
+Deviations from the paper:
+- biases start at zero (PyTorch's default draws them like the weights);
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks.
+
+    python algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 4 --updates 50000
+    python algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 8 --alpha 1 2.5 4
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, Run, RunArgs, hyperparameters, launch
+
+
+@hyperparameters
+class Args(RunArgs):
+    alpha: Float = 2.5
+    """Weight of Q against behaviour cloning (eq. 5); large: TD3, small: cloning."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target networks, at every actor update."""
+    actor_lr: Float = 3e-4
+    """Adam, actor."""
+    critic_lr: Float = 3e-4
+    """Adam, critics."""
+    policy_noise: Float = 0.2
+    """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
+    noise_clip: Float = 0.5
+    """That noise is clipped to [-noise_clip, noise_clip]."""
+    policy_delay: int = 2
+    """Critic updates per update of the actor and of the targets."""
+    batch_size: int = 256
+    """Transitions per critic update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of actor and critics."""
+    normalize_obs: bool = True
+    """Observations to mean 0 and standard deviation 1 (eq. 4)."""
+    reward_shift: float = 0.0
+    """Added to every reward in training (-1 for AntMaze)."""
+
+
+PRESETS = {"antmaze": {"reward_shift": -1.0}}
+
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+class Actor(nn.Module):
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+
+
+class Critic(nn.Module):
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_actor: Any
+    target_critic: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """Clipped double Q-learning with a smoothed target action (TD3); summed over the two critics."""
+    noise = args.policy_noise * jax.random.normal(key, batch.action.shape)
+    noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
+    next_action = agent.nets.actor.apply(agent.target_actor, batch.next_obs) + noise
+    next_action = jnp.clip(next_action, -1.0, 1.0)
+    target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
+    """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2, lambda = alpha / mean |Q_1| (eq. 3 and 5)."""
+    pi = agent.nets.actor.apply(actor, batch.obs)
+    chex.assert_equal_shape([pi, batch.action])
+    first_critic = jax.tree.map(lambda x: x[0], agent.critic)
+    q = agent.nets.critic.apply(first_critic, batch.obs, pi)
+    lam = args.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+    bc = ((pi - batch.action) ** 2).mean()
+    return -lam * q.mean() + bc, {"bc_loss": bc, "q_pi": q.mean()}
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_actor=actor,
+        target_critic=critic,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+    )
+
+
+def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the two critics."""
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss, info), grads = grad(agent.critic, agent, batch, key, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+    return agent, {"critic_loss": loss, **info}
+
+
+def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the actor, and a Polyak step of all targets."""
+    (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, args)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+    agent = agent.replace(
+        target_actor=optax.incremental_update(agent.actor, agent.target_actor, args.tau),
+        target_critic=optax.incremental_update(agent.critic, agent.target_critic, args.tau),
+    )
+    return agent, {"actor_loss": loss, **info}
+
+
+def update(agent: Agent, batches: Batch, keys, args: Args) -> tuple[Agent, dict]:
+    """`policy_delay` critic steps, on batches [delay, B, ...], then one actor step on the last one."""
+    agent, critic_info = jax.lax.scan(lambda a, x: update_critic(a, *x, args), agent, (batches, keys))
+    agent, actor_info = update_actor(agent, jax.tree.map(lambda x: x[-1], batches), args)
+    return agent, {**jax.tree.map(jnp.mean, critic_info), **actor_info}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1], deterministic."""
+    return agent.nets.actor.apply(agent.actor, obs)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one critic update per key; mean metrics."""
+
+    def step(agent, keys):
+        batch_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        batches = jax.vmap(lambda key: transitions.sample(key, args.batch_size))(batch_keys)
+        return update(agent, batches, noise_keys, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys.reshape(-1, args.policy_delay))
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.scale_rewards(shift=args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    transitions = data.transitions()
+    with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,259 @@
+"""SAC: Soft Actor-Critic with automatic entropy tuning; this collection's data collector.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905 (first version ICML
+2018, arXiv 1801.01290). An off-policy actor-critic that maximises return plus the policy's entropy: the
+critic's target contains the entropy of the next action (eq. 3), the actor descends the KL divergence
+to the critic's Boltzmann distribution (eq. 7), and the temperature keeps the entropy at -dim(A) (eq. 18).
+
+Deviations from the paper:
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- one environment per lane, all lanes stepped together; one update per environment step, as in the paper,
+  in one compiled call that also inserts, samples and acts.
+
+    python algorithms/online/sac.py --env Pendulum-v1 --env-steps 20000 --seeds 4
+    python algorithms/online/sac.py --env Hopper-v5 --env-steps 1000000 --seeds 2 --save-policy-every 10000
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, env_task, unpack
+from shared.online import LaneEnvs, init_buffer, insert, sample
+from shared.run import Float, Run, RunArgs, hyperparameters, launch
+
+
+@hyperparameters
+class Args(RunArgs):
+    env: str = "Pendulum-v1"
+    """Gymnasium id of the environment to learn in."""
+    env_steps: int = 1_000_000
+    """Environment steps of each lane; one gradient update each after learning_starts."""
+    learning_starts: int = 5_000
+    """Environment steps with uniform random actions before the first update."""
+    buffer_size: int = 1_000_000
+    """Transitions kept in each lane's replay buffer."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of actor and critics."""
+    learning_rate: Float = 3e-4
+    """Adam, for actor, critics and temperature."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    init_temperature: Float = 1.0
+    """First value of the entropy temperature alpha."""
+    sample_actions: bool = False
+    """Evaluate with sampled actions instead of the mean's (datasets are collected with samples)."""
+    save_policy_every: int = 0
+    """Environment steps between two snapshots of the policy in <out>/policies (0: none)."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+class Actor(nn.Module):
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim)(x), 2, axis=-1)
+        return mean, jnp.clip(log_std, -20.0, 2.0)
+
+
+class Critic(nn.Module):
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size)(x))
+        return nn.Dense(1)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    log_alpha: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+
+
+def sample_tanh_gaussian(mean, log_std, key):
+    """a = tanh(u), u ~ N(mean, std) [B, A], and its log-density [B] (appendix C)."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    log_prob = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
+    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """Soft Bellman error (eq. 5) to the target of eq. 3 and 6; summed over the two critics."""
+    next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)
+    target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
+    target_v = target_q - jnp.exp(agent.log_alpha) * next_log_prob
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_v
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], batch.reward.shape)
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi (eq. 7)."""
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    chex.assert_equal_shape([q, log_prob, batch.reward])
+    return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean()}
+
+
+def alpha_loss(log_alpha, entropy, action_dim: int):
+    """alpha (H(pi) + dim(A)): alpha grows while the entropy is under its target -dim(A) (eq. 18)."""
+    return jnp.exp(log_alpha) * (entropy + action_dim)
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    log_alpha = jnp.log(args.init_temperature)
+    adam = optax.adam(args.learning_rate)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=jax.tree.map(jnp.copy, critic),
+        log_alpha=log_alpha,
+        actor_opt=adam.init(actor),
+        critic_opt=adam.init(critic),
+        alpha_opt=adam.init(log_alpha),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the critics, the actor and the temperature."""
+    chex.assert_shape(batch.obs, (args.batch_size, *batch.next_obs.shape[1:]))
+    critic_key, actor_key = jax.random.split(key)
+    adam = optax.adam(args.learning_rate)
+
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
+    updates, critic_opt = adam.update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, actor_opt = adam.update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+
+    grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
+    updates, alpha_opt = adam.update(grads, agent.alpha_opt)
+    agent = agent.replace(log_alpha=optax.apply_updates(agent.log_alpha, updates), alpha_opt=alpha_opt)
+
+    target = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    return agent.replace(target_critic=target), metrics
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's, or sampled ones with --sample-actions."""
+    mean, log_std = agent.nets.actor.apply(agent.actor, obs)
+    return sample_tanh_gaussian(mean, log_std, key)[0] if args.sample_actions else jnp.tanh(mean)
+
+
+def explore(agent: Agent, obs, key) -> jax.Array:
+    """A sampled action [A] for one observation [O]."""
+    return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
+
+
+def export_policy(agent: Agent) -> dict[str, np.ndarray]:
+    """One lane's policy as plain arrays: x = relu(W x + b); mean, log_std from the last two layers."""
+    layers = agent.actor["params"]
+    n = len(agent.nets.actor.hidden_dims)
+    arrays = {}
+    for i in range(n + 1):
+        arrays[f"W{i}"], arrays[f"b{i}"] = layers[f"Dense_{i}"]["kernel"].T, layers[f"Dense_{i}"]["bias"]
+    for mean, log_std in ((f"W{n}", "logstd_W"), (f"b{n}", "logstd_b")):
+        arrays[mean], arrays[log_std] = np.split(np.asarray(arrays[mean]), 2)
+    return {k: np.asarray(v, np.float32) for k, v in arrays.items()} | {"activation": "relu", "squash": 1}
+
+
+METRICS = ("critic_loss", "actor_loss", "alpha", "q", "entropy")
+
+
+def main(args: Args) -> None:
+    task = env_task(args.env)
+    with Run(__file__, args, task, act) as run:
+        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        lanes = len(run.init_keys)
+        buffer = init_buffer(lanes, min(args.buffer_size, args.env_steps), task.spec)
+        agent, buffer = run.restore(agent, buffer)
+        envs = LaneEnvs(task, [setting["seed"] for setting in run.padded_settings])
+        update_lanes = run.over_lanes(update, in_axes=(0, 0, 0, 0))
+        explore_lanes = run.over_lanes(explore, in_axes=(0, 0, 0))
+        insert_lanes = jax.jit(insert, donate_argnums=0)
+
+        @partial(jax.jit, donate_argnums=(0, 1, 2))
+        def step(agent, buffer, total, row, obs, keys, t):
+            """All lanes: insert one row [L, D], update once, act on obs [L, O]."""
+            sample_key, update_key, act_key = jax.vmap(lambda k: jax.random.split(k[t], 3))(keys).T
+            buffer = insert(buffer, row)
+            batch = unpack(sample(buffer, sample_key, (args.batch_size,)), task.spec)
+            agent, metrics = update_lanes(agent, batch, update_key, run.lane_args)
+            total = {name: total[name] + metrics[name] for name in METRICS}
+            return agent, buffer, total, explore_lanes(agent, obs, act_key)
+
+        action = envs.sample_actions()
+        for keys in run.chunks():
+            total, updates = {name: jnp.zeros(lanes) for name in METRICS}, 0
+            for t in range(run.chunk):
+                row = envs.step(action)
+                if run.done + t < args.learning_starts:
+                    buffer, action = insert_lanes(buffer, row), envs.sample_actions()
+                else:
+                    agent, buffer, total, action = step(agent, buffer, total, row, envs.obs, keys, t)
+                    updates += 1
+            metrics = {name: np.asarray(total[name]) / updates for name in METRICS} if updates else {}
+            run.log(agent, metrics, updates=max(0, run.done + run.chunk - args.learning_starts), state=buffer)
+            if args.save_policy_every and run.done % args.save_policy_every == 0:
+                (run.out / "policies").mkdir(exist_ok=True)
+                for i in range(len(run.settings)):
+                    policy = export_policy(jax.tree.map(lambda x, i=i: x[i], agent))
+                    np.savez_compressed(run.out / "policies" / f"lane{i}-step{run.done:08d}.npz", **policy)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

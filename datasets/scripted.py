@@ -1,0 +1,102 @@
+"""Pendulum-v1 and CartPole-v1 from scripted controllers of graded quality.
+
+Each episode is played by one controller. The bad ones are wrong on purpose and not merely noisy:
+averaging over noise would give the good action back, so that cloning would already be optimal.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+from episodes import Act, Recipe, cut, play_returns, random_policy, rollout
+from minari.data_collector import EpisodeBuffer
+
+from shared.data import registered_env
+
+SHARES = {
+    "Pendulum-v1": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
+    "CartPole-v1": {"expert": 0.20, "drifter": 0.40, "clumsy": 0.25, "random": 0.15},
+}
+"""Share of the steps that each controller plays."""
+
+GRAVITY, INERTIA, MAX_TORQUE = 10.0, 1.0 / 3.0, 2.0  # Pendulum-v1, m = l = 1
+LEFT_OUT = 0.15
+"""Probability of a uniform action in place of the controller's, for coverage."""
+
+
+def pendulum(grade: str) -> Act:
+    """obs [3] = (cos, sin, velocity) of the angle from upright -> torque [1].
+
+    `expert` pumps energy, E = I w^2 / 2 + g cos / 2, up to that of standing still upright and holds
+    the pole there with linear feedback; `spinner` pumps without ever holding; `damper` brakes.
+    """
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        cos, sin, velocity = obs
+        angle = np.arctan2(sin, cos)
+        missing = 0.5 * GRAVITY * (1.0 - cos) - 0.5 * INERTIA * velocity**2
+        if grade == "damper":
+            torque = -velocity
+        elif grade == "expert" and abs(angle) < 0.5 and abs(velocity) < 4.0:
+            torque = -10.0 * angle - 2.5 * velocity
+        else:
+            pump = missing + (2.0 if grade == "spinner" else 0.0)
+            torque = MAX_TORQUE * np.sign(pump * (velocity or 1.0))
+        return np.clip([torque], -MAX_TORQUE, MAX_TORQUE).astype(np.float32)
+
+    return act
+
+
+GAINS = {  # on (position, velocity, angle, angular velocity); the sign of the sum is the push
+    "expert": (0.1, 0.3, 3.0, 1.0),
+    "drifter": (-0.4, -0.6, 3.0, 1.0),
+    "clumsy": (0.0, 0.0, 1.0, 0.0),
+}
+
+
+def cartpole(grade: str) -> Act:
+    """obs [4] -> push to the right (1) or left (0) by linear feedback with the grade's gains."""
+    return lambda obs: np.int64(np.dot(GAINS[grade], obs) > 0)
+
+
+CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPole-v1": cartpole}
+
+
+def recipe(name: str, env_id: str) -> Recipe:
+    """`pendulum-mixed` or `cartpole-mixed`."""
+    spec = registered_env(env_id)
+    policies = {"random": random_policy, "expert": lambda env: CONTROLLERS[env_id]("expert")}
+    shares = ", ".join(f"{share:.0%} {grade}" for grade, share in SHARES[env_id].items())
+    return Recipe(
+        env=spec,
+        eval_env=spec,
+        steps=20_000,
+        policy=f"scripted controllers, one per episode ({shares} of the steps), "
+        f"{LEFT_OUT:.0%} of their actions uniform",
+        collect=partial(collect, env_id),
+        reference=env_id,
+        expert="the scripted expert without random actions",
+        returns=lambda who, episodes: play_returns(spec, policies[who], episodes),
+    )
+
+
+def collect(env_id: str, steps: int, seed: int) -> list[EpisodeBuffer]:
+    """Episodes seeded seed, seed + 1, ..., each by the controller furthest behind its share."""
+    env = gym.make(env_id)
+    env.action_space.seed(seed)
+    rng = np.random.default_rng(seed)
+    played = dict.fromkeys(SHARES[env_id], 0)
+
+    def mixed(grade: str) -> Act:
+        if grade == "random":
+            return lambda obs: env.action_space.sample()
+        act = CONTROLLERS[env_id](grade)
+        return lambda obs: env.action_space.sample() if rng.random() < LEFT_OUT else act(obs)
+
+    episodes = []
+    while (total := sum(played.values())) < steps:
+        grade = min(played, key=lambda g: played[g] / SHARES[env_id][g])
+        episodes.append(cut(rollout(env, mixed(grade), seed + len(episodes)), steps - total))
+        played[grade] += len(episodes[-1])
+    return episodes

@@ -1,0 +1,194 @@
+"""Makes the runs of the result tables: algorithm by dataset, one job after the other.
+
+    python results/benchmark.py                     # GRID below; what `make benchmark` runs
+    python results/benchmark.py --algorithms td3_bc iql --datasets hopper-medium --updates 100000
+    python results/benchmark.py --dry-run           # what would be done, in which order
+
+A job runs algorithms/*/<algorithm>.py with `--out results/<algorithm>/<dataset>/<name>`. Jobs may
+be stopped and started again at any time: a finished one is never run again, an unfinished one goes
+on from its checkpoint, one that left no checkpoint begins anew. Several processes may share a grid.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.data import InputError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# (algorithm, dataset, its other arguments), in the order in which they are run.
+GRID = [
+    (algorithm, dataset, "--seeds 5 --updates 100000")
+    for dataset in ("hopper-medium",)
+    for algorithm in ("bc", "td3_bc", "iql")
+]
+
+
+class Job(NamedTuple):
+    algorithm: str
+    dataset: str
+    command: list[str]
+    """Without --resume; paths from the repository's root, as run.json will show them."""
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} on {self.dataset}"
+
+
+def make_jobs(grid: list[tuple[str, str, str]], name: str, more: list[str], root: Path) -> list[Job]:
+    """The grid's commands; `more` arguments come last and win.
+
+    Raises:
+      InputError: an algorithm or dataset that does not exist.
+    """
+    files = {file.stem: file for file in sorted((root / "algorithms").glob("*/*.py"))}
+    jobs = []
+    for algorithm, dataset, extra in grid:
+        if algorithm not in files:
+            raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
+        check_dataset(dataset, root)
+        slug = dataset.replace("/", "-").strip("-")
+        out = Path("results", algorithm, slug, name)
+        command = [sys.executable, str(files[algorithm].relative_to(root)), "--dataset", dataset]
+        command += [*shlex.split(extra), *more, "--out", str(out)]
+        jobs.append(Job(algorithm, dataset, command, root / out))
+    return jobs
+
+
+def check_dataset(dataset: str, root: Path) -> None:
+    """A recipe's name, a file or directory, or a possible Minari id (those end in a version)."""
+    recipes = root / "datasets" / "recipes.txt"
+    lines = recipes.read_text().splitlines() if recipes.exists() else []
+    names = [line.split("\t")[0] for line in lines if line and not line.startswith("#")]
+    if dataset not in names and not (root / dataset).exists() and not re.search(r"-v\d+$", dataset):
+        raise InputError(f"There is no dataset '{dataset}'; {nearest(dataset, names)}.")
+
+
+def state(job: Job) -> str:
+    """ "finished", "resume" (there is a checkpoint), "again" (remains without one) or "new"."""
+    try:
+        if json.loads((job.out / "run.json").read_text())["status"] == "finished":
+            return "finished"
+    except (OSError, ValueError, KeyError):  # none yet, or cut off in the middle
+        pass
+    if (job.out / "checkpoint" / "state.npz").exists():
+        return "resume"
+    return "again" if job.out.exists() and any(job.out.iterdir()) else "new"
+
+
+@contextlib.contextmanager
+def locked(job: Job) -> Iterator[bool]:
+    """Whether this process alone has the job's directory; a killed owner's lock is gone with it."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(job.out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def clear(directory: Path) -> None:
+    """Removes what is in `directory`; it stays itself, since its lock is held."""
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def execute(command: list[str], root: Path) -> int:
+    """Runs a job to its exit status; a signal is left to the job, which saves and ends."""
+    process = subprocess.Popen(command, cwd=root)
+
+    def forward(number: int, _) -> None:
+        if number != signal.SIGINT:  # the terminal has sent Ctrl-C to the job already
+            process.send_signal(number)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
+def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> int:
+    """Runs what is unfinished within the bounds, and prints what is missing; 0 if nothing is."""
+    end, started = time.monotonic() + 3600 * hours, 0
+    for n, job in enumerate(jobs, 1):
+        if started >= max_jobs or time.monotonic() >= end:
+            break
+        with locked(job) as mine:
+            now = state(job)
+            if not mine or now == "finished":
+                continue
+            if now == "again":
+                clear(job.out)
+            started += 1
+            print(f"[{n}/{len(jobs)}] {job.name} ({now})", flush=True)
+            status = execute(job.command + ["--resume"] * (now == "resume"), root)
+        if status in (130, 143):  # interrupted: the next job is not wanted either
+            break
+        if status:
+            print(f"{job.name} ended with status {status}.", file=sys.stderr, flush=True)
+    missing = [job.name for job in jobs if state(job) != "finished"]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are finished.")
+    if missing:
+        print(f"Missing: {', '.join(missing)}.")
+    return 1 if missing else 0
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Command line -> exit status: 0 all finished, 1 something is missing, 2 bad input."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    option = parser.add_argument
+    option("--algorithms", nargs="+", default=[], help="with --datasets: all pairs; alone: of GRID")
+    option("--datasets", nargs="+", default=[], help="with --algorithms: all pairs; alone: of GRID")
+    option("--seeds", type=int, help="lanes of each job")
+    option("--updates", type=int, help="updates of each lane")
+    option("--extra", default="", help="more arguments for every job, as one string")
+    option("--name", default="benchmark", help="the runs' name (%(default)s)")
+    option("--hours", type=float, default=float("inf"), help="begin no job after this time")
+    option("--max-jobs", type=int, default=sys.maxsize, help="begin no more than so many jobs")
+    option("--dry-run", action="store_true", help="print the jobs and do nothing")
+    args = parser.parse_args(argv)
+    try:
+        if args.algorithms and args.datasets:
+            grid = [(a, d, "") for d in args.datasets for a in args.algorithms]
+        else:
+            chosen = {0: args.algorithms, 1: args.datasets}
+            for i, names in chosen.items():
+                for name in set(names) - {job[i] for job in GRID}:
+                    raise InputError(f"'{name}' is not in GRID; {nearest(name, [j[i] for j in GRID])}.")
+            grid = [j for j in GRID if all(not names or j[i] in names for i, names in chosen.items())]
+        more = [] if args.seeds is None else ["--seeds", str(args.seeds)]
+        more += [] if args.updates is None else ["--updates", str(args.updates)]
+        jobs = make_jobs(grid, args.name, more + shlex.split(args.extra), root)
+    except (InputError, ValueError) as error:  # ValueError: a quote in --extra is not closed
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    if args.dry_run:
+        for job in jobs:
+            print(f"{state(job):<9}{shlex.join(job.command)}")
+        return 0
+    return run_jobs(jobs, args.hours, args.max_jobs, root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

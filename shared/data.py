@@ -1,0 +1,698 @@
+"""Any dataset -> flat arrays: loading, masks, statistics, hash, and the packed rows on the device.
+
+Episodes are concatenated along N. `terminal` says that bootstrapping stops (the task ended);
+`last` marks an episode's last row for whatever reason (task end, time limit, or a cut log).
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class InputError(Exception):
+    """Bad input; its one sentence says what is wrong and what to do. Scripts exit with status 2."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'did you mean ...' for a mistyped name."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+
+
+# ------------------------------------------------------------------------------------------- task
+
+
+class Spec(NamedTuple):
+    """What networks need to know; hashable, so that it can be static under jit."""
+
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    """Continuous: dimensions. Discrete: number of actions."""
+    discrete: bool
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a policy is evaluated in, and how its returns become scores.
+
+    Actions are in [-1, 1] inside every algorithm and rescaled to the environment's range here;
+    observations are normalised here with the statistics the data was normalised with.
+    """
+
+    id: str
+    hash: str
+    spec: Spec
+    env_spec: gym.envs.registration.EnvSpec | None = None
+    obs_mean: np.ndarray | None = None
+    obs_std: np.ndarray | None = None
+    reference: dict | None = None
+    """Returns worth 0 and 100: {min, max, episodes, source}."""
+    baselines: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Returns to show beside a result: the dataset's mean and best episode."""
+    options: dict = dataclasses.field(default_factory=dict)
+    """Options of `load_dataset` that change the problem."""
+
+    def make_env(self, **kwargs) -> gym.Env:
+        """The evaluation environment (with its time limit)."""
+        return gym.make(self.env_spec, **kwargs)
+
+    def observe(self, obs) -> np.ndarray:
+        """An environment's observation -> the network's input."""
+        obs = flatten_obs(obs)
+        return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [..., A] in [-1, 1] (or discrete indices [...]) -> the environment's."""
+        if self.spec.discrete:
+            return actions.astype(np.int64)
+        low, high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
+        return low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+
+    def score(self, returns: np.ndarray) -> np.ndarray:
+        """100 (R - min) / (max - min), NaN without a reference pair."""
+        if self.reference is None:
+            return np.full(np.shape(returns), np.nan)
+        low, high = self.reference["min"], self.reference["max"]
+        return 100.0 * (np.asarray(returns) - low) / (high - low)
+
+    def describe(self) -> dict:
+        """For run.json."""
+        return {
+            "id": self.id,
+            "hash": self.hash,
+            "env": None if self.env_spec is None else self.env_spec.id,
+            "spec": self.spec._asdict(),
+            "reference": self.reference,
+            "baselines": self.baselines,
+            "options": self.options,
+        }
+
+
+OBS_ORDER = ("observation", "desired_goal", "achieved_goal")
+
+
+def flatten_obs(obs) -> np.ndarray:
+    """Dictionaries are concatenated: observation, desired_goal, achieved_goal, then by name.
+
+    Images (uint8, three axes) stay as they are; everything else becomes float32 [..., O].
+    """
+    if isinstance(obs, dict):
+        names = [k for k in OBS_ORDER if k in obs] + sorted(obs.keys() - set(OBS_ORDER))
+        return np.concatenate([flatten_obs(obs[k]) for k in names], axis=-1)
+    if isinstance(obs, tuple):
+        return np.concatenate([flatten_obs(o) for o in obs], axis=-1)
+    obs = np.asarray(obs)
+    if obs.dtype == np.uint8 and obs.ndim >= 3:
+        return obs
+    return obs.astype(np.float32) if obs.ndim else obs.astype(np.float32)[None]
+
+
+def flat_obs_shape(space: gym.Space) -> tuple[int, ...]:
+    """Shape of `flatten_obs` of one observation of `space`."""
+    return flatten_obs(space.sample()).shape
+
+
+def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: int | None = None):
+    """The EnvSpec of a registered id; nothing else is ever made, whatever a file says."""
+    import gymnasium_robotics
+
+    if "FrankaKitchen-v1" not in gym.registry:
+        gym.register_envs(gymnasium_robotics)
+    if env_id not in gym.registry:
+        raise InputError(f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)}")
+    spec = dataclasses.replace(gym.spec(env_id))
+    spec.kwargs = {**spec.kwargs, **(kwargs or {})}
+    spec.max_episode_steps = max_episode_steps or spec.max_episode_steps
+    return spec
+
+
+def space_spec(obs_shape: tuple[int, ...], action_space: gym.Space) -> Spec:
+    """Spec from an observation shape (flattened) and an action space."""
+    if isinstance(action_space, gym.spaces.Discrete):
+        return Spec(obs_shape, int(action_space.n), True)
+    low, high = action_space.low.ravel(), action_space.high.ravel()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise InputError(f"The action space {action_space} is unbounded; actions must lie in a box.")
+    return Spec(obs_shape, low.size, False, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def env_task(env_id: str) -> Task:
+    """The task of an environment without data (online algorithms)."""
+    env_spec = registered_env(env_id)
+    env = gym.make(env_spec)
+    spec = space_spec(flatten_obs(env.observation_space.sample()).shape, env.action_space)
+    env.close()
+    return Task(env_id, "", spec, env_spec, reference=reference_score(env_id, env_id))
+
+
+def reference_score(dataset_id: str, env_id: str | None) -> dict | None:
+    """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, then by environment."""
+    path = ROOT / "datasets" / "reference_scores.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    slug = slugify(dataset_id)
+    by_name = [k for k in table if "/" not in k and slugify(k) in slug]
+    d4rl = [k for k in table if k.startswith("d4rl/") and k[5:] in slug and env_id not in table]
+    for key in (max(by_name, key=len, default=None), env_id, max(d4rl, key=len, default=None)):
+        if key in table:
+            return table[key]
+    return None
+
+
+def slugify(dataset_id: str) -> str:
+    """'D4RL/pointmaze/umaze-v2' or 'path/hopper_medium-v2.hdf5' -> 'd4rl-pointmaze-umaze-v2', ..."""
+    name = Path(dataset_id).stem if dataset_id.endswith((".npz", ".hdf5", ".h5")) else dataset_id
+    return name.lower().replace("/", "-").replace("_", "-").strip("-.")
+
+
+# ---------------------------------------------------------------------------------------- dataset
+
+FIELDS = ("obs", "action", "reward", "terminal", "next_obs")
+
+
+class Batch(NamedTuple):
+    """Transitions; the leading axes are those of the rows they were taken from."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array | None = None
+    terminal: jax.Array | None = None
+    """1 where bootstrapping stops."""
+    next_obs: jax.Array | None = None
+    next_action: jax.Array | None = None
+    """The dataset's action in next_obs."""
+    return_to_go: jax.Array | None = None
+
+
+def unpack(rows: jax.Array, spec: Spec, fields: tuple[str, ...] = FIELDS) -> Batch:
+    """Rows [..., D] -> Batch; discrete actions become int32."""
+    a = 1 if spec.discrete else spec.action_dim
+    o = spec.obs_shape[0]
+    widths = {"obs": o, "next_obs": o, "action": a, "next_action": a}
+    ends = np.cumsum([widths.get(f, 1) for f in fields])
+    columns = dict(zip(fields, jnp.split(rows, ends[:-1], axis=-1), strict=True))
+    for name in columns:
+        if widths.get(name, 1) == 1 and "obs" not in name and not (name in widths and not spec.discrete):
+            columns[name] = columns[name][..., 0]
+        if spec.discrete and "action" in name:
+            columns[name] = columns[name].astype(jnp.int32)
+    return Batch(**columns)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Transitions:
+    """A dataset on the device: one packed array, so that a batch is one gather."""
+
+    rows: jax.Array
+    """[N, D] float32"""
+    frames: jax.Array | None
+    """[N + episodes, H, W, C] uint8: image observations, each stored once; else None."""
+    frame: jax.Array | None
+    """[N] index of a row's obs in `frames`; its next_obs is the one after."""
+    spec: Spec = dataclasses.field(metadata={"static": True})
+    fields: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    def take(self, index: jax.Array) -> Batch:
+        """Rows `index` [...] as a Batch."""
+        if self.frames is None:
+            return unpack(self.rows[index], self.spec, self.fields)
+        names = tuple(f for f in self.fields if "obs" not in f)
+        batch = unpack(self.rows[index], self.spec._replace(obs_shape=(0,)), names)
+        at = self.frame[index]
+        return batch._replace(obs=self.frames[at], next_obs=self.frames[at + 1])
+
+    def sample(self, key: jax.Array, batch_size: int) -> Batch:
+        """`batch_size` rows, uniformly with replacement."""
+        return self.take(jax.random.randint(key, (batch_size,), 0, len(self.rows)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Flat numpy arrays of N transitions, episode after episode."""
+
+    task: Task
+    obs: np.ndarray
+    """[N, O] float32 (or [N, H, W, C] uint8)"""
+    action: np.ndarray
+    """[N, A] float32 in [-1, 1], or [N] int32"""
+    reward: np.ndarray
+    """[N] float32"""
+    next_obs: np.ndarray
+    """Like obs; the true next observation, also at an episode's last row."""
+    terminal: np.ndarray
+    """[N] bool: the task ended here, bootstrapping stops."""
+    last: np.ndarray
+    """[N] bool: the episode's last row: terminal, time limit or cut."""
+
+    @property
+    def spec(self) -> Spec:
+        return self.task.spec
+
+    # -- derived on demand; none of these crosses an episode's end
+
+    def starts(self) -> np.ndarray:
+        """[E] first row of every episode."""
+        return np.flatnonzero(np.r_[True, self.last[:-1]])
+
+    def ends(self) -> np.ndarray:
+        """[E] last row of every episode."""
+        return np.flatnonzero(self.last)
+
+    def episode(self) -> np.ndarray:
+        """[N] index of the episode a row belongs to."""
+        return np.cumsum(np.r_[0, self.last[:-1]])
+
+    def episode_returns(self, discount: float = 1.0) -> np.ndarray:
+        """[E] (discounted) return of every episode, as far as it was recorded."""
+        return self.return_to_go(discount)[self.starts()]
+
+    def return_to_go(self, discount: float = 1.0) -> np.ndarray:
+        """[N] discounted sum of the rewards from a row to its episode's last row."""
+        starts, ends = self.starts(), self.ends()
+        total = self.reward.astype(np.float64)
+        for back in range(1, int((ends - starts).max(initial=0)) + 1):
+            at = ends - back
+            at = at[at >= starts]
+            total[at] += discount * total[at + 1]
+        return total.astype(np.float32)
+
+    def next_action(self) -> tuple[np.ndarray, np.ndarray]:
+        """The action at the next row, and [N] bool where it exists (not at an episode's last row).
+
+        Where it does not exist the row's own action stands in.
+        """
+        at = np.arange(len(self.obs)) + ~self.last
+        return self.action[at], ~self.last
+
+    def n_step(self, n: int, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """n-step returns: (reward [N], row whose next_obs is bootstrapped from [N], its weight [N]).
+
+        target = reward + weight * V(next_obs[row]); fewer steps at an episode's end, and weight 0
+        where the episode terminated within them.
+        """
+        row = np.arange(len(self.obs))
+        total, weight = self.reward.astype(np.float64), np.full(len(row), discount)
+        for _ in range(n - 1):
+            goes_on = ~self.last[row]
+            row = row + goes_on
+            total += np.where(goes_on, weight * self.reward[row], 0.0)
+            weight = np.where(goes_on, weight * discount, weight)
+        weight = np.where(self.terminal[row], 0.0, weight)
+        return total.astype(np.float32), row, weight.astype(np.float32)
+
+    def windows(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """One window of `length` rows starting at every row: (rows [N, T], mask [N, T]).
+
+        Beyond its episode's end a window repeats the last row with mask False.
+        """
+        end = self.ends()[self.episode()]
+        rows = np.arange(len(self.obs))[:, None] + np.arange(length)
+        return np.minimum(rows, end[:, None]), rows <= end[:, None]
+
+    def require(self, discrete: bool | None = None) -> "Dataset":
+        """This dataset, or InputError where its actions are of the other kind or it has images."""
+        if discrete is not None and discrete != self.spec.discrete:
+            kinds = {True: "discrete", False: "continuous"}
+            raise InputError(
+                f"This needs {kinds[discrete]} actions; those of '{self.task.id}' are {kinds[not discrete]}."
+            )
+        if len(self.spec.obs_shape) != 1:
+            raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
+        return self
+
+    # -- options that change the problem; recorded in the result
+
+    def replace(self, option: dict, task: dict | None = None, **arrays: np.ndarray) -> "Dataset":
+        options = {**self.task.options, **option}
+        return dataclasses.replace(
+            self, task=dataclasses.replace(self.task, options=options, **(task or {})), **arrays
+        )
+
+    def normalize_obs(self, eps: float = 1e-3) -> "Dataset":
+        """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike."""
+        mean, std = self.obs.mean(0, dtype=np.float64), self.obs.std(0, dtype=np.float64) + eps
+        mean, std = mean.astype(np.float32), std.astype(np.float32)
+        return self.replace(
+            {"normalize_obs": eps},
+            {"obs_mean": mean, "obs_std": std},
+            obs=(self.obs - mean) / std,
+            next_obs=(self.next_obs - mean) / std,
+        )
+
+    def scale_rewards(self, scale: float = 1.0, shift: float = 0.0) -> "Dataset":
+        """reward * scale + shift in training; returns in evaluation are the environment's own."""
+        if scale == 1.0 and shift == 0.0:
+            return self
+        reward = (self.reward * scale + shift).astype(np.float32)
+        return self.replace({"reward_scale": scale, "reward_shift": shift}, reward=reward)
+
+    def top_episodes(self, fraction: float, discount: float = 1.0) -> "Dataset":
+        """The `fraction` of the episodes with the highest (discounted) return, at least one."""
+        if not 0 < fraction <= 1:
+            raise InputError(f"The fraction of episodes must lie in (0, 1], not {fraction}.")
+        returns = self.episode_returns(discount)
+        best = np.argsort(-returns, kind="stable")[: max(1, int(fraction * len(returns)))]
+        return self.select(np.isin(self.episode(), best)).replace({"top_fraction": fraction})
+
+    def select(self, rows: np.ndarray) -> "Dataset":
+        """The rows where `rows` [N] is True (or of these indices); whole episodes, or `last` is stale."""
+        names = ("obs", "action", "reward", "next_obs", "terminal", "last")
+        return dataclasses.replace(self, **{n: getattr(self, n)[rows] for n in names})
+
+    # -- to the device
+
+    def transitions(self, *fields: str) -> Transitions:
+        """The columns `fields` (default: FIELDS), packed and on the default device.
+
+        With `next_action`, rows without one are left out: the last rows of episodes that did not
+        terminate (at a terminal one it is multiplied by zero in every target).
+        """
+        fields = fields or FIELDS
+        arrays = {name: getattr(self, name) for name in FIELDS}
+        keep = slice(None)
+        if "next_action" in fields:
+            arrays["next_action"], exists = self.next_action()
+            keep = exists | self.terminal
+        if "return_to_go" in fields:
+            arrays["return_to_go"] = self.return_to_go()
+        frames = frame = None
+        if len(self.spec.obs_shape) == 3:
+            frames = jnp.asarray(np.insert(self.obs, self.ends() + 1, self.next_obs[self.ends()], axis=0))
+            frame = jnp.asarray((np.arange(len(self.obs)) + self.episode())[keep])
+        packed = [arrays[f] for f in fields if frames is None or "obs" not in f]
+        packed = [x[keep].reshape(len(self.obs[keep]), -1).astype(np.float32) for x in packed]
+        return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields)
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def load_dataset(name: str, env: str = "", clip_actions: bool = False) -> Dataset:
+    """Loads a Minari id or directory, a D4RL hdf5, an OGBench npz, a plain npz, or a recipe's dataset.
+
+    A recipe of datasets/ that was not made yet is made first; another Minari id is downloaded when
+    there is a network. `env` replaces the evaluation environment stored with (or guessed for) the
+    data. Flat arrays are cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by content.
+
+    Raises:
+      InputError: unknown id, missing or unreadable file, no network, NaN, shapes that disagree,
+        actions outside the action space (unless `clip_actions`).
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or not path.exists():
+        source = _minari_directory(name, path)
+        arrays, meta = _cached(source / "main_data.hdf5", lambda: _read_minari(source))
+    elif path.suffix in (".hdf5", ".h5", ".npz"):
+        arrays, meta = _cached(path, lambda: _read_file(path))
+    else:
+        raise InputError(f"{name}: not a dataset; expected a .hdf5 or .npz file or a Minari directory.")
+    if env:
+        env_spec = registered_env(env)
+    elif meta.get("env"):
+        env_spec = registered_env(meta["env"], meta.get("env_kwargs"), meta.get("max_episode_steps"))
+    else:
+        env_spec = _guessed_env(name)
+    return _checked(name, arrays, meta, env_spec, clip_actions)
+
+
+def recipes() -> dict[str, str]:
+    """{name: environment id} of datasets/recipes.txt."""
+    path = ROOT / "datasets" / "recipes.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
+
+
+def _minari_directory(name: str, path: Path) -> Path:
+    """The data/ folder of a Minari dataset, made or downloaded if need be."""
+    if path.is_dir():
+        for data in (path, path / "data"):
+            if (data / "main_data.hdf5").exists():
+                return data
+        raise InputError(f"{name} is a directory without data/main_data.hdf5: not a Minari dataset.")
+    if path.suffix in (".hdf5", ".h5", ".npz"):
+        raise InputError(f"There is no file {path}.")
+    import minari
+    from minari.storage import get_dataset_path
+
+    known = recipes()
+    recipe = name.removeprefix("local/").removesuffix("-v0")
+    minari_id = f"local/{recipe}-v0" if recipe in known else name
+    data = Path(get_dataset_path(minari_id)) / "data"
+    if (data / "main_data.hdf5").exists():
+        return data
+    if recipe in known:
+        print(f"Making {recipe} with its recipe (once) ...", flush=True)
+        made = subprocess.run([sys.executable, ROOT / "datasets" / "make.py", recipe], check=False)
+        if made.returncode or not (data / "main_data.hdf5").exists():
+            raise InputError(f"The recipe {recipe} failed; run python datasets/make.py {recipe} to see why.")
+        return data
+    local = list(minari.list_local_datasets())
+    if "-v" not in name:
+        raise InputError(f"No dataset '{name}'; {nearest(name, [*known, *local])}")
+    try:
+        minari.download_dataset(name)
+    except Exception as error:  # huggingface, google storage and requests raise their own kinds
+        substitute = difflib.get_close_matches(slugify(name), known, n=1, cutoff=0.3)
+        hint = f" a recipe that makes a local substitute is '{substitute[0]}'." if substitute else ""
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(
+            f"'{name}' is not on this machine and cannot be downloaded ({reason}); "
+            f"{nearest(name, [*known, *local])}{hint}"
+        ) from None
+    return data
+
+
+def _cached(path: Path, read) -> tuple[dict[str, np.ndarray], dict]:
+    """`read()`, or what it returned earlier for a file of the same content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 24):
+            digest.update(block)
+    for metadata in sorted(path.parent.glob("metadata.json")):
+        digest.update(metadata.read_bytes())
+    home = Path(os.environ.get("OFFLINE_RL_CACHE", Path.home() / ".cache" / "offline-rl"))
+    cache = home / f"{digest.hexdigest()[:32]}.npz"
+    if cache.exists():
+        try:
+            with np.load(cache, allow_pickle=False) as file:
+                arrays = {k: file[k] for k in file.files if k != "__meta__"}
+                return arrays, json.loads(str(file["__meta__"]))
+        except Exception:  # a damaged cache is no reason to stop: it is written anew
+            pass
+    arrays, meta = read()
+    meta["hash"] = content_hash(arrays)
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as f:
+            np.savez(f, __meta__=np.array(json.dumps(meta)), **arrays)
+        os.replace(temporary, cache)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+    return arrays, meta
+
+
+def content_hash(arrays: dict[str, np.ndarray]) -> str:
+    """First 16 hex digits of the SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
+    import minari
+
+    try:
+        dataset = minari.MinariDataset(data)
+        episodes = list(dataset.iterate_episodes())
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{data} is not a readable Minari dataset ({error}).") from None
+    observations = [flatten_obs(e.observations) for e in episodes]
+    ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
+    last = np.zeros(ends[-1] + 1, bool)
+    last[ends] = True
+    arrays = {
+        "obs": np.concatenate([o[:-1] for o in observations]),
+        "next_obs": np.concatenate([o[1:] for o in observations]),
+        "action": np.concatenate([e.actions for e in episodes]),
+        "reward": np.concatenate([e.rewards for e in episodes]),
+        "terminal": np.concatenate([e.terminations for e in episodes]),
+        "last": last,
+    }
+    stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
+    spec = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
+    meta = {
+        "env": spec.get("id"),
+        "env_kwargs": {k: v for k, v in spec.get("kwargs", {}).items()},
+        "max_episode_steps": spec.get("max_episode_steps"),
+    }
+    if "ref_min_score" in stored and "ref_max_score" in stored:
+        meta["reference"] = {
+            "min": stored["ref_min_score"],
+            "max": stored["ref_max_score"],
+            "episodes": stored.get("num_episodes_average_score"),
+            "source": "the Minari dataset's metadata",
+        }
+    space = dataset.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        meta["actions"] = int(space.n)
+    else:
+        meta["low"], meta["high"] = space.low.ravel().tolist(), space.high.ravel().tolist()
+    return arrays, meta
+
+
+_KEYS = {
+    "obs": ("observations", "obs"),
+    "next_obs": ("next_observations", "next_obs"),
+    "action": ("actions", "acts", "action"),
+    "reward": ("rewards", "rews", "reward"),
+    "terminal": ("terminals", "terminated", "terminations", "terminal"),
+    "timeout": ("timeouts", "truncated", "truncations"),
+    "ends": ("episode_ends",),
+    "masks": ("masks",),
+}
+
+
+def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """A D4RL hdf5, an OGBench npz or a plain npz."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                stored = {k: file[k] for k in file.files}
+        else:
+            with h5py.File(path, "r") as file:
+                names = [n for group in _KEYS.values() for n in group if n in file]
+                stored = {n: file[n][()] for n in names}
+    except Exception as error:  # zipfile, zlib, h5py and numpy each raise their own kinds
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+    found = {k: stored[n] for k, names in _KEYS.items() for n in names if n in stored}
+    if missing := [k for k in ("obs", "action") if k not in found]:
+        raise InputError(f"{path} has no {_KEYS[missing[0]][0]}; it holds {', '.join(stored) or 'nothing'}.")
+    n = len(found["obs"])
+    for name, array in found.items():
+        if len(array) != n:
+            raise InputError(f"{path}: {name} has {len(array)} rows, obs has {n}.")
+    flat = {k: found[k].reshape(n, -1)[:, 0] for k in ("terminal", "timeout", "ends", "masks") if k in found}
+    flags = {k: v.astype(bool) for k, v in flat.items()}
+    no = np.zeros(n, bool)
+    terminal, last = flags.get("terminal", no), flags.get("timeout", no) | flags.get("ends", no)
+    if "masks" in flags:  # OGBench singletask: masks say where the task ended, terminals are episode ends
+        last, terminal = last | terminal, ~flags["masks"]
+    elif "reward" not in found and "terminal" in found:  # OGBench goal-conditioned: only episode ends
+        last, terminal = last | terminal, no
+    last = last | terminal
+    last[-1] = True
+    if "next_obs" in found:
+        same = (found["next_obs"][:-1] == found["obs"][1:]).reshape(n - 1, -1).all(1)
+        last[:-1] |= ~same
+        next_obs, keep = found["next_obs"], np.ones(n, bool)
+    else:  # the observation after an episode's last action was not stored: that row is dropped
+        next_obs = found["obs"][np.minimum(np.arange(n) + 1, n - 1)]
+        keep = ~last | terminal
+        last = np.where(keep, last | np.r_[~keep[1:], False], last)
+    arrays = {
+        "obs": found["obs"],
+        "next_obs": next_obs,
+        "action": found["action"],
+        "reward": found.get("reward", np.zeros(n, np.float32)).reshape(n),
+        "terminal": terminal,
+        "last": last,
+    }
+    return {k: v[keep] for k, v in arrays.items()}, {}
+
+
+# Evaluation environments for D4RL's file names (the current version of each).
+_D4RL_ENVS = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "ant": "Ant-v5",
+    "pendulum": "Pendulum-v1",
+    "cartpole": "CartPole-v1",
+    "pen": "AdroitHandPen-v1",
+    "door": "AdroitHandDoor-v1",
+    "hammer": "AdroitHandHammer-v1",
+    "relocate": "AdroitHandRelocate-v1",
+}
+
+
+def _guessed_env(name: str) -> gym.envs.registration.EnvSpec | None:
+    words = slugify(name).split("-")
+    env_id = next((_D4RL_ENVS[w] for w in words if w in _D4RL_ENVS), None)
+    return registered_env(env_id) if env_id else None
+
+
+def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) -> Dataset:
+    """Types, NaN, shapes and the action space; actions rescaled to [-1, 1]."""
+    obs, next_obs, action = arrays["obs"], arrays["next_obs"], arrays["action"]
+    n = len(obs)
+    if n < 2:
+        raise InputError(f"{name} holds {n} transitions; nothing can be learned from it.")
+    image = obs.dtype == np.uint8 and obs.ndim == 4
+    if not image:
+        obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
+    reward = arrays["reward"].astype(np.float32)
+    for label, array in (("observations", obs), ("next observations", next_obs), ("rewards", reward), ("actions", action)):
+        if not (array.dtype == np.uint8 or np.isfinite(array).all()):
+            row = int(np.flatnonzero(~np.isfinite(array).reshape(n, -1).all(1))[0])
+            raise InputError(f"{name} has NaN or infinite {label}, first in row {row}; clean the file first.")
+    space = gym.make(env_spec).unwrapped.action_space if env_spec and not meta.keys() & {"low", "actions"} else None
+    if "low" in meta:
+        space = gym.spaces.Box(np.float32(meta["low"]), np.float32(meta["high"]))
+    elif "actions" in meta:
+        space = gym.spaces.Discrete(meta["actions"])
+    elif space is None:
+        integer = np.issubdtype(action.dtype, np.integer)
+        width = 1 if action.ndim == 1 else action.shape[1]
+        space = gym.spaces.Discrete(int(action.max()) + 1) if integer else gym.spaces.Box(-1, 1, (width,))
+    spec = space_spec(obs.shape[1:], space)
+    if spec.discrete:
+        action = action.reshape(n)
+        if (action < 0).any() or (action >= spec.action_dim).any() or (action != action.astype(np.int32)).any():
+            raise InputError(f"{name} has actions outside {space}; is this the right environment?")
+        action = action.astype(np.int32)
+    else:
+        action = action.reshape(n, -1).astype(np.float32)
+        if action.shape[1] != spec.action_dim:
+            raise InputError(f"{name} has actions of {action.shape[1]} dimensions, {space} has {spec.action_dim}.")
+        low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+        action = 2.0 * (action - low) / (high - low) - 1.0
+        if not clip_actions and np.abs(action).max() > 1.0 + 1e-4:
+            raise InputError(
+                f"{name} has actions outside {space} (up to {np.abs(action).max():.2f} times its half-width); "
+                "pass --clip-actions to clip them."
+            )
+        action = np.clip(action, -1.0, 1.0)
+    env_id = env_spec.id if env_spec else None
+    task = Task(name, meta["hash"], spec, env_spec, reference=reference_score(name, env_id) or meta.get("reference"))
+    data = Dataset(task, obs, action, reward, next_obs, arrays["terminal"].astype(bool), arrays["last"].astype(bool))
+    if env_spec and (shape := _env_obs_shape(env_spec)) != obs.shape[1:]:
+        raise InputError(f"{name} has observations of shape {obs.shape[1:]}, {env_id} gives {shape}.")
+    returns = data.episode_returns()
+    baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
+    options = {"clip_actions": True} if clip_actions else {}
+    return dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines, options=options))
+
+
+def _env_obs_shape(env_spec) -> tuple[int, ...]:
+    return flatten_obs(gym.make(env_spec).observation_space.sample()).shape

@@ -1,0 +1,696 @@
+"""The run around an algorithm: command line, lanes, schedule, metrics, checkpoints and resume.
+
+A *lane* is one (seed, hyperparameter setting). `--seeds 8 --alpha 1 2.5 4` makes 24 lanes that train
+in one job: sharded over the local devices by a one-axis mesh, and on each device mapped one after the
+other (CPU) or vmapped (GPU, TPU). Nothing here knows any one algorithm.
+"""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from shared.data import InputError, Task, nearest
+from shared.evaluation import Evaluator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ------------------------------------------------------------------------------- the command line
+
+
+def _floats(values: list[str]) -> float | tuple[float, ...]:
+    if not values:
+        raise ValueError("needs at least one number")
+    numbers = tuple(float(v) for v in values)
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+# A float hyperparameter. Several values on the command line become a grid of lanes; inside `update`
+# it is a traced scalar, so that changing it never compiles anything anew.
+Float = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT [FLOAT ...]",
+        instance_from_str=_floats,
+        is_instance=lambda x: isinstance(x, int | float | tuple),
+        str_from_instance=lambda x: [str(v) for v in (x if isinstance(x, tuple) else (x,))],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """Arguments that every script has."""
+
+    dataset: str = "hopper-medium"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    env: str = ""
+    """Gymnasium id to evaluate in; empty: the one stored with the dataset."""
+    clip_actions: bool = False
+    """Clip the data's actions to the action space instead of refusing them."""
+    seeds: int = 1
+    """Number of seeds; each is a lane, all train in this one job."""
+    seed: int = 0
+    """First seed."""
+    updates: int = 1_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+    log_every: int = 1_000
+    """Updates between two rows of metrics.csv (their mean), and the length of one compiled call."""
+    eval_every: int = 50_000
+    """Updates between two evaluations; the last checkpoint is always evaluated."""
+    eval_episodes: int = 10
+    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    checkpoint_every: int = 100_000
+    """Updates between two checkpoints; one is always written at the end and on Ctrl-C."""
+    out: str = ""
+    """Run directory; empty: results/<algorithm>/<dataset>/<time> in the repository."""
+    resume: bool = False
+    """Continue the run in --out from its checkpoint."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Log to Weights & Biases too, one run per lane; its failure never stops training."""
+    preset: str = "auto"
+    """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
+
+
+def hyperparameters(cls: type) -> type:
+    """Makes `cls` a frozen dataclass and a pytree whose leaves are its `Float` fields.
+
+    All other fields are static (part of the tree's structure), so one object serves as command line,
+    as a lane's traced hyperparameters, and as the record in run.json.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    traced = float_fields(cls)
+    static = [f.name for f in dataclasses.fields(cls) if f.name not in traced]
+    return jax.tree_util.register_dataclass(cls, data_fields=traced, meta_fields=static)
+
+
+def float_fields(cls: type) -> list[str]:
+    """Names of the fields that may be swept."""
+    return [f.name for f in dataclasses.fields(cls) if f.type == Float]
+
+
+def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
+    """Key of `presets` that `dataset` picks: the longest one contained in its id, or `name` itself."""
+    if name == "none":
+        return None
+    if name != "auto":
+        if name not in presets:
+            raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
+        return name
+    slug = dataset.lower().replace("/", "-").replace("_", "-")
+    return max((key for key in presets if key in slug), key=len, default=None)
+
+
+def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
+    """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
+    options = {"description": inspect.cleandoc(doc), "args": argv}
+    args = tyro.cli(cls, **options)
+    key = preset_for(args.dataset, presets, args.preset)
+    if key is not None:
+        args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if field.type == Float and not np.all(np.isfinite(value)):
+            raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+    for name in ("seeds", "updates", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    return args
+
+
+def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: str) -> None:
+    """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
+    try:
+        args = parse(cls, presets, doc)
+        use_cpu_devices(len(lane_settings(args)))
+        main(args)
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"Stopped and saved; continue with --out {stop.out} --resume", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its checkpoint was written."""
+
+    def __init__(self, signal: int, out: Path):
+        super().__init__(signal)
+        self.signal, self.out = signal, out
+
+
+# ------------------------------------------------------------------------------------------ lanes
+
+
+def use_cpu_devices(lanes: int) -> None:
+    """On CPU, one virtual device per core that has a lane; before anything is computed."""
+    try:
+        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), lanes))
+    except RuntimeError:  # the backend is up already (a test, a notebook): its devices are used
+        pass
+
+
+def lane_settings(args: RunArgs) -> list[dict[str, float]]:
+    """One dict per lane: its seed, and its value of every hyperparameter given several values.
+
+    Settings are the outer loop and seeds the inner: lane = setting * args.seeds + (seed - args.seed).
+    """
+    values = {name: getattr(args, name) for name in float_fields(type(args))}
+    swept = {name: value for name, value in values.items() if isinstance(value, tuple)}
+    return [
+        {"seed": args.seed + s, **dict(zip(swept, setting, strict=True))}
+        for setting in itertools.product(*swept.values())
+        for s in range(args.seeds)
+    ]
+
+
+def make_mesh(lanes: int) -> jax.sharding.Mesh:
+    """A one-axis mesh over as many local devices as have a lane."""
+    devices = jax.local_devices()[:lanes]
+    return jax.make_mesh((len(devices),), ("lane",), (AxisType.Auto,), devices=devices)
+
+
+def over_lanes(f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False) -> Callable:
+    """Compiles `f`, written for one lane, for all lanes; `in_axes` as in vmap: 0 per lane, None shared.
+
+    Lanes are split over the mesh without communication; those of one device are vmapped, except on
+    CPU, where vmap is 15-50 % slower than one after the other. `donate` gives up the first argument.
+    """
+    laned = [i for i, axis in enumerate(in_axes) if axis == 0]
+
+    def on_device(*args):
+        if mesh.devices.flat[0].platform != "cpu":
+            return jax.vmap(f, in_axes)(*args)
+
+        def one_lane(lane_args):
+            merged = list(args)
+            for i, value in zip(laned, lane_args, strict=True):
+                merged[i] = value
+            return f(*merged)
+
+        lane_args = [args[i] for i in laned]
+        if len(jax.tree.leaves(lane_args)[0]) == 1:  # a loop of one would copy everything twice
+            squeezed = jax.tree.map(lambda x: x[0], lane_args)
+            return jax.tree.map(lambda x: x[None], one_lane(squeezed))
+        return jax.lax.map(one_lane, lane_args)
+
+    specs = tuple(PartitionSpec("lane") if axis == 0 else PartitionSpec() for axis in in_axes)
+    sharded = jax.shard_map(
+        on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False
+    )
+    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+
+
+# ---------------------------------------------------------------------------------------- the run
+
+
+class Run:
+    """Everything around `train`: lanes, schedule, progress, metrics, evaluation, checkpoints.
+
+    Attributes:
+      init_keys: [L] one PRNG key per lane, for `init`.
+      lane_args: `args` with every `Float` field an array [L]; the other fields are static.
+      done: updates (online: environment steps) done so far.
+    L counts the lanes padded to a multiple of the devices (the last lane again; never reported).
+    """
+
+    def __init__(self, file: str, args: RunArgs, task: Task, act: Callable, unit: int = 1):
+        """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`.
+
+        `unit`: updates per step of the algorithm's scan (a delayed policy makes it 2); every interval
+        must be a multiple of it.
+        """
+        self.args, self.task, self.file = args, task, Path(file).resolve()
+        self.algorithm = self.file.stem
+        self.settings = lane_settings(args)
+        self.swept = [name for name in self.settings[0] if name != "seed"]
+        self.online = hasattr(args, "env_steps")
+        self.total = args.env_steps if self.online else args.updates
+        self.chunk = _chunk_length(args, self.total, unit)
+        self.mesh = make_mesh(len(self.settings))
+        size = self.mesh.devices.size
+        padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
+        self.padded_settings = padded
+        sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
+        keys = jnp.stack([jax.random.key(s["seed"]) for s in padded])
+        init_keys, train_keys, eval_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
+        self.init_keys = jax.device_put(init_keys, sharding)
+        self._train_keys = jax.device_put(train_keys, sharding)
+        self._eval_keys = jax.device_put(eval_keys, sharding)
+        self.lane_args = dataclasses.replace(
+            args,
+            **{
+                name: jax.device_put(
+                    np.array([s.get(name, getattr(args, name)) for s in padded], np.float32), sharding
+                )
+                for name in float_fields(type(args))
+            },
+        )
+        self._chunk_keys = self.over_lanes(_chunk_keys, in_axes=(0, None, None))
+
+        def policy(agent, obs, step, key, args):
+            return act(agent, obs, jax.random.fold_in(key, step), args)
+
+        policy = self.over_lanes(policy, in_axes=(0, 0, None, 0, 0))
+        self._evaluate = Evaluator(task, policy, len(padded), len(self.settings), args.eval_episodes)
+        self.done, self.diverged, self._signal = 0, {}, None
+        self._tables: dict[str, io.TextIOWrapper] = {}
+
+    def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False) -> Callable:
+        """`over_lanes` on this run's mesh."""
+        return over_lanes(f, self.mesh, in_axes, donate)
+
+    # -- opening and closing
+
+    def __enter__(self) -> "Run":
+        args = self.args
+        slug = self.task.id.replace("/", "-").strip("-")
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        default = ROOT / "results" / self.algorithm / slug / stamp
+        self.out = Path(args.out).expanduser().resolve() if args.out else default
+        self._file_checkpoint = self.out / "checkpoint" / "state.npz"
+        if args.resume and not self._file_checkpoint.exists():
+            raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
+        if not args.resume and (self.out / "run.json").exists():
+            raise InputError(f"{self.out} holds a run already; add --resume or choose another --out.")
+        try:
+            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
+        self._wall = self._compile = 0.0
+        self._started = time.time()
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        self._old_handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS} if _main_thread() else {}
+        self._wandb = _WandbLanes(self) if args.wandb != "off" else None
+        if args.resume:
+            self._read_checkpoint_header()
+        else:
+            self._write_record("running")
+        lanes = len(self.settings)
+        print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {'env steps' if self.online else 'updates'} -> {self.out}")
+        self._bar = tqdm(total=self.total * lanes, unit="upd", unit_scale=True, disable=None, initial=self.done * lanes)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        self._bar.close()
+        for s, handler in self._old_handlers.items():
+            signal.signal(s, handler)
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+        for table in self._tables.values():
+            table.close()
+        status = "finished" if kind is None else "interrupted" if kind is Interrupted else "failed"
+        self._write_record(status)
+        if self._wandb:
+            self._wandb.close()
+        if status == "finished":
+            self._summary()
+
+    def _on_event(self, name: str, seconds: float, **_) -> None:
+        if name.startswith("/jax/core/compile/"):
+            self._compile += seconds
+
+    def _on_signal(self, number: int, _) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        tqdm.write("Stopping after this chunk (again: at once, without saving).", file=sys.stderr)
+
+    # -- training
+
+    def chunks(self) -> Iterator[jax.Array]:
+        """Keys [L, n] of the next n updates, until all are done; update u's key depends on (seed, u)."""
+        while self.done < self.total:
+            yield self._chunk_keys(self._train_keys, self.done, jnp.zeros(self.chunk))
+
+    def log(self, agent: Any, metrics: dict[str, jax.Array], updates: int | None = None, state: Any = None) -> None:
+        """After a chunk: writes its mean metrics {name: [L]}; evaluates and saves when it is time.
+
+        `updates`: gradient updates done, where the schedule counts environment steps.
+        `state`: what a checkpoint needs besides `agent` (a replay buffer).
+        """
+        metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        previous, self.done = self.done, self.done + self.chunk
+        self._steps = [updates, self.done] if self.online else [self.done, 0]
+        self._bar.update(self.chunk * len(self.settings))
+        if metrics:
+            rows = [
+                [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
+                for i in range(len(self.settings))
+            ]
+            self._append("metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
+            self._report_divergence(metrics)
+            if self._wandb:
+                self._wandb.log(metrics, self._steps)
+        last = self.done >= self.total
+        if last or self._passes(self.args.eval_every, previous):
+            self.evaluate(agent)
+        if last or self._signal or self._passes(self.args.checkpoint_every, previous):
+            self.save((agent, state))
+        if self._signal and not last:
+            raise Interrupted(self._signal, self.out)
+
+    def evaluate(self, agent: Any) -> None:
+        """Appends one row per lane and episode to returns.csv."""
+        if self.task.env_spec is None:
+            return
+        episodes = self._evaluate(agent, self._eval_keys, self.lane_args)
+        scores = self.task.score(episodes.returns)
+        rows = [
+            [*self._lane(i), *self._steps, e, episodes.returns[i, e], episodes.lengths[i, e], scores[i, e]]
+            for i, e in np.ndindex(episodes.returns.shape)
+        ]
+        self._append("returns", [*_LANE_COLUMNS, "episode", "return", "length", "score"], rows)
+        self.final_returns, self.final_scores = episodes.returns, scores
+        self._bar.set_postfix_str(f"return {episodes.returns.mean():.1f} score {scores.mean():.1f}", refresh=False)
+        tqdm.write(
+            f"  {self.done:>9,}/{self.total:,}  return {episodes.returns.mean():9.2f}"
+            f"  score {scores.mean():6.1f}  ({self._seconds():.0f} s)"
+        )
+        if self._wandb:
+            self._wandb.log({"return": episodes.returns.mean(1), "score": scores.mean(1)}, self._steps)
+
+    def _passes(self, every: int, previous: int) -> bool:
+        return self.done // every > previous // every
+
+    def _lane(self, i: int) -> list:
+        return [i, *(self.settings[i][name] for name in ("seed", *self.swept))]
+
+    def _seconds(self) -> float:
+        return round(self._wall + time.time() - self._started, 3)
+
+    def _report_divergence(self, metrics: dict[str, np.ndarray]) -> None:
+        for i, setting in enumerate(self.settings):
+            bad = [name for name, m in metrics.items() if not np.isfinite(m[i])]
+            if bad and i not in self.diverged:
+                self.diverged[i] = self.done
+                named = ", ".join(f"{k}={v}" for k, v in setting.items())
+                tqdm.write(
+                    f"Lane {i} ({named}) has diverged: {bad[0]} is not finite at step {self.done}; "
+                    "the other lanes go on.",
+                    file=sys.stderr,
+                )
+
+    # -- files
+
+    def _append(self, name: str, columns: list[str], rows: list[list]) -> None:
+        """Appends whole rows to `<name>.csv` in one write."""
+        path = self.out / f"{name}.csv"
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if name not in self._tables:
+            self._tables[name] = path.open("a")
+            if path.stat().st_size == 0:
+                at = columns.index("seed") + 1
+                writer.writerow([*columns[:at], *self.swept, *columns[at:]])
+        writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows])
+        self._tables[name].write(text.getvalue())
+        self._tables[name].flush()
+
+    def save(self, tree: Any) -> None:
+        """Writes a checkpoint under a temporary name and renames it: a kill leaves the previous one."""
+        header = {
+            "algorithm": self.algorithm,
+            "done": self.done,
+            "wall_s": self._seconds(),
+            "args": _comparable(self.args),
+            "dataset_hash": self.task.hash,
+            "bytes": {name: os.path.getsize(self.out / f"{name}.csv") for name in self._tables},
+            "diverged": self.diverged,
+        }
+        save_tree(self._file_checkpoint, tree, header)
+        self._write_record("running")
+
+    def restore(self, agent: Any, state: Any = None) -> Any:
+        """`agent` (and `state`) from the checkpoint when --resume was given, else as they are."""
+        if self.args.resume:
+            agent, state = load_tree(self._file_checkpoint, (agent, state))
+            tqdm.write(f"Resumed at step {self.done:,}.")
+        return agent if state is None else (agent, state)
+
+    def _read_checkpoint_header(self) -> None:
+        header = read_header(self._file_checkpoint)
+        if header["algorithm"] != self.algorithm:
+            raise InputError(f"{self.out} is a run of {header['algorithm']}, not of {self.algorithm}.")
+        if header["dataset_hash"] != self.task.hash:
+            raise InputError(f"The dataset '{self.task.id}' has changed since the run in {self.out} began.")
+        for name, value in _comparable(self.args).items():
+            if header["args"].get(name) != value:
+                raise InputError(
+                    f"--resume with --{name.replace('_', '-')} {value}, but the run was started with "
+                    f"{header['args'].get(name)}; use the same."
+                )
+        self.done, self._wall = header["done"], header["wall_s"]
+        self.diverged = {int(k): v for k, v in header["diverged"].items()}
+        for name in ("metrics", "returns"):  # rows written after the checkpoint are computed again
+            path = self.out / f"{name}.csv"
+            if path.exists():
+                os.truncate(path, header["bytes"].get(name, 0))
+
+    def _write_record(self, status: str) -> None:
+        device = jax.local_devices()[0]
+        stats = device.memory_stats() or {}
+        record = {
+            "algorithm": self.algorithm,
+            "file": os.path.relpath(self.file, ROOT),
+            "status": status,
+            "command": " ".join([os.path.relpath(self.file, ROOT), *sys.argv[1:]]),
+            "args": dataclasses.asdict(self.args),
+            "task": self.task.describe(),
+            "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings)],
+            "diverged": {str(i): u for i, u in self.diverged.items()},
+            "steps_done": self.done,
+            "versions": {p: _version(p) for p in ("jax", "flax", "optax", "gymnasium", "mujoco", "numpy")},
+            "hardware": {
+                "device": device.device_kind,
+                "devices": int(self.mesh.devices.size),
+                "cpu": platform.processor() or platform.machine(),
+                "cores": len(os.sched_getaffinity(0)),
+            },
+            "compile_s": round(self._compile, 2),
+            "wall_s": self._seconds(),
+            "peak_memory_mib": round(
+                stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
+            ),
+        }
+        _write_atomically(self.out / "run.json", json.dumps(record, indent=1).encode())
+
+    def _summary(self) -> None:
+        """Prints the table of the last evaluation and writes curve.png."""
+        if not hasattr(self, "final_returns"):
+            return
+        print(f"\n{'setting':<34}{'lanes':>6}{'return':>10}{'score':>9}{'std':>7}")
+        groups: dict[tuple, list[int]] = {}
+        for i, s in enumerate(self.settings):
+            groups.setdefault(tuple(f"{k}={s[k]:g}" for k in self.swept), []).append(i)
+        for name, lanes in groups.items():
+            scores = self.final_scores[lanes].mean(1)
+            label = " ".join((self.algorithm, *name))
+            print(
+                f"{label:<34}{len(lanes):>6}{self.final_returns[lanes].mean():>10.1f}"
+                f"{scores.mean():>9.1f}{scores.std():>7.1f}"
+            )
+        for label, value in self.task.baselines.items():
+            print(f"{label:<34}{'':>6}{value:>10.1f}{float(self.task.score(np.array(value))):>9.1f}")
+        _plot_curve(self.out, self.swept, f"{self.algorithm} on {self.task.id}")
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
+
+
+def _main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
+
+
+def _chunk_length(args: RunArgs, total: int, unit: int) -> int:
+    """The longest chunk that divides the total and every interval."""
+    every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
+    chunk = math.gcd(total, *(min(v, total) for v in every.values()))
+    if chunk % unit or (chunk < 100 and total > 100 * chunk):
+        intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
+        raise InputError(
+            f"{total} steps and {intervals} have only {chunk} as a common divisor; "
+            f"choose multiples of {100 * unit}."
+        )
+    return chunk
+
+
+def _comparable(args: RunArgs) -> dict:
+    """The arguments that a resumed run must share, as JSON gives them back."""
+    free = ("out", "resume", "wandb", "preset")
+    return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in free}))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def save_tree(path: Path, tree: Any, header: dict) -> None:
+    """One npz: every leaf under its path in the tree, and the header as JSON. Atomic; no pickle."""
+    arrays = {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in _named_leaves(tree).items()
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as f:
+        np.savez(f, __header__=np.array(json.dumps(header)), **arrays)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def read_header(path: Path) -> dict:
+    """The header of a checkpoint."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(str(file["__header__"]))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
+    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base class
+        raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
+
+
+def load_tree(path: Path, template: Any) -> Any:
+    """The tree of a checkpoint, with the structure, shapes and sharding of `template`."""
+    names = _named_leaves(template)
+    with np.load(path, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files if name != "__header__"}
+    if missing := sorted(names.keys() ^ stored.keys()):
+        raise InputError(f"{path} does not fit this algorithm's networks: {missing[0]} is on one side only.")
+
+    def load(name: str, leaf: Any) -> Any:
+        value = stored[name]
+        if _is_key(leaf):
+            return jax.device_put(jax.random.wrap_key_data(value), leaf.sharding)
+        if value.shape != np.shape(leaf):
+            raise InputError(
+                f"{path} does not fit this run: {name} has shape {value.shape}, not {np.shape(leaf)}."
+            )
+        return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
+
+    return jax.tree.unflatten(jax.tree.structure(template), [load(n, leaf) for n, leaf in names.items()])
+
+
+# ------------------------------------------------------------------------------- wandb and picture
+
+
+class _WandbLanes:
+    """One wandb run per lane, grouped; the first failure is reported and ends the logging only."""
+
+    def __init__(self, run: Run):
+        self.runs, self.ok = [], True
+        self._try(self._open, run)
+
+    def _open(self, run: Run) -> None:
+        import wandb
+
+        for i, setting in enumerate(run.settings):
+            self.runs.append(
+                wandb.init(
+                    project=f"offline-rl-{run.algorithm}",
+                    group=f"{run.task.id}/{run.out.name}",
+                    name="-".join([run.task.id, *(f"{k}{v}" for k, v in setting.items())]),
+                    config={**dataclasses.asdict(run.args), **setting, "lane": i},
+                    mode=run.args.wandb,
+                    dir=str(run.out),
+                    reinit="create_new",
+                )
+            )
+
+    def log(self, values: dict[str, np.ndarray], steps: list[int]) -> None:
+        axes = dict(zip(("update", "env_step"), steps, strict=True))
+        for i, one in enumerate(self.runs):
+            self._try(one.log, {n: float(v[i]) for n, v in values.items()} | axes)
+
+    def close(self) -> None:
+        for one in self.runs:
+            self._try(one.finish)
+
+    def _try(self, f: Callable, *args: Any) -> None:
+        if not self.ok:
+            return
+        try:
+            f(*args)
+        except Exception as error:
+            self.ok = False
+            tqdm.write(f"wandb failed and is off from here on ({error}); training goes on.", file=sys.stderr)
+
+
+def _plot_curve(out: Path, swept: list[str], title: str) -> None:
+    """curve.png from returns.csv: every lane thin, the mean of each setting thick."""
+    from matplotlib.figure import Figure
+
+    with (out / "returns.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    y = "score" if all(r["score"] not in ("", "nan") for r in rows) else "return"
+    x = "env_step" if any(int(r["env_step"]) for r in rows) else "update"
+    lanes: dict[tuple, dict[int, list[float]]] = {}
+    for r in rows:
+        key = (tuple(f"{k}={r[k]}" for k in swept), r["lane"])
+        lanes.setdefault(key, {}).setdefault(int(r[x]), []).append(float(r[y]))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    settings = list(dict.fromkeys(key[0] for key in lanes))
+    for n, setting in enumerate(settings):
+        curves = [{u: np.mean(v) for u, v in c.items()} for k, c in lanes.items() if k[0] == setting]
+        for c in curves:
+            axes.plot(c.keys(), c.values(), color=f"C{n % 10}", alpha=0.3, lw=0.8)
+        mean = {u: np.mean([c[u] for c in curves if u in c]) for u in curves[0]}
+        label = " ".join(setting) or f"mean of {len(curves)} seeds"
+        axes.plot(mean.keys(), mean.values(), color=f"C{n % 10}", lw=2, marker="o", ms=3, label=label)
+    axes.set(xlabel=x.replace("_", " "), ylabel="normalised score" if y == "score" else "return", title=title)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(out / "curve.png", dpi=120)

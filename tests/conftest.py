@@ -1,0 +1,72 @@
+"""Shared by all tests: two virtual CPU devices, private dataset and cache folders, tiny datasets."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ["WANDB_MODE"] = "disabled"
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+jax.config.update("jax_num_cpu_devices", 2)
+
+ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
+
+
+def load(name: str):
+    """The module of an algorithm file, by name."""
+    path = next(p for p in ALGORITHMS if p.stem == name)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path, monkeypatch):
+    """No test reads or writes the user's datasets or cache."""
+    monkeypatch.setenv("OFFLINE_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+
+def write_pendulum(path: Path, n: int = 300, seed: int = 0) -> str:
+    """A D4RL-like npz of the shapes of Pendulum-v1 with random numbers; 30-step episodes."""
+    r = np.random.default_rng(seed)
+    timeouts = np.arange(n) % 30 == 29
+    np.savez(
+        path,
+        observations=r.normal(size=(n, 3)).astype(np.float32),
+        actions=r.uniform(-2, 2, (n, 1)).astype(np.float32),
+        rewards=r.normal(size=n).astype(np.float32),
+        terminals=np.zeros(n, bool),
+        timeouts=timeouts,
+        next_observations=r.normal(size=(n, 3)).astype(np.float32),
+    )
+    return str(path)
+
+
+@pytest.fixture
+def pendulum(tmp_path) -> str:
+    return write_pendulum(tmp_path / "pendulum.npz")
+
+
+@pytest.fixture
+def cartpole(tmp_path) -> str:
+    r = np.random.default_rng(0)
+    n, path = 300, tmp_path / "cartpole.npz"
+    np.savez(
+        path,
+        observations=r.normal(size=(n, 4)).astype(np.float32),
+        actions=r.integers(0, 2, n),
+        rewards=np.ones(n, np.float32),
+        terminals=np.arange(n) % 20 == 19,
+        next_observations=r.normal(size=(n, 4)).astype(np.float32),
+    )
+    return str(path)

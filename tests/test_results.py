@@ -1,0 +1,429 @@
+"""results/: tables from known numbers, and the benchmark's bookkeeping. Nothing is trained here."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results import benchmark, report
+
+ALGORITHM = '''"""{title}
+
+Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, arXiv 2106.06860. Then prose.
+
+Deviations from the paper: none, and arXiv 9999.99999 is not its number.
+"""
+
+@hyperparameters
+class Args(RunArgs):
+    alpha: Float = 2.5
+    batch_size: int = 256
+    hidden_dims: tuple[int, ...] = (256, 256)
+
+_shared = {{"batch_size": 512}}
+PRESETS: dict = {{**dict.fromkeys(("walker2d", "ant"), _shared)}}
+'''
+
+
+def make_run(
+    root: Path,
+    algorithm: str,
+    dataset: str,
+    scores: list,
+    name: str = "benchmark",
+    swept: dict[str, list[float]] | None = None,
+    diverged: dict[str, int] | None = None,
+    status: str = "finished",
+    reference: bool = True,
+    data_hash: str = "0123456789abcdef",
+    **args,
+) -> Path:
+    """A run directory with `scores` [lanes, evaluations, episodes]; return = 10 score."""
+    run = root / "results" / algorithm / dataset / name
+    run.mkdir(parents=True)
+    scores = np.asarray(scores, float)
+    settings = swept or {}
+    lanes = [{"lane": i, "seed": 100 + i, **{k: v[i] for k, v in settings.items()}} for i in range(len(scores))]
+    record = {
+        "algorithm": algorithm,
+        "file": f"algorithms/offline/{algorithm}.py",
+        "status": status,
+        "command": f"algorithms/offline/{algorithm}.py --dataset {dataset}",
+        "args": {"updates": 3000, "batch_size": 256, "hidden_dims": [256, 256], "alpha": 2.5}
+        | {"eval_episodes": scores.shape[2], "preset": "auto"}
+        | {k: sorted(set(v)) for k, v in settings.items()}
+        | args,
+        "task": {
+            "id": dataset,
+            "hash": data_hash,
+            "env": f"{dataset.split('-')[0].capitalize()}-v5",
+            "reference": {"min": 0.0, "max": 1000.0} if reference else None,
+            "baselines": {"dataset mean": 444.0, "dataset best episode": 888.0},
+        },
+        "lanes": lanes,
+        "diverged": diverged or {},
+        "steps_done": 3000,
+        "versions": {"jax": "0.10.2"},
+        "hardware": {"device": "cpu", "devices": 2, "cpu": "x86_64", "cores": 2},
+        "compile_s": 2.0,
+        "wall_s": 12.0,
+        "peak_memory_mib": 900,
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    with (run / "returns.csv").open("w") as f:
+        rows = csv.writer(f, lineterminator="\n")
+        header = ["lane", "seed", *settings, "update", "env_step", "episode", "return", "length"]
+        rows.writerow([*header, "score"])
+        for t in range(scores.shape[1]):
+            for lane in lanes:
+                for episode, score in enumerate(scores[lane["lane"], t]):
+                    row = [*lane.values(), 1000 * (t + 1), 0, episode, 10 * score, 7]
+                    rows.writerow([*row, score if reference else "nan"])
+    return run
+
+
+def write_algorithm(root: Path, name: str, title: str = "TD3+BC: TD3 with a cloning term.") -> None:
+    path = root / "algorithms" / "offline" / f"{name}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(ALGORITHM.format(title=title))
+
+
+def table_of(root: Path) -> dict[str, list[str]]:
+    """The score tables of tables.md: {first cell: the other cells}."""
+    assert report.main([], root) == 0
+    text = (root / "results" / "tables.md").read_text().split("## Runs")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+RISES_THEN_FALLS = [  # [4 lanes, 3 evaluations, 2 episodes]; the last is not the best
+    [[5, 7], [90, 94], [10, 14]],
+    [[5, 7], [90, 94], [20, 24]],
+    [[5, 7], [90, 94], [30, 34]],
+    [[5, 7], [90, 94], [80, 84]],
+]
+
+
+def test_last_evaluation_mean_std_and_iqm(tmp_path):
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS)
+    table = table_of(tmp_path)
+    lanes = np.array([12.0, 22.0, 32.0, 82.0])
+    assert lanes.mean() == 37.0 and round(lanes.std(), 1) == 26.9  # not over the eight episodes
+    cell = table["td3_bc"][0]
+    assert cell.startswith("37.0 ± 26.9<br>IQM 27.0 [")  # (22 + 32) / 2
+    assert cell.endswith("4 lanes × 3k updates")
+    assert table["*dataset mean*"] == ["44.4"] and table["*dataset best episode*"] == ["88.8"]
+
+
+def test_returns_where_there_is_no_reference(tmp_path):
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, reference=False)
+    table = table_of(tmp_path)
+    assert table["algorithm"] == ["hopper-medium (return)"]
+    assert table["td3_bc"][0].startswith("370.0 ± 269.") and table["*dataset mean*"] == ["444.0"]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 8, 20])
+def test_iqm_is_scipys_trimmed_mean(n):
+    x = np.random.default_rng(n).normal(size=n) ** 3
+    np.testing.assert_allclose(report.iqm(x), trim_mean(x, 0.25))
+
+
+def test_interval_is_rliables():
+    from rliable.library import get_interval_estimates
+
+    # a lane is good or bad in all tasks: drawing whole lanes would give a far wider interval
+    scores = np.arange(6)[:, None] * 10.0 + [0, 4, 8]
+    np.random.seed(0)  # noqa: NPY002 (what rliable draws from)
+    theirs = get_interval_estimates({"x": scores}, lambda s: np.array([trim_mean(s, 0.25, None)]), reps=4000)
+    _, low, high = report.iqm_interval(scores, reps=20_000)
+    np.testing.assert_allclose([low, high], theirs[1]["x"][:, 0], atol=0.5)
+
+
+def test_interval_is_stratified():
+    """Lanes that agree within every task leave no doubt, however much the tasks differ."""
+    assert report.iqm_interval(np.tile([10.0, 50.0, 90.0], (5, 1))) == (50.0, 50.0, 50.0)
+
+
+def test_family_column_needs_every_dataset(tmp_path):
+    flat = [[[10, 10]], [[10, 10]]]
+    for dataset in ("hopper-medium", "hopper-expert"):
+        make_run(tmp_path, "bc", dataset, flat)
+    make_run(tmp_path, "iql", "hopper-expert", flat)
+    table = table_of(tmp_path)
+    assert table["algorithm"] == ["hopper-expert", "hopper-medium", "all 2"]
+    assert table["bc"][2] == "IQM 10.0 [10.0, 10.0]"
+    assert table["iql"][1:] == ["–", "–"]
+
+
+def test_swept_settings_are_rows(tmp_path):
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, swept={"alpha": [1.0, 1.0, 2.5, 2.5]})
+    table = table_of(tmp_path)
+    assert "td3_bc" not in table
+    assert table["td3_bc alpha=1"][0].startswith("17.0 ± 5.0<br>")
+    assert table["td3_bc alpha=2.5"][0].startswith("57.0 ± 25.0<br>")
+    assert table["td3_bc alpha=2.5"][0].endswith("2 lanes × 3k updates")
+
+
+def test_bc_comes_first_and_several_runs_are_told_apart(tmp_path):
+    make_run(tmp_path, "awac", "hopper-medium", RISES_THEN_FALLS, name="benchmark-a")
+    make_run(tmp_path, "awac", "hopper-medium", RISES_THEN_FALLS, name="benchmark-b")
+    make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS, name="benchmark-a")
+    names = list(table_of(tmp_path))
+    assert names[2:5] == ["bc (benchmark-a)", "awac (benchmark-a)", "awac (benchmark-b)"]
+
+
+def test_nan_lane_is_marked_and_counted(tmp_path):
+    scores = np.array(RISES_THEN_FALLS, float)
+    scores[2, 1:] = np.nan
+    make_run(tmp_path, "iql", "hopper-medium", scores, diverged={"2": 1500})
+    cell = table_of(tmp_path)["iql"][0]
+    kept = np.array([12.0, 22.0, 82.0])
+    assert cell.startswith(f"{kept.mean():.1f} ± {kept.std():.1f} †<br>")
+    assert cell.endswith("4 lanes × 3k updates")
+    text = (tmp_path / "results" / "tables.md").read_text()
+    assert "lane 2 (seed 102) diverged at step 1,500; it is counted, but in no mean." in text
+
+
+def test_diverged_lane_with_a_finite_return_stays_in_the_mean(tmp_path):
+    make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS, diverged={"3": 2000})
+    assert table_of(tmp_path)["iql"][0].startswith("37.0 ± 26.9 †")
+    assert "lane 3 (seed 103) diverged" in (tmp_path / "results" / "tables.md").read_text()
+
+
+def test_a_lane_missing_from_the_last_evaluation_is_marked(tmp_path):
+    run = make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS)
+    lines = (run / "returns.csv").read_text().splitlines()
+    (run / "returns.csv").write_text("\n".join(lines[:-2]) + "\n")  # the two episodes of lane 3
+    assert table_of(tmp_path)["iql"][0].startswith("22.0 ± 8.2 †")
+
+
+def test_unfinished_runs_and_other_names_are_left_out(tmp_path):
+    make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS)
+    make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS, status="interrupted")
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, name="20260101-000000")
+    table = table_of(tmp_path)
+    assert "bc" in table and "iql" not in table and "td3_bc" not in table
+    text = (tmp_path / "results" / "tables.md").read_text()
+    assert "`iql/hopper-medium/benchmark` is left out: its status is interrupted." in text
+
+
+def test_changed_settings_and_unequal_data_are_shown(tmp_path):
+    for name in ("iql", "td3_bc"):
+        write_algorithm(tmp_path, name)
+    make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS, batch_size=64)
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, data_hash="fedcba9876543210")
+    make_run(tmp_path, "td3_bc", "walker2d-medium", RISES_THEN_FALLS)  # the preset says 512
+    table_of(tmp_path)
+    text = (tmp_path / "results" / "tables.md").read_text()
+    hopper, walker = text.split("### Walker2d")
+    assert "presets: `batch_size` 64 instead of 256 (iql)." in hopper
+    assert "presets: `batch_size` 256 instead of 512 (td3_bc)." in walker
+    assert "**Not comparable**: hopper-medium" in hopper and "**Not comparable**" not in walker
+
+
+def test_details_and_speed(tmp_path):
+    make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS)
+    (tmp_path / "README.md").write_text("<!-- begin:speed -->\nold\n<!-- end:speed -->\ntail\n")
+    table_of(tmp_path)
+    details = (tmp_path / "results" / "tables.md").read_text().split("## Runs")[1]
+    assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
+    assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
+    page = (tmp_path / "README.md").read_text()
+    assert "| iql | hopper-medium | 4 | 1,200 | 2.0 s | 12 s | 900 MiB |" in page
+    assert "old" not in page and page.endswith("<!-- end:speed -->\ntail\n")
+
+
+def test_two_reports_are_the_same_bytes(tmp_path):
+    roots = [tmp_path / "a", tmp_path / "b"]
+    scores = np.random.default_rng(3).normal(size=(7, 3, 2))
+    for root in roots:
+        make_run(root, "bc", "hopper-medium", scores)
+        make_run(root, "td3_bc", "hopper-medium", scores + 1)
+        assert report.main([], root) == 0
+    names = ("tables.md", "curves/hopper-medium.png")
+    for name in names:
+        a, b = ((root / "results" / name).read_bytes() for root in roots)
+        assert len(a) > 100 and a == b
+
+
+@pytest.mark.parametrize("page", ["returns.csv", "README.md"])
+def test_check_sees_one_changed_number(tmp_path, page, capsys):
+    run = make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS)
+    readme = tmp_path / "results" / "README.md"
+    readme.write_text("# Results\n<!-- begin:tables -->\n<!-- end:tables -->\n")
+    assert report.main([], tmp_path) == 0
+    assert report.main(["--check"], tmp_path) == 0
+    changed = run / "returns.csv" if page == "returns.csv" else readme
+    text = changed.read_text()
+    old, new = ("84.0\n", "83.0\n") if page == "returns.csv" else ("37.0", "38.0")
+    assert old in text
+    changed.write_text(text.replace(old, new))
+    before = readme.read_bytes()
+    assert report.main(["--check"], tmp_path) == 1
+    assert "README.md is not what the raw files say" in capsys.readouterr().err
+    assert readme.read_bytes() == before  # --check writes nothing
+
+
+def test_markers_without_an_end_are_refused(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text("<!-- begin:results -->\nmy prose\n")
+    assert report.main([], tmp_path) == 2
+    assert "has no '<!-- end:results -->'" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text().endswith("my prose\n")
+
+
+def test_algorithm_and_dataset_tables(tmp_path):
+    (tmp_path / "results").mkdir()
+    write_algorithm(tmp_path, "td3_bc")
+    (tmp_path / "algorithms" / "offline" / "helper.py").write_text("x = 1\n")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "table.md").write_text("| the datasets |\n")
+    page = tmp_path / "README.md"
+    names = ("algorithms", "datasets")
+    page.write_text("".join(f"<!-- begin:{n} -->\n<!-- end:{n} -->\n" for n in names))
+    assert report.main([], tmp_path) == 0
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    lines = len((tmp_path / "algorithms" / "offline" / "td3_bc.py").read_text().splitlines())
+    assert rows[2:] == [
+        "| [TD3+BC](algorithms/offline/td3_bc.py) | TD3 with a cloning term | offline "
+        '| Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, '
+        f"[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) | {lines} |",
+        "| the datasets |",
+    ]
+
+
+def test_run_directories_side_by_side(tmp_path, capsys):
+    runs = [make_run(tmp_path, a, "hopper-medium", RISES_THEN_FALLS, name="x") for a in ("bc", "td3_bc")]
+    picture = tmp_path / "two.png"
+    assert report.main([*map(str, runs), "--picture", str(picture)], tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines[1:3]] == [[a, "37.0", "±", "26.9"] for a in ("bc", "td3_bc")]
+    assert lines[3].split() == ["dataset", "mean", "44.4"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "results" / "tables.md").exists()
+    assert report.main([str(runs[0].parent / "y")], tmp_path) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- benchmark
+
+JOB = """import json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).resolve()
+with open(out.parents[3] / "log", "a") as f:
+    f.write(" ".join([pathlib.Path(__file__).stem, *sys.argv[1:]]) + "\\n")
+left = sorted(p.name for p in out.iterdir())
+if "fail" in sys.argv:
+    sys.exit(3)
+(out / "run.json").write_text(json.dumps({"status": "finished", "found": left}))
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """A root with two algorithms that only write down how they were called, and two datasets."""
+    for setting, name in (("offline", "bc"), ("generative", "fql")):
+        (tmp_path / "algorithms" / setting).mkdir(parents=True)
+        (tmp_path / "algorithms" / setting / f"{name}.py").write_text(JOB)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "recipes.txt").write_text("# name\nhopper-medium\tx\nhopper-expert\ty\n")
+
+    def run(*argv: str, datasets: tuple[str, ...] = ("hopper-medium", "hopper-expert")) -> int:
+        names = ["--algorithms", "bc", "fql", "--datasets", *datasets]
+        return benchmark.main([*names, *argv], tmp_path)
+
+    def log() -> list[list[str]]:
+        path = tmp_path / "log"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    return tmp_path, run, log
+
+
+def test_dry_run_prints_the_jobs_in_order(grid, capsys):
+    root, run, log = grid
+    assert run("--dry-run", "--seeds", "5", "--extra", "--batch-size 64", "--name", "benchmark-x") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(Path(line[2]).stem, line[4]) for line in lines] == [
+        ("bc", "hopper-medium"),
+        ("fql", "hopper-medium"),
+        ("bc", "hopper-expert"),
+        ("fql", "hopper-expert"),
+    ]
+    assert lines[0][5:] == [
+        *("--seeds", "5", "--batch-size", "64"),
+        *("--out", "results/bc/hopper-medium/benchmark-x"),
+    ]
+    assert not log() and not (root / "results").exists()
+
+
+def test_finished_jobs_are_never_run_again(grid, capsys):
+    _, run, log = grid
+    assert run("--max-jobs", "1") == 1  # something is missing still
+    assert "Missing: fql on hopper-medium, bc on hopper-expert" in capsys.readouterr().out
+    assert run() == 0
+    assert run() == 0
+    assert [(line[0], line[2]) for line in log()] == [
+        ("bc", "hopper-medium"),
+        ("fql", "hopper-medium"),
+        ("bc", "hopper-expert"),
+        ("fql", "hopper-expert"),
+    ]
+
+
+def test_checkpoints_are_resumed_and_remains_removed(grid):
+    root, run, log = grid
+    done = root / "results" / "bc" / "hopper-medium" / "benchmark"
+    (done / "checkpoint").mkdir(parents=True)
+    (done / "run.json").write_text('{"status": "interrupted"}')
+    (done / "checkpoint" / "state.npz").write_bytes(b"x")
+    remains = root / "results" / "fql" / "hopper-medium" / "benchmark"
+    (remains / "checkpoint").mkdir(parents=True)  # killed before its first checkpoint
+    (remains / "run.json").write_text('{"status": "running"}')
+    assert run(datasets=("hopper-medium",)) == 0
+    assert [line[-1] == "--resume" for line in log()] == [True, False]
+    assert json.loads((done / "run.json").read_text())["found"] == ["checkpoint", "run.json"]
+    assert json.loads((remains / "run.json").read_text())["found"] == []
+
+
+def test_a_job_in_other_hands_is_left_alone(grid):
+    root, run, log = grid
+    out = root / "results" / "bc" / "hopper-medium" / "benchmark"
+    job = benchmark.Job("bc", "hopper-medium", [], out)
+    with benchmark.locked(job) as mine:
+        assert mine and run(datasets=("hopper-medium",)) == 1
+    assert [line[0] for line in log()] == ["fql"]
+
+
+def test_a_failed_job_does_not_stop_the_others(grid, capsys):
+    _, run, log = grid
+    assert run("--extra", "fail", "--hours", "1", datasets=("hopper-medium",)) == 1
+    assert len(log()) == 2
+    assert "bc on hopper-medium ended with status 3." in capsys.readouterr().err
+
+
+def test_no_job_begins_after_the_time_bound(grid):
+    _, run, log = grid
+    assert run("--hours", "0") == 1
+    assert not log()
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (
+            ["--algorithms", "bcc", "--datasets", "hopper-medium"],
+            "no algorithm 'bcc'; did you mean bc",
+        ),
+        (["--algorithms", "bc", "--datasets", "hoper-expert"], "did you mean hopper-expert"),
+        (["--algorithms", "no-such"], "'no-such' is not in GRID"),
+    ],
+)
+def test_unknown_names_are_one_sentence(grid, capsys, argv, said):
+    root, _, log = grid
+    assert benchmark.main(argv, root) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not log()
