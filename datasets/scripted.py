@@ -16,7 +16,7 @@ from shared.data import registered_env
 
 SHARES = {
     "Pendulum-v1": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
-    "CartPole-v1": {"expert": 0.20, "drifter": 0.40, "clumsy": 0.25, "random": 0.15},
+    "CartPole-v1": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
 }
 """Share of the steps that each controller plays."""
 
@@ -50,7 +50,7 @@ def pendulum(grade: str) -> Act:
 
 GAINS = {  # on (position, velocity, angle, angular velocity); the sign of the sum is the push
     "expert": (0.1, 0.3, 3.0, 1.0),
-    "drifter": (-0.4, -0.6, 3.0, 1.0),
+    "drifter": (-1.0, -1.5, 3.0, 1.0),
     "clumsy": (0.0, 0.0, 1.0, 0.0),
 }
 

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         else:
             chosen = {0: args.algorithms, 1: args.datasets}
             for i, names in chosen.items():
-                for name in set(names) - {job[i] for job in GRID}:
+                for name in sorted(set(names) - {job[i] for job in GRID}):
                     raise InputError(f"'{name}' is not in GRID; {nearest(name, [j[i] for j in GRID])}.")
             grid = [j for j in GRID if all(not names or j[i] in names for i, names in chosen.items())]
         more = [] if args.seeds is None else ["--seeds", str(args.seeds)]

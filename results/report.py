@@ -353,7 +353,7 @@ def changed_settings(row: Row, root: Path) -> dict[str, tuple[str, str]]:
     usual = default_settings(root, row.record["file"], row.dataset, args.get("preset", "auto"))
     return {
         name: (show(args[name]), show(usual[name]))
-        for name in args.keys() & usual.keys() - BOOKKEEPING - row.record["lanes"][0].keys()
+        for name in sorted(args.keys() & usual.keys() - BOOKKEEPING - row.record["lanes"][0].keys())
         if args[name] != usual[name]
     }
 

@@ -93,16 +93,27 @@ class Task:
         return 100.0 * (np.asarray(returns) - low) / (high - low)
 
     def describe(self) -> dict:
-        """For run.json."""
+        """As JSON: for run.json and checkpoints."""
+        env = self.env_spec
         return {
             "id": self.id,
             "hash": self.hash,
-            "env": None if self.env_spec is None else self.env_spec.id,
+            "env": env and {"id": env.id, "kwargs": env.kwargs, "max_episode_steps": env.max_episode_steps},
             "spec": self.spec._asdict(),
+            "obs_mean": None if self.obs_mean is None else self.obs_mean.tolist(),
+            "obs_std": None if self.obs_std is None else self.obs_std.tolist(),
             "reference": self.reference,
             "baselines": self.baselines,
             "options": self.options,
         }
+
+    @classmethod
+    def from_description(cls, d: dict) -> "Task":
+        """What `describe` described."""
+        arrays = {k: None if d[k] is None else np.float32(d[k]) for k in ("obs_mean", "obs_std")}
+        env = d["env"] and registered_env(d["env"]["id"], d["env"]["kwargs"], d["env"]["max_episode_steps"])
+        spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in d["spec"].items()})
+        return cls(d["id"], d["hash"], spec, env, **arrays, **{k: d[k] for k in ("reference", "baselines", "options")})
 
 
 OBS_ORDER = ("observation", "desired_goal", "achieved_goal")
@@ -131,9 +142,9 @@ def flat_obs_shape(space: gym.Space) -> tuple[int, ...]:
 
 def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: int | None = None):
     """The EnvSpec of a registered id; nothing else is ever made, whatever a file says."""
-    import gymnasium_robotics
+    if env_id not in gym.registry:  # mazes, hands and kitchen register themselves when imported
+        import gymnasium_robotics
 
-    if "FrankaKitchen-v1" not in gym.registry:
         gym.register_envs(gymnasium_robotics)
     if env_id not in gym.registry:
         raise InputError(f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)}")
@@ -189,8 +200,8 @@ FIELDS = ("obs", "action", "reward", "terminal", "next_obs")
 class Batch(NamedTuple):
     """Transitions; the leading axes are those of the rows they were taken from."""
 
-    obs: jax.Array
-    action: jax.Array
+    obs: jax.Array | None = None
+    action: jax.Array | None = None
     reward: jax.Array | None = None
     terminal: jax.Array | None = None
     """1 where bootstrapping stops."""
@@ -202,15 +213,14 @@ class Batch(NamedTuple):
 
 def unpack(rows: jax.Array, spec: Spec, fields: tuple[str, ...] = FIELDS) -> Batch:
     """Rows [..., D] -> Batch; discrete actions become int32."""
-    a = 1 if spec.discrete else spec.action_dim
-    o = spec.obs_shape[0]
-    widths = {"obs": o, "next_obs": o, "action": a, "next_action": a}
-    ends = np.cumsum([widths.get(f, 1) for f in fields])
+    vectors = {"obs": spec.obs_shape[0], "next_obs": spec.obs_shape[0]}
+    if not spec.discrete:
+        vectors |= {"action": spec.action_dim, "next_action": spec.action_dim}
+    ends = np.cumsum([vectors.get(f, 1) for f in fields])
     columns = dict(zip(fields, jnp.split(rows, ends[:-1], axis=-1), strict=True))
-    for name in columns:
-        if widths.get(name, 1) == 1 and "obs" not in name and not (name in widths and not spec.discrete):
-            columns[name] = columns[name][..., 0]
-        if spec.discrete and "action" in name:
+    for name in columns.keys() - vectors.keys():
+        columns[name] = columns[name][..., 0]
+        if "action" in name:
             columns[name] = columns[name].astype(jnp.int32)
     return Batch(**columns)
 
@@ -390,6 +400,8 @@ class Dataset:
         if "next_action" in fields:
             arrays["next_action"], exists = self.next_action()
             keep = exists | self.terminal
+            if not keep.any():
+                raise InputError(f"'{self.task.id}' has no two rows of the same episode: there is no next action.")
         if "return_to_go" in fields:
             arrays["return_to_go"] = self.return_to_go()
         frames = frame = None
@@ -397,7 +409,7 @@ class Dataset:
             frames = jnp.asarray(np.insert(self.obs, self.ends() + 1, self.next_obs[self.ends()], axis=0))
             frame = jnp.asarray((np.arange(len(self.obs)) + self.episode())[keep])
         packed = [arrays[f] for f in fields if frames is None or "obs" not in f]
-        packed = [x[keep].reshape(len(self.obs[keep]), -1).astype(np.float32) for x in packed]
+        packed = [x[keep].reshape(len(x[keep]), -1).astype(np.float32) for x in packed]
         return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields)
 
 
@@ -543,7 +555,7 @@ def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
     spec = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
     meta = {
         "env": spec.get("id"),
-        "env_kwargs": {k: v for k, v in spec.get("kwargs", {}).items()},
+        "env_kwargs": spec.get("kwargs", {}),
         "max_episode_steps": spec.get("max_episode_steps"),
     }
     if "ref_min_score" in stored and "ref_max_score" in stored:

@@ -1,13 +1,24 @@
-"""Evaluation: all lanes and episodes in vectorised environments under one compiled policy."""
+"""Evaluation: all lanes and episodes in vectorised environments under one compiled policy.
 
+python -m shared.evaluation RUN_DIR --episodes 100                     roll a run's policies out again
+python -m shared.evaluation RUN_DIR --lane 0 --video hopper.mp4        and film one (mp4 or gif)
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from shared.data import Task
+from shared.data import ROOT, InputError, Task
 
 MAX_ENVS = 256
 
@@ -78,3 +89,122 @@ class Evaluator:
 
     def _reset(self, k: int, episode: int) -> np.ndarray:
         return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode))[0])
+
+
+# ----------------------------------------------------------------------------- policies of a run
+
+
+class Policies(NamedTuple):
+    """What `load_run` reads: the trained agents of all lanes, and what is needed to run them."""
+
+    task: Task
+    settings: list[dict]
+    agent: Any
+    """Leading axis L."""
+    args: Any
+    """Leading axis L on its float fields."""
+    act: Callable
+
+    def act_in(self, lane: int) -> Callable[[Any], np.ndarray]:
+        """`observation of the environment -> action of the environment`, for one lane."""
+        agent, args = jax.tree.map(lambda x: x[lane], (self.agent, self.args))
+        act, key = jax.jit(self.act), jax.random.key(0)
+
+        def policy(obs):
+            return self.task.to_env(np.asarray(act(agent, self.task.observe(obs)[None], key, args))[0])
+
+        return policy
+
+
+def load_run(run_dir: str | Path) -> Policies:
+    """The policies of the last checkpoint in `run_dir`.
+
+    Raises:
+      InputError: no run or no checkpoint there, or of another version of the algorithm.
+    """
+    from shared.run import load_tree, read_header, with_settings  # shared.run imports this module
+
+    run_dir = Path(run_dir)
+    path = run_dir / "checkpoint" / "state.npz"
+    if not (run_dir / "run.json").exists() or not path.exists():
+        raise InputError(f"There is no run with a checkpoint in {run_dir}.")
+    file = (ROOT / json.loads((run_dir / "run.json").read_text())["file"]).resolve()
+    if ROOT / "algorithms" not in file.parents or not file.exists():
+        raise InputError(f"The run in {run_dir} is of {file}, which is not an algorithm of this collection.")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules.setdefault(file.stem, importlib.util.module_from_spec(module_spec))
+    if not hasattr(module, "Args"):
+        module_spec.loader.exec_module(module)
+    header = read_header(path)
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in header["args"].items()}
+    task, settings = Task.from_description(header["task"]), header["settings"]
+    template = np.load(path, allow_pickle=False)
+    padded = len(template[next(n for n in template.files if n != "__header__")])
+    args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
+    keys = jax.random.split(jax.random.key(0), padded)
+    agent = jax.vmap(lambda key, args: module.init(key, args, task.spec))(keys, args)
+    (agent,) = load_tree(path, (agent,), partial=True)
+    return Policies(task, settings, agent, args, module.act)
+
+
+def film(policies: Policies, lane: int, path: Path, seed: int = 10_000) -> float:
+    """Writes one episode of a lane as mp4 or gif (by the suffix); returns its return."""
+    import imageio
+
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    env = policies.task.make_env(render_mode="rgb_array")
+    policy, total, frames = policies.act_in(lane), 0.0, []
+    obs, done = env.reset(seed=seed)[0], False
+    while not done:
+        frames.append(env.render())
+        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        total, done = total + reward, terminated or truncated
+    fps = env.metadata.get("render_fps", 30)
+    imageio.mimsave(path, frames, **({"duration": 1000 / fps} if path.suffix == ".gif" else {"fps": fps}))
+    return float(total)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: rolls the policies of a run out again; writes RUN_DIR/evaluation.csv."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path, help="directory of a run with a checkpoint")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes of every lane")
+    parser.add_argument("--video", type=Path, help="film one episode instead: a .mp4 or .gif file")
+    parser.add_argument("--lane", type=int, default=0, help="lane to film")
+    options = parser.parse_args(argv)
+    policies = load_run(options.run_dir)
+    if options.video:
+        if options.video.suffix not in (".mp4", ".gif"):
+            raise InputError(f"--video writes .mp4 or .gif, not '{options.video.suffix}'.")
+        if not 0 <= options.lane < len(policies.settings):
+            raise InputError(f"--lane {options.lane}: the run has lanes 0 to {len(policies.settings) - 1}.")
+        print(f"return {film(policies, options.lane, options.video):.1f} -> {options.video}")
+        return
+
+    def act(agent, obs, step, key, args):
+        return policies.act(agent, obs, jax.random.fold_in(key, step), args)
+
+    padded = len(jax.tree.leaves(policies.agent)[0])
+    evaluate = Evaluator(
+        policies.task, jax.jit(jax.vmap(act, (0, 0, None, 0, 0))), padded, len(policies.settings), options.episodes
+    )
+    keys = jax.random.split(jax.random.key(0), padded)
+    returns, lengths = evaluate(policies.agent, keys, policies.args)
+    scores = policies.task.score(returns)
+    with (options.run_dir / "evaluation.csv").open("w") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
+        for i, e in np.ndindex(returns.shape):
+            writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
+    for i, setting in enumerate(policies.settings):
+        named = ", ".join(f"{k}={v}" for k, v in setting.items())
+        print(f"lane {i} ({named}): return {returns[i].mean():.1f} +- {returns[i].std():.1f}, score {scores[i].mean():.1f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"shared.evaluation: {error}", file=sys.stderr)
+        sys.exit(2)

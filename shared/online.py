@@ -64,10 +64,10 @@ class Buffer(NamedTuple):
     """Rows ever inserted, the same in every lane."""
 
 
-def init_buffer(lanes: int, capacity: int, spec: Spec) -> Buffer:
-    """Empty buffers."""
+def init_buffer(lanes: int, capacity: int, spec: Spec, sharding: jax.sharding.Sharding) -> Buffer:
+    """Empty buffers, placed like the lanes they belong to."""
     width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + 2
-    return Buffer(jnp.zeros((lanes, capacity, width)), jnp.int32(0))
+    return Buffer(jnp.zeros((lanes, capacity, width), device=sharding), jnp.int32(0))
 
 
 def insert(buffer: Buffer, rows: jax.Array) -> Buffer:

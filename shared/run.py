@@ -187,6 +187,12 @@ def lane_settings(args: RunArgs) -> list[dict[str, float]]:
     ]
 
 
+def with_settings(args: RunArgs, settings: list[dict[str, float]]) -> RunArgs:
+    """`args` with every `Float` field an array [L] of the lanes' values."""
+    values = {n: [s.get(n, getattr(args, n)) for s in settings] for n in float_fields(type(args))}
+    return dataclasses.replace(args, **{n: np.array(v, np.float32) for n, v in values.items()})
+
+
 def make_mesh(lanes: int) -> jax.sharding.Mesh:
     """A one-axis mesh over as many local devices as have a lane."""
     devices = jax.local_devices()[:lanes]
@@ -254,21 +260,13 @@ class Run:
         size = self.mesh.devices.size
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
         self.padded_settings = padded
-        sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
-        keys = jnp.stack([jax.random.key(s["seed"]) for s in padded])
-        init_keys, train_keys, eval_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
+        self.sharding = sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
+        keys = jax.vmap(jax.random.key)(np.array([s["seed"] for s in padded]))
+        init_keys, train_keys, eval_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
         self.init_keys = jax.device_put(init_keys, sharding)
         self._train_keys = jax.device_put(train_keys, sharding)
         self._eval_keys = jax.device_put(eval_keys, sharding)
-        self.lane_args = dataclasses.replace(
-            args,
-            **{
-                name: jax.device_put(
-                    np.array([s.get(name, getattr(args, name)) for s in padded], np.float32), sharding
-                )
-                for name in float_fields(type(args))
-            },
-        )
+        self.lane_args = jax.device_put(with_settings(args, padded), sharding)
         self._chunk_keys = self.over_lanes(_chunk_keys, in_axes=(0, None, None))
 
         def policy(agent, obs, step, key, args):
@@ -436,7 +434,8 @@ class Run:
             "done": self.done,
             "wall_s": self._seconds(),
             "args": _comparable(self.args),
-            "dataset_hash": self.task.hash,
+            "settings": self.settings,
+            "task": self.task.describe(),
             "bytes": {name: os.path.getsize(self.out / f"{name}.csv") for name in self._tables},
             "diverged": self.diverged,
         }
@@ -454,7 +453,7 @@ class Run:
         header = read_header(self._file_checkpoint)
         if header["algorithm"] != self.algorithm:
             raise InputError(f"{self.out} is a run of {header['algorithm']}, not of {self.algorithm}.")
-        if header["dataset_hash"] != self.task.hash:
+        if header["task"]["hash"] != self.task.hash:
             raise InputError(f"The dataset '{self.task.id}' has changed since the run in {self.out} began.")
         for name, value in _comparable(self.args).items():
             if header["args"].get(name) != value:
@@ -602,11 +601,14 @@ def read_header(path: Path) -> dict:
         raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
 
 
-def load_tree(path: Path, template: Any) -> Any:
-    """The tree of a checkpoint, with the structure, shapes and sharding of `template`."""
+def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
+    """The tree of a checkpoint, with the structure, shapes and sharding of `template`.
+
+    `partial`: the checkpoint may hold more.
+    """
     names = _named_leaves(template)
     with np.load(path, allow_pickle=False) as file:
-        stored = {name: file[name] for name in file.files if name != "__header__"}
+        stored = {n: file[n] for n in file.files if n in names or not (partial or n == "__header__")}
     if missing := sorted(names.keys() ^ stored.keys()):
         raise InputError(f"{path} does not fit this algorithm's networks: {missing[0]} is on one side only.")
 

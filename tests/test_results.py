@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -239,14 +241,19 @@ def test_details_and_speed(tmp_path):
 
 
 def test_two_reports_are_the_same_bytes(tmp_path):
-    roots = [tmp_path / "a", tmp_path / "b"]
+    """In two processes that hash, and so order sets, differently."""
     scores = np.random.default_rng(3).normal(size=(7, 3, 2))
-    for root in roots:
-        make_run(root, "bc", "hopper-medium", scores)
-        make_run(root, "td3_bc", "hopper-medium", scores + 1)
-        assert report.main([], root) == 0
-    names = ("tables.md", "curves/hopper-medium.png")
-    for name in names:
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from results import report; "
+    code += "sys.exit(report.main([], pathlib.Path(sys.argv[2])))"
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for hash_seed, root in enumerate(roots, 1):
+        for n, name in enumerate(("bc", "td3_bc", "iql", "awac")):
+            write_algorithm(root, name)
+            changed = {"batch_size": 64, "alpha": 3.0, "hidden_dims": [64, 64]}
+            make_run(root, name, "hopper-medium", scores + n, data_hash=f"{n:016d}", **changed)
+        command = [sys.executable, "-c", code, str(report.ROOT), str(root)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": str(hash_seed)})
+    for name in ("tables.md", "curves/hopper-medium.png"):
         a, b = ((root / "results" / name).read_bytes() for root in roots)
         assert len(a) > 100 and a == b
 
@@ -403,6 +410,27 @@ def test_a_failed_job_does_not_stop_the_others(grid, capsys):
     assert run("--extra", "fail", "--hours", "1", datasets=("hopper-medium",)) == 1
     assert len(log()) == 2
     assert "bc on hopper-medium ended with status 3." in capsys.readouterr().err
+
+
+def test_a_signal_reaches_the_job_and_no_other_begins(grid):
+    root, _, log = grid
+    waits = "import signal, time\nsignal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(143)))\n"
+    job = JOB.replace("(out /", "print('ready', flush=True)\ntime.sleep(60)\n(out /")
+    (root / "algorithms" / "offline" / "bc.py").write_text(job.replace("left =", waits + "left ="))
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from results import benchmark; "
+    code += "sys.exit(benchmark.main(sys.argv[3:], pathlib.Path(sys.argv[2])))"
+    argv = ["--algorithms", "bc", "fql", "--datasets", "hopper-medium"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(report.ROOT), str(root), *argv],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while "ready" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    out, _ = process.communicate()
+    assert "saved" in out and "0 of 2 jobs are finished" in out and process.returncode == 1
+    assert [line[0] for line in log()] == ["bc"]
 
 
 def test_no_job_begins_after_the_time_bound(grid):

@@ -250,10 +250,12 @@ def act(agent: Agent, obs, key, args: Args):
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
     """One lane: one critic update per key; mean metrics."""
 
+    def draw(key):
+        batch_key, noise_key = jax.random.split(key)
+        return transitions.sample(batch_key, args.batch_size), noise_key
+
     def step(agent, keys):
-        batch_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        batches = jax.vmap(lambda key: transitions.sample(key, args.batch_size))(batch_keys)
-        return update(agent, batches, noise_keys, args)
+        return update(agent, *jax.vmap(draw)(keys), args)
 
     agent, metrics = jax.lax.scan(step, agent, keys.reshape(-1, args.policy_delay))
     return agent, jax.tree.map(jnp.mean, metrics)

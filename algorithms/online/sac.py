@@ -219,7 +219,7 @@ def main(args: Args) -> None:
     with Run(__file__, args, task, act) as run:
         agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         lanes = len(run.init_keys)
-        buffer = init_buffer(lanes, min(args.buffer_size, args.env_steps), task.spec)
+        buffer = init_buffer(lanes, min(args.buffer_size, args.env_steps), task.spec, run.sharding)
         agent, buffer = run.restore(agent, buffer)
         envs = LaneEnvs(task, [setting["seed"] for setting in run.padded_settings])
         update_lanes = run.over_lanes(update, in_axes=(0, 0, 0, 0))
@@ -227,9 +227,10 @@ def main(args: Args) -> None:
         insert_lanes = jax.jit(insert, donate_argnums=0)
 
         @partial(jax.jit, donate_argnums=(0, 1, 2))
-        def step(agent, buffer, total, row, obs, keys, t):
-            """All lanes: insert one row [L, D], update once, act on obs [L, O]."""
-            sample_key, update_key, act_key = jax.vmap(lambda k: jax.random.split(k[t], 3))(keys).T
+        def step(agent, buffer, total, row, obs, key_data, t):
+            """All lanes: insert one row [L, D], update once with key t of [L, n], act on obs [L, O]."""
+            keys = jax.random.wrap_key_data(key_data[:, t])
+            sample_key, update_key, act_key = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
             buffer = insert(buffer, row)
             batch = unpack(sample(buffer, sample_key, (args.batch_size,)), task.spec)
             agent, metrics = update_lanes(agent, batch, update_key, run.lane_args)
@@ -239,12 +240,13 @@ def main(args: Args) -> None:
         action = envs.sample_actions()
         for keys in run.chunks():
             total, updates = {name: jnp.zeros(lanes) for name in METRICS}, 0
+            key_data = jax.random.key_data(keys)
             for t in range(run.chunk):
                 row = envs.step(action)
                 if run.done + t < args.learning_starts:
                     buffer, action = insert_lanes(buffer, row), envs.sample_actions()
                 else:
-                    agent, buffer, total, action = step(agent, buffer, total, row, envs.obs, keys, t)
+                    agent, buffer, total, action = step(agent, buffer, total, row, envs.obs, key_data, t)
                     updates += 1
             metrics = {name: np.asarray(total[name]) / updates for name in METRICS} if updates else {}
             run.log(agent, metrics, updates=max(0, run.done + run.chunk - args.learning_starts), state=buffer)

@@ -1,0 +1,44 @@
+# Two commands matter: `make run` and `make test`. Everything else depends on `setup`, too.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN_DIR := results/demo
+
+.PHONY: setup run test report benchmark speed datasets format clean
+
+setup: $(VENV)/.installed  ## environment in .venv, only when requirements.txt changed
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+run: setup  ## train TD3+BC with 4 seeds in one job beside BC; score table and $(RUN_DIR)/demo.png
+	rm -rf $(RUN_DIR)
+	$(PY) algorithms/offline/bc.py --dataset hopper-medium --seeds 4 --updates 20000 --eval-every 5000 --out $(RUN_DIR)/bc
+	$(PY) algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 4 --updates 20000 --eval-every 5000 --out $(RUN_DIR)/td3_bc
+	$(PY) results/report.py $(RUN_DIR)/td3_bc $(RUN_DIR)/bc --picture $(RUN_DIR)/demo.png
+
+test: setup  ## the test suite
+	$(PY) -m pytest
+
+report: setup  ## every table, plot and generated section of the READMEs, from raw files
+	$(PY) results/report.py
+
+benchmark: setup  ## the learning runs behind the tables (hours), then the checks on them
+	$(PY) results/benchmark.py
+	$(PY) -m pytest -m learning
+
+speed: setup  ## updates per second, evaluation steps per second, memory
+	$(PY) results/speed.py
+
+datasets: setup  ## every dataset that can be made here, and the table of them
+	$(PY) datasets/make.py --all
+	$(PY) datasets/make.py --table
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(RUN_DIR)

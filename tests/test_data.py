@@ -1,0 +1,360 @@
+"""Loading, masks and derived columns, on a hand-written log: one terminal, one time limit, one cut.
+
+rows      0 1 2 | 3 4 | 5 6
+ends with terminal, time limit, end of the log
+"""
+
+import json
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import h5py
+import jax
+import jax.numpy as jnp
+import minari
+import numpy as np
+import pytest
+from conftest import write_pendulum
+from minari.data_collector import EpisodeBuffer
+
+from shared.data import (
+    FIELDS,
+    Dataset,
+    InputError,
+    Spec,
+    Task,
+    flatten_obs,
+    load_dataset,
+    registered_env,
+)
+
+LAST = np.array([0, 0, 1, 0, 1, 0, 1], bool)
+TERMINAL = np.array([0, 0, 1, 0, 0, 0, 0], bool)
+REWARD = np.float32([1, 2, 3, 10, 20, 100, 200])
+
+
+@pytest.fixture
+def log() -> Dataset:
+    obs = np.arange(7, dtype=np.float32)[:, None] * 10
+    action = np.linspace(-0.6, 0.6, 7, dtype=np.float32)[:, None]
+    return Dataset(Task("log", "", Spec((1,), 1, False, (-1.0,), (1.0,))), obs, action, REWARD, obs + 1, TERMINAL, LAST)
+
+
+def test_episodes(log):
+    assert log.starts().tolist() == [0, 3, 5] and log.ends().tolist() == [2, 4, 6]
+    assert log.episode().tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert log.episode_returns().tolist() == [6, 30, 300]
+
+
+def test_return_to_go_stays_within_its_episode(log):
+    assert log.return_to_go().tolist() == [6, 5, 3, 30, 20, 300, 200]
+    np.testing.assert_allclose(log.return_to_go(0.5), [1 + 1 + 0.75, 3.5, 3, 20, 20, 200, 200])
+
+
+def test_next_action_does_not_exist_at_an_episodes_last_row(log):
+    action, exists = log.next_action()
+    assert exists.tolist() == [True, True, False, True, False, True, False]
+    np.testing.assert_array_equal(action[exists], log.action[[1, 2, 4, 6]])
+
+
+def test_next_action_rows_of_cut_and_timed_out_episodes_are_left_out(log):
+    rows = np.asarray(log.transitions(*FIELDS, "next_action").rows)
+    assert rows[:, 0].tolist() == [0, 10, 20, 30, 50]  # row 2 terminates: its next action is never used
+
+
+def test_n_step_returns(log):
+    reward, row, weight = log.n_step(3, 0.5)
+    np.testing.assert_allclose(reward, [1 + 1 + 0.75, 2 + 1.5, 3, 10 + 10, 20, 100 + 100, 200])
+    assert row.tolist() == [2, 2, 2, 4, 4, 6, 6]
+    np.testing.assert_allclose(weight, [0, 0, 0, 0.25, 0.5, 0.25, 0.5])
+
+
+def test_windows_are_padded_at_the_episodes_end(log):
+    rows, mask = log.windows(3)
+    assert rows.tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4], [5, 6, 6], [6, 6, 6]]
+    assert mask.sum(1).tolist() == [3, 2, 1, 2, 1, 2, 1]
+
+
+def test_normalised_observations_are_what_the_policy_sees(log):
+    data = log.normalize_obs()
+    np.testing.assert_allclose(data.obs, (log.obs - log.obs.mean()) / (log.obs.std() + 1e-3), rtol=1e-5)
+    np.testing.assert_allclose(data.next_obs, (log.next_obs - log.obs.mean()) / (log.obs.std() + 1e-3), rtol=1e-5)
+    np.testing.assert_array_equal(data.task.observe(log.obs[3]), data.obs[3])
+    assert "normalize_obs" in data.task.options
+
+
+def test_reward_options_are_recorded_and_leave_scores_alone(log):
+    data = log.scale_rewards(2.0, -1.0)
+    assert data.reward.tolist() == (REWARD * 2 - 1).tolist()
+    assert data.task.options == {"reward_scale": 2.0, "reward_shift": -1.0}
+
+
+def test_top_episodes(log):
+    best = log.top_episodes(0.67)
+    assert best.reward.tolist() == [10, 20, 100, 200] and best.last.tolist() == [False, True, False, True]
+    assert log.top_episodes(0.01).reward.tolist() == [100, 200]
+    with pytest.raises(InputError, match="fraction"):
+        log.top_episodes(1.5)
+
+
+def test_transitions_are_one_packed_array(log):
+    transitions = log.transitions()
+    assert transitions.rows.shape == (7, 1 + 1 + 1 + 1 + 1) and transitions.rows.dtype == jnp.float32
+    batch = transitions.take(jnp.array([2, 4]))
+    assert batch.obs.tolist() == [[20], [40]] and batch.next_obs.tolist() == [[21], [41]]
+    assert batch.reward.tolist() == [3, 20] and batch.terminal.tolist() == [1, 0]
+    np.testing.assert_allclose(batch.action, log.action[[2, 4]])
+
+
+def test_sampling_covers_all_rows_uniformly(log):
+    rewards = log.transitions().sample(jax.random.key(0), 7000).reward
+    counts = [(rewards == r).sum() for r in REWARD]
+    assert min(counts) > 850 and max(counts) < 1150
+
+
+def test_images_stay_uint8_and_are_stored_once(log):
+    frames = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)  # 7 rows + 3 episodes
+    at = np.array([0, 1, 2, 4, 5, 7, 8])
+    task = Task("images", "", Spec((4, 4, 3), 1, False, (-1.0,), (1.0,)))
+    data = Dataset(task, frames[at], log.action, log.reward, frames[at + 1], log.terminal, log.last)
+    transitions = data.transitions()
+    np.testing.assert_array_equal(transitions.frames, frames)
+    batch = transitions.take(jnp.arange(7))
+    assert batch.obs.dtype == jnp.uint8
+    np.testing.assert_array_equal(batch.obs, data.obs)
+    np.testing.assert_array_equal(batch.next_obs, data.next_obs)
+    assert batch.reward.tolist() == REWARD.tolist()
+    with pytest.raises(InputError, match="image"):
+        data.require()
+
+
+def test_goal_dictionaries_are_flattened_in_the_stated_order():
+    obs = {"achieved_goal": np.ones(1) * 3, "desired_goal": np.ones(1) * 2, "observation": np.ones(2), "a": np.ones(1) * 9}
+    assert flatten_obs(obs).tolist() == [1, 1, 2, 3, 9]
+
+
+def test_packed_size_on_the_device():
+    n = 1000
+    obs = np.zeros((n, 11), np.float32)
+    task = Task("x", "", Spec((11,), 3, False, (-1.0,) * 3, (1.0,) * 3))
+    last = np.arange(n) == n - 1
+    data = Dataset(task, obs, np.zeros((n, 3), np.float32), np.zeros(n, np.float32), obs, ~last & False, last)
+    raw = 4 * n * (11 + 3 + 1 + 1 + 11)
+    assert data.transitions(*FIELDS, "next_action").rows.nbytes <= 1.3 * raw
+
+
+# ---------------------------------------------------------------------------------------- formats
+
+
+def d4rl_log(path, next_observations: bool):
+    arrays = {
+        "observations": np.arange(7, dtype=np.float32)[:, None] * np.ones(3, np.float32),
+        "actions": np.linspace(-1, 1, 7, dtype=np.float32)[:, None],
+        "rewards": REWARD,
+        "terminals": TERMINAL,
+        "timeouts": np.array([0, 0, 0, 0, 1, 0, 0], bool),
+    }
+    if next_observations:
+        arrays["next_observations"] = arrays["observations"] + 1
+    with h5py.File(path, "w") as f:
+        for k, v in arrays.items():
+            f[k] = v
+    return str(path)
+
+
+def test_d4rl_hdf5_with_next_observations(tmp_path):
+    data = load_dataset(d4rl_log(tmp_path / "pendulum-x.hdf5", True))
+    assert data.terminal.tolist() == TERMINAL.tolist() and data.last.tolist() == LAST.tolist()
+    assert data.next_obs[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert data.task.env_spec.id == "Pendulum-v1"
+    np.testing.assert_allclose(data.action[:, 0], np.linspace(-0.5, 0.5, 7), atol=1e-6)  # torque in [-2, 2]
+
+
+def test_d4rl_hdf5_without_next_observations_drops_rows_that_have_none(tmp_path):
+    """The row at a time limit and the log's last row; a terminal row stays (its next_obs is never used)."""
+    data = load_dataset(d4rl_log(tmp_path / "pendulum-x.hdf5", False))
+    assert data.reward.tolist() == [1, 2, 3, 10, 100]
+    assert data.terminal.tolist() == [False, False, True, False, False]
+    assert data.last.tolist() == [False, False, True, True, True]
+    assert data.next_obs[[0, 1, 3, 4], 0].tolist() == [1, 2, 4, 6]
+
+
+def test_ogbench_npz(tmp_path):
+    path = tmp_path / "pointmaze.npz"
+    obs = np.arange(7, dtype=np.float32)[:, None]
+    np.savez(path, observations=obs, actions=np.zeros((7, 2), np.float32), terminals=LAST)
+    data = load_dataset(str(path))
+    assert not data.terminal.any() and data.reward.tolist() == [0, 0, 0, 0]
+    assert data.obs[:, 0].tolist() == [0, 1, 3, 5] and data.last.tolist() == [False, True, True, True]
+    np.savez(
+        path, observations=obs, actions=np.zeros((7, 2), np.float32), terminals=LAST, rewards=REWARD, masks=~TERMINAL
+    )
+    data = load_dataset(str(path))
+    assert data.terminal.tolist() == [False, False, True, False, False]
+
+
+def test_discontinuity_ends_an_episode_of_a_plain_npz(tmp_path):
+    path = tmp_path / "plain.npz"
+    obs = np.float32([[0], [1], [2], [50], [51]])
+    np.savez(path, obs=obs, next_obs=obs + 1, actions=np.zeros((5, 1), np.float32), rewards=np.ones(5))
+    data = load_dataset(str(path))
+    assert data.last.tolist() == [False, False, True, False, True] and not data.terminal.any()
+
+
+def minari_log(name="test/pendulum-v0"):
+    env = gym.make("Pendulum-v1")
+    r = np.random.default_rng(0)
+    episodes = []
+    for n, terminated in ((3, True), (2, False)):
+        episodes.append(
+            EpisodeBuffer(
+                observations=list(r.normal(size=(n + 1, 3)).astype(np.float32).clip(-1, 1)),
+                actions=list(r.uniform(-2, 2, (n, 1)).astype(np.float32)),
+                rewards=[float(x) for x in range(n)],
+                terminations=[False] * (n - 1) + [terminated],
+                truncations=[False] * (n - 1) + [not terminated],
+                infos={},
+            )
+        )
+    return minari.create_dataset_from_buffers(name, buffer=episodes, env=env, eval_env=env)
+
+
+def test_minari(tmp_path):
+    stored = minari_log()
+    data = load_dataset("test/pendulum-v0")
+    assert data.terminal.tolist() == [False, False, True, False, False]
+    assert data.last.tolist() == [False, False, True, False, True]
+    assert data.task.env_spec.id == "Pendulum-v1" and data.reward.tolist() == [0, 1, 2, 0, 1]
+    episode = next(stored.iterate_episodes())
+    np.testing.assert_array_equal(data.next_obs[:3], episode.observations[1:])
+    by_path = load_dataset(str(tmp_path / "minari" / "test" / "pendulum-v0"))
+    assert by_path.task.hash == data.task.hash
+
+
+def test_loading_writes_nothing_beside_the_data_and_caches_by_content(tmp_path):
+    path = tmp_path / "d" / "pendulum.npz"
+    path.parent.mkdir()
+    write_pendulum(path)
+    before = path.read_bytes()
+    first = load_dataset(str(path))
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["pendulum.npz"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert load_dataset(str(path)).task.hash == first.task.hash
+    write_pendulum(path, seed=1)
+    assert load_dataset(str(path)).task.hash != first.task.hash
+
+
+def test_a_damaged_cache_is_rebuilt(tmp_path, pendulum):
+    first = load_dataset(pendulum)
+    (cache,) = (tmp_path / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:100])
+    np.testing.assert_array_equal(load_dataset(pendulum).obs, first.obs)
+
+
+def test_a_million_hopper_rows_load_within_five_seconds_the_second_time(tmp_path):
+    n, path = 1_000_000, tmp_path / "hopper.hdf5"
+    r = np.random.default_rng(0)
+    with h5py.File(path, "w") as f:
+        f["observations"] = r.normal(size=(n, 11)).astype(np.float32)
+        f["actions"] = r.uniform(-1, 1, (n, 3)).astype(np.float32)
+        f["rewards"] = np.ones(n, np.float32)
+        f["terminals"] = np.zeros(n, bool)
+        f["timeouts"] = np.arange(n) % 1000 == 999
+    load_dataset(str(path))
+    start = time.process_time()  # CPU seconds: the machine may be busy
+    load_dataset(str(path))
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("name", ["adroit_door_human_dapg", "adroit_pen_human_sparse_rlkit"])
+def test_adroit_demonstrations(name):
+    from conftest import ROOT
+
+    path = ROOT.parent / "shared" / "data" / "demos" / f"{name}.npz"
+    if not path.exists():
+        pytest.skip("the demonstrations are not on this machine")
+    data = load_dataset(str(path), clip_actions=True)
+    assert len(data.ends()) == 25 and not data.terminal.any()
+    assert len(data.obs) == {"adroit_door_human_dapg": 6729 - 25, "adroit_pen_human_sparse_rlkit": 4975}[name]
+    if "door" in name:
+        with pytest.raises(InputError, match="clip-actions"):
+            load_dataset(str(path))
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def break_pendulum(path, **changes):
+    write_pendulum(path)
+    with np.load(path) as f:
+        arrays = {k: f[k] for k in f.files}
+    np.savez(path, **{**arrays, **changes})
+    return str(path)
+
+
+def nan_rows():
+    obs = np.zeros((300, 3), np.float32)
+    obs[17] = np.nan
+    return obs
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observations": nan_rows()}, "NaN or infinite observations, first in row 17"),
+        ({"rewards": np.full(300, np.inf)}, "infinite rewards"),
+        ({"rewards": np.zeros(299)}, "reward has 299 rows, obs has 300"),
+        ({"actions": np.full((300, 1), 3.0)}, "actions outside"),
+        ({"actions": np.zeros((300, 2))}, "actions of 2 dimensions"),
+        ({"observations": np.zeros((300, 4)), "next_observations": np.zeros((300, 4))}, "observations of shape"),
+    ],
+)
+def test_bad_data_gets_one_sentence(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words) as error:
+        load_dataset(break_pendulum(tmp_path / "pendulum.npz", **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match="There is no file"):
+        load_dataset(str(tmp_path / "absent.hdf5"))
+    truncated = tmp_path / "pendulum-a.hdf5"
+    d4rl_log(truncated, True)
+    truncated.write_bytes(truncated.read_bytes()[:1500])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_dataset(str(truncated))
+    (tmp_path / "x.npz").write_bytes(b"PK no zip")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_dataset(str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "y.npz", something=np.zeros(3))
+    with pytest.raises(InputError, match="has no observations"):
+        load_dataset(str(tmp_path / "y.npz"))
+    with pytest.raises(InputError, match="not a Minari dataset"):
+        load_dataset(str(tmp_path))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    np.savez(tmp_path / "z.npz", observations=np.array([{"a": 1}] * 3, dtype=object), actions=np.zeros((3, 1)))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_dataset(str(tmp_path / "z.npz"))
+
+
+def test_unknown_ids():
+    with pytest.raises(InputError, match="did you mean pendulum-mixed"):
+        load_dataset("pendulm-mixed")
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        load_dataset("mujoco/hopper/medium-v0")
+    with pytest.raises(InputError, match="not registered.*Hopper-v5"):
+        registered_env("Hoper-v5")
+
+
+def test_an_environment_in_a_file_is_made_only_if_registered():
+    stored = minari_log("test/evil-v0")
+    path = Path(stored.spec.data_path) / "metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["eval_env_spec"])
+    metadata["eval_env_spec"] = json.dumps({**spec, "id": "Evil-v0", "entry_point": "os:system"})
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="'Evil-v0' is not registered"):
+        load_dataset("test/evil-v0")

@@ -1,0 +1,118 @@
+"""The contracts of lanes, for every algorithm file that exists: a new file is covered by being there."""
+
+import ast
+import csv
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import ALGORITHMS, load
+
+from shared.run import float_fields, lane_settings, over_lanes
+
+NAMES = [p.stem for p in ALGORITHMS]
+
+
+def small(name: str, dataset: str, out, **changes):
+    """A tiny job's Args: small networks, small batches, few updates."""
+    cls = load(name).Args
+    fields = {f.name for f in dataclasses.fields(cls)}
+    values = {
+        "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
+        "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2,
+        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4,
+    } | changes  # fmt: skip
+    if "env_steps" not in fields:
+        values["env"] = ""
+    return cls(**{k: v for k, v in values.items() if k in fields})
+
+
+def train(name: str, dataset: str, out, **changes) -> dict[str, np.ndarray]:
+    """Runs `main` and returns the checkpoint's agent: {path in the tree: [L, ...]}."""
+    load(name).main(small(name, dataset, out, **changes))
+    with np.load(out / "checkpoint" / "state.npz") as file:
+        return {k: file[k] for k in file.files if k.startswith("[0]")}
+
+
+def learning_rate(name: str) -> str:
+    return next(f for f in float_fields(load(name).Args) if f.endswith(("_lr", "learning_rate")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lane_is_the_same_seed_and_setting_alone(name, pendulum, tmp_path):
+    """And lanes of different seeds share nothing; the number of lanes need not divide the devices."""
+    rate = learning_rate(name)
+    job = train(name, pendulum, tmp_path / "job", seeds=3, seed=5, **{rate: (1e-3, 1e-2)}, discount=0.9)
+    alone = train(name, pendulum, tmp_path / "alone", seed=6, **{rate: 1e-2}, discount=0.9)
+    lane = 1 * 3 + 1
+    for path, value in alone.items():
+        np.testing.assert_allclose(job[path][lane], value[0], rtol=1e-5, atol=1e-6, err_msg=path)
+    kernels = [v for k, v in job.items() if "kernel" in k and "opt" not in k]
+    for v in kernels:
+        for other in (0, 2, 3, 5):
+            assert np.abs(v[lane] - v[other]).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_diverging_lane_is_named_and_leaves_the_others_alone(name, pendulum, tmp_path, capfd):
+    rate = learning_rate(name)
+    healthy = train(name, pendulum, tmp_path / "healthy", **{rate: (1e-3, 2e-3)}, updates=8, env_steps=12)
+    sick = train(name, pendulum, tmp_path / "sick", **{rate: (1e-3, 1e38)}, updates=8, env_steps=12)
+    for path, value in healthy.items():
+        np.testing.assert_array_equal(value[0], sick[path][0], err_msg=path)
+    record = json.loads((tmp_path / "sick" / "run.json").read_text())
+    assert list(record["diverged"]) == ["1"]
+    assert f"Lane 1 (seed=0, {rate}=1e+38) has diverged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_is_used_twice(name, pendulum, tmp_path):
+    with jax.debug_key_reuse(True):
+        train(name, pendulum, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_has_the_house_form(name):
+    """Docstring with paper, deviations and commands; help under every argument; the functions in order."""
+    path = next(p for p in ALGORITHMS if p.stem == name)
+    tree = ast.parse(path.read_text())
+    doc = ast.get_docstring(tree)
+    assert doc.split(":")[0].strip() and "Deviations from" in doc
+    assert "arXiv" in doc and f"python algorithms/{path.parent.name}/{name}.py" in doc
+    args = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Args")
+    for field, text in zip(args.body[::2], args.body[1::2], strict=True):
+        assert isinstance(field, ast.AnnAssign) and isinstance(text.value, ast.Constant), ast.unparse(field)
+    order = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    parts = [p for p in ("Args", "Agent", "init", "update", "act", "train", "main") if p in order]
+    assert [n for n in order if n in parts] == parts and {"Args", "Agent", "init", "update", "act", "main"} <= {*parts}
+    imported = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert not any(m and m.startswith("algorithms") for m in imported)
+
+
+def test_settings_are_the_grid_of_swept_values_times_seeds():
+    args = load("td3_bc").Args(seeds=2, seed=7, alpha=(1.0, 4.0), tau=(0.1, 0.2, 0.3))
+    lanes = lane_settings(args)
+    assert len(lanes) == 12 and lanes[0] == {"seed": 7, "alpha": 1.0, "tau": 0.1}
+    assert lanes[3] == {"seed": 8, "alpha": 1.0, "tau": 0.2} and lanes[-1] == {"seed": 8, "alpha": 4.0, "tau": 0.3}
+
+
+def test_rows_on_disk_name_every_lane(pendulum, tmp_path):
+    train("bc", pendulum, tmp_path / "run", seeds=2, actor_lr=(1e-3, 1e-2), eval_episodes=3)
+    rows = list(csv.DictReader((tmp_path / "run" / "returns.csv").open()))
+    assert len(rows) == 4 * 3
+    assert [(r["lane"], r["seed"], r["actor_lr"]) for r in rows[::3]] == [
+        ("0", "0", "0.001"), ("1", "1", "0.001"), ("2", "0", "0.01"), ("3", "1", "0.01"),
+    ]  # fmt: skip
+    metrics = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [r["update"] for r in metrics] == ["2"] * 4 + ["4"] * 4
+
+
+def test_the_compiled_program_does_not_communicate(pendulum):
+    module = load("td3_bc")
+    mesh = jax.make_mesh((2,), ("lane",), (jax.sharding.AxisType.Auto,))
+    f = over_lanes(lambda x, shared: jax.numpy.tanh(x @ shared), mesh, in_axes=(0, None))
+    text = f.lower(np.ones((4, 3, 3), np.float32), np.ones((3, 3), np.float32)).compile().as_text()
+    assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+    assert module.Args().policy_delay == 2
