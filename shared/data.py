@@ -558,6 +558,7 @@ def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         "env_kwargs": spec.get("kwargs", {}),
         "max_episode_steps": spec.get("max_episode_steps"),
     }
+    meta["same_env"] = stored.get("eval_env_spec") in (None, stored.get("env_spec"))
     if "ref_min_score" in stored and "ref_max_score" in stored:
         meta["reference"] = {
             "min": stored["ref_min_score"],
@@ -700,8 +701,10 @@ def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) 
     data = Dataset(task, obs, action, reward, next_obs, arrays["terminal"].astype(bool), arrays["last"].astype(bool))
     if env_spec and (shape := _env_obs_shape(env_spec)) != obs.shape[1:]:
         raise InputError(f"{name} has observations of shape {obs.shape[1:]}, {env_id} gives {shape}.")
-    returns = data.episode_returns()
-    baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
+    baselines = {}
+    if meta.get("same_env", True):  # else the data's returns are of another problem than the scores
+        returns = data.episode_returns()
+        baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
     options = {"clip_actions": True} if clip_actions else {}
     return dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines, options=options))
 

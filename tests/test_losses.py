@@ -37,7 +37,7 @@ def agent_of(module, args, spec=SPEC, seed=0):
         r = np.random.default_rng(s)
         return jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape).astype(np.float32) for x in leaves])
 
-    names = ("actor", "critic", "value", "policy", "target_actor", "target_critic")
+    names = ("actor", "critic", "value", "policy", "target_actor", "target_critic", "flow")
     changed = {}
     for i, name in enumerate(names):
         if getattr(agent, name, None) is not None:
@@ -386,6 +386,68 @@ def test_cql_discrete_is_double_dqn_plus_the_gap(batch):
     expected = ((q[:, rows, action] - y) ** 2).mean(1).sum()
     expected += 0.6 * (logsumexp(q, -1) - q[:, rows, action]).mean(1).sum()
     close(cql.discrete_critic_loss(agent.critic, agent, batch, args)[0], expected)
+
+
+# ------------------------------------------------------------------------------------------ fql
+
+
+def gelu_mlp(params, *inputs, layer_norm=False):
+    layers = params["params"]
+    x = np.concatenate(inputs, -1).astype(np.float64)
+    n = sum(k.startswith("Dense") for k in layers)
+    for i in range(n):
+        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
+        if i < n - 1:
+            x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+            if layer_norm:
+                p = layers[f"LayerNorm_{i}"]
+                x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+                x = x * np.float64(p["scale"]) + np.float64(p["bias"])
+    return x
+
+
+def gelu_heads(critics, obs, action):
+    one = [jax.tree.map(lambda x, i=i: x[i], critics) for i in range(2)]
+    return np.stack([gelu_mlp(c, obs, action, layer_norm=True)[:, 0] for c in one])
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "min"])
+def test_fql_critic(batch, aggregation):
+    fql = load("fql")
+    args = fql.Args(hidden_dims=(8, 8), batch_size=B, q_aggregation=aggregation)
+    agent, key = agent_of(fql, args), jax.random.key(6)
+    noise = np.asarray(jax.random.normal(key, (B, 2)))
+    next_action = np.clip(gelu_mlp(agent.actor, batch.next_obs, noise), -1, 1)
+    target_q = getattr(gelu_heads(agent.target_critic, batch.next_obs, next_action), aggregation)(0)
+    y = batch.reward + 0.99 * (1 - batch.terminal) * target_q
+    expected = ((gelu_heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean()
+    close(fql.critic_loss(agent.critic, agent, batch, key, args)[0], expected)
+
+
+def test_fql_flow_matching(batch):
+    fql = load("fql")
+    args = fql.Args(hidden_dims=(8, 8), batch_size=B)
+    agent, key = agent_of(fql, args), jax.random.key(6)
+    noise_key, time_key = jax.random.split(key)
+    z, t = np.asarray(jax.random.normal(noise_key, (B, 2))), np.asarray(jax.random.uniform(time_key, (B, 1)))
+    velocity = gelu_mlp(agent.flow, batch.obs, (1 - t) * z + t * batch.action, t)
+    close(fql.flow_loss(agent.flow, agent, batch, key, args), ((velocity - (batch.action - z)) ** 2).mean())
+
+
+@pytest.mark.parametrize("normalize_q", [True, False])
+def test_fql_actor_is_distilled_from_the_clipped_flow(batch, normalize_q):
+    fql = load("fql")
+    args = fql.Args(hidden_dims=(8, 8), batch_size=B, alpha=3.0, flow_steps=4, normalize_q=normalize_q)
+    agent, key = agent_of(fql, args), jax.random.key(6)
+    z = np.asarray(jax.random.normal(key, (B, 2)))
+    x = z.astype(np.float64)
+    for i in range(4):
+        x = x + gelu_mlp(agent.flow, batch.obs, x, np.full((B, 1), i / 4)) / 4
+    action = gelu_mlp(agent.actor, batch.obs, z)
+    q = gelu_heads(agent.critic, batch.obs, np.clip(action, -1, 1)).mean(0)
+    lam = 1 / np.abs(q).mean() if normalize_q else 1.0
+    expected = 3.0 * ((action - np.clip(x, -1, 1)) ** 2).mean() - lam * q.mean()
+    close(fql.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
 
 
 # ------------------------------------------------------------------------------------------ sac

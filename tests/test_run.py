@@ -1,0 +1,825 @@
+"""The run around an algorithm: command line, schedule, files, kills and resume, wandb, lanes.
+
+Training jobs are small ones of bc and td3_bc; what only concerns the loop uses `toy`, which compiles nothing.
+"""
+
+import csv
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load, write_pendulum
+
+import shared.run
+from shared.data import InputError, Spec, Task, registered_env
+from shared.run import (
+    Float,
+    Interrupted,
+    Run,
+    RunArgs,
+    hyperparameters,
+    launch,
+    load_tree,
+    make_mesh,
+    over_lanes,
+    parse,
+    preset_for,
+    read_header,
+    save_tree,
+)
+
+assert len(jax.devices()) == 2  # before `launch` asks for one per lane
+
+
+class Line(gym.Env):
+    """Pendulum-v1's spaces, but no chaos; a time limit ends it."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,))
+    action_space = gym.spaces.Box(-2.0, 2.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs = self.np_random.normal(size=3).astype(np.float32)
+        return self.obs, {}
+
+    def step(self, action):
+        self.obs = (0.9 * self.obs + 0.1 * action).astype(np.float32)
+        return self.obs, -float((self.obs**2).sum()), False, False, {}
+
+
+gym.register("RunTest/Line-v0", Line, max_episode_steps=5)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def rows(out: Path, name: str) -> list[dict]:
+    return list(csv.DictReader((out / f"{name}.csv").open()))
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())
+
+
+def outcome(out: Path) -> tuple[dict, list, list]:
+    """What two runs must share: parameters, metrics without their times, returns."""
+    with np.load(out / "checkpoint" / "state.npz") as file:
+        arrays = {k: file[k] for k in file.files if k != "__header__"}
+    metrics = [{k: v for k, v in r.items() if k != "wall_s"} for r in rows(out, "metrics")]
+    return arrays, metrics, rows(out, "returns")
+
+
+def assert_same(out: Path, other: Path) -> None:
+    (arrays, metrics, returns), (arrays_2, metrics_2, returns_2) = outcome(out), outcome(other)
+    assert metrics == metrics_2
+    assert returns == returns_2
+    assert arrays.keys() == arrays_2.keys() and len(arrays) > 1
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, arrays_2[name], err_msg=name)
+
+
+def at_step(monkeypatch, step: int, action, after: bool = False) -> None:
+    """`action()` once, when the chunk that ends at `step` is logged (or after it was)."""
+    log = Run.log
+
+    def patched(self, *args, **kwargs):
+        now = self.done + self.chunk == step
+        if now:
+            monkeypatch.setattr(Run, "log", log)
+        if now and not after:
+            action()
+        log(self, *args, **kwargs)
+        if now and after:
+            action()
+
+    monkeypatch.setattr(Run, "log", patched)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill() -> None:
+    raise Killed
+
+
+# ------------------------------------------------------------------------------------------- a toy
+
+
+@hyperparameters
+class ToyArgs(RunArgs):
+    rate: Float = 1.0
+    """Its only hyperparameter."""
+
+
+PENDULUM = Spec((3,), 1, False, (-2.0,), (2.0,))
+
+
+def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
+    """A job without a network: the agent counts updates, metric m of a chunk is the mean update index."""
+    args = ToyArgs(**{"updates": 12, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "out": str(out)} | changes)
+    task = task or Task("toy", "hash of the data", PENDULUM)
+    with Run(__file__, args, task, lambda agent, obs, key, args: obs[:, :1]) as run:
+        lanes = len(run.init_keys)
+        agent = {"count": jax.device_put(np.zeros(lanes, np.float32), run.sharding)}
+        agent = run.restore(agent)
+        for _ in run.chunks():
+            if during:
+                during(run)
+            index = run.done + np.arange(run.chunk)
+            agent = {"count": agent["count"] + run.chunk}
+            run.log(agent, {"m": np.full(lanes, index.mean())})
+    return run
+
+
+# ---------------------------------------------------------------------------------- kill and resume
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset, and finished runs of bc (3 lanes on 2 devices) and td3_bc on it, never killed."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
+        write_pendulum(folder / "pendulum.npz")
+        load("bc").main(job(folder, "bc", folder / "bc"))
+        load("td3_bc").main(job(folder, "td3_bc", folder / "td3_bc"))
+    return folder
+
+
+def job(folder: Path, name: str, out: Path, **changes):
+    """A tiny job: 12 updates in chunks of 2, evaluated and saved at 4, 8 and 12."""
+    tiny = {
+        "dataset": str(folder / "pendulum.npz"), "env": "RunTest/Line-v0", "updates": 12, "log_every": 2,
+        "eval_every": 4, "checkpoint_every": 4, "eval_episodes": 2, "batch_size": 8, "hidden_dims": (8, 8),
+        "seeds": 3 if name == "bc" else 1, "out": str(out),
+    }  # fmt: skip
+    return load(name).Args(**tiny | changes)
+
+
+@pytest.mark.parametrize("name", ["bc", "td3_bc"])
+def test_a_stopped_run_resumes_bit_identically(name, folder, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    at_step(monkeypatch, 6, terminate)
+    with pytest.raises(Interrupted) as stop:
+        load(name).main(job(folder, name, out))
+    assert stop.value.signal == signal.SIGTERM and stop.value.out == out
+    assert record(out)["status"] == "interrupted" and record(out)["steps_done"] == 6
+    assert read_header(out / "checkpoint" / "state.npz")["done"] == 6
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    load(name).main(job(folder, name, out, resume=True))
+    assert record(out)["status"] == "finished" and record(out)["steps_done"] == 12
+    assert (out / "curve.png").exists()
+    assert_same(out, folder / name)
+
+
+def test_rows_written_after_the_last_checkpoint_are_not_doubled(folder, tmp_path, monkeypatch):
+    """Killed while the checkpoint of update 8 is written: rows of 6 and 8 and an evaluation are cut off."""
+    out, replace = tmp_path / "run", os.replace
+
+    def at_the_second_checkpoint(source, target):
+        if Path(target).name == "state.npz" and Path(target).exists():
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", at_the_second_checkpoint)
+        load("bc").main(job(folder, "bc", out))
+    assert [r["update"] for r in rows(out, "metrics")][-1] == [r["update"] for r in rows(out, "returns")][-1] == "8"
+    load("bc").main(job(folder, "bc", out, resume=True))
+    assert_same(out, folder / "bc")
+
+
+@pytest.fixture
+def line_task() -> Task:
+    return Task("toy", "hash of the data", PENDULUM, registered_env("RunTest/Line-v0"))
+
+
+@pytest.mark.parametrize("first, second", [(6, 10), (8, 10), (6, 8)])
+def test_a_run_may_be_killed_again_and_again(first, second, line_task, tmp_path, monkeypatch):
+    """By a signal, then without warning; evaluations and logging points fall between the checkpoints."""
+    every = {"task": line_task, "log_every": 4, "eval_every": 6, "checkpoint_every": 2, "eval_episodes": 2}
+    toy(tmp_path / "whole", **every)
+    at_step(monkeypatch, first, terminate)
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", **every)
+    at_step(monkeypatch, second, kill, after=True)
+    with pytest.raises(Killed):
+        toy(tmp_path / "run", resume=True, **every)
+    toy(tmp_path / "run", resume=True, **every)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_completed_by_resume(line_task, tmp_path, monkeypatch):
+    toy(tmp_path / "whole", line_task)
+    at_step(monkeypatch, 12, kill, after=True)
+    with pytest.raises(Killed):
+        toy(tmp_path / "run", line_task)
+    toy(tmp_path / "run", line_task, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert record(tmp_path / "run")["status"] == "finished"
+    assert (tmp_path / "run" / "curve.png").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(line_task, tmp_path, monkeypatch):
+    toy(tmp_path / "whole", line_task)
+    at_step(monkeypatch, 2, kill, after=True)
+    with pytest.raises(Killed):
+        toy(tmp_path / "run", line_task)
+    toy(tmp_path / "run", line_task)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(line_task, tmp_path):
+    toy(tmp_path / "run", line_task)
+    before = {p.name: p.read_bytes() for p in tmp_path.rglob("*.csv")}
+    toy(tmp_path / "run", line_task, resume=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.csv")} == before
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    def twice(run):
+        terminate()
+        terminate()
+
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path / "run", during=twice)
+    assert record(tmp_path / "run")["status"] in ("interrupted", "failed")
+    assert not (tmp_path / "run" / "checkpoint" / "state.npz").exists()
+
+
+def test_a_signal_in_the_last_chunk_lets_the_run_finish(tmp_path, monkeypatch):
+    at_step(monkeypatch, 12, terminate)
+    toy(tmp_path / "run")
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
+def test_wall_time_goes_on_and_the_divergence_is_remembered(tmp_path, monkeypatch):
+    def sick(run):  # lane 1 of 2 reports NaN in the first chunk only
+        log = run.log
+        values = np.array([1.0, np.nan if run.done == 0 else 1.0])
+        run.log = lambda agent, metrics: log(agent, {"m": values})
+
+    at_step(monkeypatch, 4, terminate)
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", seeds=2, during=sick)
+    before = rows(tmp_path / "run", "metrics")
+    path = tmp_path / "run" / "checkpoint" / "state.npz"
+    save_tree(path, load_tree(path, ({"count": np.zeros(2)}, None)), read_header(path) | {"wall_s": 1000.0})
+    toy(tmp_path / "run", seeds=2, resume=True)
+    after = rows(tmp_path / "run", "metrics")
+    assert after[: len(before)] == before
+    assert 1000 < float(after[len(before)]["wall_s"]) <= float(after[-1]["wall_s"]) < 1100
+    assert record(tmp_path / "run")["diverged"] == {"1": 2}
+
+
+def test_signals_to_a_real_process(folder, tmp_path):
+    """SIGTERM: status 143, SIGINT: 130; each says how to go on, and leaves a checkpoint from which it does."""
+    command = [
+        sys.executable, load("bc").__file__, "--dataset", folder / "pendulum.npz", "--updates", 10**8,
+        "--log-every", 1000, "--eval-every", 10**8, "--eval-episodes", 1, "--checkpoint-every", 10**8, "--batch-size", 8,
+        "--hidden-dims", 8, 8, "--out", "run",
+    ]  # fmt: skip
+    done = 0
+    for number, status, more in ((signal.SIGTERM, 143, []), (signal.SIGINT, 130, ["--resume"])):
+        words = [str(w) for w in [*command, *more]]
+        process = subprocess.Popen(words, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            size, deadline = len(rows(tmp_path / "run", "metrics")) if done else 0, time.time() + 120
+            while not ((tmp_path / "run" / "metrics.csv").exists() and len(rows(tmp_path / "run", "metrics")) > size):
+                assert process.poll() is None and time.time() < deadline, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == status, err
+        assert f"continue with --out {tmp_path / 'run'} --resume" in err and "Traceback" not in err
+        header = read_header(tmp_path / "run" / "checkpoint" / "state.npz")
+        assert header["done"] > done and record(tmp_path / "run")["status"] == "interrupted"
+        done = header["done"]
+        updates = [int(r["update"]) for r in rows(tmp_path / "run", "metrics")]
+        assert updates == list(range(1000, done + 1, 1000))
+
+
+# ------------------------------------------------------------------- errors through the command line
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file and directory but the dataset cache."""
+    paths = [p for p in folder.rglob("*") if "cache" not in p.parts]
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in paths}
+
+
+@pytest.fixture
+def refused(tmp_path, folder, monkeypatch, capfd):
+    """refused(algorithm, *arguments) -> stderr, for a command that must fail in tmp_path.
+
+    There lie pendulum.npz, cartpole.npz and `done`: a finished run of bc on the former.
+    """
+    shutil.copy(folder / "pendulum.npz", tmp_path)
+    shutil.copytree(folder / "tiny", tmp_path / "done")
+    monkeypatch.chdir(tmp_path)
+
+    def refused(name: str, *argv: str) -> str:
+        module, before = load(name), tree(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module.__file__, *TINY, *argv])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            launch(module.main, module.Args, module.PRESETS, module.__doc__)
+        err = capfd.readouterr().err
+        assert stop.value.code == 2, err
+        assert "Traceback" not in err
+        assert tree(tmp_path) == before
+        return err
+
+    return refused
+
+
+TINY = [
+    *("--dataset", "pendulum.npz", "--env", "RunTest/Line-v0", "--updates", "4", "--log-every", "2"),
+    *("--eval-every", "4", "--checkpoint-every", "4", "--eval-episodes", "1", "--batch-size", "8"),
+    *("--hidden-dims", "8", "8", "--out", "new"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_run(folder):
+    """folder/tiny: the run of the command TINY, made through `launch`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [load("bc").__file__, *TINY, "--out", "tiny"])
+        launch(load("bc").main, load("bc").Args, load("bc").PRESETS, load("bc").__doc__)
+
+
+# (what is wrong, algorithm, arguments, words of the answer)
+MISTAKES = [
+    ("missing file", "bc", ["--dataset", "pendulun.npz"], ["no file", "pendulun.npz"]),
+    ("typo in a dataset", "bc", ["--dataset", "pendulum-mixd"], ["'pendulum-mixd'", "pendulum-mixed"]),
+    ("typo in an environment", "bc", ["--env", "RunTest/Lin-v0"], ["'RunTest/Lin-v0'", "RunTest/Line-v0"]),
+    ("unknown preset", "cql", ["--preset", "hoper"], ["'hoper'", "hopper"]),
+    ("actions are continuous", "bc", ["--policy", "categorical"], ["discrete", "continuous"]),
+    ("no common divisor", "bc", ["--updates", "5000", "--log-every", "7"], ["--log-every 7", "common divisor"]),
+    ("not a multiple of the policy delay", "td3_bc", ["--updates", "5"], ["common divisor"]),
+    ("no seeds", "bc", ["--seeds", "0"], ["--seeds", "at least 1"]),
+    ("no updates", "bc", ["--updates", "0"], ["--updates", "at least 1"]),
+    ("no interval", "bc", ["--eval-every", "-1"], ["--eval-every", "at least 1"]),
+    ("NaN", "bc", ["--actor-lr", "nan"], ["--actor-lr", "finite"]),
+    ("infinity among several", "bc", ["--actor-lr", "1e-3", "inf"], ["--actor-lr", "finite"]),
+    ("NaN in a float that is not swept", "td3_bc", ["--reward-shift", "nan"], ["--reward-shift", "finite"]),
+    ("fraction out of range", "bc", ["--top-fraction", "1.5"], ["1.5"]),
+    ("--out holds a run", "bc", ["--out", "done"], ["done", "--resume"]),
+    ("--out is under a file", "bc", ["--out", "pendulum.npz/run"], ["Cannot write"]),
+    ("--resume without a run", "bc", ["--resume"], ["no checkpoint"]),
+    ("--resume of another algorithm", "td3_bc", ["--out", "done", "--resume"], ["run of bc", "td3_bc"]),
+    ("--resume with another size", "bc", ["--out", "done", "--resume", "--hidden-dims", "9"], ["--hidden-dims"]),
+    ("--resume with more seeds", "bc", ["--out", "done", "--resume", "--seeds", "2"], ["--seeds", "2", "1"]),
+    ("--resume with another rate", "bc", ["--out", "done", "--resume", "--actor-lr", "1"], ["--actor-lr"]),
+]
+
+
+@pytest.mark.parametrize("name, argv, words", [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
+    err = refused(name, *argv)
+    assert err.startswith(f"{name}.py: ") and len(err.splitlines()) == 1, err
+    assert all(w in err for w in words), err
+
+
+def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
+    for name, more in (("td3_bc", []), ("bc", ["--policy", "gaussian"])):
+        assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [(["--batch-sze", "8"], "--batch-size"), (["--updates", "many"], "--updates"), (["--actor-lr"], "--actor-lr")],
+)
+def test_a_typo_in_a_flag_or_number_names_the_nearest(argv, word, refused):
+    assert word in refused("bc", *argv)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "Cannot write" in refused("bc", "--out", "locked/run")
+
+
+def test_another_dataset_under_the_same_name(refused, tmp_path):
+    write_pendulum(tmp_path / "pendulum.npz", seed=1)
+    err = refused("bc", "--out", "done", "--resume")
+    assert "changed" in err and "pendulum.npz" in err
+
+
+def damaged(path: Path, damage: str) -> None:
+    content, header = path.read_bytes(), read_header(path)
+    with np.load(path) as file:
+        arrays = {k: file[k] for k in file.files if k != "__header__"}
+    kernel = next(k for k in arrays if "kernel" in k)
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "one bit":
+        at = content.index(arrays[kernel].tobytes()) + 3
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        arrays[kernel] = arrays[kernel][..., :-1]
+        if damage == "an array is missing":
+            del arrays[kernel]
+        np.savez(path, __header__=np.array(json.dumps(header)), **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ("truncated", ["not a readable checkpoint"]),
+        ("empty", ["not a readable checkpoint"]),
+        ("one bit", ["not a readable checkpoint"]),
+        ("an array is missing", ["does not fit", "kernel"]),
+        ("an array is smaller", ["does not fit", "kernel", "shape"]),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, words, refused, tmp_path):
+    damaged(tmp_path / "done" / "checkpoint" / "state.npz", damage)
+    err = refused("bc", "--out", "done", "--resume")
+    assert err.startswith("bc.py: ") and len(err.splitlines()) == 1, err
+    assert all(w in err for w in words), err
+
+
+def test_a_refused_resume_gives_signals_back_and_opens_nothing(tmp_path, monkeypatch):
+    toy(tmp_path / "run")
+    fake = fake_wandb(monkeypatch)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(InputError, match="--updates"):
+        toy(tmp_path / "run", updates=16, resume=True, wandb="offline")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not fake.runs
+
+
+# ------------------------------------------------------------------------------- presets and arguments
+
+KEYS = {
+    "hopper": {"batch_size": 1, "actor_lr": 0.5},
+    "hopper-medium": {"batch_size": 2},
+    "hopper-medium-expert": {"batch_size": 3, "hidden_dims": (7,)},
+    "walker2d-medium": {"batch_size": 4},
+}
+
+
+@pytest.mark.parametrize(
+    "dataset, key",
+    [
+        ("hopper-random", "hopper"),
+        ("hopper-medium", "hopper-medium"),
+        ("hopper-medium-expert", "hopper-medium-expert"),
+        ("mujoco/hopper/medium-v0", "hopper-medium"),
+        ("data/hopper_medium_expert-v2.hdf5", "hopper-medium-expert"),
+        ("hopper_medium-v2.hdf5", "hopper-medium"),
+        ("Hopper_Medium.npz", "hopper-medium"),
+        ("runs/hopper-medium-expert/walker2d_medium-v2.hdf5", "walker2d-medium"),
+        ("runs-with-hopper/halfcheetah_medium-v2.hdf5", None),
+        ("halfcheetah-medium", None),
+    ],
+)
+def test_the_longest_name_contained_in_the_datasets_picks_the_preset(dataset, key):
+    assert preset_for(dataset, KEYS) == key
+    assert preset_for(dataset, dict(reversed(KEYS.items()))) == key
+
+
+def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_defaults():
+    cls = load("bc").Args
+
+    def settings(*argv):
+        args = parse(cls, KEYS, "doc", ["--dataset", "hopper-medium-expert", *argv])
+        return args.batch_size, args.hidden_dims, args.actor_lr
+
+    assert settings() == (3, (7,), 3e-4)
+    assert settings("--batch-size", "9") == (9, (7,), 3e-4)
+    assert settings("--batch-size", "256") == (256, (7,), 3e-4)  # the default, but asked for
+    assert settings("--preset", "none") == (256, (256, 256), 3e-4)
+    assert settings("--preset", "hopper") == (1, (256, 256), 0.5)
+    assert settings("--preset", "hopper", "--actor-lr", "1") == (1, (256, 256), 1.0)
+    with pytest.raises(InputError, match="hopper"):
+        settings("--preset", "hoper")
+
+
+def test_several_values_of_a_float_become_a_tuple():
+    def lr(*argv):
+        args = parse(load("bc").Args, {}, "doc", ["--actor-lr", *argv])
+        assert args.batch_size == (8 if "8" in argv else 256)
+        return args.actor_lr
+
+    assert lr("1e-3") == 1e-3 and isinstance(lr("1"), float)
+    assert lr("1e-3", "3e-4", "-1") == (1e-3, 3e-4, -1.0)
+    assert lr("1e-3", "3e-4", "--batch-size", "8") == (1e-3, 3e-4)
+
+
+def test_every_lane_gets_its_own_value(tmp_path):
+    run = toy(tmp_path / "run", seeds=2, seed=3, rate=(0.5, 0.25))
+    assert run.lane_args.rate.tolist() == [0.5, 0.5, 0.25, 0.25]
+    assert [(r["lane"], r["seed"], r["rate"]) for r in rows(tmp_path / "run", "metrics")[:4]] == [
+        ("0", "3", "0.5"), ("1", "4", "0.5"), ("2", "3", "0.25"), ("3", "4", "0.25"),
+    ]  # fmt: skip
+    assert record(tmp_path / "run")["lanes"][2] == {"lane": 2, "seed": 3, "rate": 0.25}
+
+
+# ---------------------------------------------------------------------------------------- the schedule
+
+
+def test_intervals_are_counted_in_updates(line_task, tmp_path):
+    """The chunk is 2; a row of metrics is the mean over the 4 updates since the last."""
+    run = toy(tmp_path / "run", line_task, log_every=4, eval_every=6, eval_episodes=3)
+    assert run.chunk == 2
+    assert [(r["update"], float(r["m"])) for r in rows(tmp_path / "run", "metrics")] == [
+        ("4", 1.5), ("8", 5.5), ("12", 9.5),
+    ]  # fmt: skip
+    returns = rows(tmp_path / "run", "returns")
+    assert [(r["update"], r["episode"]) for r in returns] == [(u, e) for u in ("6", "12") for e in "012"]
+    assert all(r["env_step"] == "0" for r in returns)
+
+
+@pytest.mark.parametrize("eval_every, at", [(4, ["4", "8", "10"]), (10, ["10"]), (1000, ["10"])])
+def test_the_last_update_is_always_evaluated_logged_and_saved(eval_every, at, line_task, tmp_path):
+    every = {"eval_every": eval_every, "log_every": eval_every, "checkpoint_every": eval_every}
+    toy(tmp_path / "run", line_task, updates=10, eval_episodes=1, **every)
+    assert [r["update"] for r in rows(tmp_path / "run", "returns")] == at
+    assert [r["update"] for r in rows(tmp_path / "run", "metrics")][-1] == "10"
+    assert read_header(tmp_path / "run" / "checkpoint" / "state.npz")["done"] == 10
+
+
+def test_checkpoints_are_written_when_they_are_due(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(shared.run, "save_tree", lambda path, tree, header: saved.append(header["done"]))
+    toy(tmp_path / "run", updates=20, checkpoint_every=6)
+    assert saved == [6, 12, 18, 20]
+
+
+def test_the_length_of_a_chunk_does_not_change_the_result(folder, tmp_path):
+    with np.load(folder / "bc" / "checkpoint" / "state.npz") as file:
+        expected = {k: file[k] for k in file.files if "actor" in k}
+    load("bc").main(job(folder, "bc", tmp_path / "run", log_every=4))
+    with np.load(tmp_path / "run" / "checkpoint" / "state.npz") as file:
+        for name, value in expected.items():
+            np.testing.assert_allclose(file[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_the_keys_of_updates_depend_on_seed_and_update_only(tmp_path, monkeypatch):
+    def keys(out, **changes):
+        seen, chunks = [], Run.chunks
+
+        def patched(self):
+            for keys in chunks(self):
+                seen.append(np.asarray(jax.random.key_data(keys)))
+                yield keys
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "chunks", patched)
+            toy(tmp_path / out, **changes)
+        return np.concatenate(seen, axis=1)  # [L, updates, 2]
+
+    twos, fours = keys("a", seeds=2, seed=1), keys("b", seeds=2, seed=1, log_every=4)
+    np.testing.assert_array_equal(twos, fours)
+    np.testing.assert_array_equal(twos[1], keys("c", seed=2)[0])
+    assert len(np.unique(twos.reshape(-1, 2), axis=0)) == 24
+
+
+@pytest.mark.parametrize("broken", ["replace", "savez"])
+def test_a_crash_while_a_checkpoint_is_written_leaves_the_previous_one(broken, tmp_path, monkeypatch):
+    calls, replace, savez = [], os.replace, np.savez
+
+    def crashing_replace(source, target):
+        if Path(target).name == "state.npz":
+            calls.append(target)
+            if len(calls) == 2:
+                raise Killed
+        replace(source, target)
+
+    def crashing_savez(file, **arrays):
+        calls.append(file)
+        if len(calls) == 2:
+            file.write(b"half of it")
+            raise Killed
+        savez(file, **arrays)
+
+    toy(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if broken == "replace":
+            patch.setattr(os, "replace", crashing_replace)
+        else:
+            patch.setattr(np, "savez", crashing_savez)
+        toy(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "state.npz"
+    assert read_header(path)["done"] == 4
+    assert load_tree(path, ({"count": np.zeros(1)}, None))[0]["count"] == 4
+    assert record(tmp_path / "run")["status"] == "failed"
+    toy(tmp_path / "run", resume=True)
+    assert read_header(path)["done"] == 12
+
+
+def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
+    lanes = jax.sharding.NamedSharding(make_mesh(2), jax.sharding.PartitionSpec("lane"))
+    one = {
+        "w": jax.device_put(jnp.arange(6.0).reshape(2, 3), lanes), "n": np.arange(2),
+        "key": jax.device_put(jax.random.split(jax.random.key(3), 2), lanes), "none": None,
+    }  # fmt: skip
+    save_tree(tmp_path / "state.npz", one, {"done": 1})
+    other = load_tree(tmp_path / "state.npz", jax.tree.map(lambda x: x * 0 if x.dtype != one["key"].dtype else x, one))
+    assert jax.tree.structure(other) == jax.tree.structure(one)
+    np.testing.assert_array_equal(other["w"], one["w"])
+    np.testing.assert_array_equal(other["n"], one["n"])
+    np.testing.assert_array_equal(jax.random.key_data(other["key"]), jax.random.key_data(one["key"]))
+    assert other["w"].sharding == one["w"].sharding
+    assert read_header(tmp_path / "state.npz") == {"done": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+
+
+# ------------------------------------------------------------------------------------------- the files
+
+
+def test_the_record_of_a_run(folder):
+    r = record(folder / "bc")
+    assert r["algorithm"] == "bc" and r["file"] == "algorithms/offline/bc.py" and r["status"] == "finished"
+    assert r["args"]["batch_size"] == 8 and r["args"]["actor_lr"] == 3e-4 and r["args"]["seeds"] == 3
+    assert r["task"]["id"] == str(folder / "pendulum.npz") and len(r["task"]["hash"]) >= 16
+    assert r["task"]["env"]["id"] == "RunTest/Line-v0" and r["task"]["env"]["max_episode_steps"] == 5
+    assert "normalize_obs" in r["task"]["options"] and len(r["task"]["obs_mean"]) == 3
+    assert r["lanes"] == [{"lane": i, "seed": i} for i in range(3)]
+    assert r["versions"]["jax"] == jax.__version__ and r["versions"]["numpy"] == np.__version__
+    assert r["hardware"]["devices"] == 2 and r["hardware"]["cores"] >= 1 and r["hardware"]["device"]
+    assert 0 < r["compile_s"] and 0 < r["wall_s"] < 600 and r["peak_memory_mib"] > 1
+    assert r["steps_done"] == 12 and r["diverged"] == {}
+    assert (folder / "bc" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arguments_are_recorded_after_the_preset(folder, tmp_path, monkeypatch):
+    module = load("bc")
+    argv = ["--dataset", str(folder / "pendulum.npz"), *TINY[2:], "--out", str(tmp_path / "run")]
+    argv = [a for a in argv if a not in ("--batch-size",)]  # leave the batch size to the preset
+    argv.remove("8")
+    monkeypatch.setattr(sys, "argv", [module.__file__, *argv])
+    monkeypatch.setattr(module, "main", lambda args: toy_with(args, tmp_path / "run"))
+    launch(module.main, module.Args, {"pendulum": {"batch_size": 5}}, module.__doc__)
+    assert record(tmp_path / "run")["args"]["batch_size"] == 5
+
+
+def toy_with(args, out: Path) -> None:
+    """Opens and closes a run with these arguments."""
+    with Run(__file__, args, Task("toy", "hash", PENDULUM), lambda agent, obs, key, args: obs):
+        assert record(out)["status"] == "running"
+
+
+def test_padded_lanes_are_trained_but_not_reported(folder):
+    with np.load(folder / "bc" / "checkpoint" / "state.npz") as file:
+        assert {file[k].shape[0] for k in file.files if "kernel" in k} == {4}
+    for name, columns in (("metrics", {"actor_loss", "mse", "wall_s"}), ("returns", {"return", "length", "score"})):
+        table = rows(folder / "bc", name)
+        assert {r["lane"] for r in table} == {r["seed"] for r in table} == {"0", "1", "2"}
+        assert columns | {"lane", "seed", "update", "env_step"} <= table[0].keys()
+        assert all(np.isfinite(float(r[c])) for r in table for c in columns - {"score"})
+
+
+def test_a_failure_is_recorded(tmp_path):
+    def fail(run):
+        if run.done == 6:
+            assert record(tmp_path / "run")["status"] == "running"
+            raise FloatingPointError
+
+    with pytest.raises(FloatingPointError):
+        toy(tmp_path / "run", during=fail)
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_the_default_folder_is_named_after_algorithm_and_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared.run, "ROOT", tmp_path)
+    run = toy("", Task("D4RL/some/task-v2", "hash", PENDULUM))
+    assert run.out.parent == tmp_path / "results" / "test_run" / "D4RL-some-task-v2"
+    assert record(run.out)["status"] == "finished"
+
+
+# ---------------------------------------------------------------------------------------------- wandb
+
+
+def fake_wandb(monkeypatch, fail: str = "") -> types.ModuleType:
+    """A wandb whose runs keep what they are given, and fail at `fail`: init, second, log or finish."""
+    fake = types.ModuleType("wandb")
+    fake.runs = []
+
+    def init(**options):
+        if fail == "init" or (fail == "second" and fake.runs):
+            raise OSError("no network")
+        one = types.SimpleNamespace(options=options, rows=[], finished=False)
+
+        def log(row):
+            if fail == "log" and len(one.rows) == 2:
+                raise OSError("no network")
+            one.rows.append(row)
+
+        def finish():
+            if fail == "finish":
+                raise OSError("no network")
+            one.finished = True
+
+        one.log, one.finish = log, finish
+        fake.runs.append(one)
+        return one
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_wandb_gets_one_run_per_lane(line_task, tmp_path, monkeypatch):
+    fake = fake_wandb(monkeypatch)
+    toy(tmp_path / "run", line_task, seeds=3, rate=(1.0, 2.0), wandb="offline", eval_episodes=2)
+    assert len(fake.runs) == 6 and all(r.finished for r in fake.runs)
+    assert len({r.options["name"] for r in fake.runs}) == 6 and len({r.options["group"] for r in fake.runs}) == 1
+    for lane, one in enumerate(fake.runs):
+        config = one.options["config"]
+        assert one.options["mode"] == "offline"
+        assert (config["lane"], config["seed"], config["rate"]) == (lane, lane % 3, 1.0 + lane // 3)
+        assert [r["update"] for r in one.rows if "m" in r] == [2, 4, 6, 8, 10, 12]
+        mean = np.mean([float(r["return"]) for r in rows(tmp_path / "run", "returns") if r["lane"] == str(lane)][-2:])
+        assert one.rows[-1]["update"] == 12 and np.isclose(one.rows[-1]["return"], mean, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fail, opened", [("init", 0), ("second", 1), ("log", 2), ("finish", 2)])
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_may_fail(mode, fail, opened, tmp_path, monkeypatch, capfd):
+    fake = fake_wandb(monkeypatch, fail)
+    run = toy(tmp_path / "run", seeds=2, wandb=mode)
+    assert len(fake.runs) == opened
+    assert record(tmp_path / "run")["status"] == "finished" and run.done == 12
+    assert len(rows(tmp_path / "run", "metrics")) == 2 * 6
+    assert capfd.readouterr().err.count("wandb failed") == 1
+    if fail != "finish":  # what could be opened is closed
+        assert all(r.finished for r in fake.runs)
+
+
+def test_wandb_is_not_even_imported_when_off(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would fail
+    toy(tmp_path / "run")
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
+# ---------------------------------------------------------------------------------------------- lanes
+
+
+@pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 2), (4, 2), (4, 1)])
+def test_over_lanes_is_vmap(lanes, devices):
+    x, y, shared_by_all = np.arange(lanes * 3.0).reshape(lanes, 3), np.ones((lanes, 2, 3)), np.arange(3.0)
+
+    def f(x, y, z):
+        return {"dot": y @ x + z.sum(), "mean": x.mean()}
+
+    mesh = jax.make_mesh((devices,), ("lane",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    out = over_lanes(f, mesh, in_axes=(0, 0, None))(x, y, shared_by_all)
+    expected = jax.vmap(f, (0, 0, None))(x, y, shared_by_all)
+    assert out["mean"].shape == (lanes,) and out["dot"].shape == (lanes, 2)
+    for name in out:
+        np.testing.assert_allclose(out[name], expected[name], rtol=1e-6)
+        assert len(out[name].sharding.device_set) == devices
+
+
+def test_donate_gives_up_the_first_argument_only():
+    mesh = make_mesh(2)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lane"))
+    for donate in (True, False):
+        x, y = (jax.device_put(np.ones((4, 3), np.float32), sharding) for _ in range(2))
+        out = over_lanes(lambda x, y: x + y, mesh, in_axes=(0, 0), donate=donate)(x, y)
+        assert x.is_deleted() == donate and not y.is_deleted() and out.sum() == 24
+
+
+@pytest.mark.parametrize("lanes, padded", itertools.pairwise([1, 1, 2]))
+def test_a_mesh_has_no_more_devices_than_lanes(lanes, padded):
+    assert make_mesh(lanes).devices.size == lanes
+
+
+def test_metrics_have_one_value_per_lane(folder, tmp_path, monkeypatch):
+    seen, log = [], Run.log
+
+    def keep(self, agent, metrics, **kwargs):
+        seen.append(metrics)
+        log(self, agent, metrics, **kwargs)
+
+    monkeypatch.setattr(Run, "log", keep)
+    load("bc").main(job(folder, "bc", tmp_path / "run", updates=4))
+    assert len(seen) == 2
+    for metrics in seen:
+        assert all(m.shape == (4,) and np.isfinite(m).all() for m in metrics.values())
+        assert all(m[2] == m[3] for m in metrics.values())  # the last lane again
