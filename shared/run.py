@@ -281,6 +281,10 @@ class Run:
         """`over_lanes` on this run's mesh."""
         return over_lanes(f, self.mesh, in_axes, donate)
 
+    def replicate(self, tree: Any) -> Any:
+        """`tree` once on every device of the mesh, so that no call copies it."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
     # -- opening and closing
 
     def __enter__(self) -> "Run":

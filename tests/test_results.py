@@ -230,14 +230,19 @@ def test_changed_settings_and_unequal_data_are_shown(tmp_path):
 
 def test_details_and_speed(tmp_path):
     make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS)
-    (tmp_path / "README.md").write_text("<!-- begin:speed -->\nold\n<!-- end:speed -->\ntail\n")
+    case = {"algorithm": "iql", "shape": "hopper", "batch_size": 256, "hidden_dims": [256, 256], "device": "cpu"}
+    case |= {"compile_s": 3.0, "memory_mib": 900.0, "dataset_mib": 103.0}
+    rates = {1: {"median": 340.4}, 8: {"median": 612.0}}
+    cases = [{**case, "lanes": n, "updates_per_s": rates[n]} for n in rates]
+    (tmp_path / "results" / "speed.json").write_text(json.dumps({"cases": cases, "hardware": {"cores": 2}}))
+    (tmp_path / "README.md").write_text("<!-- begin:speed -->\nSTALE\n<!-- end:speed -->\ntail\n")
     table_of(tmp_path)
     details = (tmp_path / "results" / "tables.md").read_text().split("## Runs")[1]
     assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
     page = (tmp_path / "README.md").read_text()
-    assert "| iql | hopper-medium | 4 | 1,200 | 2.0 s | 12 s | 900 MiB |" in page
-    assert "old" not in page and page.endswith("<!-- end:speed -->\ntail\n")
+    assert "| iql | hopper | 2 × 256, batch 256 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
+    assert "STALE" not in page and page.endswith("<!-- end:speed -->\ntail\n")
 
 
 def test_two_reports_are_the_same_bytes(tmp_path):

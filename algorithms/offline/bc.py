@@ -136,8 +136,8 @@ def main(args: Args) -> None:
     data = data.require({"auto": None, "categorical": True}.get(args.policy, False))
     data = data.top_episodes(args.top_fraction, args.sort_discount) if args.top_fraction != 1 else data
     data = data.normalize_obs() if args.normalize_obs else data
-    transitions = data.transitions("obs", "action")
     with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions("obs", "action"))
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

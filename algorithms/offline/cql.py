@@ -327,8 +327,8 @@ def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require()
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    transitions = data.transitions()
     with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions())
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

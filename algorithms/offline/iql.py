@@ -224,8 +224,8 @@ def main(args: Args) -> None:
     scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    transitions = data.transitions()
     with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions())
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

@@ -265,8 +265,8 @@ def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     data = data.scale_rewards(args.reward_scale)
     data = data.normalize_obs() if args.normalize_obs else data
-    transitions = data.transitions(*FIELDS, "next_action")
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
+        transitions = run.replicate(data.transitions(*FIELDS, "next_action"))
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
