@@ -30,11 +30,17 @@ from shared.data import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Networks and batches are smaller than the papers', so that 5 seeds of everything fit a day of 2 CPU cores.
+SMALL = "--seeds 5 --updates 100000 --eval-every 20000 --batch-size 128"
+TWO, THREE = f"{SMALL} --hidden-dims 128 128", f"{SMALL} --hidden-dims 128 128 128"
+SHORT = "--seeds 5 --updates 30000 --eval-every 10000 --batch-size 128 --hidden-dims 128 128"
+ALGORITHMS = {"bc": TWO, "td3_bc": TWO, "iql": TWO, "awac": THREE, "rebrac": THREE, "cql": f"{SHORT} --n-actions 4"}
+
 # (algorithm, dataset, its other arguments), in the order in which they are run.
 GRID = [
-    (algorithm, dataset, "--seeds 5 --updates 100000")
-    for dataset in ("hopper-medium",)
-    for algorithm in ("bc", "td3_bc", "iql")
+    *((a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in ALGORITHMS.items()),
+    *((a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in ALGORITHMS.items()),
+    ("fql", "pointmaze-umaze", f"{SHORT} --eval-episodes 20"),
 ]
 
 
@@ -50,6 +56,13 @@ class Job(NamedTuple):
         return f"{self.algorithm} on {self.dataset}"
 
 
+def updates_of(arguments: list[str]) -> str:
+    """The last --updates as '100k' or '1500'; '1000k' (the scripts' default) where there is none."""
+    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--updates"]
+    n = int(given[-1]) if given else 1_000_000
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
 def make_jobs(grid: list[tuple[str, str, str]], name: str, more: list[str], root: Path) -> list[Job]:
     """The grid's commands; `more` arguments come last and win.
 
@@ -63,9 +76,10 @@ def make_jobs(grid: list[tuple[str, str, str]], name: str, more: list[str], root
             raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
         check_dataset(dataset, root)
         slug = dataset.replace("/", "-").strip("-")
-        out = Path("results", algorithm, slug, name)
+        arguments = [*shlex.split(extra), *more]
+        out = Path("results", algorithm, slug, name or f"benchmark-{updates_of(arguments)}")
         command = [sys.executable, str(files[algorithm].relative_to(root)), "--dataset", dataset]
-        command += [*shlex.split(extra), *more, "--out", str(out)]
+        command += [*arguments, "--out", str(out)]
         jobs.append(Job(algorithm, dataset, command, root / out))
     return jobs
 
@@ -163,7 +177,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     option("--seeds", type=int, help="lanes of each job")
     option("--updates", type=int, help="updates of each lane")
     option("--extra", default="", help="more arguments for every job, as one string")
-    option("--name", default="benchmark", help="the runs' name (%(default)s)")
+    option("--name", default="", help="the runs' name (default: benchmark-<updates>)")
     option("--hours", type=float, default=float("inf"), help="begin no job after this time")
     option("--max-jobs", type=int, default=sys.maxsize, help="begin no more than so many jobs")
     option("--dry-run", action="store_true", help="print the jobs and do nothing")

@@ -388,11 +388,11 @@ def test_finished_jobs_are_never_run_again(grid, capsys):
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):
     root, run, log = grid
-    done = root / "results" / "bc" / "hopper-medium" / "benchmark"
+    done = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
     (done / "checkpoint").mkdir(parents=True)
     (done / "run.json").write_text('{"status": "interrupted"}')
     (done / "checkpoint" / "state.npz").write_bytes(b"x")
-    remains = root / "results" / "fql" / "hopper-medium" / "benchmark"
+    remains = root / "results" / "fql" / "hopper-medium" / "benchmark-1000k"
     (remains / "checkpoint").mkdir(parents=True)  # killed before its first checkpoint
     (remains / "run.json").write_text('{"status": "running"}')
     assert run(datasets=("hopper-medium",)) == 0
@@ -403,7 +403,7 @@ def test_checkpoints_are_resumed_and_remains_removed(grid):
 
 def test_a_job_in_other_hands_is_left_alone(grid):
     root, run, log = grid
-    out = root / "results" / "bc" / "hopper-medium" / "benchmark"
+    out = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
     job = benchmark.Job("bc", "hopper-medium", [], out)
     with benchmark.locked(job) as mine:
         assert mine and run(datasets=("hopper-medium",)) == 1

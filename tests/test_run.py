@@ -39,7 +39,7 @@ from shared.run import (
     save_tree,
 )
 
-assert len(jax.devices()) == 2  # before `launch` asks for one per lane
+DEVICES = len(jax.devices())  # starts the backend, before `launch` asks for one device per lane
 
 
 class Line(gym.Env):
@@ -63,6 +63,9 @@ gym.register("RunTest/Line-v0", Line, max_episode_steps=5)
 
 class Killed(BaseException):
     """The process is gone."""
+
+
+PADDED = -(-3 // DEVICES) * DEVICES  # lanes of a job with three
 
 
 def rows(out: Path, name: str) -> list[dict]:
@@ -149,7 +152,7 @@ def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset, and finished runs of bc (3 lanes on 2 devices) and td3_bc on it, never killed."""
+    """A dataset, and finished runs of bc (3 lanes, padded to 4 on 2 devices) and td3_bc on it, never killed."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
@@ -662,7 +665,7 @@ def test_the_record_of_a_run(folder):
     assert "normalize_obs" in r["task"]["options"] and len(r["task"]["obs_mean"]) == 3
     assert r["lanes"] == [{"lane": i, "seed": i} for i in range(3)]
     assert r["versions"]["jax"] == jax.__version__ and r["versions"]["numpy"] == np.__version__
-    assert r["hardware"]["devices"] == 2 and r["hardware"]["cores"] >= 1 and r["hardware"]["device"]
+    assert r["hardware"]["devices"] == min(3, DEVICES) and r["hardware"]["cores"] >= 1 and r["hardware"]["device"]
     assert r["compile_s"] > 0 and 0 < r["wall_s"] < 600 and r["peak_memory_mib"] > 1
     assert r["steps_done"] == 12 and r["diverged"] == {}
     assert (folder / "bc" / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -687,7 +690,7 @@ def toy_with(args, out: Path) -> None:
 
 def test_padded_lanes_are_trained_but_not_reported(folder):
     with np.load(folder / "bc" / "checkpoint" / "state.npz") as file:
-        assert {file[k].shape[0] for k in file.files if "kernel" in k} == {4}
+        assert {file[k].shape[0] for k in file.files if "kernel" in k} == {PADDED}
     for name, columns in (("metrics", {"actor_loss", "mse", "wall_s"}), ("returns", {"return", "length", "score"})):
         table = rows(folder / "bc", name)
         assert {r["lane"] for r in table} == {r["seed"] for r in table} == {"0", "1", "2"}
@@ -780,6 +783,8 @@ def test_wandb_is_not_even_imported_when_off(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 2), (4, 2), (4, 1)])
 def test_over_lanes_is_vmap(lanes, devices):
+    if devices > DEVICES:
+        pytest.skip(f"there is only {DEVICES} device")
     x, y, shared_by_all = np.arange(lanes * 3.0).reshape(lanes, 3), np.ones((lanes, 2, 3)), np.arange(3.0)
 
     def f(x, y, z):
@@ -804,7 +809,7 @@ def test_donate_gives_up_the_first_argument_only():
 
 
 def test_a_mesh_has_no_more_devices_than_lanes():
-    assert [make_mesh(lanes).devices.size for lanes in (1, 2, 3)] == [1, 2, 2]
+    assert [make_mesh(lanes).devices.size for lanes in (1, 2, 3)] == [min(lanes, DEVICES) for lanes in (1, 2, 3)]
 
 
 def test_metrics_have_one_value_per_lane(folder, tmp_path, monkeypatch):
@@ -818,5 +823,5 @@ def test_metrics_have_one_value_per_lane(folder, tmp_path, monkeypatch):
     load("bc").main(job(folder, "bc", tmp_path / "run", updates=4))
     assert len(seen) == 2
     for metrics in seen:
-        assert all(m.shape == (4,) and np.isfinite(m).all() for m in metrics.values())
-        assert all(m[2] == m[3] for m in metrics.values())  # the last lane again
+        assert all(m.shape == (PADDED,) and np.isfinite(m).all() for m in metrics.values())
+        assert all((m[2:] == m[2]).all() and m[0] != m[2] for m in metrics.values())  # the last lane again
