@@ -36,9 +36,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def episode(
-    observations, actions, rewards, terminated: bool, seed: int | None = None
-) -> EpisodeBuffer:
+def episode(observations, actions, rewards, terminated: bool, seed: int | None = None) -> EpisodeBuffer:
     """T + 1 observations, T actions, T rewards (lists or arrays) -> Minari's episode, in float32.
 
     An episode ends either because the task did (`terminated`) or by a cut (truncated), never both:

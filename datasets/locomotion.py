@@ -81,10 +81,7 @@ def load_policy(path: Path) -> Policy:
       InputError: missing file, or another kind of policy.
     """
     if not path.exists():
-        raise InputError(
-            f"There is no policy {path}; "
-            "python datasets/locomotion.py select makes it from a SAC run."
-        )
+        raise InputError(f"There is no policy {path}; python datasets/locomotion.py select makes it from a SAC run.")
     with np.load(path, allow_pickle=False) as file:
         if str(file["activation"]) != "relu" or int(file["squash"]) != 1 or "obs_mean" in file:
             raise InputError(f"{path} is not a relu tanh-Gaussian policy on raw observations.")
@@ -251,9 +248,7 @@ def made_or_played(env_id: str, name: str, steps: int, seed: int) -> list[Episod
 
 def reference_returns(env_id: str, robot: str, who: str, episodes: int) -> np.ndarray:
     """Returns [episodes] of uniform actions or of the expert policy (stochastic)."""
-    return play_returns(
-        env_id, None if who == "random" else load_policy(POLICIES / f"{robot}-expert.npz"), episodes
-    )
+    return play_returns(env_id, None if who == "random" else load_policy(POLICIES / f"{robot}-expert.npz"), episodes)
 
 
 # ----------------------------------------------------------------------------------------- select
@@ -326,9 +321,7 @@ def returns_of_block(env_id: str, policy: Policy, episodes: int) -> float:
 
 def main() -> None:
     """Command line: select RUN_DIR NAME."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["select"])
     parser.add_argument("run", type=Path, help="SAC run directory with policies/lane*-step*.npz")
     parser.add_argument("name", help="hopper, halfcheetah or walker2d")

@@ -137,9 +137,7 @@ def scratch_root(root: Path) -> Iterator[Path]:
                 os.environ["MINARI_DATASETS_PATH"] = earlier
 
 
-def write(
-    name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, start: float
-) -> None:
+def write(name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, start: float) -> None:
     """Writes a complete Minari dataset, metadata included, into Minari's present root."""
     reference = reference_scores().get(made_by.reference, {})
     returns = np.array([e.rewards.sum() for e in episodes], np.float64)
@@ -227,10 +225,7 @@ def measure_references(names: list[str]) -> None:
             "episodes": REFERENCE_EPISODES,
             "source": f"datasets/make.py --reference: uniform actions; {known[name].expert}",
         }
-        print(
-            f"{name}: random {low.mean():.2f} (std {low.std():.2f}), "
-            f"expert {high.mean():.2f} (std {high.std():.2f})"
-        )
+        print(f"{name}: random {low.mean():.2f} (std {low.std():.2f}), expert {high.mean():.2f} (std {high.std():.2f})")
     write_json(HERE / "reference_scores.json", dict(sorted(table.items())))
 
 
@@ -301,16 +296,12 @@ def write_text(path: Path, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets to make")
     parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt")
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
-    parser.add_argument(
-        "--reference", nargs="*", metavar="ENV", help="measure reference scores (none given: all)"
-    )
+    parser.add_argument("--reference", nargs="*", metavar="ENV", help="measure reference scores (none given: all)")
     parser.add_argument("--steps", type=int, help="environment steps (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
     parser.add_argument("--force", action="store_true", help="replace a dataset that is there")

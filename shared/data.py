@@ -351,9 +351,7 @@ class Dataset:
 
     def replace(self, option: dict, task: dict | None = None, **arrays: np.ndarray) -> "Dataset":
         options = {**self.task.options, **option}
-        return dataclasses.replace(
-            self, task=dataclasses.replace(self.task, options=options, **(task or {})), **arrays
-        )
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, options=options, **(task or {})), **arrays)
 
     def normalize_obs(self, eps: float = 1e-3) -> "Dataset":
         """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike."""
@@ -665,7 +663,8 @@ def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) 
     if not image:
         obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
     reward = arrays["reward"].astype(np.float32)
-    for label, array in (("observations", obs), ("next observations", next_obs), ("rewards", reward), ("actions", action)):
+    named = {"observations": obs, "next observations": next_obs, "rewards": reward, "actions": action}
+    for label, array in named.items():
         if not (array.dtype == np.uint8 or np.isfinite(array).all()):
             row = int(np.flatnonzero(~np.isfinite(array).reshape(n, -1).all(1))[0])
             raise InputError(f"{name} has NaN or infinite {label}, first in row {row}; clean the file first.")

@@ -82,7 +82,8 @@ class Evaluator:
             t = 0
             while active:
                 actions = self.task.to_env(np.asarray(self.policy(agent, obs, t, keys, args)))
-                list(pool.map(lambda w: step(active[w :: self.workers], actions), range(self.workers)))
+                shares = [active[w :: self.workers] for w in range(self.workers)]
+                list(pool.map(step, shares, [actions] * self.workers))
                 active = [k for k in active if episode[k] < self.episodes]
                 t += 1
         return Returns(returns, lengths)
@@ -199,7 +200,8 @@ def main(argv: list[str] | None = None) -> None:
             writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
     for i, setting in enumerate(policies.settings):
         named = ", ".join(f"{k}={v}" for k, v in setting.items())
-        print(f"lane {i} ({named}): return {returns[i].mean():.1f} +- {returns[i].std():.1f}, score {scores[i].mean():.1f}")
+        mean, std, score = returns[i].mean(), returns[i].std(), scores[i].mean()
+        print(f"lane {i} ({named}): return {mean:.1f} +- {std:.1f}, score {score:.1f}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ in one job: sharded over the local devices by a one-axis mesh, and on each devic
 other (CPU) or vmapped (GPU, TPU). Nothing here knows any one algorithm.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -19,6 +20,7 @@ import platform
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,10 +169,8 @@ class Interrupted(Exception):
 
 def use_cpu_devices(lanes: int) -> None:
     """On CPU, one virtual device per core that has a lane; before anything is computed."""
-    try:
+    with contextlib.suppress(RuntimeError):  # the backend is up already (a notebook): its devices are used
         jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), lanes))
-    except RuntimeError:  # the backend is up already (a test, a notebook): its devices are used
-        pass
 
 
 def lane_settings(args: RunArgs) -> list[dict[str, float]]:
@@ -224,9 +224,7 @@ def over_lanes(f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: boo
         return jax.lax.map(one_lane, lane_args)
 
     specs = tuple(PartitionSpec("lane") if axis == 0 else PartitionSpec() for axis in in_axes)
-    sharded = jax.shard_map(
-        on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False
-    )
+    sharded = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False)
     return jax.jit(sharded, donate_argnums=(0,) if donate else ())
 
 
@@ -298,22 +296,21 @@ class Run:
             raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
         if not args.resume and (self.out / "run.json").exists():
             raise InputError(f"{self.out} holds a run already; add --resume or choose another --out.")
-        try:
-            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
-        self._wall = self._compile = 0.0
-        self._started = time.time()
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-        self._old_handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS} if _main_thread() else {}
-        self._wandb = _WandbLanes(self) if args.wandb != "off" else None
+        self._wall, self._compile, self._started = 0.0, 0.0, time.time()
         if args.resume:
             self._read_checkpoint_header()
-        else:
+        try:
+            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._write_record("running")
-        lanes = len(self.settings)
-        print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {'env steps' if self.online else 'updates'} -> {self.out}")
-        self._bar = tqdm(total=self.total * lanes, unit="upd", unit_scale=True, disable=None, initial=self.done * lanes)
+        except OSError as error:
+            raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        in_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+        self._old_handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS} if in_main else {}
+        self._wandb = _WandbLanes(self) if args.wandb != "off" else None
+        lanes, unit = len(self.settings), "env steps" if self.online else "updates"
+        print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {unit} -> {self.out}")
+        self._bar = tqdm(total=self.total * lanes, unit=unit, unit_scale=True, disable=None, initial=self.done * lanes)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
@@ -440,7 +437,7 @@ class Run:
             "args": _comparable(self.args),
             "settings": self.settings,
             "task": self.task.describe(),
-            "bytes": {name: os.path.getsize(self.out / f"{name}.csv") for name in self._tables},
+            "bytes": {path.stem: path.stat().st_size for path in self.out.glob("*.csv")},
             "diverged": self.diverged,
         }
         save_tree(self._file_checkpoint, tree, header)
@@ -524,12 +521,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
 
 
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-
 def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
 
@@ -541,8 +532,7 @@ def _chunk_length(args: RunArgs, total: int, unit: int) -> int:
     if chunk % unit or (chunk < 100 and total > 100 * chunk):
         intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
         raise InputError(
-            f"{total} steps and {intervals} have only {chunk} as a common divisor; "
-            f"choose multiples of {100 * unit}."
+            f"{total} steps and {intervals} have only {chunk} as a common divisor; choose multiples of {100 * unit}."
         )
     return chunk
 
@@ -596,12 +586,14 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
 
 def read_header(path: Path) -> dict:
     """The header of a checkpoint."""
+    return json.loads(str(_read_checkpoint(path, lambda name: name == "__header__")["__header__"]))
+
+
+def _read_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return json.loads(str(file["__header__"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
-    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base class
+            return {name: file[name] for name in {*file.files, "__header__"} if wanted(name)}
+    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
 
 
@@ -611,8 +603,7 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
     `partial`: the checkpoint may hold more.
     """
     names = _named_leaves(template)
-    with np.load(path, allow_pickle=False) as file:
-        stored = {n: file[n] for n in file.files if n in names or not (partial or n == "__header__")}
+    stored = _read_checkpoint(path, lambda n: n in names or not (partial or n == "__header__"))
     if missing := sorted(names.keys() ^ stored.keys()):
         raise InputError(f"{path} does not fit this algorithm's networks: {missing[0]} is on one side only.")
 
@@ -621,9 +612,7 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
         if _is_key(leaf):
             return jax.device_put(jax.random.wrap_key_data(value), leaf.sharding)
         if value.shape != np.shape(leaf):
-            raise InputError(
-                f"{path} does not fit this run: {name} has shape {value.shape}, not {np.shape(leaf)}."
-            )
+            raise InputError(f"{path} does not fit this run: {name} has shape {value.shape}, not {np.shape(leaf)}.")
         return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
 
     return jax.tree.unflatten(jax.tree.structure(template), [load(n, leaf) for n, leaf in names.items()])

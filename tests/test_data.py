@@ -130,7 +130,12 @@ def test_images_stay_uint8_and_are_stored_once(log):
 
 
 def test_goal_dictionaries_are_flattened_in_the_stated_order():
-    obs = {"achieved_goal": np.ones(1) * 3, "desired_goal": np.ones(1) * 2, "observation": np.ones(2), "a": np.ones(1) * 9}
+    obs = {
+        "achieved_goal": np.ones(1) * 3,
+        "desired_goal": np.ones(1) * 2,
+        "observation": np.ones(2),
+        "a": np.ones(1) * 9,
+    }
     assert flatten_obs(obs).tolist() == [1, 1, 2, 3, 9]
 
 

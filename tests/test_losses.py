@@ -340,8 +340,10 @@ def test_cql_penalty_does_not_reach_the_policy(batch):
 def test_cql_multiplier_ascends_the_penalty():
     cql = load("cql")
     args = cql.Args(target_gap=1.0)
-    assert jax.grad(cql.alpha_prime_loss)(jnp.float32(0.3), 2.0, args) < 0 < jax.grad(cql.alpha_prime_loss)(
-        jnp.float32(0.3), 0.5, args
+    assert (
+        jax.grad(cql.alpha_prime_loss)(jnp.float32(0.3), 2.0, args)
+        < 0
+        < jax.grad(cql.alpha_prime_loss)(jnp.float32(0.3), 0.5, args)
     )
 
 

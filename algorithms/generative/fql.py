@@ -190,9 +190,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     critic_updates, critic_opt = adam.update(grads, agent.critic_opt)
     loss_flow, grads = jax.value_and_grad(flow_loss)(agent.flow, agent, batch, flow_key, args)
     flow_updates, flow_opt = adam.update(grads, agent.flow_opt)
-    (loss_pi, info_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(
-        agent.actor, agent, batch, actor_key, args
-    )
+    (loss_pi, info_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, actor_key, args)
     actor_updates, actor_opt = adam.update(grads, agent.actor_opt)
     critic = optax.apply_updates(agent.critic, critic_updates)
     agent = agent.replace(
