@@ -63,37 +63,48 @@ Float = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class RunArgs:
-    """Arguments that every script has."""
+class DatasetArgs:
+    """Arguments of every script that has a dataset."""
 
     dataset: str = "hopper-medium"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    preset: str = "auto"
+    """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
     env: str = ""
     """Gymnasium id to evaluate in; empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
+    updates: int = 1_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """Arguments that every script has; steps are updates, or environment steps where a script interacts."""
+
     seeds: int = 1
     """Number of seeds; each is a lane, all train in this one job."""
     seed: int = 0
     """First seed."""
-    updates: int = 1_000_000
-    """Gradient updates of each lane (a step means one gradient update everywhere)."""
     log_every: int = 1_000
-    """Updates between two rows of metrics.csv (their mean), and the length of one compiled call."""
+    """Steps between two rows of metrics.csv (their mean), and the length of one compiled call."""
     eval_every: int = 50_000
-    """Updates between two evaluations; the last checkpoint is always evaluated."""
+    """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
     checkpoint_every: int = 100_000
-    """Updates between two checkpoints; one is always written at the end and on Ctrl-C."""
+    """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
     """Run directory; empty: results/<algorithm>/<dataset>/<time> in the repository."""
     resume: bool = False
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Log to Weights & Biases too, one run per lane; its failure never stops training."""
-    preset: str = "auto"
-    """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineArgs(RunArgs, DatasetArgs):
+    """Arguments of every offline script."""
 
 
 def hyperparameters(cls: type) -> type:
@@ -129,15 +140,15 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
     """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
     options = {"description": inspect.cleandoc(doc), "args": argv}
     args = tyro.cli(cls, **options)
-    key = preset_for(args.dataset, presets, args.preset)
+    key = preset_for(args.dataset, presets, args.preset) if isinstance(args, DatasetArgs) else None
     if key is not None:
         args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if field.type == Float and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
-    for name in ("seeds", "updates", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
-        if getattr(args, name) < 1:
+    for name in ("seeds", "updates", "env_steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
+        if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     return args
 

@@ -152,14 +152,25 @@ def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset, and finished runs of bc (3 lanes, padded to 4 on 2 devices) and td3_bc on it, never killed."""
+    """Of a dataset, and of runs on it that were never killed."""
     folder = tmp_path_factory.mktemp("runs")
+    write_pendulum(folder / "pendulum.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
-        write_pendulum(folder / "pendulum.npz")
-        load("bc").main(job(folder, "bc", folder / "bc"))
-        load("td3_bc").main(job(folder, "td3_bc", folder / "td3_bc"))
-    return folder
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def bc(folder) -> Path:
+    """Three lanes, padded to four on two devices."""
+    load("bc").main(job(folder, "bc", folder / "bc"))
+    return folder / "bc"
+
+
+@pytest.fixture(scope="module")
+def td3_bc(folder) -> Path:
+    load("td3_bc").main(job(folder, "td3_bc", folder / "td3_bc"))
+    return folder / "td3_bc"
 
 
 def job(folder: Path, name: str, out: Path, **changes):
@@ -173,8 +184,8 @@ def job(folder: Path, name: str, out: Path, **changes):
 
 
 @pytest.mark.parametrize("name", ["bc", "td3_bc"])
-def test_a_stopped_run_resumes_bit_identically(name, folder, tmp_path, monkeypatch):
-    out = tmp_path / "run"
+def test_a_stopped_run_resumes_bit_identically(name, folder, request, tmp_path, monkeypatch):
+    whole, out = request.getfixturevalue(name), tmp_path / "run"
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     at_step(monkeypatch, 6, terminate)
     with pytest.raises(Interrupted) as stop:
@@ -186,10 +197,10 @@ def test_a_stopped_run_resumes_bit_identically(name, folder, tmp_path, monkeypat
     load(name).main(job(folder, name, out, resume=True))
     assert record(out)["status"] == "finished" and record(out)["steps_done"] == 12
     assert (out / "curve.png").exists()
-    assert_same(out, folder / name)
+    assert_same(out, whole)
 
 
-def test_rows_written_after_the_last_checkpoint_are_not_doubled(folder, tmp_path, monkeypatch):
+def test_rows_written_after_the_last_checkpoint_are_not_doubled(folder, bc, tmp_path, monkeypatch):
     """Killed while the checkpoint of update 8 is written: rows of 6 and 8 and an evaluation are cut off."""
     out, replace = tmp_path / "run", os.replace
 
@@ -203,7 +214,7 @@ def test_rows_written_after_the_last_checkpoint_are_not_doubled(folder, tmp_path
         load("bc").main(job(folder, "bc", out))
     assert [r["update"] for r in rows(out, "metrics")][-1] == [r["update"] for r in rows(out, "returns")][-1] == "8"
     load("bc").main(job(folder, "bc", out, resume=True))
-    assert_same(out, folder / "bc")
+    assert_same(out, bc)
 
 
 @pytest.fixture
@@ -329,13 +340,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def refused(tmp_path, folder, monkeypatch, capfd):
+def refused(tmp_path, folder, tiny, monkeypatch, capfd):
     """refused(algorithm, *arguments) -> stderr, for a command that must fail in tmp_path.
 
     There lie pendulum.npz, cartpole.npz and `done`: a finished run of bc on the former.
     """
     shutil.copy(folder / "pendulum.npz", tmp_path)
-    shutil.copytree(folder / "tiny", tmp_path / "done")
+    shutil.copytree(tiny, tmp_path / "done")
     monkeypatch.chdir(tmp_path)
 
     def refused(name: str, *argv: str) -> str:
@@ -361,14 +372,15 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_run(folder):
-    """folder/tiny: the run of the command TINY, made through `launch`."""
+@pytest.fixture(scope="module")
+def tiny(folder) -> Path:
+    """The run of the command TINY, made through `launch`."""
+    module = load("bc")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        patch.setattr(sys, "argv", [load("bc").__file__, *TINY, "--out", "tiny"])
-        launch(load("bc").main, load("bc").Args, load("bc").PRESETS, load("bc").__doc__)
+        patch.setattr(sys, "argv", [module.__file__, *TINY, "--out", "tiny"])
+        launch(module.main, module.Args, module.PRESETS, module.__doc__)
+    return folder / "tiny"
 
 
 # (what is wrong, algorithm, arguments, words of the answer)
@@ -574,8 +586,8 @@ def test_checkpoints_are_written_when_they_are_due(tmp_path, monkeypatch):
     assert saved == [6, 12, 18, 20]
 
 
-def test_the_length_of_a_chunk_does_not_change_the_result(folder, tmp_path):
-    with np.load(folder / "bc" / "checkpoint" / "state.npz") as file:
+def test_the_length_of_a_chunk_does_not_change_the_result(folder, bc, tmp_path):
+    with np.load(bc / "checkpoint" / "state.npz") as file:
         expected = {k: file[k] for k in file.files if "actor" in k}
     load("bc").main(job(folder, "bc", tmp_path / "run", log_every=4))
     with np.load(tmp_path / "run" / "checkpoint" / "state.npz") as file:
@@ -656,8 +668,8 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
 # ------------------------------------------------------------------------------------------- the files
 
 
-def test_the_record_of_a_run(folder):
-    r = record(folder / "bc")
+def test_the_record_of_a_run(folder, bc):
+    r = record(bc)
     assert r["algorithm"] == "bc" and r["file"] == "algorithms/offline/bc.py" and r["status"] == "finished"
     assert r["args"]["batch_size"] == 8 and r["args"]["actor_lr"] == 3e-4 and r["args"]["seeds"] == 3
     assert r["task"]["id"] == str(folder / "pendulum.npz") and len(r["task"]["hash"]) >= 16
@@ -668,7 +680,7 @@ def test_the_record_of_a_run(folder):
     assert r["hardware"]["devices"] == min(3, DEVICES) and r["hardware"]["cores"] >= 1 and r["hardware"]["device"]
     assert r["compile_s"] > 0 and 0 < r["wall_s"] < 600 and r["peak_memory_mib"] > 1
     assert r["steps_done"] == 12 and r["diverged"] == {}
-    assert (folder / "bc" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (bc / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_arguments_are_recorded_after_the_preset(folder, tmp_path, monkeypatch):
@@ -688,11 +700,11 @@ def toy_with(args, out: Path) -> None:
         assert record(out)["status"] == "running"
 
 
-def test_padded_lanes_are_trained_but_not_reported(folder):
-    with np.load(folder / "bc" / "checkpoint" / "state.npz") as file:
+def test_padded_lanes_are_trained_but_not_reported(bc):
+    with np.load(bc / "checkpoint" / "state.npz") as file:
         assert {file[k].shape[0] for k in file.files if "kernel" in k} == {PADDED}
     for name, columns in (("metrics", {"actor_loss", "mse", "wall_s"}), ("returns", {"return", "length", "score"})):
-        table = rows(folder / "bc", name)
+        table = rows(bc, name)
         assert {r["lane"] for r in table} == {r["seed"] for r in table} == {"0", "1", "2"}
         assert columns | {"lane", "seed", "update", "env_step"} <= table[0].keys()
         assert all(np.isfinite(float(r[c])) for r in table for c in columns - {"score"})

@@ -26,11 +26,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     alpha: Float = 1.0
     """Weight of the distillation against Q; its scale depends on Q unless normalize_q."""
     normalize_q: bool = True

@@ -28,11 +28,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     temperature: Float = 0.1
     """lambda, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "softmax"] = "exp"

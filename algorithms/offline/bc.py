@@ -28,11 +28,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     policy: Literal["auto", "deterministic", "gaussian", "categorical"] = "auto"
     """Head of the policy; auto: deterministic, or categorical where actions are discrete."""
     top_fraction: float = 1.0

@@ -29,11 +29,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10

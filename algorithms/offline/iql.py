@@ -28,11 +28,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     expectile: Float = 0.7
     """Expectile of Q that V estimates (eq. 5), in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0

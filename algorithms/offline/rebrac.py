@@ -27,11 +27,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import FIELDS, Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     actor_bc: Float = 0.01
     """beta_actor: weight of (pi(s) - a)^2 in the actor's loss."""
     critic_bc: Float = 0.01

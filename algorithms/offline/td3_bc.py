@@ -27,11 +27,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     alpha: Float = 2.5
     """Weight of Q against behaviour cloning (eq. 5); large: TD3, small: cloning."""
     discount: Float = 0.99
