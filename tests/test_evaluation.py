@@ -19,7 +19,7 @@ from conftest import load, write_pendulum
 from shared import evaluation
 from shared.data import InputError, Spec, Task, load_dataset, registered_env
 from shared.evaluation import Evaluator, Policies, Returns, film, load_run, main
-from shared.run import Float, Run, RunArgs, hyperparameters, read_header
+from shared.run import Float, OfflineArgs, Run, hyperparameters, read_header
 
 FIRST = 10_000  # the seed of episode 0
 HIDDEN = (8, 8)
@@ -205,7 +205,7 @@ def test_discrete_actions_are_indices():
 
 
 @hyperparameters
-class NoiseArgs(RunArgs):
+class NoiseArgs(OfflineArgs):
     scale: Float = 1.0
     """Standard deviation of the actions."""
 

@@ -26,8 +26,8 @@ from shared.data import InputError, Spec, Task, registered_env
 from shared.run import (
     Float,
     Interrupted,
+    OfflineArgs,
     Run,
-    RunArgs,
     hyperparameters,
     launch,
     load_tree,
@@ -122,7 +122,7 @@ def kill() -> None:
 
 
 @hyperparameters
-class ToyArgs(RunArgs):
+class ToyArgs(OfflineArgs):
     rate: Float = 1.0
     """Its only hyperparameter."""
 
@@ -349,9 +349,9 @@ def refused(tmp_path, folder, tiny, monkeypatch, capfd):
     shutil.copytree(tiny, tmp_path / "done")
     monkeypatch.chdir(tmp_path)
 
-    def refused(name: str, *argv: str) -> str:
+    def refused(name: str, *argv: str, command: list[str] = TINY) -> str:
         module, before = load(name), tree(tmp_path)
-        monkeypatch.setattr(sys, "argv", [module.__file__, *TINY, *argv])
+        monkeypatch.setattr(sys, "argv", [module.__file__, *command, *argv])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             launch(module.main, module.Args, module.PRESETS, module.__doc__)
@@ -395,7 +395,6 @@ MISTAKES = [
     ("no seeds", "bc", ["--seeds", "0"], ["--seeds", "at least 1"]),
     ("no updates", "bc", ["--updates", "0"], ["--updates", "at least 1"]),
     ("no interval", "bc", ["--eval-every", "-1"], ["--eval-every", "at least 1"]),
-    ("no environment steps", "sac", ["--env", "Pendulum-v1", "--env-steps", "0"], ["--env-steps", "at least 1"]),
     ("NaN", "bc", ["--actor-lr", "nan"], ["--actor-lr", "finite"]),
     ("infinity among several", "bc", ["--actor-lr", "1e-3", "inf"], ["--actor-lr", "finite"]),
     ("NaN in a float that is not swept", "td3_bc", ["--reward-shift", "nan"], ["--reward-shift", "finite"]),
@@ -420,6 +419,12 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
     for name, more in (("td3_bc", []), ("bc", ["--policy", "gaussian"])):
         assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)
+
+
+def test_an_online_script_needs_steps(refused):
+    command = ["--env", "RunTest/Line-v0", "--out", "new", "--env-steps"]
+    assert "--env-steps must be at least 1" in refused("sac", "0", command=command)
+    assert "not registered" in refused("sac", "100", "--env", "RunTest/Lin-v0", command=command)
 
 
 @pytest.mark.parametrize(
