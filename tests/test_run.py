@@ -131,7 +131,7 @@ PENDULUM = Spec((3,), 1, False, (-2.0,), (2.0,))
 
 
 def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
-    """A job without a network: the agent counts updates, metric m of a chunk is the mean update index."""
+    """A job without a network: the agent counts updates; metric m is the mean index of the updates, plus the lane."""
     args = ToyArgs(**{"updates": 12, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "out": str(out)} | changes)
     task = task or Task("toy", "hash of the data", PENDULUM)
     with Run(__file__, args, task, lambda agent, obs, key, args: obs[:, :1]) as run:
@@ -143,7 +143,7 @@ def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
                 during(run)
             index = run.done + np.arange(run.chunk)
             agent = {"count": agent["count"] + run.chunk}
-            run.log(agent, {"m": np.full(lanes, index.mean())})
+            run.log(agent, {"m": index.mean() + np.arange(lanes)})
     return run
 
 
@@ -445,6 +445,12 @@ def test_another_dataset_under_the_same_name(refused, tmp_path):
     write_pendulum(tmp_path / "pendulum.npz", seed=1)
     err = refused("bc", "--out", "done", "--resume")
     assert "changed" in err and "pendulum.npz" in err
+
+
+def test_a_finished_run_is_not_overwritten_where_its_checkpoint_was_not_kept(refused, tmp_path):
+    """As in a clone of the repository: results/ holds tables and records only."""
+    shutil.rmtree(tmp_path / "done" / "checkpoint")
+    assert "holds a run" in refused("bc", "--out", "done")
 
 
 def damaged(path: Path, damage: str) -> None:
@@ -774,7 +780,8 @@ def test_wandb_gets_one_run_per_lane(line_task, tmp_path, monkeypatch):
         config = one.options["config"]
         assert one.options["mode"] == "offline"
         assert (config["lane"], config["seed"], config["rate"]) == (lane, lane % 3, 1.0 + lane // 3)
-        assert [r["update"] for r in one.rows if "m" in r] == [2, 4, 6, 8, 10, 12]
+        logged = [(r["update"], r["m"]) for r in one.rows if "m" in r]
+        assert logged == [(u, u - 1.5 + lane) for u in (2, 4, 6, 8, 10, 12)]
         mean = np.mean([float(r["return"]) for r in rows(tmp_path / "run", "returns") if r["lane"] == str(lane)][-2:])
         assert one.rows[-1]["update"] == 12 and np.isclose(one.rows[-1]["return"], mean, rtol=1e-4)
 
