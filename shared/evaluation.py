@@ -6,6 +6,7 @@ python -m shared.evaluation RUN_DIR --lane 0 --video hopper.mp4        and film 
 
 import argparse
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -141,6 +142,8 @@ def load_run(run_dir: str | Path) -> Policies:
     task, settings = Task.from_description(header["task"]), header["settings"]
     template = np.load(path, allow_pickle=False)
     padded = len(template[next(n for n in template.files if n != "__header__")])
+    if unknown := stored.keys() - {f.name for f in dataclasses.fields(module.Args)}:
+        raise InputError(f"The run in {run_dir} has --{min(unknown)}, which {file.name} does not know any more.")
     args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
     keys = jax.random.split(jax.random.key(0), padded)
     agent = jax.vmap(lambda key, args: module.init(key, args, task.spec))(keys, args)
@@ -174,7 +177,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--video", type=Path, help="film one episode instead: a .mp4 or .gif file")
     parser.add_argument("--lane", type=int, default=0, help="lane to film")
     options = parser.parse_args(argv)
+    if options.episodes < 1:
+        raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
     policies = load_run(options.run_dir)
+    if policies.task.env_spec is None:
+        raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")
     if options.video:
         if options.video.suffix not in (".mp4", ".gif"):
             raise InputError(f"--video writes .mp4 or .gif, not '{options.video.suffix}'.")

@@ -33,7 +33,7 @@ import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from shared.data import InputError, Task, nearest
+from shared.data import InputError, Task, nearest, slugify
 from shared.evaluation import Evaluator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,7 +132,7 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
         if name not in presets:
             raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
         return name
-    slug = dataset.lower().replace("/", "-").replace("_", "-")
+    slug = slugify(dataset)
     return max((key for key in presets if key in slug), key=len, default=None)
 
 
@@ -145,7 +145,7 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
         args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if field.type == Float and not np.all(np.isfinite(value)):
+        if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
     for name in ("seeds", "updates", "env_steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
@@ -165,6 +165,8 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
     except Interrupted as stop:
         print(f"Stopped and saved; continue with --out {stop.out} --resume", file=sys.stderr)
         sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:  # the second Ctrl-C: at once
+        sys.exit(130)
 
 
 class Interrupted(Exception):
@@ -305,14 +307,20 @@ class Run:
         self._file_checkpoint = self.out / "checkpoint" / "state.npz"
         if args.resume and not self._file_checkpoint.exists():
             raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
-        if not args.resume and (self.out / "run.json").exists():
+        record = self.out / "run.json"
+        finished = record.exists() and json.loads(record.read_text())["status"] == "finished"
+        if not args.resume and (finished or self._file_checkpoint.exists()):
             raise InputError(f"{self.out} holds a run already; add --resume or choose another --out.")
         self._wall, self._compile, self._started = 0.0, 0.0, time.time()
-        if args.resume:
-            self._read_checkpoint_header()
+        self._sums, self._summed = {}, 0
+        kept = self._read_checkpoint_header() if args.resume else {}
         try:
             (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            self._write_record("running")
+            for table in (self.out / "metrics.csv", self.out / "returns.csv"):
+                if table.exists():  # rows written after the checkpoint are computed again
+                    os.truncate(table, kept.get(table.stem, 0))
+            if not args.resume:
+                self._write_record("running")
         except OSError as error:
             raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
@@ -332,7 +340,8 @@ class Run:
         for table in self._tables.values():
             table.close()
         status = "finished" if kind is None else "interrupted" if kind is Interrupted else "failed"
-        self._write_record(status)
+        if not (kind is InputError and self.args.resume):  # a checkpoint that does not fit: nothing was changed
+            self._write_record(status)
         if self._wandb:
             self._wandb.close()
         if status == "finished":
@@ -365,16 +374,21 @@ class Run:
         previous, self.done = self.done, self.done + self.chunk
         self._steps = [updates, self.done] if self.online else [self.done, 0]
         self._bar.update(self.chunk * len(self.settings))
+        last = self.done >= self.total
         if metrics:
+            self._report_divergence(metrics)
+            self._sums = {name: self._sums.get(name, 0.0) + m for name, m in metrics.items()}
+            self._summed += 1
+        if self._summed and (last or self._passes(self.args.log_every, previous)):
+            metrics = {name: total / self._summed for name, total in self._sums.items()}
+            self._sums, self._summed = {}, 0
             rows = [
                 [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
                 for i in range(len(self.settings))
             ]
             self._append("metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
-            self._report_divergence(metrics)
             if self._wandb:
                 self._wandb.log(metrics, self._steps)
-        last = self.done >= self.total
         if last or self._passes(self.args.eval_every, previous):
             self.evaluate(agent)
         if last or self._signal or self._passes(self.args.checkpoint_every, previous):
@@ -449,6 +463,8 @@ class Run:
             "settings": self.settings,
             "task": self.task.describe(),
             "bytes": {path.stem: path.stat().st_size for path in self.out.glob("*.csv")},
+            "sums": {name: total.tolist() for name, total in self._sums.items()},
+            "summed": self._summed,
             "diverged": self.diverged,
         }
         save_tree(self._file_checkpoint, tree, header)
@@ -458,10 +474,12 @@ class Run:
         """`agent` (and `state`) from the checkpoint when --resume was given, else as they are."""
         if self.args.resume:
             agent, state = load_tree(self._file_checkpoint, (agent, state))
+            self._write_record("running")
             tqdm.write(f"Resumed at step {self.done:,}.")
         return agent if state is None else (agent, state)
 
-    def _read_checkpoint_header(self) -> None:
+    def _read_checkpoint_header(self) -> dict[str, int]:
+        """Goes on where it ended; returns the sizes of the tables then."""
         header = read_header(self._file_checkpoint)
         if header["algorithm"] != self.algorithm:
             raise InputError(f"{self.out} is a run of {header['algorithm']}, not of {self.algorithm}.")
@@ -475,10 +493,9 @@ class Run:
                 )
         self.done, self._wall = header["done"], header["wall_s"]
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
-        for name in ("metrics", "returns"):  # rows written after the checkpoint are computed again
-            path = self.out / f"{name}.csv"
-            if path.exists():
-                os.truncate(path, header["bytes"].get(name, 0))
+        self._sums = {name: np.array(total) for name, total in header.get("sums", {}).items()}
+        self._summed = header.get("summed", 0)
+        return header["bytes"]
 
     def _write_record(self, status: str) -> None:
         device = jax.local_devices()[0]
@@ -510,6 +527,8 @@ class Run:
 
     def _summary(self) -> None:
         """Prints the table of the last evaluation and writes curve.png."""
+        if (self.out / "returns.csv").exists():
+            _plot_curve(self.out, self.swept, f"{self.algorithm} on {self.task.id}")
         if not hasattr(self, "final_returns"):
             return
         print(f"\n{'setting':<34}{'lanes':>6}{'return':>10}{'score':>9}{'std':>7}")
@@ -525,7 +544,6 @@ class Run:
             )
         for label, value in self.task.baselines.items():
             print(f"{label:<34}{'':>6}{value:>10.1f}{float(self.task.score(np.array(value))):>9.1f}")
-        _plot_curve(self.out, self.swept, f"{self.algorithm} on {self.task.id}")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
