@@ -186,7 +186,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def family(row: Row) -> str:
     """The environment without its version and variant: PointMaze_UMaze-v3 -> PointMaze."""
     env = row.record["task"].get("env") or row.dataset
-    return re.sub(r"-v\d+$", "", env.split("/")[-1]).split("_")[0]
+    env_id = env["id"] if isinstance(env, dict) else env  # the first runs wrote the id alone
+    return re.sub(r"-v\d+$", "", env_id.split("/")[-1]).split("_")[0]
 
 
 def labels(rows: list[Row]) -> dict[str, list[Row]]:

@@ -64,56 +64,46 @@ class Args(OfflineArgs):
     """Rewards are multiplied by this in training (100 for AntMaze)."""
 
 
-def _betas(suite: dict[str, Any], table: dict[str, tuple[float, float]]) -> dict[str, dict[str, Any]]:
-    return {name: {**suite, "actor_bc": actor, "critic_bc": critic} for name, (actor, critic) in table.items()}
-
-
 _adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
 _antmaze = {"actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0}
-PRESETS = {  # (beta_actor, beta_critic) of the authors' configurations
-    **_betas({}, {
-        "halfcheetah-random": (0.001, 0.1),
-        "halfcheetah-medium": (0.001, 0.01),
-        "halfcheetah-expert": (0.01, 0.01),
-        "halfcheetah-medium-expert": (0.01, 0.1),
-        "halfcheetah-medium-replay": (0.01, 0.001),
-        "halfcheetah-full-replay": (0.001, 0.1),
-        "hopper-random": (0.001, 0.01),
-        "hopper-medium": (0.01, 0.01),
-        "hopper-expert": (0.1, 0.1),
-        "hopper-medium-expert": (0.1, 0.01),
-        "hopper-medium-replay": (0.05, 0.5),
-        "hopper-full-replay": (0.01, 0.01),
-        "walker2d-random": (0.01, 0.0),
-        "walker2d-medium": (0.05, 0.1),
-        "walker2d-expert": (0.01, 0.5),
-        "walker2d-medium-expert": (0.01, 0.01),
-        "walker2d-medium-replay": (0.05, 0.01),
-        "walker2d-full-replay": (0.01, 0.01),
-    }),
-    **_betas(_antmaze, {
-        "antmaze-umaze": (0.003, 0.002),
-        "antmaze-umaze-diverse": (0.003, 0.001),
-        "antmaze-medium-play": (0.001, 0.0005),
-        "antmaze-medium-diverse": (0.001, 0.0),
-        "antmaze-large-play": (0.002, 0.001),
-        "antmaze-large-diverse": (0.002, 0.002),
-    }),
-    **_betas(_adroit, {
-        "pen-human": (0.1, 0.5),
-        "pen-cloned": (0.05, 0.5),
-        "pen-expert": (0.01, 0.01),
-        "door-human": (0.1, 0.1),
-        "door-cloned": (0.01, 0.1),
-        "door-expert": (0.05, 0.01),
-        "hammer-human": (0.01, 0.5),
-        "hammer-cloned": (0.1, 0.5),
-        "hammer-expert": (0.01, 0.01),
-        "relocate-human": (0.1, 0.01),
-        "relocate-cloned": (0.1, 0.01),
-        "relocate-expert": (0.05, 0.01),
-    }),
-}  # fmt: skip
+PRESETS = {  # of the authors' configurations
+    "halfcheetah-random": {"actor_bc": 0.001, "critic_bc": 0.1},
+    "halfcheetah-medium": {"actor_bc": 0.001, "critic_bc": 0.01},
+    "halfcheetah-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "halfcheetah-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.1},
+    "halfcheetah-medium-replay": {"actor_bc": 0.01, "critic_bc": 0.001},
+    "halfcheetah-full-replay": {"actor_bc": 0.001, "critic_bc": 0.1},
+    "hopper-random": {"actor_bc": 0.001, "critic_bc": 0.01},
+    "hopper-medium": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "hopper-expert": {"actor_bc": 0.1, "critic_bc": 0.1},
+    "hopper-medium-expert": {"actor_bc": 0.1, "critic_bc": 0.01},
+    "hopper-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.5},
+    "hopper-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "walker2d-random": {"actor_bc": 0.01, "critic_bc": 0.0},
+    "walker2d-medium": {"actor_bc": 0.05, "critic_bc": 0.1},
+    "walker2d-expert": {"actor_bc": 0.01, "critic_bc": 0.5},
+    "walker2d-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "walker2d-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.01},
+    "walker2d-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "antmaze-umaze": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.002},
+    "antmaze-umaze-diverse": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.001},
+    "antmaze-medium-play": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0005},
+    "antmaze-medium-diverse": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0},
+    "antmaze-large-play": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.001},
+    "antmaze-large-diverse": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.002},
+    "pen-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
+    "pen-cloned": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.5},
+    "pen-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
+    "door-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.1},
+    "door-cloned": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.1},
+    "door-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
+    "hammer-human": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.5},
+    "hammer-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
+    "hammer-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
+    "relocate-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
+    "relocate-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
+    "relocate-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
+}
 
 hidden_init = {
     "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
