@@ -19,11 +19,6 @@ jax.config.update("jax_num_cpu_devices", 2)
 ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
 
 
-def pytest_configure(config):
-    """Tiny jobs spend their time in the compiler: it need not try hard, except where learning is tested."""
-    jax.config.update("jax_disable_most_optimizations", config.getoption("-m") != "learning")
-
-
 def load(name: str):
     """The module of an algorithm file, by name."""
     path = next(p for p in ALGORITHMS if p.stem == name)

@@ -16,15 +16,15 @@ pytestmark = pytest.mark.learning
 
 
 def last_scores(algorithm: str, dataset: str, root: Path = ROOT / "results") -> np.ndarray:
-    """[L] each lane's mean score at the last evaluation of its newest finished benchmark run."""
-    runs = [
-        run.parent
-        for run in sorted((root / algorithm / dataset).glob("benchmark*/run.json"))
-        if json.loads(run.read_text())["status"] == "finished"
-    ]
+    """[L] each lane's mean score at the last evaluation of the longest finished benchmark run of one setting."""
+    runs = {}
+    for path in (root / algorithm / dataset).glob("benchmark-[0-9]*/run.json"):
+        record = json.loads(path.read_text())
+        if record["status"] == "finished" and record["lanes"][0].keys() == {"lane", "seed"}:
+            runs[record["steps_done"]] = path.parent
     assert runs, f"no finished run of {algorithm} on {dataset}: make benchmark"
     scores = defaultdict(lambda: defaultdict(list))
-    for row in csv.DictReader((runs[-1] / "returns.csv").open()):
+    for row in csv.DictReader((runs[max(runs)] / "returns.csv").open()):
         scores[int(row["update"])][int(row["lane"])].append(float(row["score"]))
     return np.array([np.mean(s) for s in scores[max(scores)].values()])
 
@@ -35,12 +35,17 @@ def last_scores(algorithm: str, dataset: str, root: Path = ROOT / "results") -> 
         ("td3_bc", "hopper-medium"),
         ("iql", "hopper-medium"),
         ("awac", "hopper-medium"),
-        ("rebrac", "hopper-medium"),
+        pytest.param(
+            "rebrac",
+            "hopper-medium",
+            marks=pytest.mark.xfail(strict=True, reason="100k updates are too few for its beta: results/README.md"),
+        ),
         ("td3_bc", "hopper-medium-replay"),
         ("iql", "hopper-medium-replay"),
         ("awac", "hopper-medium-replay"),
         ("rebrac", "hopper-medium-replay"),
         ("iql", "pointmaze-umaze"),
+        ("cql", "pointmaze-umaze"),
     ],
 )
 def test_beats_behavioural_cloning(algorithm, dataset):
