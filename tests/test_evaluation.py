@@ -188,7 +188,7 @@ def test_observations_are_normalised_exactly_as_the_datas(tmp_path):
 def test_actions_are_rescaled_to_the_environments_range_and_clipped():
     """-2 to 6 in the environment is -1 to 1 in every algorithm."""
     evaluate(fake_task(), constant([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0]), lanes=6)
-    assert np.concatenate(Fake.actions[:6]).tolist() == [-2.0, -2.0, 0.0, 2.0, 6.0, 6.0]
+    assert sorted(np.concatenate(Fake.actions[:6]).tolist()) == [-2.0, -2.0, 0.0, 2.0, 6.0, 6.0]
     assert Fake.actions[0].shape == (1,) and Fake.actions[0].dtype == np.float32
 
 
