@@ -31,16 +31,25 @@ from shared.data import InputError, nearest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Networks and batches are smaller than the papers', so that 5 seeds of everything fit a day of 2 CPU cores.
-SMALL = "--seeds 5 --updates 100000 --eval-every 20000 --batch-size 128"
-TWO, THREE = f"{SMALL} --hidden-dims 128 128", f"{SMALL} --hidden-dims 128 128 128"
-SHORT = "--seeds 5 --updates 30000 --eval-every 10000 --batch-size 128 --hidden-dims 128 128"
-ALGORITHMS = {"bc": TWO, "td3_bc": TWO, "iql": TWO, "awac": THREE, "rebrac": THREE, "cql": f"{SHORT} --n-actions 4"}
+SMALL = "--seeds 5 --batch-size 128 --updates 100000 --eval-every 20000"
+SHORT = "--seeds 5 --batch-size 128 --updates 30000 --eval-every 10000"
+TWO, THREE = "--hidden-dims 128 128", "--hidden-dims 128 128 128"
+HOPPER = {
+    "bc": f"{SMALL} {TWO}",
+    "td3_bc": f"{SMALL} {TWO}",
+    "iql": f"{SMALL} {TWO}",
+    "cql": f"{SHORT} {TWO} --n-actions 4",
+}
 
 # (algorithm, dataset, its other arguments), in the order in which they are run.
 GRID = [
-    *((a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in ALGORITHMS.items()),
-    *((a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in ALGORITHMS.items()),
-    ("fql", "pointmaze-umaze", f"{SHORT} --eval-episodes 20"),
+    *((a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in HOPPER.items()),
+    *((a, "hopper-medium", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
+    *((a, "hopper-medium-replay", f"{SHORT} {THREE}") for a in ("awac", "rebrac")),
+    ("rebrac", "hopper-medium", f"{SHORT} {THREE} --actor-bc 0.01 0.05 0.1"),
+    *((a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in HOPPER.items()),
+    *((a, "pointmaze-umaze", f"{SHORT} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
+    ("fql", "pointmaze-umaze", f"{SHORT} {TWO} --eval-episodes 20"),
 ]
 
 
