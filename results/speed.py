@@ -29,6 +29,8 @@ SHAPES = {"hopper": (11, 3), "ant": (111, 8)}
 UPDATES = {"td3_bc": 400, "iql": 300, "rebrac": 60, "cql": 10}
 """Updates of one lane in one compiled call: about a second or two on two CPU cores."""
 ROWS, CALLS = 1_000_000, 5
+LIMIT = 600
+"""Seconds after which a case is given up."""
 
 
 def measure(algorithm: str, shape: str, lanes: int, calls: int) -> dict:
@@ -51,10 +53,12 @@ def measure(algorithm: str, shape: str, lanes: int, calls: int) -> dict:
     width = 2 * obs_dim + action_dim * (1 + ("next_action" in fields)) + 2
     args = dataclasses.replace(module.Args(), seeds=lanes)
     run = Run(str(path), args, Task("synthetic", "", spec), module.act)
-    rows = jax.random.uniform(jax.random.key(1), (ROWS, width), minval=-1.0, maxval=1.0)
-    transitions = run.replicate(Transitions(rows, None, None, spec, fields))
+    rows = np.random.default_rng(1).uniform(-1.0, 1.0, (ROWS, width)).astype(np.float32)
+    transitions = jax.block_until_ready(run.replicate(Transitions(jnp.asarray(rows), None, None, spec, fields)))
     del rows
-    agent = run.over_lanes(partial(module.init, spec=spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    agent = jax.block_until_ready(
+        run.over_lanes(partial(module.init, spec=spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    )
     train = run.over_lanes(module.train, in_axes=(0, 0, 0, None), donate=True)
     updates = UPDATES.get(algorithm, 100)
     keys = [run._chunk_keys(run.init_keys, updates * i, jnp.zeros(updates)) for i in range(calls + 1)]
@@ -137,7 +141,11 @@ def main() -> None:
     results = []
     for case in cases:
         command = [sys.executable, __file__, "--calls", str(args.calls), "--one", *map(str, case)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            print(f"{' '.join(map(str, case))}: not finished after {LIMIT} s, left out", file=sys.stderr, flush=True)
+            continue
         if done.returncode:
             sys.exit(f"{' '.join(map(str, case))} failed:\n{done.stderr[-2000:]}")
         results.append(json.loads(done.stdout.splitlines()[-1]))
