@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 jax.config.update("jax_num_cpu_devices", 2)
 
+from shared.data import Batch
+
 ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
 
 
@@ -72,3 +74,17 @@ def cartpole(tmp_path) -> str:
         next_observations=r.normal(size=(n, 4)).astype(np.float32),
     )
     return str(path)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Five transitions of 3 observations and 2 actions, two of them terminal."""
+    r = np.random.default_rng(0)
+    return Batch(
+        obs=r.normal(size=(5, 3)).astype(np.float32),
+        action=r.uniform(-0.9, 0.9, (5, 2)).astype(np.float32),
+        reward=r.normal(size=5).astype(np.float32),
+        terminal=np.float32([0, 1, 0, 0, 1]),
+        next_obs=r.normal(size=(5, 3)).astype(np.float32),
+        next_action=r.uniform(-0.9, 0.9, (5, 2)).astype(np.float32),
+    )

@@ -166,7 +166,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     flow = nets.actor.init(flow_key, obs, action, jnp.zeros((1, 1)))
     actor = nets.actor.init(actor_key, obs, action)
-    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     adam = optax.adam(args.learning_rate)
     return Agent(
         nets=nets,

@@ -250,7 +250,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     inputs = (obs,) if spec.discrete else (obs, action)
     net = Critic(args.hidden_dims, spec.action_dim if spec.discrete else 1)
-    critic = jax.vmap(net.init, (0, *[None] * len(inputs)))(jax.random.split(critic_key, 2), *inputs)
+    critic = jax.lax.map(lambda k: net.init(k, *inputs), jax.random.split(critic_key, 2))
     agent = Agent(
         nets=Networks(None if spec.discrete else Policy(args.hidden_dims, spec.action_dim), net),
         critic=critic,

@@ -169,7 +169,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
-    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     value = nets.critic.init(value_key, obs)
     return Agent(
         nets=nets,

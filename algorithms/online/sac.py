@@ -148,7 +148,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
-    critic = jax.vmap(nets.critic.init, (0, None, None))(jax.random.split(critic_key, 2), obs, action)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     log_alpha = jnp.log(args.init_temperature)
     adam = optax.adam(args.learning_rate)
     return Agent(

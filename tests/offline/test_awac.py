@@ -1,0 +1,44 @@
+"""The losses of awac against the same equations in plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load
+from reference import B, agent_of, close, heads, log_std_of, mlp
+from scipy.stats import norm
+
+
+@pytest.mark.parametrize("mode", ["exp", "softmax"])
+def test_awac_actor(batch, mode):
+    awac = load("awac")
+    args = awac.Args(hidden_dims=(8, 8), batch_size=B, temperature=0.5, max_weight=2.0, weight_mode=mode)
+    agent, key = agent_of(awac, args), jax.random.key(5)
+    noise = np.asarray(jax.random.normal(key, (B, 2)))
+    mean, std = mlp(agent.actor, batch.obs), np.exp(log_std_of(agent.actor))
+    v = heads(agent.critic, batch.obs, np.clip(mean + std * noise, -1, 1)).min(0)
+    adv = heads(agent.critic, batch.obs, batch.action).min(0) - v
+    weight = np.minimum(np.exp(adv / 0.5), 2.0)
+    if mode == "softmax":
+        weight = np.exp(adv / 0.5) / np.exp(adv / 0.5).sum() * B
+    expected = -(weight * norm.logpdf(batch.action, mean, std).sum(-1)).mean()
+    close(awac.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
+    # the weight is not differentiated: the gradient is that of weighted cloning
+    grads = jax.grad(lambda a: awac.actor_loss(a, agent, batch, key, args)[0])(agent.actor)
+
+    def cloning(actor):
+        m, s = agent.nets.actor.apply(actor, batch.obs)
+        return -(weight * jax.scipy.stats.norm.logpdf(batch.action, m, jnp.exp(s)).sum(-1)).mean()
+
+    jax.tree.map(close, grads, jax.grad(cloning)(agent.actor))
+
+
+def test_awac_critic_has_no_entropy_term(batch):
+    awac = load("awac")
+    args = awac.Args(hidden_dims=(8, 8), batch_size=B)
+    agent, key = agent_of(awac, args), jax.random.key(5)
+    noise = np.asarray(jax.random.normal(key, (B, 2)))
+    next_action = np.clip(mlp(agent.actor, batch.next_obs) + np.exp(log_std_of(agent.actor)) * noise, -1, 1)
+    y = batch.reward + 0.99 * (1 - batch.terminal) * heads(agent.target_critic, batch.next_obs, next_action).min(0)
+    q = heads(agent.critic, batch.obs, batch.action)
+    close(awac.critic_loss(agent.critic, agent, batch, key, args)[0], ((q - y) ** 2).mean(1).sum())

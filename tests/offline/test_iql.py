@@ -1,0 +1,59 @@
+"""The losses of iql against the same equations in plain numpy."""
+
+import jax
+import numpy as np
+from conftest import load
+from reference import B, agent_of, close, heads, log_std_of, mlp
+from scipy.stats import norm
+
+
+def test_iql_value_is_an_upper_expectile_of_the_target_critics(batch):
+    iql = load("iql")
+    args = iql.Args(hidden_dims=(8, 8), batch_size=B, expectile=0.9)
+    agent = agent_of(iql, args, seed=7)
+    u = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
+    assert (u > 0).any() and (u < 0).any()
+    expected = (np.where(u < 0, 0.1, 0.9) * u**2).mean()
+    close(iql.value_loss(agent.value, agent, batch, args)[0], expected)
+
+
+def test_iql_actor_weights_come_from_the_target_critics_and_are_clipped(batch):
+    iql = load("iql")
+    args = iql.Args(hidden_dims=(8, 8), batch_size=B, beta=4.0, max_weight=3.0)
+    agent = agent_of(iql, args, seed=7)
+    adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
+    weight = np.minimum(np.exp(4.0 * adv), 3.0)
+    assert (weight == 3.0).any() and (weight < 3.0).any()
+    mean = np.tanh(mlp(agent.actor, batch.obs))
+    log_prob = norm.logpdf(batch.action, mean, np.exp(log_std_of(agent.actor))).sum(-1)
+    close(iql.actor_loss(agent.actor, agent, batch, jax.random.key(0), args)[0], -(weight * log_prob).mean())
+
+
+def test_iql_critic_bootstraps_from_v_but_not_at_terminals(batch):
+    iql = load("iql")
+    args = iql.Args(hidden_dims=(8, 8), batch_size=B, discount=0.9)
+    agent = agent_of(iql, args, seed=7)
+    y = batch.reward + 0.9 * (1 - batch.terminal) * mlp(agent.value, batch.next_obs)[:, 0]
+    q = heads(agent.critic, batch.obs, batch.action)
+    close(iql.critic_loss(agent.critic, agent, batch, args)[0], ((q - y) ** 2).mean(1).sum())
+
+
+def test_iql_updates_v_before_the_actor_and_the_critic(batch):
+    iql = load("iql")
+    args = iql.Args(hidden_dims=(8, 8), batch_size=B, value_lr=0.1)
+    agent, key = agent_of(iql, args, seed=7), jax.random.key(0)
+    new, metrics = iql.update(agent, batch, key, args)
+    after = agent.replace(value=new.value)
+    close(metrics["critic_loss"], iql.critic_loss(agent.critic, after, batch, args)[0])
+    close(metrics["actor_loss"], iql.actor_loss(agent.actor, after, batch, key, args)[0])
+    assert abs(float(metrics["critic_loss"] - iql.critic_loss(agent.critic, agent, batch, args)[0])) > 1e-3
+
+
+def test_iql_actor_learning_rate_decays_to_zero(batch):
+    iql = load("iql")
+    args = iql.Args(hidden_dims=(8, 8), batch_size=B, updates=3)
+    agent, key = agent_of(iql, args, seed=7), jax.random.key(0)
+    for _ in range(3):
+        agent, _ = iql.update(agent, batch, key, args)
+    still, _ = iql.update(agent, batch, key, args)
+    jax.tree.map(np.testing.assert_array_equal, still.actor, agent.actor)

@@ -1,0 +1,76 @@
+"""What the tests of losses share: a tiny batch, an agent in general position, networks in plain numpy."""
+
+import jax
+import numpy as np
+from scipy.stats import norm
+
+from shared.data import Spec
+
+SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0))
+B = 5
+
+
+def agent_of(module, args, spec=SPEC, seed=0):
+    """An agent whose targets differ from its online networks and whose biases are not zero."""
+    agent = module.init(jax.random.key(seed), args, spec)
+    other = module.init(jax.random.key(seed + 1), args, spec)
+
+    def shake(tree, s):
+        leaves, structure = jax.tree.flatten(tree)
+        r = np.random.default_rng(s)
+        return jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+    fields = {f: getattr(agent, f) for f in agent.__dataclass_fields__}
+    networks = [f for f, tree in fields.items() if isinstance(tree, dict) and "params" in tree]
+    changed = {f: shake(getattr(other if "target" in f else agent, f), len(f)) for f in networks}
+    return agent.replace(**changed)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def mlp(params, *inputs, activation=relu, layer_norm=False):
+    """Plain numpy: the activation between the Dense layers, LayerNorm after it if asked for."""
+    layers = params["params"]
+    x = np.concatenate(inputs, -1).astype(np.float64)
+    n = sum(k.startswith("Dense") for k in layers)
+    for i in range(n):
+        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
+        if i < n - 1:
+            x = activation(x)
+            if layer_norm:
+                p = layers[f"LayerNorm_{i}"]
+                x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+                x = x * np.float64(p["scale"]) + np.float64(p["bias"])
+    return x
+
+
+def heads(critics, *inputs, **kwargs):
+    """[E, ...] outputs of stacked critics."""
+    ensemble = len(jax.tree.leaves(critics)[0])
+    one = [jax.tree.map(lambda x, i=i: x[i], critics) for i in range(ensemble)]
+    return np.stack([mlp(c, *inputs, **kwargs)[..., 0] for c in one])
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5)
+
+
+def log_std_of(params):
+    return np.float64(params["params"]["log_std"])
+
+
+def tanh_normal(mean, log_std, noise):
+    u = mean + np.exp(log_std) * noise
+    log_prob = norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - np.tanh(u) ** 2)
+    return np.tanh(u), log_prob.sum(-1)
+
+
+def smoothed_next_action(agent, batch, key, args):
+    noise = np.clip(args.policy_noise * np.asarray(jax.random.normal(key, (B, 2))), -args.noise_clip, args.noise_clip)
+    return np.clip(np.tanh(mlp(agent.target_actor, batch.next_obs)) + noise, -1, 1)
