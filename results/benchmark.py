@@ -41,15 +41,27 @@ HOPPER = {
     "cql": f"{SHORT} {TWO} --n-actions 4",
 }
 
-# (algorithm, dataset, its other arguments), in the order in which they are run.
+
+class Entry(NamedTuple):
+    """One job of the grid."""
+
+    algorithm: str
+    dataset: str
+    arguments: str
+    variant: str = ""
+    """Part of the run's name, where one algorithm and dataset have several."""
+
+
+# In the order in which they are run.
 GRID = [
-    *((a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in HOPPER.items()),
-    *((a, "hopper-medium", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
-    *((a, "hopper-medium-replay", f"{SHORT} {THREE}") for a in ("awac", "rebrac")),
-    ("rebrac", "hopper-medium", f"{SHORT} {THREE} --actor-bc 0.01 0.05 0.1"),
-    *((a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in HOPPER.items()),
-    *((a, "pointmaze-umaze", f"{SHORT} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
-    ("fql", "pointmaze-umaze", f"{SHORT} {TWO} --eval-episodes 20"),
+    *(Entry(a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in HOPPER.items()),
+    *(Entry("bc", d, f"{SMALL} {TWO} --top-fraction 0.1", "top10") for d in ("hopper-medium", "hopper-medium-replay")),
+    *(Entry(a, "hopper-medium", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
+    *(Entry(a, "hopper-medium-replay", f"{SHORT} {THREE}") for a in ("awac", "rebrac")),
+    Entry("rebrac", "hopper-medium", f"{SHORT} {THREE} --actor-bc 0.01 0.05 0.1"),
+    *(Entry(a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in HOPPER.items()),
+    *(Entry(a, "pointmaze-umaze", f"{SHORT} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
+    Entry("fql", "pointmaze-umaze", f"{SHORT} {TWO} --eval-episodes 20"),
 ]
 
 
@@ -72,7 +84,7 @@ def updates_of(arguments: list[str]) -> str:
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
-def make_jobs(grid: list[tuple[str, str, str]], name: str, more: list[str], root: Path) -> list[Job]:
+def make_jobs(grid: list[Entry], name: str, more: list[str], root: Path) -> list[Job]:
     """The grid's commands; `more` arguments come last and win.
 
     Raises:
@@ -80,13 +92,14 @@ def make_jobs(grid: list[tuple[str, str, str]], name: str, more: list[str], root
     """
     files = {file.stem: file for file in sorted((root / "algorithms").glob("*/*.py"))}
     jobs = []
-    for algorithm, dataset, extra in grid:
+    for algorithm, dataset, extra, variant in grid:
         if algorithm not in files:
             raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
         check_dataset(dataset, root)
         slug = dataset.replace("/", "-").strip("-")
         arguments = [*shlex.split(extra), *more]
-        out = Path("results", algorithm, slug, name or f"benchmark-{updates_of(arguments)}")
+        names = ["benchmark", variant, updates_of(arguments)]
+        out = Path("results", algorithm, slug, name or "-".join(filter(None, names)))
         command = [sys.executable, str(files[algorithm].relative_to(root)), "--dataset", dataset]
         command += [*arguments, "--out", str(out)]
         jobs.append(Job(algorithm, dataset, command, root / out))
@@ -193,13 +206,13 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parser.parse_args(argv)
     try:
         if args.algorithms and args.datasets:
-            grid = [(a, d, "") for d in args.datasets for a in args.algorithms]
+            grid = [Entry(a, d, "") for d in args.datasets for a in args.algorithms]
         else:
             chosen = {0: args.algorithms, 1: args.datasets}
             for i, names in chosen.items():
-                for name in sorted(set(names) - {job[i] for job in GRID}):
-                    raise InputError(f"'{name}' is not in GRID; {nearest(name, [j[i] for j in GRID])}.")
-            grid = [j for j in GRID if all(not names or j[i] in names for i, names in chosen.items())]
+                for name in sorted(set(names) - {entry[i] for entry in GRID}):
+                    raise InputError(f"'{name}' is not in GRID; {nearest(name, [e[i] for e in GRID])}.")
+            grid = [e for e in GRID if all(not names or e[i] in names for i, names in chosen.items())]
         more = [] if args.seeds is None else ["--seeds", str(args.seeds)]
         more += [] if args.updates is None else ["--updates", str(args.updates)]
         jobs = make_jobs(grid, args.name, more + shlex.split(args.extra), root)
