@@ -1,6 +1,6 @@
 """Makes the runs of the result tables: algorithm by dataset, one job after the other.
 
-    python results/benchmark.py                     # GRID below; what `make benchmark` runs
+    python results/benchmark.py                     # results/grid.py; what `make benchmark` runs
     python results/benchmark.py --algorithms td3_bc iql --datasets hopper-medium --updates 100000
     python results/benchmark.py --dry-run           # what would be done, in which order
 
@@ -26,43 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.grid import GRID, Entry
 from shared.data import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# Networks and batches are smaller than the papers', so that 5 seeds of everything fit a day of 2 CPU cores.
-SMALL = "--seeds 5 --batch-size 128 --updates 100000 --eval-every 20000"
-SHORT = "--seeds 5 --batch-size 128 --updates 30000 --eval-every 10000"
-TWO, THREE = "--hidden-dims 128 128", "--hidden-dims 128 128 128"
-HOPPER = {
-    "bc": f"{SMALL} {TWO}",
-    "td3_bc": f"{SMALL} {TWO}",
-    "iql": f"{SMALL} {TWO}",
-    "cql": f"{SHORT} {TWO} --n-actions 4",
-}
-
-
-class Entry(NamedTuple):
-    """One job of the grid."""
-
-    algorithm: str
-    dataset: str
-    arguments: str
-    variant: str = ""
-    """Part of the run's name, where one algorithm and dataset have several."""
-
-
-# In the order in which they are run.
-GRID = [
-    *(Entry(a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in HOPPER.items()),
-    *(Entry("bc", d, f"{SMALL} {TWO} --top-fraction 0.1", "top10") for d in ("hopper-medium", "hopper-medium-replay")),
-    *(Entry(a, "hopper-medium", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
-    *(Entry(a, "hopper-medium-replay", f"{SHORT} {THREE}") for a in ("awac", "rebrac")),
-    Entry("rebrac", "hopper-medium", f"{SHORT} {THREE} --actor-bc 0.01 0.05 0.1"),
-    *(Entry(a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in HOPPER.items()),
-    *(Entry(a, "pointmaze-umaze", f"{SHORT} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
-    Entry("fql", "pointmaze-umaze", f"{SHORT} {TWO} --eval-episodes 20"),
-]
 
 
 class Job(NamedTuple):
@@ -77,13 +44,6 @@ class Job(NamedTuple):
         return f"{self.algorithm} on {self.dataset}"
 
 
-def updates_of(arguments: list[str]) -> str:
-    """The last --updates as '100k' or '1500'; '1000k' (the scripts' default) where there is none."""
-    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--updates"]
-    n = int(given[-1]) if given else 1_000_000
-    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
-
-
 def make_jobs(grid: list[Entry], name: str, more: list[str], root: Path) -> list[Job]:
     """The grid's commands; `more` arguments come last and win.
 
@@ -92,14 +52,13 @@ def make_jobs(grid: list[Entry], name: str, more: list[str], root: Path) -> list
     """
     files = {file.stem: file for file in sorted((root / "algorithms").glob("*/*.py"))}
     jobs = []
-    for algorithm, dataset, extra, variant in grid:
+    for entry in grid:
+        algorithm, dataset = entry.algorithm, entry.dataset
         if algorithm not in files:
             raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
         check_dataset(dataset, root)
-        slug = dataset.replace("/", "-").strip("-")
-        arguments = [*shlex.split(extra), *more]
-        names = ["benchmark", variant, updates_of(arguments)]
-        out = Path("results", algorithm, slug, name or "-".join(filter(None, names)))
+        arguments = [*shlex.split(entry.arguments), *more]
+        out = entry.directory(name, more)
         command = [sys.executable, str(files[algorithm].relative_to(root)), "--dataset", dataset]
         command += [*arguments, "--out", str(out)]
         jobs.append(Job(algorithm, dataset, command, root / out))

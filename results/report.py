@@ -5,7 +5,7 @@
     python results/report.py RUN_DIR RUN_DIR --picture FILE     # these runs side by side
 
 Reads results/<algorithm>/<dataset>/<run>/{run.json, returns.csv} and the docstrings of algorithms/;
-writes results/tables.md, results/curves/<dataset>.png, and what stands between the markers
+writes results/tables.md, results/claims.md, results/curves/, and what stands between the markers
 `<!-- begin:NAME -->` and `<!-- end:NAME -->` of README.md and results/README.md.
 
 A lane's result is the mean over the episodes of its LAST evaluation, never the best over training.
@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.grid import CLAIMS, Claim
 from shared.data import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -519,18 +520,77 @@ def documents(rows: list[Row], left_out: list[str], root: Path) -> dict[Path, st
         ordered = sorted(rows, key=lambda r: r.run)
         parts += ["## Runs", details_table(ordered, root)]
     pages = {root / "results" / "tables.md": "\n\n".join(parts) + "\n"}
+    if CLAIMS:
+        pages[root / "results" / "claims.md"] = claims_page(root)
     datasets = root / "datasets" / "table.md"
     sections: dict[str, Callable[[], str]] = {
         "tables": lambda: "\n\n".join([CAPTION, full, *left_out, *pictures(rows)]),
         "results": lambda: score_section(rows, root, compact=True),
         "speed": lambda: speed_section(root),
         "algorithms": lambda: algorithms_table(root),
-        "datasets": lambda: datasets.read_text().strip() if datasets.exists() else "No table yet.",
+        "datasets": lambda: without_title(datasets.read_text()) if datasets.exists() else "No table yet.",
+        "claims": lambda: claims_summary(root),
     }
     for page in (root / "README.md", root / "results" / "README.md"):
         if page.exists():
             pages[page] = replace_sections(page.read_text(), sections)
     return pages
+
+
+def without_title(text: str) -> str:
+    """A page as a section of another."""
+    return re.sub(r"^# .*\n", "", text).strip()
+
+
+def claim_rows(claim: Claim, root: Path) -> list[Row]:
+    """The finished runs of a claim, in its order; the variant takes the place of the run's name."""
+    rows = []
+    for directory in dict.fromkeys(root / entry.directory() for entry in claim.entries):
+        if (directory / "run.json").exists():
+            rows += [row for row in read_run(directory) if row.record["status"] == "finished"]
+    return rows
+
+
+def claim_table(rows: list[Row]) -> str:
+    body = []
+    for row in sorted(rows, key=lambda r: r.dataset):  # stable: the claim's own order within a dataset
+        name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
+        score = mean_std(row.final, row.metric) + (" †" if row.marked else "")
+        cells = [row.dataset, name, score, iqm_text(row.final, row.metric) or "–", f"{len(row.lanes)} × {budget(row)}"]
+        body.append([*cells, f"{speed(row.record):,.0f}"])
+    for label, values in baselines(rows).items():
+        body += [[d, f"*{label}*", f"{value:.1f}", "", "", ""] for d, value in values.items()]
+    body.sort(key=lambda cells: cells[0])
+    return markdown(["dataset", "run", "score", "IQM [95 %]", "lanes × budget", "updates/s"], body)
+
+
+def claims_page(root: Path) -> str:
+    """Each claim: the paper's sentence, the runs side by side, their curves, and what was found."""
+    parts = ["# The papers' claims", "Made by `make report`; do not edit. The runs and findings: `results/grid.py`."]
+    parts += [CAPTION]
+    for claim in CLAIMS:
+        rows = claim_rows(claim, root)
+        parts += [f"## {claim.title}", claim.paper]
+        parts += (
+            [claim_table(rows), f"![{claim.title}](curves/claim-{claim.slug}.png)"] if rows else ["No finished runs."]
+        )
+        parts += [f"**Found:** {claim.finding}"] * bool(claim.finding)
+        missing = [e for e in claim.entries if not (root / e.directory() / "run.json").exists()]
+        if missing:
+            parts += [f"Not run yet: {', '.join(f'`{e.directory().as_posix()}`' for e in missing)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def claims_summary(root: Path) -> str:
+    """One line per claim."""
+    link = "results/claims.md"
+    rows = [[f"[{c.title}]({link}#{anchor(c.title)})", c.finding or "not run yet"] for c in CLAIMS]
+    return markdown(["claim", "found"], rows) if rows else "None yet."
+
+
+def anchor(title: str) -> str:
+    """A heading's anchor, as Git hosts make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def pictures(rows: list[Row]) -> list[str]:
@@ -704,6 +764,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         for dataset in sorted({row.dataset for row in rows}):
             group = [row for row in rows if row.dataset == dataset]
             write_picture(root / "results" / "curves" / f"{slug(dataset)}.png", group, looks)
+        for claim in CLAIMS:
+            if group := claim_rows(claim, root):
+                write_picture(root / "results" / "curves" / f"claim-{claim.slug}.png", group, appearances(group))
         written = ", ".join(page.relative_to(root).as_posix() for page in pages)
         print(f"{len(runs_of(rows))} runs -> {written}")
         print("\n".join(left_out), file=sys.stderr, end="\n" if left_out else "")

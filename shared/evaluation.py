@@ -2,6 +2,7 @@
 
 python -m shared.evaluation RUN_DIR --episodes 100                     roll a run's policies out again
 python -m shared.evaluation RUN_DIR --lane 0 --video hopper.mp4        and film one (mp4 or gif)
+python -m shared.evaluation RUN_DIR --set policy=target                with other values of its arguments
 """
 
 import argparse
@@ -10,16 +11,17 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
 
-from shared.data import ROOT, InputError, Task
+from shared.data import ROOT, InputError, Task, nearest
 
 MAX_ENVS = 256
 
@@ -118,11 +120,12 @@ class Policies(NamedTuple):
         return policy
 
 
-def load_run(run_dir: str | Path) -> Policies:
-    """The policies of the last checkpoint in `run_dir`.
+def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Policies:
+    """The policies of the last checkpoint in `run_dir`; `changes`: other values of its arguments, as text.
 
     Raises:
-      InputError: no run or no checkpoint there, or of another version of the algorithm.
+      InputError: no run or no checkpoint there, or of another version of the algorithm, or changes of
+        arguments that it has not, that are swept, or that are no such value.
     """
     from shared.run import load_tree, read_header, with_settings  # shared.run imports this module
 
@@ -144,11 +147,31 @@ def load_run(run_dir: str | Path) -> Policies:
     padded = len(template[next(n for n in template.files if n != "__header__")])
     if unknown := stored.keys() - {f.name for f in dataclasses.fields(module.Args)}:
         raise InputError(f"The run in {run_dir} has --{min(unknown)}, which {file.name} does not know any more.")
+    for name, text in (changes or {}).items():
+        if name not in stored or name in settings[0]:
+            hint = nearest(name, stored) if name not in stored else "its lanes have values of their own"
+            raise InputError(f"The run in {run_dir} has no one --{name} to change; {hint}.")
+        stored[name] = _parse(module.Args, name, text)
     args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
     keys = jax.random.split(jax.random.key(0), padded)
-    agent = jax.vmap(lambda key, args: module.init(key, args, task.spec))(keys, args)
+    agent = jax.eval_shape(jax.vmap(lambda key, args: module.init(key, args, task.spec)), keys, args)
     (agent,) = load_tree(path, (agent,), partial=True)
     return Policies(task, settings, agent, args, module.act)
+
+
+def _parse(cls: type, name: str, text: str) -> Any:
+    """`text` as a value of a field of an Args class, as its command line reads it."""
+    kind = get_type_hints(cls)[name]
+    values = get_args(kind) if get_origin(kind) is Literal else ()
+    try:
+        if values and text not in values:
+            raise ValueError
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return text if values or kind is str else int(text) if kind is int else float(text)
+    except (ValueError, KeyError, TypeError):
+        wanted = f"choose from {', '.join(values)}" if values else f"it is a {getattr(kind, '__name__', 'number')}"
+        raise InputError(f"--set {name}={text}: no such value; {wanted}.") from None
 
 
 def film(policies: Policies, lane: int, path: Path, seed: int = 10_000) -> float:
@@ -165,21 +188,25 @@ def film(policies: Policies, lane: int, path: Path, seed: int = 10_000) -> float
         obs, reward, terminated, truncated, _ = env.step(policy(obs))
         total, done = total + reward, terminated or truncated
     fps = env.metadata.get("render_fps", 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
     imageio.mimsave(path, frames, **({"duration": 1000 / fps} if path.suffix == ".gif" else {"fps": fps}))
     return float(total)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: rolls the policies of a run out again; writes RUN_DIR/evaluation.csv."""
+    """Command line: rolls the policies of a run out again; writes RUN_DIR/evaluation<-changes>.csv."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of a run with a checkpoint")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of every lane")
     parser.add_argument("--video", type=Path, help="film one episode instead: a .mp4 or .gif file")
     parser.add_argument("--lane", type=int, default=0, help="lane to film")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments to change")
     options = parser.parse_args(argv)
+    if wrong := [change for change in options.set if not re.fullmatch(r"\w+=[\w.+-]+", change)]:
+        raise InputError(f"--set wants NAME=VALUE, not '{wrong[0]}'.")
     if options.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
-    policies = load_run(options.run_dir)
+    policies = load_run(options.run_dir, dict(change.split("=") for change in options.set))
     if policies.task.env_spec is None:
         raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")
     if options.video:
@@ -200,7 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     keys = jax.random.split(jax.random.key(0), padded)
     returns, lengths = evaluate(policies.agent, keys, policies.args)
     scores = policies.task.score(returns)
-    with (options.run_dir / "evaluation.csv").open("w") as f:
+    name = "-".join(["evaluation", *options.set]) + ".csv"
+    with (options.run_dir / name).open("w") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
         for i, e in np.ndindex(returns.shape):

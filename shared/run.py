@@ -627,7 +627,7 @@ def _read_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.
 
 
 def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
-    """The tree of a checkpoint, with the structure, shapes and sharding of `template`.
+    """The tree of a checkpoint, with the structure, shapes and sharding of `template` (arrays or their shapes).
 
     `partial`: the checkpoint may hold more.
     """
@@ -642,7 +642,8 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
             return jax.device_put(jax.random.wrap_key_data(value), leaf.sharding)
         if value.shape != np.shape(leaf):
             raise InputError(f"{path} does not fit this run: {name} has shape {value.shape}, not {np.shape(leaf)}.")
-        return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
+        on_device = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+        return jax.device_put(value, leaf.sharding) if on_device else value
 
     return jax.tree.unflatten(jax.tree.structure(template), [load(n, leaf) for n, leaf in names.items()])
 
@@ -679,8 +680,9 @@ class _WandbLanes:
             self._try(one.log, {n: float(v[i]) for n, v in values.items()} | axes)
 
     def close(self) -> None:
-        for one in self.runs:
-            self._try(one.finish)
+        for one in self.runs:  # after a failure too: what was logged before is kept
+            with contextlib.suppress(Exception):
+                one.finish()
 
     def _try(self, f: Callable, *args: Any) -> None:
         if not self.ok:

@@ -292,6 +292,37 @@ def test_rolling_out_again_gives_the_runs_own_returns(run_dir, capsys):
     assert "lane 2 (seed=7, actor_lr=0.03): return" in capsys.readouterr().out
 
 
+def test_arguments_can_be_changed_for_an_evaluation(run_dir, monkeypatch):
+    """`act` gets the changed value; the file says so; the plain evaluation is a file of its own."""
+    seen = set()
+
+    def act(agent, obs, key, args):
+        seen.add(args.top_fraction)
+        return obs[:, :1] * 0.0
+
+    monkeypatch.setattr(sys.modules["bc"], "act", act)
+    main([str(run_dir), "--episodes", "1", "--set", "top_fraction=0.5"])
+    assert seen == {0.5} and (run_dir / "evaluation-top_fraction=0.5.csv").exists()
+    assert not (run_dir / "evaluation.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("policy", "NAME=VALUE"),
+        ("polici=gaussian", "polici.*policy"),
+        ("policy=gauss", "choose from auto, deterministic, gaussian"),
+        ("actor_lr=0.1", "values of their own"),
+        ("top_fraction=much", "no such value"),
+        ("policy=../x", "NAME=VALUE"),
+    ],
+)
+def test_changes_that_cannot_be_made(change, words, run_dir):
+    with pytest.raises(InputError, match=words):
+        main([str(run_dir), "--set", change])
+    assert not list(run_dir.glob("evaluation*"))
+
+
 def test_a_loaded_policy_acts_in_the_plain_environment(run_dir, trained):
     policies = load_run(run_dir)
     assert [s["actor_lr"] for s in policies.settings] == [0.01, 0.02, 0.03]
@@ -420,7 +451,7 @@ def test_the_module_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_the_chosen_lane_is_filmed(suffix, run_dir, tmp_path, capsys):
-    path = tmp_path / f"film{suffix}"
+    path = tmp_path / "new" / f"film{suffix}"
     main([str(run_dir), "--lane", "2", "--video", str(path)])
     frames = list(imageio.v3.imiter(path))
     assert len(frames) == 5 and frames[0].shape == (16, 16, 3)

@@ -13,6 +13,7 @@ from scipy.stats import trim_mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results import benchmark, report
+from results.grid import Claim, Entry
 
 ALGORITHM = '''"""{title}
 
@@ -294,12 +295,13 @@ def test_algorithm_and_dataset_tables(tmp_path):
     write_algorithm(tmp_path, "td3_bc")
     (tmp_path / "algorithms" / "offline" / "helper.py").write_text("x = 1\n")
     (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "table.md").write_text("| the datasets |\n")
+    (tmp_path / "datasets" / "table.md").write_text("# Title\n\n| the datasets |\n")
     page = tmp_path / "README.md"
     names = ("algorithms", "datasets")
     page.write_text("".join(f"<!-- begin:{n} -->\n<!-- end:{n} -->\n" for n in names))
     assert report.main([], tmp_path) == 0
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert "# Title" not in page.read_text()
     lines = len((tmp_path / "algorithms" / "offline" / "td3_bc.py").read_text().splitlines())
     assert rows[2:] == [
         "| [TD3+BC](algorithms/offline/td3_bc.py) | TD3 with a cloning term | offline "
@@ -307,6 +309,26 @@ def test_algorithm_and_dataset_tables(tmp_path):
         f"[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) | {lines} |",
         "| the datasets |",
     ]
+
+
+def test_claims_stand_beside_the_runs_that_show_them(tmp_path, monkeypatch):
+    entries = [Entry(a, "hopper-medium", "--updates 1000", "x", "claim") for a in ("bc", "td3_bc", "iql")]
+    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours beats BC", "A paper.", entries, "It does.")])
+    for algorithm in ("bc", "td3_bc"):
+        make_run(tmp_path, algorithm, "hopper-medium", RISES_THEN_FALLS, name="claim-x-1k")
+    assert report.main([], tmp_path) == 0
+    page = (tmp_path / "results" / "claims.md").read_text()
+    rows = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| hopper-medium")]
+    assert rows == [
+        ["bc (claim-x-1k)", "37.0 ± 26.9"],
+        ["td3_bc (claim-x-1k)", "37.0 ± 26.9"],
+        ["*dataset mean*", "44.4"],
+        ["*dataset best episode*", "88.8"],
+    ]
+    assert "## Ours beats BC" in page and "A paper." in page and "**Found:** It does." in page
+    assert "Not run yet: `results/iql/hopper-medium/claim-x-1k`" in page
+    assert (tmp_path / "results" / "curves" / "claim-ours.png").exists()
+    assert "37.0" not in (tmp_path / "results" / "tables.md").read_text()  # the score tables hold benchmark runs only
 
 
 def test_run_directories_side_by_side(tmp_path, capsys):
@@ -384,6 +406,16 @@ def test_finished_jobs_are_never_run_again(grid, capsys):
         ("bc", "hopper-expert"),
         ("fql", "hopper-expert"),
     ]
+
+
+def test_every_entry_of_the_grid_has_a_directory_of_its_own():
+    jobs = benchmark.make_jobs(benchmark.GRID, "", [], benchmark.ROOT)
+    assert len({job.out for job in jobs}) == len(jobs)
+
+
+def test_a_variant_is_part_of_the_name(grid):
+    entry = benchmark.Entry("bc", "hopper-medium", "--updates 2000", "top10")
+    assert benchmark.make_jobs([entry], "", [], grid[0])[0].out.name == "benchmark-top10-2k"
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):
