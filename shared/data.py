@@ -225,6 +225,46 @@ def unpack(rows: jax.Array, spec: Spec, fields: tuple[str, ...] = FIELDS) -> Bat
     return Batch(**columns)
 
 
+class AliasTable(NamedTuple):
+    """Draws row i in proportion to its weight with two look-ups (Walker's alias method).
+
+    A drawn row is kept with probability `keep` and gives way to `other` else.
+    """
+
+    keep: jax.Array
+    """[N] uint32, in units of 2^-32: float32 would round the weights of rare rows."""
+    other: jax.Array
+    """[N] int32"""
+
+
+def alias_table(weights: np.ndarray) -> AliasTable:
+    """The table of `weights` [N], which need not sum to one; in float64 on the host.
+
+    Raises:
+      InputError: weights that are negative, not finite, or all zero.
+    """
+    weights = np.asarray(weights, np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.max(initial=0) > 0):
+        raise InputError("Sampling weights must be finite, not negative, and not all zero.")
+    share = weights / weights.mean()  # a row's probability in units of 1 / N: what is over 1 fills up the others
+    light = share < 1.0
+    light[share.argmax()] = False
+    low, high = np.flatnonzero(light), np.flatnonzero(~light)
+    lacking, surplus = np.cumsum(1.0 - share[low]), np.cumsum(share[high] - 1.0)
+    # The light rows in turn are filled up from the first heavy row that has surplus left. The row that a heavy one
+    # gave too much to in the end is filled up from the next heavy row in its stead.
+    keep, other = share.copy(), np.arange(len(share))
+    filled = np.searchsorted(surplus, np.r_[0.0, lacking][:-1])
+    other[low] = high[np.minimum(filled, len(high) - 1)]
+    spent = np.r_[lacking, np.inf][np.searchsorted(lacking, surplus, side="right")]
+    keep[high] = np.where(np.isfinite(spent), 1.0 + surplus - spent, 1.0)
+    other[high] = np.r_[high[1:], high[-1]]
+    keep = np.round(np.clip(keep, 0.0, 1.0) * 2.0**32)
+    other = np.where(keep < 2.0**32, other, np.arange(len(other)))  # 1 has no uint32: the row gives way to itself
+    keep = np.minimum(keep, 2.0**32 - 1)
+    return AliasTable(jnp.asarray(keep.astype(np.uint32)), jnp.asarray(other.astype(np.int32)))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transitions:
@@ -238,6 +278,8 @@ class Transitions:
     """[N] index of a row's obs in `frames`; its next_obs is the one after."""
     spec: Spec = dataclasses.field(metadata={"static": True})
     fields: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    table: AliasTable | None = None
+    """How rows are drawn; None: uniformly."""
 
     def take(self, index: jax.Array) -> Batch:
         """Rows `index` [...] as a Batch."""
@@ -249,8 +291,23 @@ class Transitions:
         return batch._replace(obs=self.frames[at], next_obs=self.frames[at + 1])
 
     def sample(self, key: jax.Array, batch_size: int) -> Batch:
-        """`batch_size` rows, uniformly with replacement."""
-        return self.take(jax.random.randint(key, (batch_size,), 0, len(self.rows)))
+        """`batch_size` rows with replacement: uniformly, or by the weights given to `Dataset.transitions`."""
+        if self.table is None:
+            return self.take(jax.random.randint(key, (batch_size,), 0, len(self.rows)))
+        row_key, keep_key = jax.random.split(key)
+        row = jax.random.randint(row_key, (batch_size,), 0, len(self.rows))
+        kept = jax.random.bits(keep_key, (batch_size,)) < self.table.keep[row]
+        return self.take(jnp.where(kept, row, self.table.other[row]))
+
+
+# Element of `Dataset.corrupt` -> the array that it changes.
+CORRUPTIONS = {
+    "obs": "obs",
+    "action": "action",
+    "reward": "reward",
+    "dynamics": "next_obs",
+    "adversarial_reward": "reward",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,6 +428,43 @@ class Dataset:
         reward = (self.reward * scale + shift).astype(np.float32)
         return self.replace({"reward_scale": scale, "reward_shift": shift}, reward=reward)
 
+    def corrupt(self, elements: Iterable[str], rate: float = 0.3, scale: float = 1.0, seed: int = 0) -> "Dataset":
+        """`elements` (of CORRUPTIONS) spoilt in a share `rate` of the rows, each in rows of its own.
+
+        The random corruptions of Yang et al. (arXiv 2310.12955), and their adversarial one of the reward:
+        obs, action, dynamics: x + U(-scale, scale) std, per dimension; actions may leave [-1, 1];
+        reward: U(-30 scale, 30 scale) in its place; adversarial_reward: -scale * reward.
+        An element's rows and noise depend on `seed` alone, not on what else is corrupted. A row's obs is
+        not the next_obs of the row before any more. To be done before statistics are taken; the task's
+        baselines stay those of the clean data.
+        """
+        elements = set(elements)
+        if unknown := elements - CORRUPTIONS.keys():
+            raise InputError(f"No corruption '{min(unknown)}'; {nearest(min(unknown), CORRUPTIONS)}")
+        if not (0 <= rate <= 1 and scale >= 0):
+            raise InputError(f"Corruption has a rate in [0, 1] and a scale of at least 0, not {rate} and {scale}.")
+        if not elements:
+            return self
+        if self.spec.discrete or len(self.spec.obs_shape) != 1:
+            raise InputError(f"'{self.task.id}' has discrete actions or images; only numbers are corrupted.")
+        arrays = {n: getattr(self, n) for n in ("obs", "action", "reward", "next_obs", "terminal", "last")}
+        for stream, (element, field) in enumerate(CORRUPTIONS.items()):
+            if element not in elements:
+                continue
+            r, x = np.random.default_rng([seed, stream]), arrays[field].copy()
+            rows = r.random(len(x)) < rate
+            if element == "adversarial_reward":
+                x[rows] *= -scale
+            elif element == "reward":
+                x[rows] = r.uniform(-30.0 * scale, 30.0 * scale, rows.sum())
+            else:
+                x[rows] += r.uniform(-scale, scale, x[rows].shape) * x.std(0, dtype=np.float64)
+            arrays[field] = x
+        named = [element for element in CORRUPTIONS if element in elements]
+        option = {"corruption": named, "corruption_rate": rate, "corruption_scale": scale, "corruption_seed": seed}
+        task = {"id": "+".join([self.task.id, *named]), "hash": content_hash(arrays)}
+        return self.replace(option, task, **arrays)
+
     def top_episodes(self, fraction: float, discount: float = 1.0) -> "Dataset":
         """The `fraction` of the episodes with the highest (discounted) return, at least one."""
         if not 0 < fraction <= 1:
@@ -386,9 +480,10 @@ class Dataset:
 
     # -- to the device
 
-    def transitions(self, *fields: str) -> Transitions:
+    def transitions(self, *fields: str, weights: np.ndarray | None = None) -> Transitions:
         """The columns `fields` (default: FIELDS), packed and on the default device.
 
+        `weights` [N]: `sample` draws rows in proportion to them (default: uniformly).
         With `next_action`, rows without one are left out: the last rows of episodes that did not
         terminate (at a terminal one it is multiplied by zero in every target).
         """
@@ -408,7 +503,8 @@ class Dataset:
             frame = jnp.asarray((np.arange(len(self.obs)) + self.episode())[keep])
         packed = [arrays[f] for f in fields if frames is None or "obs" not in f]
         packed = [x[keep].reshape(len(x[keep]), -1).astype(np.float32) for x in packed]
-        return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields)
+        table = None if weights is None else alias_table(weights[keep])
+        return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields, table)
 
 
 # ---------------------------------------------------------------------------------------- loading

@@ -24,6 +24,7 @@ from shared.data import (
     InputError,
     Spec,
     Task,
+    alias_table,
     flatten_obs,
     load_dataset,
     registered_env,
@@ -90,6 +91,101 @@ def test_reward_options_are_recorded_and_leave_scores_alone(log):
     assert data.task.options == {"reward_scale": 2.0, "reward_shift": -1.0}
 
 
+@pytest.fixture
+def long_log() -> Dataset:
+    r, n = np.random.default_rng(0), 4000
+    obs, next_obs = (r.normal(size=(n, 2)).astype(np.float32) * np.float32([1, 50]) for _ in range(2))
+    action = r.uniform(-1, 1, (n, 1)).astype(np.float32)
+    last = np.arange(n) % 100 == 99
+    task = Task("long", "0123", Spec((2,), 1, False, (-1.0,), (1.0,)))
+    return Dataset(task, obs, action, r.normal(1000, 1, n).astype(np.float32), next_obs, last & False, last)
+
+
+ARRAYS = {"obs": "obs", "action": "action", "dynamics": "next_obs"}
+
+
+def changed_arrays(one: Dataset, other: Dataset) -> set[str]:
+    names = ("obs", "action", "reward", "next_obs", "terminal", "last")
+    return {n for n in names if not np.array_equal(getattr(one, n), getattr(other, n))}
+
+
+@pytest.mark.parametrize("element", ARRAYS)
+def test_random_corruption_is_uniform_in_units_of_the_datas_deviation(long_log, element):
+    name = ARRAYS[element]
+    before = getattr(long_log, name).copy()
+    data = long_log.corrupt((element,), rate=0.25, scale=2.0)
+    np.testing.assert_array_equal(getattr(long_log, name), before)  # the clean data is left as it was
+    assert changed_arrays(data, long_log) == {name} and getattr(data, name).dtype == np.float32
+    noise = (getattr(data, name) - before) / before.std(0)
+    rows = (noise != 0).any(1)
+    assert 0.22 < rows.mean() < 0.28 and (noise[rows] != 0).mean() > 0.99
+    assert np.abs(noise).max() <= 2.001 and np.abs(noise).max() > 1.98
+    np.testing.assert_allclose(noise[rows].std(0), 2 / np.sqrt(3), rtol=0.05)
+    np.testing.assert_allclose(noise[rows].mean(0), 0, atol=0.12)
+
+
+def test_corrupted_rewards_are_replaced_and_adversarial_ones_turned_round(long_log):
+    data = long_log.corrupt(("reward",), rate=0.5, scale=0.5)
+    assert changed_arrays(data, long_log) == {"reward"} and data.reward.dtype == np.float32
+    rows = data.reward < 500
+    assert 0.47 < rows.mean() < 0.53 and 14.8 < np.abs(data.reward[rows]).max() <= 15
+    np.testing.assert_array_equal(data.reward[~rows], long_log.reward[~rows])
+    data = long_log.corrupt(("adversarial_reward",), rate=0.5, scale=0.5)
+    rows = data.reward < 0
+    assert 0.47 < rows.mean() < 0.53
+    np.testing.assert_allclose(data.reward, np.where(rows, -0.5, 1) * long_log.reward)
+
+
+def test_elements_are_corrupted_independently_and_in_any_order(long_log):
+    both = long_log.corrupt(("reward", "obs", "dynamics", "action"))
+    again = long_log.corrupt(["action", "dynamics", "obs", "reward"])
+    assert changed_arrays(both, again) == set() and both.task.hash == again.task.hash
+    rows = []
+    for element, name in {**ARRAYS, "reward": "reward"}.items():
+        alone = long_log.corrupt((element,))
+        np.testing.assert_array_equal(getattr(alone, name), getattr(both, name))
+        rows.append((getattr(alone, name) != getattr(long_log, name)).reshape(4000, -1).any(1))
+    for i in range(4):
+        for j in range(i):
+            assert 0.07 < (rows[i] & rows[j]).mean() < 0.11  # 0.3 squared
+
+
+def test_the_hash_and_the_options_tell_of_the_corruption(long_log):
+    assert long_log.corrupt(()) is long_log
+    data = long_log.corrupt(("obs",), 0.3, 1.0, seed=4)
+    assert data.task.id == "long+obs"
+    assert json.loads(json.dumps(data.task.describe()))["options"] == {
+        "corruption": ["obs"], "corruption_rate": 0.3, "corruption_scale": 1.0, "corruption_seed": 4,
+    }  # fmt: skip
+    assert data.task.hash == long_log.corrupt(("obs",), 0.3, 1.0, seed=4).task.hash
+    others = [
+        long_log.corrupt(("obs",), 0.3, 1.0, seed=5),
+        long_log.corrupt(("obs",), 0.2, 1.0, seed=4),
+        long_log.corrupt(("obs",), 0.3, 0.9, seed=4),
+        long_log.corrupt(("dynamics",), 0.3, 1.0, seed=4),
+        long_log,
+    ]
+    assert len({data.task.hash, *(d.task.hash for d in others)}) == 6
+    normalised = data.normalize_obs()
+    np.testing.assert_allclose(normalised.task.obs_std, data.obs.std(0) + 1e-3, rtol=1e-4)
+
+
+def test_bad_corruptions_get_one_sentence(long_log):
+    for arguments, words in (
+        ((("dynamic",),), "'dynamic'.*dynamics"),
+        ((("obs",), 1.5), "rate in"),
+        ((("obs",), 0.5, -1.0), "scale of at least 0"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            long_log.corrupt(*arguments)
+        assert "\n" not in str(error.value)
+    frames = np.zeros((4000, 4, 4, 3), np.uint8)
+    images = Task("images", "", Spec((4, 4, 3), 1, False, (-1.0,), (1.0,)))
+    data = Dataset(images, frames, long_log.action, long_log.reward, frames, long_log.terminal, long_log.last)
+    with pytest.raises(InputError, match="images"):
+        data.corrupt(("obs",))
+
+
 def test_top_episodes(log):
     best = log.top_episodes(0.67)
     assert best.reward.tolist() == [10, 20, 100, 200] and best.last.tolist() == [False, True, False, True]
@@ -111,6 +207,46 @@ def test_sampling_covers_all_rows_uniformly(log):
     rewards = log.transitions().sample(jax.random.key(0), 7000).reward
     counts = [(rewards == r).sum() for r in REWARD]
     assert min(counts) > 850 and max(counts) < 1150
+
+
+def probabilities(table) -> np.ndarray:
+    """Of every row, as the alias table has them."""
+    keep, other = np.asarray(table.keep, np.float64) / 2**32, np.asarray(table.other)
+    return (keep + np.bincount(other, 1.0 - keep, len(keep))) / len(keep)
+
+
+def test_weighted_sampling_follows_the_weights(log):
+    weights = np.array([1, 1, 1, 10, 10, 0, 477])
+    rewards = log.transitions(weights=weights).sample(jax.random.key(0), 50_000).reward
+    counts = np.array([(rewards == r).sum() for r in REWARD])
+    np.testing.assert_allclose(counts, 100.0 * weights, atol=4 * np.sqrt(100.0 * weights.max()), rtol=0)
+    assert counts[5] == 0 and (counts[:3] > 50).all() and (counts[:3] < 160).all()
+
+
+def test_weights_belong_to_the_rows_that_are_kept(log):
+    """With next_action rows 4 and 6 are left out, and their weights with them."""
+    transitions = log.transitions(*FIELDS, "next_action", weights=np.array([0, 0, 0, 0, 9, 1, 9]))
+    assert (transitions.sample(jax.random.key(0), 100).reward == 100).all()
+
+
+@pytest.mark.parametrize("kind", ["rare rows", "ties", "one", "equal"])
+def test_alias_table_keeps_the_weights_of_a_million_rows(kind):
+    """A cumulative sum in float32 would lose every row under 6e-8 of the total: here all of the rare ones."""
+    n, r = 1_000_000, np.random.default_rng(0)
+    weights = {
+        "rare rows": np.where(r.uniform(size=n) < 0.05, np.exp(10), r.uniform(0.9, 1.1, n)),
+        "ties": r.integers(0, 5, n).astype(float),
+        "one": np.eye(1, n, 17)[0],
+        "equal": np.full(n, 0.1),
+    }[kind]
+    actual, expected = probabilities(alias_table(weights)), weights / weights.sum()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-15)
+
+
+def test_weights_that_are_no_weights():
+    for weights in ([1.0, -1.0], [np.nan, 1.0], [0.0, 0.0]):
+        with pytest.raises(InputError, match="weights"):
+            alias_table(np.array(weights))
 
 
 def test_images_stay_uint8_and_are_stored_once(log):

@@ -61,6 +61,14 @@ class Args(OfflineArgs):
     """Added to every reward in training (-1 for AntMaze)."""
     normalize_obs: bool = False
     """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does)."""
+    corruption: tuple[str, ...] = ()
+    """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward (not in the paper)."""
+    corruption_rate: float = 0.3
+    """Share of the transitions of which it is spoilt, in [0, 1]."""
+    corruption_scale: float = 1.0
+    """Size of the noise: standard deviations of the data, for rewards units of 30."""
+    corruption_seed: int = 0
+    """Of the corruption, which all lanes share."""
 
 
 _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
@@ -221,6 +229,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
     scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -1,0 +1,299 @@
+"""RIQL: Robust Implicit Q-Learning, for corrupted data.
+
+Yang, Zhong, Xu, Zhang, Zhang, Han and Zhang, "Towards Robust Offline Reinforcement Learning under Diverse
+Data Corruption", ICLR 2024, arXiv 2310.12955. IQL clones the data's actions and so suffers little from
+corrupted ones; what it suffers from is heavy-tailed targets, above all of corrupted dynamics. RIQL (section 4)
+normalises the observations, regresses Q with Huber's loss, and has V and the policy learn from a quantile
+of an ensemble of Q, low where corruption makes its members disagree.
+
+Deviations from the paper:
+- observations are normalised with the statistics of s, not of s and s' together, which differ only by what
+  is corrupted (under 3 percent of the standard deviation at the paper's rate and range);
+- one corruption, with a seed of its own, for all lanes; the authors' differs from seed to seed;
+- observations, actions and dynamics are corrupted at random only: the paper's adversarial kind attacks the
+  Q-functions of an EDAC agent trained before (adversarial rewards need none and are offered);
+- Huber's threshold is 1 / sigma^2, targets are clipped and the policy is deterministic as in the authors'
+  code, whose values the presets are: they go by environment and corruption, so they are named, not automatic.
+
+    python algorithms/offline/riql.py --dataset hopper-medium-replay --preset hopper-dynamics --seeds 4 --updates 50000
+    python algorithms/offline/iql.py --dataset hopper-medium-replay --preset none --corruption dynamics --seeds 4
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(OfflineArgs):
+    updates: int = 3_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+    expectile: Float = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
+    beta: Float = 3.0
+    """Inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    sigma: Float = 1.0
+    """Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
+    quantile: Float = 0.25
+    """alpha: quantile over the critics that V and the policy learn from, in [0, 1]; 0 is their minimum."""
+    n_critics: int = 5
+    """K: critics of the ensemble."""
+    min_target: Float = -100.0
+    """Targets of Q are clipped to at least this (fits D4RL's rewards of MuJoCo tasks) ..."""
+    max_target: Float = 1000.0
+    """... and to at most this."""
+    deterministic: bool = True
+    """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    actor_lr: Float = 3e-4
+    """Adam, actor; decays to zero over the run as a cosine."""
+    critic_lr: Float = 3e-4
+    """Adam, critics."""
+    value_lr: Float = 3e-4
+    """Adam, value function."""
+    max_weight: Float = 100.0
+    """Advantage weights are clipped here."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of actor, critics and value function."""
+    normalize_return: bool = False
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs (not in the paper)."""
+    reward_shift: float = 0.0
+    """Added to every reward in training (-1 for AntMaze)."""
+    normalize_obs: bool = True
+    """Observations to mean 0 and standard deviation 1 of the corrupted data (section 4.1)."""
+    corruption: tuple[str, ...] = ()
+    """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""
+    corruption_rate: float = 0.3
+    """Share of the transitions of which it is spoilt, in [0, 1]."""
+    corruption_scale: float = 1.0
+    """Size of the noise: standard deviations of the data, for rewards units of 30."""
+    corruption_seed: int = 0
+    """Of the corruption, which all lanes share."""
+
+
+PRESETS = {  # by name: --preset hopper-obs
+    "halfcheetah-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.1},
+    "halfcheetah-action": {"corruption": ("action",), "sigma": 0.5, "quantile": 0.25, "n_critics": 3},
+    "halfcheetah-reward": {"corruption": ("reward",), "sigma": 3.0, "quantile": 0.25},
+    "halfcheetah-dynamics": {"corruption": ("dynamics",), "sigma": 3.0, "quantile": 0.25},
+    "halfcheetah-adversarial": {"corruption": ("adversarial_reward",), "sigma": 1.0, "quantile": 0.1},
+    "walker2d-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.25},
+    "walker2d-action": {"corruption": ("action",), "sigma": 0.5, "quantile": 0.1},
+    "walker2d-reward": {"corruption": ("reward",), "sigma": 3.0, "quantile": 0.1},
+    "walker2d-dynamics": {"corruption": ("dynamics",), "sigma": 1.0, "quantile": 0.25, "n_critics": 3},
+    "walker2d-adversarial": {"corruption": ("adversarial_reward",), "sigma": 3.0, "quantile": 0.1},
+    "hopper-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.25, "n_critics": 3},
+    "hopper-action": {"corruption": ("action",), "sigma": 0.1, "quantile": 0.25},
+    "hopper-reward": {"corruption": ("reward",), "sigma": 1.0, "quantile": 0.25, "n_critics": 3},
+    "hopper-dynamics": {"corruption": ("dynamics",), "sigma": 1.0, "quantile": 0.5},
+    "hopper-adversarial": {"corruption": ("adversarial_reward",), "sigma": 0.1, "quantile": 0.25},
+}
+
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+hidden_init = {
+    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
+    "bias_init": nn.initializers.constant(0.1),
+}
+
+
+def uniform(scale: float):
+    """Uniform in [-scale, scale]."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
+
+
+class Actor(nn.Module):
+    """pi(s), through tanh; or a mean (without) and a log standard deviation that does not depend on the state."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean = nn.Dense(self.action_dim, kernel_init=dense_init)(x)
+        if self.deterministic:
+            return jnp.tanh(mean), None
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a), or V(s) without an action."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+        return nn.Dense(1, kernel_init=uniform(3e-3), bias_init=uniform(3e-3))(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """K critics, stacked on a leading axis [E=K, ...]."""
+    target_critic: Any
+    value: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def quantile_q(agent: Agent, batch: Batch, args: Args):
+    """Q_alpha(s, a) [B]: the quantile of the target critics, linear between them (section 4.3)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action)
+    return jnp.quantile(q, args.quantile, axis=0), {"q_std": q.std(0).mean()}
+
+
+def huber(x, sigma):
+    """x^2 / (2 delta) where |x| < delta, |x| - delta / 2 elsewhere; delta = 1 / sigma^2 (section 4.2)."""
+    delta = 1.0 / sigma**2
+    x = jnp.abs(x)
+    return jnp.where(x < delta, 0.5 * x**2 / delta, x - 0.5 * delta)
+
+
+def value_loss(value, agent: Agent, batch: Batch, args: Args):
+    """|expectile - 1(u < 0)| u^2, u = Q_alpha(s, a) - V(s)."""
+    q, info = quantile_q(agent, batch, args)
+    v = agent.nets.critic.apply(value, batch.obs)
+    chex.assert_shape([q, v], (args.batch_size,))
+    u = q - v
+    weight = jnp.where(u < 0, 1.0 - args.expectile, args.expectile)
+    return (weight * u**2).mean(), {"v": v.mean(), **info}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
+    """exp(beta (Q_alpha(s, a) - V(s))) |pi(s) - a|^2 or -log pi(a|s) for the square, weights clipped."""
+    adv = quantile_q(agent, batch, args)[0] - agent.nets.critic.apply(agent.value, batch.obs)
+    weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
+    mean, log_std = agent.nets.actor.apply(actor, batch.obs)
+    if args.deterministic:
+        bc = ((mean - batch.action) ** 2).sum(-1)
+    else:
+        bc = -jax.scipy.stats.norm.logpdf(batch.action, mean, jnp.exp(log_std)).sum(-1)
+    chex.assert_shape([weight, bc], (args.batch_size,))
+    return (weight * bc).mean(), {"adv": adv.mean(), "weight": weight.mean()}
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
+    """Huber's loss of r + gamma V(s') - Q_i(s, a), the target clipped; mean over the critics (section 4.2)."""
+    next_v = agent.nets.critic.apply(agent.value, batch.next_obs)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
+    y = jnp.clip(y, args.min_target, args.max_target)
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return huber(y - q, args.sigma).mean(), {"q": q.mean()}
+
+
+def actor_optimiser(args: Args) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.deterministic), Critic(args.hidden_dims))
+    actor_key, critic_key, value_key = jax.random.split(key, 3)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
+    value = nets.critic.init(value_key, obs)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        value=value,
+        actor_opt=actor_optimiser(args).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        value_opt=optax.adam(args.value_lr).init(value),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of V, of the actor and of Q; all losses are of the old V and the old targets."""
+    old = agent
+    (loss_v, info_v), grads = jax.value_and_grad(value_loss, has_aux=True)(old.value, old, batch, args)
+    updates, value_opt = optax.adam(args.value_lr).update(grads, old.value_opt)
+    agent = agent.replace(value=optax.apply_updates(old.value, updates), value_opt=value_opt)
+
+    (loss_pi, info_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(old.actor, old, batch, args)
+    updates, actor_opt = actor_optimiser(args).update(grads, old.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(old.actor, updates), actor_opt=actor_opt)
+
+    (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(old.critic, old, batch, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, old.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(old.critic, updates), critic_opt=critic_opt)
+
+    target_critic = optax.incremental_update(agent.critic, old.target_critic, args.tau)
+    losses = {"critic_loss": loss_q, "value_loss": loss_v, "actor_loss": loss_pi}
+    return agent.replace(target_critic=target_critic), {**losses, **info_q, **info_v, **info_pi}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A], deterministic: the policy's or its mean."""
+    return jnp.clip(agent.nets.actor.apply(agent.actor, obs)[0], -1.0, 1.0)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
+    scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
+    data = data.scale_rewards(scale, args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions())
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)
