@@ -676,22 +676,20 @@ class _WandbLanes:
 
     def log(self, values: dict[str, np.ndarray], steps: list[int]) -> None:
         axes = dict(zip(("update", "env_step"), steps, strict=True))
-        for i, one in enumerate(self.runs):
+        for i, one in enumerate(self.runs if self.ok else []):
             self._try(one.log, {n: float(v[i]) for n, v in values.items()} | axes)
 
     def close(self) -> None:
         for one in self.runs:  # after a failure too: what was logged before is kept
-            with contextlib.suppress(Exception):
-                one.finish()
+            self._try(one.finish)
 
     def _try(self, f: Callable, *args: Any) -> None:
-        if not self.ok:
-            return
         try:
             f(*args)
         except Exception as error:
+            if self.ok:
+                tqdm.write(f"wandb failed and is off from here on ({error}); training goes on.", file=sys.stderr)
             self.ok = False
-            tqdm.write(f"wandb failed and is off from here on ({error}); training goes on.", file=sys.stderr)
 
 
 def _plot_curve(out: Path, swept: list[str], title: str) -> None:
