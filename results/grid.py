@@ -56,7 +56,7 @@ HOPPER = {
     "bc": f"{SMALL} {TWO}",
     "td3_bc": f"{SMALL} {TWO}",
     "iql": f"{SMALL} {TWO}",
-    "cql": f"{SHORT} {TWO} --n-actions 4",
+    "cql": f"{SMALL} {TWO} --n-actions 4",
 }
 
 # In the order in which they are run.
@@ -64,10 +64,10 @@ BENCHMARK = [
     *(Entry(a, d, extra) for d in ("hopper-medium", "hopper-medium-replay") for a, extra in HOPPER.items()),
     *(Entry("bc", d, f"{SMALL} {TWO} --top-fraction 0.1", "top10") for d in ("hopper-medium", "hopper-medium-replay")),
     *(Entry(a, "hopper-medium", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
-    *(Entry(a, "hopper-medium-replay", f"{SHORT} {THREE}") for a in ("awac", "rebrac")),
+    *(Entry(a, "hopper-medium-replay", f"{SMALL} {THREE}") for a in ("awac", "rebrac")),
     Entry("rebrac", "hopper-medium", f"{SHORT} {THREE} --actor-bc 0.01 0.05 0.1"),
     *(Entry(a, "pointmaze-umaze", f"{extra} --eval-episodes 20") for a, extra in HOPPER.items()),
-    *(Entry(a, "pointmaze-umaze", f"{SHORT} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
+    *(Entry(a, "pointmaze-umaze", f"{SMALL} {THREE} --eval-episodes 20") for a in ("awac", "rebrac")),
     Entry("fql", "pointmaze-umaze", f"{SHORT} {TWO} --eval-episodes 20"),
 ]
 
