@@ -1,0 +1,264 @@
+"""CRR+: Critic-Regularised Regression with better implementation choices.
+
+Kang, Ma, Wang, Yue and Yan, "Improving and Benchmarking Offline Reinforcement Learning Algorithms", 2023,
+arXiv 2306.00972; CRR: Wang et al., "Critic Regularized Regression", NeurIPS 2020, arXiv 2006.15134. The policy
+clones the data weighted by exp(A / beta) or 1[A > 0], with the advantage over the policy's own actions, of which many
+are sampled. The plus is in the choices: layer normalisation, small last layers, and a critic that learns a lower
+expectile of its target. `--preset crr` is CRR without them; each has its own flag too.
+
+Deviations from the paper:
+- CRR has a distributional critic, targets copied every 100 updates and a deep residual network; here both have the
+  plain critics and Polyak averages of the authors' code of CRR+, so that only the choices differ;
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks.
+
+    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --n-actions 10
+    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --expectile 0.5 0.7 0.9
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(OfflineArgs):
+    updates: int = 1_200_000
+    """Gradient updates of each lane (the authors' 1200 epochs of 1000)."""
+    temperature: Float = 1.0
+    """beta, in units of Q: small follows the advantage, large clones."""
+    weight_mode: Literal["exp", "indicator", "softmax"] = "exp"
+    """exp: clipped exponential; indicator: 1 where the advantage is positive; softmax: over the batch."""
+    max_weight: Float = 20.0
+    """Clip of the exponential weights."""
+    baseline: Literal["mean", "max"] = "mean"
+    """What the advantage is over: the mean or the largest Q of the policy's n_actions actions."""
+    n_actions: int = 50
+    """The policy's actions per state in the baseline (CRR: 4)."""
+    expectile: Float = 0.7
+    """Weight of a Q that is too high, 1 - expectile of one that is too low, in (0, 1); 0.5: squared error."""
+    layer_norm: bool = True
+    """Layer normalisation before the activations, of actor and critics."""
+    last_layer_scale: float = 0.01
+    """Variance of the last layers' first weights, times their inputs."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target networks, per update."""
+    actor_lr: Float = 1e-4
+    """Adam, actor."""
+    critic_lr: Float = 3e-4
+    """Adam, critics."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of the critics and of each of the actor's two networks."""
+    normalize_obs: bool = False
+    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    normalize_reward: bool = False
+    """Rewards to [-1, 1] by their range in the data (the paper's Adroit and Kitchen)."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this in training (4 for AntMaze)."""
+    reward_shift: float = 0.0
+    """Added to every scaled reward in training (-2 for AntMaze)."""
+
+
+PRESETS = {
+    "crr": {"expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
+    "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0},
+    **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), {"normalize_reward": True}),
+}
+
+
+class MLP(nn.Module):
+    hidden_dims: tuple[int, ...]
+    outputs: int
+    layer_norm: bool
+    last_layer_scale: float
+
+    @nn.compact
+    def __call__(self, x):
+        for size in self.hidden_dims:
+            x = nn.Dense(size)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+        last_init = nn.initializers.variance_scaling(self.last_layer_scale, "fan_in", "uniform")
+        return nn.Dense(self.outputs, kernel_init=last_init)(x)
+
+
+class Actor(nn.Module):
+    """Tanh-Gaussian: one network for the mean, one for the log standard deviation, scaled and shifted."""
+
+    mean: MLP
+    log_std: MLP
+
+    @nn.compact
+    def __call__(self, obs):
+        scale = self.param("log_std_scale", nn.initializers.ones, ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return jnp.clip(self.mean(obs), -9.0, 9.0), jnp.clip(scale * self.log_std(obs) + offset, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    mlp: MLP
+
+    def __call__(self, obs, action):
+        return self.mlp(jnp.concatenate([obs, action], axis=-1))[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_actor: Any
+    target_critic: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]; with actions [n, B, A], [E, n, B]."""
+    obs = jnp.broadcast_to(obs, (*action.shape[:-1], obs.shape[-1]))
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def sample_actions(agent: Agent, actor, obs, key, n: int):
+    """n actions per observation [n, B, A]."""
+    mean, log_std = agent.nets.actor.apply(actor, obs)
+    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape)))
+
+
+def log_prob_of(action, mean, log_std):
+    """log pi(a|s) of the data's actions under the tanh-Gaussian, summed over dimensions: [B]."""
+    u = jnp.arctanh(jnp.clip(action, -0.999, 0.999))
+    log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
+    return (jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std)) - log_det).sum(-1)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """|expectile - 1(d < 0)| d^2, d = Q(s, a) - (r + gamma min_i target Q_i(s', a')), a' ~ target pi; summed.
+
+    It is a Q that is too HIGH that weighs more: the critic is pessimistic (IQL's V is the reverse).
+    """
+    next_action = sample_actions(agent, agent.target_actor, batch.next_obs, key, 1)[0]
+    target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
+    d = q_values(agent.nets.critic, critic, batch.obs, batch.action) - y
+    chex.assert_shape([y, d[0]], (args.batch_size,))
+    weight = jnp.where(d > 0, args.expectile, 1.0 - args.expectile)
+    return (weight * d**2).mean(1).sum(0), {"q": (d + y).mean(), "td_error": jnp.abs(d).mean()}
+
+
+def advantage(agent: Agent, batch: Batch, key, args: Args):
+    """min_i Q_i(s, a) - mean_j (or max_j) min_i Q_i(s, a_j), a_j ~ pi: [B]; online networks."""
+    actions = sample_actions(agent, agent.actor, batch.obs, key, args.n_actions)
+    v = q_values(agent.nets.critic, agent.critic, batch.obs, actions).min(0)
+    v = v.max(0) if args.baseline == "max" else v.mean(0)
+    return q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """-f log pi(a|s), f = min(exp(A / beta), max_weight) or 1[A > 0]."""
+    adv = advantage(agent, batch, key, args)
+    if args.weight_mode == "indicator":
+        weight = (adv > 0).astype(jnp.float32)
+    elif args.weight_mode == "softmax":
+        weight = jax.nn.softmax(adv / args.temperature) * len(adv)
+    else:
+        weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
+    log_prob = log_prob_of(batch.action, *agent.nets.actor.apply(actor, batch.obs))
+    chex.assert_shape([weight, log_prob], (args.batch_size,))
+    info = {"adv": adv.mean(), "weight": weight.mean(), "clipped": (weight >= args.max_weight).mean()}
+    return -(jax.lax.stop_gradient(weight) * log_prob).mean(), info
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    mlp = partial(MLP, args.hidden_dims, layer_norm=args.layer_norm, last_layer_scale=args.last_layer_scale)
+    nets = Networks(Actor(mlp(outputs=spec.action_dim), mlp(outputs=spec.action_dim)), Critic(mlp(outputs=1)))
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_actor=actor,
+        target_critic=critic,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of critics and actor, both losses of the old parameters; then all targets."""
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss_q, info_q), grads_q = grad(agent.critic, agent, batch, critic_key, args)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads_pi = grad(agent.actor, agent, batch, actor_key, args)
+
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads_q, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads_pi, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+    agent = agent.replace(
+        target_actor=optax.incremental_update(agent.actor, agent.target_actor, args.tau),
+        target_critic=optax.incremental_update(agent.critic, agent.target_critic, args.tau),
+    )
+    return agent, {"critic_loss": loss_q, "actor_loss": loss_pi, **info_q, **info_pi}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's."""
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    scale, shift = args.reward_scale, args.reward_shift
+    if args.normalize_reward:
+        low, high = float(data.reward.min()), float(data.reward.max())
+        scale, shift = 2.0 / (high - low), -(high + low) / (high - low)
+    data = data.scale_rewards(scale, shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions())
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)
