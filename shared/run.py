@@ -250,15 +250,16 @@ class Run:
     Attributes:
       init_keys: [L] one PRNG key per lane, for `init`.
       lane_args: `args` with every `Float` field an array [L]; the other fields are static.
-      done: updates (online: environment steps) done so far.
+      done: updates (online: environment steps) done so far; below 0 in a phase that comes before them.
     L counts the lanes padded to a multiple of the devices (the last lane again; never reported).
     """
 
-    def __init__(self, file: str, args: RunArgs, task: Task, act: Callable, unit: int = 1):
+    def __init__(self, file: str, args: RunArgs, task: Task, act: Callable, unit: int = 1, before: int = 0):
         """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`.
 
         `unit`: updates per step of the algorithm's scan (a delayed policy makes it 2); every interval
-        must be a multiple of it.
+        must be a multiple of it. `before`: updates of something else before the first one (a model of the
+        data); they are logged to before.csv, and checkpoints hold them as all others.
         """
         self.args, self.task, self.file = args, task, Path(file).resolve()
         self.algorithm = self.file.stem
@@ -266,7 +267,8 @@ class Run:
         self.swept = [name for name in self.settings[0] if name != "seed"]
         self.online = hasattr(args, "env_steps")
         self.total = args.env_steps if self.online else args.updates
-        self.chunk = _chunk_length(args, self.total, unit)
+        self.before = before
+        self.chunk = _chunk_length(args, self.total, unit, before)
         self.mesh = make_mesh(len(self.settings))
         size = self.mesh.devices.size
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
@@ -285,7 +287,7 @@ class Run:
 
         policy = self.over_lanes(policy, in_axes=(0, 0, None, 0, 0))
         self._evaluate = Evaluator(task, policy, len(padded), len(self.settings), args.eval_episodes)
-        self.done, self.diverged, self._signal = 0, {}, None
+        self.done, self.diverged, self._signal = -before, {}, None
         self._tables: dict[str, io.TextIOWrapper] = {}
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False) -> Callable:
@@ -316,7 +318,7 @@ class Run:
         kept = self._read_checkpoint_header() if args.resume else {}
         try:
             (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            for table in (self.out / "metrics.csv", self.out / "returns.csv"):
+            for table in (self.out / f"{name}.csv" for name in ("before", "metrics", "returns")):
                 if table.exists():  # rows written after the checkpoint are computed again
                     os.truncate(table, kept.get(table.stem, 0))
             if not args.resume:
@@ -329,7 +331,8 @@ class Run:
         self._wandb = _WandbLanes(self) if args.wandb != "off" else None
         lanes, unit = len(self.settings), "env steps" if self.online else "updates"
         print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {unit} -> {self.out}")
-        self._bar = tqdm(total=self.total * lanes, unit=unit, unit_scale=True, disable=None, initial=self.done * lanes)
+        total, done = (self.before + self.total) * lanes, (self.before + self.done) * lanes
+        self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=None, initial=done)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
@@ -360,7 +363,10 @@ class Run:
     # -- training
 
     def chunks(self) -> Iterator[jax.Array]:
-        """Keys [L, n] of the next n updates, until all are done; update u's key depends on (seed, u)."""
+        """Keys [L, n] of the next n updates, until all are done; update u's key depends on (seed, u).
+
+        With `before`, those of its updates come first: `done` is below 0 then.
+        """
         while self.done < self.total:
             yield self._chunk_keys(self._train_keys, self.done, jnp.zeros(self.chunk))
 
@@ -372,7 +378,8 @@ class Run:
         """
         metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         previous, self.done = self.done, self.done + self.chunk
-        self._steps = [updates, self.done] if self.online else [self.done, 0]
+        early = previous < 0
+        self._steps = [updates, self.done] if self.online else [self.done + early * self.before, 0]
         self._bar.update(self.chunk * len(self.settings))
         last = self.done >= self.total
         if metrics:
@@ -386,10 +393,10 @@ class Run:
                 [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
                 for i in range(len(self.settings))
             ]
-            self._append("metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
-            if self._wandb:
+            self._append("before" if early else "metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
+            if self._wandb and not early:
                 self._wandb.log(metrics, self._steps)
-        if last or self._passes(self.args.eval_every, previous):
+        if last or (not early and self._passes(self.args.eval_every, previous)):
             self.evaluate(agent)
         if last or self._signal or self._passes(self.args.checkpoint_every, previous):
             self.save((agent, state))
@@ -554,14 +561,15 @@ def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Arra
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
 
 
-def _chunk_length(args: RunArgs, total: int, unit: int) -> int:
-    """The longest chunk that divides the total and every interval."""
+def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0) -> int:
+    """The longest chunk that divides the total, every interval and what comes before."""
     every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
-    chunk = math.gcd(total, *(min(v, total) for v in every.values()))
+    chunk = math.gcd(total, before, *(min(v, total) for v in every.values()))
     if chunk % unit or (chunk < 100 and total > 100 * chunk):
         intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
         raise InputError(
-            f"{total} steps and {intervals} have only {chunk} as a common divisor; choose multiples of {100 * unit}."
+            f"{total} steps{f' after {before}' if before else ''} and {intervals} have only {chunk} as a common "
+            f"divisor; choose multiples of {100 * unit}."
         )
     return chunk
 

@@ -26,7 +26,7 @@ def small(name: str, dataset: str, out, **changes):
         "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
         "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
         "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4,
-        "solver_steps": 2, "num_candidates": 2, "time_dim": 4,
+        "solver_steps": 2, "num_candidates": 2, "time_dim": 4, "vae_dims": (8, 8), "vae_updates": 2,
     } | changes  # fmt: skip
     if "env_steps" not in fields:
         values["env"] = ""

@@ -130,11 +130,11 @@ class ToyArgs(OfflineArgs):
 PENDULUM = Spec((3,), 1, False, (-2.0,), (2.0,))
 
 
-def toy(out: Path, task: Task | None = None, during=None, **changes) -> Run:
+def toy(out: Path, task: Task | None = None, during=None, before: int = 0, **changes) -> Run:
     """A job without a network: the agent counts updates; metric m is the mean index of the updates, plus the lane."""
     args = ToyArgs(**{"updates": 12, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "out": str(out)} | changes)
     task = task or Task("toy", "hash of the data", PENDULUM)
-    with Run(__file__, args, task, lambda agent, obs, key, args: obs[:, :1]) as run:
+    with Run(__file__, args, task, lambda agent, obs, key, args: obs[:, :1], before=before) as run:
         lanes = len(run.init_keys)
         agent = {"count": jax.device_put(np.zeros(lanes, np.float32), run.sharding)}
         agent = run.restore(agent)
@@ -255,6 +255,46 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(line_task
         toy(tmp_path / "run", line_task)
     toy(tmp_path / "run", line_task)
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_comes_before_the_first_update_has_its_own_file_and_changes_no_other(line_task, tmp_path):
+    toy(tmp_path / "plain", line_task, log_every=4)
+    toy(tmp_path / "run", line_task, log_every=4, before=6)
+    for name in ("metrics", "returns"):
+        plain, run = rows(tmp_path / "plain", name), rows(tmp_path / "run", name)
+        assert [r | {"wall_s": ""} for r in plain] == [r | {"wall_s": ""} for r in run]
+    assert [r["update"] for r in rows(tmp_path / "run", "before")] == ["2", "6"]
+    assert not (tmp_path / "plain" / "before.csv").exists()
+    assert outcome(tmp_path / "run")[0]["[0]['count']"] == 18
+
+
+def test_updates_before_the_first_have_keys_of_their_own(tmp_path):
+    seen = []
+    toy(tmp_path / "run", before=4, during=lambda run: seen.append(run.done))
+    assert seen == [-4, -2, 0, 2, 4, 6, 8, 10]
+    with Run(
+        __file__, ToyArgs(out=str(tmp_path / "keys"), updates=4), Task("toy", "", PENDULUM), None, before=4
+    ) as run:
+        keys = [jax.random.key_data(k) for k in (next(run.chunks()), setattr(run, "done", 0) or next(run.chunks()))]
+    assert len(np.unique(np.concatenate(keys, 1)[0], axis=0)) == 8
+
+
+@pytest.mark.parametrize("first, second", [(-4, -2), (-2, 6), (0, 2)])
+def test_a_run_killed_before_its_first_update_resumes_there(first, second, line_task, tmp_path, monkeypatch):
+    every = {"task": line_task, "before": 6, "log_every": 4, "eval_every": 6, "checkpoint_every": 2}
+    toy(tmp_path / "whole", **every)
+    at_step(monkeypatch, first, terminate)
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", **every)
+    at_step(monkeypatch, second, kill, after=True)
+    with pytest.raises(Killed):
+        toy(tmp_path / "run", resume=True, **every)
+    toy(tmp_path / "run", resume=True, **every)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    early = [
+        [{k: v for k, v in r.items() if k != "wall_s"} for r in rows(tmp_path / n, "before")] for n in ("run", "whole")
+    ]
+    assert early[0] == early[1]
 
 
 def test_resuming_a_finished_run_changes_nothing(line_task, tmp_path):
