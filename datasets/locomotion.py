@@ -4,12 +4,14 @@
 
 Scheme: Fu et al., D4RL (arXiv 2004.07219). `medium` and `expert` are frozen STOCHASTIC policies;
 `medium-replay` plays the snapshots of the training run one after the other, each for the steps that
-lay between it and the one before. (The file cannot be called mujoco.py: it would hide MuJoCo.)
+lay between it and the one before. `random-expert-5`: 95 % of the steps are uniform actions, 5 % the
+expert's, after Hong et al. (arXiv 2306.13085). (The file cannot be called mujoco.py: it would hide MuJoCo.)
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -35,6 +37,8 @@ from shared.data import InputError, registered_env
 POLICIES = Path(__file__).resolve().parent / "policies"
 MILLION = 1_000_000
 STEPS = {"random": MILLION, "medium": MILLION, "expert": MILLION, "medium-expert": 2 * MILLION}
+MIXTURE = re.compile(r"random-(medium|expert)-(\d+)")
+"""Level of a mixture: the good policy and its share of the steps in percent."""
 BLOCK = 16
 """Episodes stepped together. What an episode holds depends on its block, never on the threads."""
 
@@ -45,7 +49,7 @@ NOT_WEIGHTS = ("activation", "squash", "action_high")
 
 
 def recipe(name: str, env_id: str) -> Recipe:
-    """`{hopper,halfcheetah,walker2d}-{random,medium,medium-replay,medium-expert,expert}`."""
+    """`{hopper,halfcheetah,walker2d}-{random,medium,medium-replay,medium-expert,expert,random-expert-<percent>}`."""
     robot, level = name.split("-", 1)
     spec = registered_env(env_id)
     who = {
@@ -55,7 +59,9 @@ def recipe(name: str, env_id: str) -> Recipe:
         "medium-replay": "uniform actions, then the stochastic SAC policies of a training run",
         "medium-expert": "the stochastic medium policy, then the expert",
     }
-    steps = STEPS.get(level)
+    if mixture := MIXTURE.fullmatch(level):
+        who[level] = f"uniform actions, then for {mixture[2]} % of the steps the stochastic {mixture[1]} policy"
+    steps = MILLION if mixture else STEPS.get(level)
     if level == "medium-replay" and (POLICIES / f"{robot}-replay.npz").exists():
         replay = load_policy(POLICIES / f"{robot}-replay.npz")
         steps = int(replay["random_steps"] + replay["steps"].sum())
@@ -199,10 +205,14 @@ def play_returns(env_id: str, policy: Policy | None, episodes: int) -> np.ndarra
 
 
 def collect(env_id: str, robot: str, level: str, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """The episodes of one level; only the last one is cut."""
+    """The episodes of one level; only the last one is cut (of a mixture, the last one of each part)."""
     if level == "medium-expert":
-        halves = ((robot + "-medium", steps - steps // 2), (robot + "-expert", steps // 2))
-        return [e for name, n in halves for e in made_or_played(env_id, name, n, seed)]
+        parts = (("medium", steps - steps // 2), ("expert", steps // 2))
+        return [e for part, n in parts for e in made_or_played(env_id, f"{robot}-{part}", n, seed)]
+    if mixture := MIXTURE.fullmatch(level):
+        good = steps * int(mixture[2]) // 100
+        parts = (("random", steps - good), (mixture[1], good))
+        return [e for part, n in parts if n for e in made_or_played(env_id, f"{robot}-{part}", n, seed)]
     if level == "medium-replay":
         return collect_replay(env_id, load_policy(POLICIES / f"{robot}-replay.npz"), steps, seed)
     policy = None if level == "random" else load_policy(POLICIES / f"{robot}-{level}.npz")
@@ -233,16 +243,21 @@ def cut_last(episodes: list[EpisodeBuffer], steps: int) -> list[EpisodeBuffer]:
 
 
 def made_or_played(env_id: str, name: str, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """The episodes of local/<name>-v0 where it was made with these steps and seed, else played."""
+    """The first episodes of local/<name>-v0 where it was made with this seed and is long enough, else played.
+
+    One policy's episodes are those of a shorter dataset and more, so that either way they are the same.
+    """
     folder = Path(get_dataset_path(f"local/{name}-v0"))
     if folder.exists():
         dataset = minari.load_dataset(f"local/{name}-v0")
         stored = dataset.storage.metadata
-        if (stored["total_steps"], stored["seed"]) == (steps, seed):
-            return [
-                episode(e.observations, e.actions, e.rewards, bool(e.terminations[-1]))
-                for e in dataset.iterate_episodes()
-            ]
+        if stored["total_steps"] >= steps and stored["seed"] == seed:
+            episodes, total, source = [], 0, dataset.iterate_episodes()
+            while total < steps:
+                e = next(source)
+                episodes.append(episode(e.observations, e.actions, e.rewards, bool(e.terminations[-1])))
+                total += len(e.rewards)
+            return cut_last(episodes, steps)
     return collect(env_id, *name.split("-"), steps, seed)
 
 

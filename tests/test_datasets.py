@@ -259,6 +259,23 @@ def test_medium_expert_reuses_what_was_made(root, tmp_path, monkeypatch):
     assert digest(made("hopper-medium-expert", 600, force=True)) == fresh
 
 
+def test_a_mixture_has_its_share_of_steps_in_whole_episodes(root, tmp_path, monkeypatch):
+    policy = tiny_policy(1) | {"b1": np.full(3, 9.0, np.float32)}  # all actions near 1
+    locomotion.save_policy(tmp_path / "hopper-expert.npz", policy)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    dataset = made("hopper-random-expert-5", 2000)
+    episodes = check_form(dataset, 2000)
+    by_expert = [bool(e.actions.min() > 0.9) for e in episodes]
+    assert sum(len(e.rewards) for e, expert in zip(episodes, by_expert, strict=True) if expert) == 100
+    cuts = [i for i, e in enumerate(episodes) if not e.terminations[-1]]
+    assert set(cuts) <= {by_expert.index(True) - 1, len(episodes) - 1} and by_expert == sorted(by_expert)
+    fresh = digest(dataset)
+    made("hopper-random", 2500)  # longer than the parts: their first episodes are these
+    made("hopper-expert", 150)
+    monkeypatch.setattr(locomotion, "play_steps", None)  # nothing is played again
+    assert digest(made("hopper-random-expert-5", 2000, force=True)) == fresh
+
+
 def test_select(tmp_path, monkeypatch):
     steps = [1000 * (i + 1) for i in range(6)]
     (tmp_path / "run.json").write_text(json.dumps({"args": {"env": "Hopper-v5", "learning_starts": 500}}))
