@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results.grid import GRID, Entry
+from results.grid import GRID, Entry, evaluation_file
 from shared.data import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ class Job(NamedTuple):
     command: list[str]
     """Without --resume; paths from the repository's root, as run.json will show them."""
     out: Path
+    evaluations: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ def make_jobs(grid: list[Entry], name: str, more: list[str], root: Path) -> list
         out = entry.directory(name, more)
         command = [sys.executable, str(files[algorithm].relative_to(root)), "--dataset", dataset]
         command += [*arguments, "--out", str(out)]
-        jobs.append(Job(algorithm, dataset, command, root / out))
+        jobs.append(Job(algorithm, dataset, command, root / out, entry.evaluations))
     return jobs
 
 
@@ -75,15 +76,19 @@ def check_dataset(dataset: str, root: Path) -> None:
 
 
 def state(job: Job) -> str:
-    """ "finished", "resume" (there is a checkpoint), "again" (remains without one) or "new"."""
+    """ "new", "resume" (from a checkpoint), "again" (remains without one), "evaluate" (only that is left), "finished"."""
     try:
         if json.loads((job.out / "run.json").read_text())["status"] == "finished":
-            return "finished"
+            return "evaluate" if missing_evaluations(job) else "finished"
     except (OSError, ValueError, KeyError):  # none yet, or cut off in the middle
         pass
     if (job.out / "checkpoint" / "state.npz").exists():
         return "resume"
     return "again" if job.out.exists() and any(job.out.iterdir()) else "new"
+
+
+def missing_evaluations(job: Job) -> list[str]:
+    return [change for change in job.evaluations if not evaluation_file(job.out, change).exists()]
 
 
 @contextlib.contextmanager
@@ -137,7 +142,10 @@ def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> int:
                 clear(job.out)
             started += 1
             print(f"[{n}/{len(jobs)}] {job.name} ({now})", flush=True)
-            status = execute(job.command + ["--resume"] * (now == "resume"), root)
+            status = 0 if now == "evaluate" else execute(job.command + ["--resume"] * (now == "resume"), root)
+            for change in missing_evaluations(job) if not status else []:
+                evaluation = [sys.executable, "-m", "shared.evaluation", str(job.out), "--set", *change.split()]
+                status = status or execute(evaluation, root)
         if status in (130, 143):  # interrupted: the next job is not wanted either
             break
         if status:

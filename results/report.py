@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results.grid import CLAIMS, Claim
+from results.grid import CLAIMS, Claim, evaluation_file
 from shared.data import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +106,15 @@ def read_run(run: Path) -> list[Row]:
         times = {name: steps[name].to_numpy() for name in at}
         rows.append(Row(run, record, setting, lanes, metric, times, curve))
     return rows
+
+
+def read_evaluation(row: Row, change: str) -> Row:
+    """The lanes of `row` as they did after the run, under the arguments of `change`: one point in place of a curve."""
+    table = pd.read_csv(evaluation_file(row.run, change))
+    means = table.groupby("lane")[row.metric].agg(lambda x: x.mean(skipna=False)).reindex(row.lanes)
+    steps = {name: at[-1:] for name, at in row.steps.items()}
+    setting = " ".join(filter(None, [row.setting, change]))
+    return row._replace(setting=setting, steps=steps, curve=means.to_numpy()[:, None])
 
 
 def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
@@ -543,11 +552,15 @@ def without_title(text: str) -> str:
 
 
 def claim_rows(claim: Claim, root: Path) -> list[Row]:
-    """The finished runs of a claim, in its order; the variant takes the place of the run's name."""
+    """The finished runs of a claim, in its order, each followed by its evaluations under changed arguments."""
     rows = []
-    for directory in dict.fromkeys(root / entry.directory() for entry in claim.entries):
+    for entry in dict.fromkeys(claim.entries):
+        directory = root / entry.directory()
         if (directory / "run.json").exists():
-            rows += [row for row in read_run(directory) if row.record["status"] == "finished"]
+            rows += (own := [row for row in read_run(directory) if row.record["status"] == "finished"])
+            for change in entry.evaluations if own else ():
+                if evaluation_file(directory, change).exists():
+                    rows += [read_evaluation(row, change) for row in own]
     return rows
 
 
@@ -765,7 +778,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             group = [row for row in rows if row.dataset == dataset]
             write_picture(root / "results" / "curves" / f"{slug(dataset)}.png", group, looks)
         for claim in CLAIMS:
-            if group := claim_rows(claim, root):
+            if group := [row for row in claim_rows(claim, root) if row.curve.shape[1] > 1]:
                 write_picture(root / "results" / "curves" / f"claim-{claim.slug}.png", group, appearances(group))
         written = ", ".join(page.relative_to(root).as_posix() for page in pages)
         print(f"{len(runs_of(rows))} runs -> {written}")
