@@ -76,7 +76,7 @@ def check_dataset(dataset: str, root: Path) -> None:
 
 
 def state(job: Job) -> str:
-    """ "new", "resume" (from a checkpoint), "again" (remains without one), "evaluate" (only that is left), "finished"."""
+    """ "new", "resume" (from a checkpoint), "again" (there is none), "evaluate" (only that is left) or "finished"."""
     try:
         if json.loads((job.out / "run.json").read_text())["status"] == "finished":
             return "evaluate" if missing_evaluations(job) else "finished"

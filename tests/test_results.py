@@ -331,6 +331,23 @@ def test_claims_stand_beside_the_runs_that_show_them(tmp_path, monkeypatch):
     assert "37.0" not in (tmp_path / "results" / "tables.md").read_text()  # the score tables hold benchmark runs only
 
 
+def test_a_claim_shows_its_runs_under_changed_arguments(tmp_path, monkeypatch):
+    """Below the run itself, from the run's file of that evaluation; the picture has the curves only."""
+    entry = Entry("bc", "hopper-medium", "--updates 1000", "x", "claim", ("a=1 b=2", "a=3"))
+    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", [entry])])
+    run = make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS, name="claim-x-1k")
+    lanes = len(RISES_THEN_FALLS)
+    rows = [f"{lane},{100 + lane},{e},0,5,{10 * lane + e}" for lane in range(lanes) for e in (0, 4)]
+    (run / "evaluation-a=1-b=2.csv").write_text("lane,seed,episode,return,length,score\n" + "\n".join(rows) + "\n")
+    assert report.main([], tmp_path) == 0
+    page = (tmp_path / "results" / "claims.md").read_text()
+    table = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| hopper-medium")]
+    scores = 10 * np.arange(lanes) + 2
+    assert table[0][0] == "bc (claim-x-1k)"
+    assert table[1] == ["bc a=1 b=2 (claim-x-1k)", f"{scores.mean():.1f} ± {scores.std():.1f}"]
+    assert "a=3" not in page
+
+
 def test_run_directories_side_by_side(tmp_path, capsys):
     runs = [make_run(tmp_path, a, "hopper-medium", RISES_THEN_FALLS, name="x") for a in ("bc", "td3_bc")]
     picture = tmp_path / "two.png"
@@ -431,6 +448,27 @@ def test_checkpoints_are_resumed_and_remains_removed(grid):
     assert [line[-1] == "--resume" for line in log()] == [True, False]
     assert json.loads((done / "run.json").read_text())["found"] == ["checkpoint", "run.json"]
     assert json.loads((remains / "run.json").read_text())["found"] == []
+
+
+def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path, monkeypatch):
+    """Once each, without training again; in the file in which the report looks for it."""
+    entry = Entry("bc", "hopper-medium", "--updates 2000", "x", "claim", ("a=1 b=2", "a=3"))
+    out = tmp_path / entry.directory()
+    out.mkdir(parents=True)
+    (out / "run.json").write_text('{"status": "finished"}')
+    job, done = benchmark.Job("bc", "hopper-medium", ["train"], out, entry.evaluations), []
+
+    def execute(command, root):
+        done.append(command)
+        (out / ("-".join(["evaluation", *command[command.index("--set") + 1 :]]) + ".csv")).touch()
+        return 0
+
+    monkeypatch.setattr(benchmark, "execute", execute)
+    (out / "evaluation-a=3.csv").touch()
+    assert benchmark.state(job) == "evaluate"
+    assert benchmark.run_jobs([job], 1, 9, tmp_path) == 0
+    assert [c[1:] for c in done] == [["-m", "shared.evaluation", str(out), "--set", "a=1", "b=2"]]
+    assert benchmark.state(job) == "finished" and benchmark.run_jobs([job], 1, 9, tmp_path) == 0 and len(done) == 1
 
 
 def test_a_job_in_other_hands_is_left_alone(grid):
