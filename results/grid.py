@@ -104,7 +104,7 @@ CLAIMS = [
         "deviation in observations, actions or next observations, or random rewards.",
         [
             *claim("iql", BOTH),
-            *claim("riql", BOTH),
+            *claim("riql", BOTH, "--sigma 0.1", "clean"),
             *(
                 entry
                 for dataset in BOTH
@@ -152,7 +152,7 @@ CLAIMS = [
             *claim("td3_bc", (MIXED, REPLAY)),
             *claim("spot", (MIXED, REPLAY), "--vae-updates 15000 --vae-dims 128 128"),
             *claim("prdc", (MIXED, REPLAY)),
-            *claim("a2pr", (MIXED, REPLAY), "--vae-dims 128 128"),
+            *claim("a2pr", (MIXED, REPLAY), "--vae-dims 128 128 --actor-hidden-dims 128 128"),
         ],
     ),
     Claim(
@@ -196,7 +196,7 @@ CLAIMS = [
         "FQL (arXiv 2502.02538) and OFQL (arXiv 2508.13904) claim them with one-step actions.",
         [
             *claim("diffusion_ql", BOTH),
-            *claim("edp", BOTH, "--improvement td3", "td3"),
+            *claim("edp", BOTH, "--improvement td3 --grad-norm 4", "td3"),
             *claim("edp", BOTH, "--improvement crr", "crr"),
             *claim("edp", BOTH, "--improvement iql", "iql"),
             *claim("fql", BOTH),

@@ -470,7 +470,8 @@ def speed_table(measured: dict) -> str:
     cases = [c for c in measured["cases"] if "updates_per_s" in c]
     lanes = sorted({c["lanes"] for c in cases})
     body = []
-    for key in dict.fromkeys((c["algorithm"], c["shape"]) for c in cases):
+    order = sorted(cases, key=lambda c: (c["shape"] != cases[0]["shape"], c["algorithm"]))
+    for key in dict.fromkeys((c["algorithm"], c["shape"]) for c in order):
         of = {c["lanes"]: c for c in cases if (c["algorithm"], c["shape"]) == key}
         one = next(iter(of.values()))
         nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, batch {one['batch_size']}"

@@ -1,93 +1,100 @@
 """Gradient updates per second, evaluation steps per second and memory (`make speed`).
 
   python results/speed.py                                       every case below, into results/speed.json
-  python results/speed.py --algorithms td3_bc --lanes 1 8 32    some of them
+  python results/speed.py --algorithms td3_bc --lanes 1 8 32    some of them; the others' cases stay in the file
 
-Each case is a process of its own, because the number of CPU devices is fixed when JAX starts: `train` of
-the algorithm's file, with the paper's network and batch sizes, on 1M synthetic transitions of a D4RL shape,
-compile time apart. One update = one critic step on one batch, of one lane; rates are sums over the lanes.
+A case is a job of the algorithm's file from its command line, with the paper's network and batch sizes, on 1M
+synthetic transitions of a D4RL shape, without evaluation. Its rate is read off metrics.csv, from the second compiled
+call on; loading and compiling are apart. One update = one critic step on one batch, of one lane; rates are sums over
+the lanes.
 """
 
 import argparse
+import csv
 import dataclasses
 import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 SHAPES = {"hopper": (11, 3), "ant": (111, 8)}
-UPDATES = {"td3_bc": 400, "iql": 300, "rebrac": 60, "cql": 10}
+UPDATES = {"td3_bc": 400, "iql": 300, "rebrac": 60, "cql": 10} | {
+    "bc": 1000, "awac": 100, "spot": 200, "prdc": 200, "mcep": 200, "a2pr": 60, "rorl": 10, "riql": 100,
+    "crr_plus": 20, "cql_plus": 10, "f_dvl": 60, "trajectory_weighting": 300, "diffusion_ql": 40, "edp": 40,
+    "fql": 60, "ofql": 60,
+}  # fmt: skip
 """Updates of one lane in one compiled call: about a second or two on two CPU cores."""
+BOTH_SHAPES = ("td3_bc", "iql", "rebrac", "cql")
+"""The others are measured in the first shape only."""
 ROWS, CALLS = 1_000_000, 5
-LIMIT = 600
+LIMIT = 900
 """Seconds after which a case is given up."""
 
 
-def measure(algorithm: str, shape: str, lanes: int, calls: int) -> dict:
-    """One case, in this process: {updates_per_s: {median, min, max}, compile_s, memory_mib, ...}."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from shared.data import FIELDS, Spec, Task, Transitions
-    from shared.run import Run, use_cpu_devices
-
-    use_cpu_devices(lanes)
-    path = next(ROOT.glob(f"algorithms/*/{algorithm}.py"))
-    module_spec = importlib.util.spec_from_file_location(algorithm, path)
-    module = sys.modules[algorithm] = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+def write_log(path: Path, shape: str, rows: int) -> float:
+    """A log of episodes of 1000 steps whose states fill three dimensions of the space; returns its MiB on a device."""
     obs_dim, action_dim = SHAPES[shape]
-    spec = Spec((obs_dim,), action_dim, False, (-1.0,) * action_dim, (1.0,) * action_dim)
-    fields = (*FIELDS, "next_action") if algorithm == "rebrac" else FIELDS
-    width = 2 * obs_dim + action_dim * (1 + ("next_action" in fields)) + 2
-    args = dataclasses.replace(module.Args(), seeds=lanes)
-    run = Run(str(path), args, Task("synthetic", "", spec), module.act)
-    rows = np.random.default_rng(1).uniform(-1.0, 1.0, (ROWS, width)).astype(np.float32)
-    transitions = jax.block_until_ready(run.replicate(Transitions(jnp.asarray(rows), None, None, spec, fields)))
-    del rows
-    agent = jax.block_until_ready(
-        run.over_lanes(partial(module.init, spec=spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    random = np.random.default_rng(1)
+    phase = random.uniform(0.0, 2 * np.pi, (-(-rows // 1000), 1, 3)) + 0.02 * np.arange(1000)[None, :, None]
+    phase = phase * [1.0, 1.3, 1.7]
+    obs = np.sin(phase.reshape(-1, 3)[:rows] @ random.normal(size=(3, obs_dim))).astype(np.float32)
+    np.savez(
+        path,
+        observations=obs,
+        actions=random.uniform(-1.0, 1.0, (rows, action_dim)).astype(np.float32),
+        rewards=random.uniform(-1.0, 1.0, rows).astype(np.float32),
+        terminals=np.zeros(rows, bool),
+        timeouts=np.arange(rows) % 1000 == 999,
     )
-    train = run.over_lanes(module.train, in_axes=(0, 0, 0, None), donate=True)
-    updates = UPDATES.get(algorithm, 100)
-    keys = [run._chunk_keys(run.init_keys, updates * i, jnp.zeros(updates)) for i in range(calls + 1)]
-    start = time.perf_counter()
-    compiled = train.lower(agent, keys[0], run.lane_args, transitions).compile()
-    compile_s = time.perf_counter() - start
-    agent, _ = jax.block_until_ready(compiled(agent, keys[0], run.lane_args, transitions))
-    rates = []
-    for key in keys[1:]:
-        start = time.perf_counter()
-        agent, metrics = jax.block_until_ready(compiled(agent, key, run.lane_args, transitions))
-        rates.append(lanes * updates / (time.perf_counter() - start))
-    assert all(np.isfinite(m).all() for m in metrics.values())
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return rows * (2 * obs_dim + action_dim + 2) * 4 / 2**20
+
+
+def measure(algorithm: str, shape: str, lanes: int, calls: int, log: Path, updates: int, limit: float = LIMIT) -> dict:
+    """One case: {updates_per_s: {median, min, max}, compile_s, memory_mib, ...}.
+
+    Raises:
+      RuntimeError: the job failed.
+      subprocess.TimeoutExpired: it took longer than `limit` seconds.
+    """
+    script = next(ROOT.glob(f"algorithms/*/{algorithm}.py"))
+    total = updates * (calls + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, script, "--dataset", log, "--preset", "none", "--seeds", lanes, "--out", out]
+        command += ["--updates", total, "--log-every", updates, "--eval-every", total, "--checkpoint-every", total]
+        command += ["--vae-updates", updates] if "vae_updates" in script.read_text() else []
+        environment = os.environ | {"OFFLINE_RL_CACHE": str(log.parent / "cache")}
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=limit, env=environment)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        record = json.loads((out / "run.json").read_text())
+        with (out / "metrics.csv").open() as file:
+            at = [float(row["wall_s"]) for row in csv.DictReader(file) if row["lane"] == "0"]
+    rates = [lanes * updates / (b - a) for a, b in zip(at, at[1:], strict=False)]
     return {
         "algorithm": algorithm,
         "shape": shape,
         "lanes": lanes,
         "updates_per_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
-        "compile_s": compile_s,
-        "memory_mib": peak / 2**20,
-        "dataset_mib": ROWS * width * 4 / 2**20,
-        "batch_size": args.batch_size,
-        "hidden_dims": args.hidden_dims,
-        "devices": run.mesh.devices.size,
-        "device": device.device_kind,
-        "jax": jax.__version__,
+        "compile_s": record["compile_s"],
+        "memory_mib": record["peak_memory_mib"],
+        "batch_size": record["args"]["batch_size"],
+        "hidden_dims": record["args"]["hidden_dims"],
+        "devices": record["hardware"]["devices"],
+        "device": record["hardware"]["device"],
+        "jax": record["versions"]["jax"],
     }
 
 
@@ -124,37 +131,43 @@ def measure_evaluation(lanes: int, episodes: int) -> dict:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=list(UPDATES))
+    parser.add_argument("--algorithms", nargs="+", default=[*UPDATES, "evaluation"], choices=[*UPDATES, "evaluation"])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--calls", type=int, default=CALLS, help="timed calls of each case")
+    parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the synthetic log")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed.json")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        algorithm, shape, lanes = args.one
-        case = measure_evaluation(int(lanes), 10) if algorithm == "evaluation" else None
-        print(json.dumps(case or measure(algorithm, shape, int(lanes), args.calls)))
+    if args.one:  # a process of its own: the number of CPU devices is fixed when JAX starts
+        print(json.dumps(measure_evaluation(args.one, 10)))
         return
-    cases = [(a, s, n) for s in args.shapes for a in args.algorithms for n in args.lanes]
-    cases += [("evaluation", "-", n) for n in args.lanes if n <= 8]
-    results = []
-    for case in cases:
-        command = [sys.executable, __file__, "--calls", str(args.calls), "--one", *map(str, case)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            print(f"{' '.join(map(str, case))}: not finished after {LIMIT} s, left out", file=sys.stderr, flush=True)
-            continue
-        if done.returncode:
-            sys.exit(f"{' '.join(map(str, case))} failed:\n{done.stderr[-2000:]}")
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        r = results[-1]
-        rate = r.get("env_steps_per_s") or r["updates_per_s"]["median"]
-        print(f"{r['algorithm']:>10} {case[1]:>7} {case[2]:>3} lanes {rate:>10.1f}/s", flush=True)
-        record = {"command": " ".join(["results/speed.py", *sys.argv[1:]]), "cases": results}
-        record["hardware"] = {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()}
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    cases = [(a, s, n) for s in args.shapes for a in args.algorithms for n in args.lanes if a != "evaluation"]
+    cases = [c for c in cases if c[1] == args.shapes[0] or c[0] in BOTH_SHAPES]
+    cases += [("evaluation", "-", n) for n in args.lanes if n <= 8 and "evaluation" in args.algorithms]
+    record = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
+    record["hardware"] = {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        logs = {shape: Path(folder) / f"{shape}.npz" for shape in args.shapes}
+        mib = {shape: write_log(path, shape, args.rows) for shape, path in logs.items()}
+        for case in cases:
+            algorithm, shape, lanes = case
+            try:
+                if algorithm == "evaluation":
+                    command = [sys.executable, __file__, "--one", str(lanes)]
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
+                    result = json.loads(done.stdout.splitlines()[-1])
+                else:
+                    result = measure(algorithm, shape, lanes, args.calls, logs[shape], UPDATES[algorithm])
+                    result["dataset_mib"] = mib[shape]
+            except (RuntimeError, subprocess.SubprocessError) as error:
+                print(f"{' '.join(map(str, case))} is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            rate = result.get("env_steps_per_s") or result["updates_per_s"]["median"]
+            print(f"{algorithm:>20} {shape:>7} {lanes:>3} lanes {rate:>10.1f}/s", flush=True)
+            same = [c for c in record["cases"] if (c["algorithm"], c.get("shape", "-"), c["lanes"]) == case]
+            record["cases"] = [c for c in record["cases"] if c not in same] + [result]
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def small(name: str, dataset: str, out, **changes):
         "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
         "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4,
         "solver_steps": 2, "num_candidates": 2, "time_dim": 4, "vae_dims": (8, 8), "vae_updates": 2,
+        "actor_hidden_dims": (8, 8),
     } | changes  # fmt: skip
     if "env_steps" not in fields:
         values["env"] = ""
