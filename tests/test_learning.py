@@ -45,7 +45,14 @@ def last_scores(algorithm: str, dataset: str, root: Path = ROOT / "results") -> 
         ("awac", "hopper-medium-replay"),
         ("rebrac", "hopper-medium-replay"),
         ("iql", "pointmaze-umaze"),
-        ("cql", "pointmaze-umaze"),
+        ("awac", "pointmaze-umaze"),
+        ("rebrac", "pointmaze-umaze"),
+        ("cql", "hopper-medium-replay"),
+        pytest.param(
+            "cql",
+            "pointmaze-umaze",
+            marks=pytest.mark.xfail(strict=True, reason="its Lagrange multiplier goes to zero: results/README.md"),
+        ),
     ],
 )
 def test_beats_behavioural_cloning(algorithm, dataset):
