@@ -95,6 +95,28 @@ class Evaluator:
         return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode))[0])
 
 
+class FineTuning(NamedTuple):
+    """What interaction does to a trained policy; each [L], in the unit of the scores."""
+
+    offline: np.ndarray
+    """Score at the end of offline training."""
+    dip: np.ndarray
+    """How far the score falls below it in the first fifth of the environment steps."""
+    final: np.ndarray
+    """Score at the last evaluation."""
+    regret: np.ndarray
+    """Mean over the evaluations after the first step of (100 - score) / 100 (arXiv 2303.05479, section 7)."""
+
+
+def fine_tuning(env_steps: np.ndarray, scores: np.ndarray) -> FineTuning:
+    """`scores` [K, L] of the evaluations after `env_steps` [K], ascending from 0: the end of offline training."""
+    if env_steps[0] != 0 or len(env_steps) < 2:
+        raise ValueError("fine-tuning needs an evaluation before the first environment step and one after it")
+    early = (env_steps > 0) & (env_steps <= max(env_steps[-1] / 5, env_steps[1]))
+    dip = np.maximum(scores[0] - scores[early].min(0), 0.0)
+    return FineTuning(scores[0], dip, scores[-1], (1.0 - scores[1:] / 100.0).mean(0))
+
+
 # ----------------------------------------------------------------------------- policies of a run
 
 

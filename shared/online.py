@@ -1,52 +1,84 @@
-"""Interaction: one environment per lane, stepped together, and the replay buffer on the device."""
+"""Interaction: one environment per lane, the replay buffer on the device, and the compiled step between them.
 
-from typing import NamedTuple
+Every environment step of all lanes is one compiled call: insert the transitions, sample, update, choose the next
+actions. Environments written in JAX (gymnasium's FuncEnv) take a path in which whole chunks of steps compile,
+the environment included. Time limits are not terminal: the true last observation of a truncated episode is stored
+as its `next_obs`, and the first observation of the next episode never is.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
+from tqdm import tqdm
 
-from shared.data import Spec, Task
+from shared.data import FIELDS, Batch, InputError, Spec, Task, Transitions, unpack
+from shared.run import Run
+
+MAX_EPISODE = 10_000
+"""Steps of an episode that can be restored where the environment has no time limit."""
+
+# ----------------------------------------------------------------------------------- environments
 
 
 class LaneEnvs:
-    """One environment per lane. A finished one is reset at once; its true last observation is kept."""
+    """One environment per lane. A finished one is reset at once; its true last observation is kept.
+
+    Episode e of a lane is reset with a seed made of (lane's seed, e), so that `state` (the actions since then) is
+    enough to bring any environment whose randomness comes from its seed back to where it was.
+    """
 
     def __init__(self, task: Task, seeds: list[int]):
-        """Environment of lane i is reset with `seeds[i]` once, and continues from its own stream."""
-        self.task = task
+        self.task, self.seeds = task, seeds
         self.envs = [task.make_env() for _ in seeds]
-        self.random = [np.random.default_rng(seed) for seed in seeds]
-        self.obs = np.stack([task.observe(e.reset(seed=s)[0]) for e, s in zip(self.envs, seeds, strict=True)])
-        self.returns = np.zeros(len(seeds))
+        lanes, spec = len(seeds), task.spec
+        limit = (task.env_spec and task.env_spec.max_episode_steps) or MAX_EPISODE
+        self.episode = np.zeros(lanes, np.int64)
+        self.length = np.zeros(lanes, np.int64)
+        self.returns = np.zeros(lanes)
+        shape, kind = ((), np.int32) if spec.discrete else ((spec.action_dim,), np.float32)
+        self.actions = np.zeros((lanes, limit, *shape), kind)
+        """[L, T, A] of the episodes that go on"""
+        self.obs = np.stack([self._reset(i) for i in range(lanes)])
+        """[L, O]"""
+        self.ended = np.zeros(lanes, bool)
+        """[L] whose last step ended an episode"""
         self.finished: list[list[float]] = [[] for _ in seeds]
 
-    def sample_actions(self) -> np.ndarray:
-        """[L, A] uniform in [-1, 1] (or [L] uniform action indices)."""
-        spec = self.task.spec
-        if spec.discrete:
-            return np.array([r.integers(spec.action_dim) for r in self.random])
-        return np.stack([r.uniform(-1, 1, spec.action_dim) for r in self.random]).astype(np.float32)
+    def _reset(self, i: int) -> np.ndarray:
+        seed = np.random.SeedSequence([self.seeds[i], int(self.episode[i])]).generate_state(1)[0]
+        self.length[i], self.returns[i] = 0, 0.0
+        return self.task.observe(self.envs[i].reset(seed=int(seed))[0])
 
     def step(self, actions: np.ndarray) -> np.ndarray:
-        """Steps every lane with `actions` [L, A]; returns the transitions as rows [L, D] (data.FIELDS)."""
-        L = len(self.envs)
-        actions = np.asarray(actions)[:L]
+        """Steps every lane with `actions` [L, A], clipped to [-1, 1]; the transitions as rows [L, D] (data.FIELDS)."""
+        lanes = len(self.envs)
+        actions = np.asarray(actions)
+        actions = actions if self.task.spec.discrete else np.clip(actions, -1.0, 1.0)
         env_actions = self.task.to_env(actions)
         obs, next_obs = self.obs, np.empty_like(self.obs)
-        reward, terminal = np.zeros((L, 1), np.float32), np.zeros((L, 1), np.float32)
-        self.obs = np.empty_like(obs)
+        reward, terminal = np.zeros((lanes, 1), np.float32), np.zeros((lanes, 1), np.float32)
+        self.obs, self.ended = np.empty_like(obs), np.zeros(lanes, bool)
         for i, env in enumerate(self.envs):
             new, r, terminated, truncated, _ = env.step(env_actions[i])
-            next_obs[i] = self.task.observe(new)
-            reward[i], terminal[i] = r, terminated
+            next_obs[i] = self.obs[i] = self.task.observe(new)
+            reward[i], terminal[i] = self.task.training_reward(r), terminated
+            if self.length[i] < self.actions.shape[1]:
+                self.actions[i, self.length[i]] = actions[i]
+            self.length[i] += 1
             self.returns[i] += r
-            self.obs[i] = next_obs[i]
             if terminated or truncated:
+                self.ended[i] = True
                 self.finished[i].append(self.returns[i])
-                self.returns[i] = 0.0
-                self.obs[i] = self.task.observe(env.reset()[0])
-        return np.concatenate([obs, actions.reshape(L, -1), reward, terminal, next_obs], axis=1)
+                self.episode[i] += 1
+                self.obs[i] = self._reset(i)
+        return np.concatenate([obs, actions.reshape(lanes, -1), reward, terminal, next_obs], axis=1)
 
     def pop_returns(self) -> np.ndarray:
         """[L] mean return of the episodes finished since the last call (NaN: none)."""
@@ -54,29 +86,352 @@ class LaneEnvs:
         self.finished = [[] for _ in self.envs]
         return means
 
+    def state(self) -> dict[str, np.ndarray]:
+        """For a checkpoint."""
+        return {n: getattr(self, n).copy() for n in ("episode", "length", "actions", "obs")}
 
-class Buffer(NamedTuple):
-    """The replay buffers of all lanes: a ring."""
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Plays the episodes of `state` again up to where they were.
+
+        An environment that does not come back there (its randomness is not its seed's) starts its next episode.
+        """
+        self.episode, lengths = np.array(state["episode"]), np.array(state["length"])
+        for i, env in enumerate(self.envs):
+            obs, same = self._reset(i), lengths[i] <= self.actions.shape[1]
+            for action in self.task.to_env(np.array(state["actions"][i, : lengths[i]])) if same else ():
+                new, r, terminated, truncated, _ = env.step(action)
+                obs, same = self.task.observe(new), not (terminated or truncated)
+                self.returns[i] += r
+                if not same:
+                    break
+            if same and np.array_equal(obs, state["obs"][i]):
+                self.length[i], self.actions[i] = lengths[i], state["actions"][i]
+            else:
+                tqdm.write(f"Lane {i}: {self.task.env_spec.id} cannot be restored; a new episode begins.", sys.stderr)
+                self.episode[i] += 1
+                obs = self._reset(i)
+            self.obs[i] = obs
+
+
+class JaxEnv(NamedTuple):
+    """An environment as a pair of functions of arrays, for one lane."""
+
+    reset: Callable
+    """key -> (state, obs [O])"""
+    step: Callable
+    """(state, action [A] in [-1, 1], key) -> (state, obs [O], reward, terminal, truncated)"""
+
+
+def jax_env(task: Task) -> JaxEnv | None:
+    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None."""
+    env = task.make_env()
+    if not isinstance(env.unwrapped, FunctionalJaxEnv) or task.spec.discrete or task.obs_mean is not None:
+        env.close()
+        return None
+    f, limit = env.unwrapped.func_env, task.env_spec.max_episode_steps or np.inf
+    low, high = np.float32(task.spec.action_low), np.float32(task.spec.action_high)
+
+    def reset(key):
+        state_key, obs_key = jax.random.split(key)
+        state = f.initial(state_key)
+        return (state, jnp.int32(0)), f.observation(state, obs_key)
+
+    def step(state, action, key):
+        old, t = state
+        action = low + (action + 1.0) * 0.5 * (high - low)
+        step_key, obs_key, reward_key, terminal_key = jax.random.split(key, 4)
+        new = f.transition(old, action, step_key)
+        reward = task.training_reward(f.reward(old, action, new, reward_key))
+        terminal = jnp.float32(f.terminal(new, terminal_key))
+        return (new, t + 1), f.observation(new, obs_key), reward, terminal, t + 1 >= limit
+
+    return JaxEnv(reset, step)
+
+
+# ---------------------------------------------------------------------------------- replay buffer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A ring of transitions per lane; inside a function mapped over lanes, one lane's (no L)."""
 
     rows: jax.Array
-    """[L, capacity, D]"""
+    """[L, C, D]"""
     inserted: jax.Array
-    """Rows ever inserted, the same in every lane."""
+    """[L] rows ever inserted"""
+    ready: jax.Array
+    """[L] of these, how many may be sampled: all, unless something about the newest ones is still unknown"""
+    spec: Spec = dataclasses.field(metadata={"static": True})
+    fields: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=FIELDS)
+
+    def size(self) -> jax.Array:
+        """Rows that may be sampled."""
+        return jnp.minimum(self.ready, self.rows.shape[-2] - (self.inserted - self.ready))
+
+    def insert(self, row: jax.Array, ready: bool = True) -> "Replay":
+        """One row [D] into one lane's ring."""
+        rows = self.rows.at[self.inserted % len(self.rows)].set(row)
+        inserted = self.inserted + 1
+        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted if ready else self.ready)
+
+    def take(self, age: jax.Array) -> Batch:
+        """Rows by age: 0 is the newest that may be sampled."""
+        return unpack(self.rows[(self.ready - 1 - age) % len(self.rows)], self.spec, self.fields)
+
+    def sample(self, key: jax.Array, shape: int | tuple[int, ...], newest: int | None = None) -> Batch:
+        """`shape` rows with replacement, uniform over one lane's ring (or its `newest` rows)."""
+        size = self.size() if newest is None else jnp.minimum(self.size(), newest)
+        shape = (shape,) if isinstance(shape, int) else shape
+        return self.take(jax.random.randint(key, shape, 0, jnp.maximum(size, 1)))
 
 
-def init_buffer(lanes: int, capacity: int, spec: Spec, sharding: jax.sharding.Sharding) -> Buffer:
-    """Empty buffers, placed like the lanes they belong to."""
-    width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + 2
-    return Buffer(jnp.zeros((lanes, capacity, width), device=sharding), jnp.int32(0))
+def init_replay(
+    lanes: int, capacity: int, spec: Spec, sharding: jax.sharding.Sharding, fields: tuple[str, ...] = FIELDS
+) -> Replay:
+    """Empty rings, placed like the lanes they belong to."""
+    width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + len(fields) - 3
+    zero = partial(jnp.zeros, lanes, jnp.int32, device=sharding)
+    return Replay(jnp.zeros((lanes, capacity, width), device=sharding), zero(), zero(), spec, fields)
 
 
-def insert(buffer: Buffer, rows: jax.Array) -> Buffer:
-    """One row [L, D] into every lane's buffer."""
-    at = buffer.inserted % buffer.rows.shape[1]
-    return Buffer(buffer.rows.at[:, at].set(rows), buffer.inserted + 1)
+def concatenate(*batches: Batch, axis: int = 0) -> Batch:
+    """Batches one after the other along `axis`, the fields that all of them have."""
+    columns = [[getattr(b, f) for b in batches] for f in Batch._fields]
+    return Batch(*(None if any(x is None for x in c) else jnp.concatenate(c, axis) for c in columns))
 
 
-def sample(buffer: Buffer, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Rows [L, *shape, D], uniform over what each lane's buffer holds."""
-    size = jnp.minimum(buffer.inserted, buffer.rows.shape[1])
-    return jax.vmap(lambda rows, key: rows[jax.random.randint(key, shape, 0, size)])(buffer.rows, keys)
+def sample_union(key: jax.Array, data: Transitions, replay: Replay, shape: int | tuple[int, ...]) -> Batch:
+    """`shape` rows, uniform over the dataset and one lane's ring taken together."""
+    shape, n = (shape,) if isinstance(shape, int) else shape, len(data.rows)
+    at = jax.random.randint(key, shape, 0, n + replay.size())
+    old, new = data.take(jnp.minimum(at, n - 1)), replay.take(jnp.maximum(at - n, 0))
+
+    def choose(a, b):
+        return None if a is None or b is None else jnp.where((at < n).reshape(shape + (1,) * (a.ndim - at.ndim)), a, b)
+
+    return Batch(*(choose(a, b) for a, b in zip(old, new, strict=True)))
+
+
+# ------------------------------------------------------------------------------------ interaction
+
+
+class Interaction:
+    """The online part of a run: environments, replay buffers, and the compiled step of all lanes.
+
+    The functions are one lane's, and the algorithm's:
+      explore(agent, obs [1, O], key, args) -> action [1, A]: what is done in the environment;
+      sample(key, data, replay, args) -> batch: of any shape; `data` is the dataset's Transitions or None;
+      update(agent, batch, key, args, t) -> (agent, metrics): what is learned from it after environment step t,
+        which is the same in all lanes and may steer a lax.cond.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: Transitions | None,
+        explore: Callable,
+        sample: Callable,
+        update: Callable,
+        *,
+        task: Task | None = None,
+        warmup: int = 0,
+        random_warmup: bool = False,
+        updates_per_step: int = 1,
+        capacity: int = 1_000_000,
+        return_to_go: Callable[[int, np.ndarray, bool], np.ndarray] | None = None,
+    ):
+        """`task`: to interact with, if it is not the one that is evaluated.
+
+        `warmup`: environment steps before the first update, with uniform actions if `random_warmup`.
+        `updates_per_step`: gradient updates that `update` makes (for the log).
+        `return_to_go`: (lane, rewards [T], terminated) -> [T], a further column of the replay buffer, whose
+        transitions may be sampled only when their episode has ended.
+        """
+        self.run, self.data, self.task = run, data, task or run.task
+        self.warmup, self.updates_per_step, self.return_to_go = warmup, updates_per_step, return_to_go
+        spec, lanes = self.task.spec, len(run.padded_settings)
+        fields = FIELDS + (("return_to_go",) if return_to_go else ())
+        limit = self.task.env_spec.max_episode_steps or MAX_EPISODE
+        if return_to_go and capacity < limit:
+            raise InputError(f"--buffer-size {capacity} is less than one episode of {self.task.env_spec.id} ({limit}).")
+        self.replay = init_replay(lanes, min(capacity, run.total), spec, run.sharding, fields)
+        first_keys, reset_keys = (run.step_keys(run.total + n) for n in (0, 1))
+        self.env = None if return_to_go else jax_env(self.task)
+        if self.env:
+            self.env_state, self.obs = run.over_lanes(self.env.reset, in_axes=(0,))(reset_keys)
+        else:
+            self.envs = LaneEnvs(self.task, [setting["seed"] for setting in run.padded_settings])
+        self.action = None
+        """[L, A] next one"""
+        self.rewards: list[list[float]] = [[] for _ in range(lanes)]
+        """Of the episodes that go on, where returns-to-go are asked for."""
+
+        def act(agent, obs, key, args):
+            return explore(agent, obs[None], key, args)[0]
+
+        def act_at_random(agent, obs, key, args):
+            if spec.discrete:
+                return jax.random.randint(key, (), 0, spec.action_dim)
+            return jax.random.uniform(key, (spec.action_dim,), minval=-1.0, maxval=1.0)
+
+        first_act = act_at_random if warmup and random_warmup else act
+        self._first_act, self._first_keys = run.over_lanes(first_act, in_axes=(0, 0, 0, 0)), first_keys
+
+        def learn_and_act(agent, batch, obs, keys, args, t):
+            agent, metrics = update(agent, batch, keys[0], args, t)
+            return agent, metrics, act(agent, obs, keys[1], args)
+
+        def insert(replay, row):
+            return replay.insert(row, ready=return_to_go is None)
+
+        insert = run.over_lanes(insert, in_axes=(0, 0), vmap=True)
+        draw = run.over_lanes(sample, in_axes=(0, None, 0, 0), vmap=True)
+        learn_and_act = run.over_lanes(learn_and_act, in_axes=(0, 0, 0, 0, 0, None))
+        warm_act = run.over_lanes(act_at_random if random_warmup else act, in_axes=(0, 0, 0, 0))
+
+        def step(agent, replay, row, obs, keys, args, data, t, learning):
+            """All lanes: insert `row` [L, D], update if `learning`, act on `obs` [L, O]; `keys` [L, 3]."""
+            replay = insert(replay, row)
+            if not learning:
+                return agent, replay, {}, warm_act(agent, obs, keys[:, 2], args)
+            batch = draw(keys[:, 0], data, replay, args)
+            agent, metrics, action = learn_and_act(agent, batch, obs, keys[:, 1:], args, t)
+            return agent, replay, metrics, action
+
+        @partial(jax.jit, donate_argnums=(0, 1, 2), static_argnames="learning")
+        def step_at(agent, replay, total, row, obs, key_data, args, data, i, t, learning):
+            keys = jax.vmap(partial(jax.random.split, num=3))(jax.random.wrap_key_data(key_data[:, i]))
+            agent, replay, metrics, action = step(agent, replay, row, obs, keys, args, data, t, learning)
+            return agent, replay, jax.tree.map(jnp.add, total, metrics) if learning else total, action
+
+        def move(env_state, obs, action, key):
+            """One lane's environment: the next state and observation, a new episode's where this one ended."""
+            step_key, reset_key = jax.random.split(key)
+            new_state, next_obs, reward, terminal, truncated = self.env.step(env_state, action, step_key)
+            row = jnp.concatenate([obs, action, jnp.stack([reward, terminal]), next_obs])
+            ended = (terminal > 0) | truncated
+            started = self.env.reset(reset_key)
+            return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row
+
+        move = run.over_lanes(move, in_axes=(0, 0, 0, 0), vmap=True)
+
+        @partial(jax.jit, donate_argnums=0, static_argnames=("n", "learning"))
+        def scan(carry, key_data, args, data, start, t, n, learning):
+            """`n` steps of all lanes with the environment inside."""
+
+            def one(carry, i):
+                agent, replay, total, env_state, obs, action = carry
+                keys = jax.vmap(partial(jax.random.split, num=4))(jax.random.wrap_key_data(key_data[:, start + i]))
+                env_state, obs, row = move(env_state, obs, action, keys[:, 3])
+                out = step(agent, replay, row, obs, keys[:, :3], args, data, t + i, learning)
+                agent, replay, metrics, action = out
+                total = jax.tree.map(jnp.add, total, metrics) if learning else total
+                return (agent, replay, total, env_state, obs, action), None
+
+            return jax.lax.scan(one, carry, jnp.arange(n))[0]
+
+        def metric_names(agent):
+            keys = jax.random.split(jax.random.key(0), (lanes, 3))
+            row, obs = self.replay.rows[:, 0], jnp.zeros((lanes, *spec.obs_shape))
+            inputs = (agent, self.replay, row, obs, keys, run.lane_args, data, 0)
+            return tuple(jax.eval_shape(partial(step, learning=True), *inputs)[2])
+
+        self._step, self._scan, self._metric_names = step_at, scan, metric_names
+        self._names: tuple[str, ...] | None = None
+        self._complete = jax.jit(run.over_lanes(_complete, in_axes=(0, 0, 0), vmap=True), donate_argnums=0)
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates made online up to the end of the chunk that `steps` is at."""
+        return max(0, self.run.done + self.run.chunk - self.warmup) * self.updates_per_step
+
+    def steps(self, agent: Any, keys: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        """One chunk of environment steps: the agents, and the means of the metrics over its updates."""
+        run, key_data, n = self.run, jax.random.key_data(keys), keys.shape[1]
+        obs = self.obs if self.env else self.envs.obs
+        if self.action is None:
+            self.action = self._first_act(agent, obs, self._first_keys, run.lane_args)
+        total = self._zero_metrics(agent)
+        collected = int(np.clip(self.warmup - run.done, 0, n))
+        for start, stop, learning in ((0, collected, False), (collected, n, True)):
+            if start == stop:
+                continue
+            if self.env:
+                carry = (agent, self.replay, total, self.env_state, self.obs, self.action)
+                out = self._scan(
+                    carry, key_data, run.lane_args, self.data, start, run.done + start, stop - start, learning
+                )
+                agent, self.replay, total, self.env_state, self.obs, self.action = out
+                continue
+            for i in range(start, stop):
+                row = self.envs.step(np.asarray(self.action))
+                if self.return_to_go:
+                    row = np.pad(row, ((0, 0), (0, 1)))
+                agent, self.replay, total, self.action = self._step(
+                    agent, self.replay, total, row, self.envs.obs, key_data, run.lane_args, self.data,
+                    i, run.done + i, learning=learning,
+                )  # fmt: skip
+                if self.return_to_go:
+                    self._end_episodes(row)
+        learned = n - collected
+        return agent, {name: value / learned for name, value in total.items()} if learned else {}
+
+    def _end_episodes(self, rows: np.ndarray) -> None:
+        """Notes the newest rewards; where an episode ended, fills in its returns-to-go."""
+        at = self._reward_column()
+        for rewards, row in zip(self.rewards, rows, strict=True):
+            rewards.append(row[at])
+        if not self.envs.ended.any():
+            return
+        length, lanes = self.envs.actions.shape[1], len(rows)
+        values, count = np.zeros((lanes, length), np.float32), np.zeros(lanes, np.int32)
+        for i in np.flatnonzero(self.envs.ended):
+            count[i] = len(self.rewards[i])
+            values[i, : count[i]] = self.return_to_go(i, np.array(self.rewards[i]), bool(rows[i, at + 1]))
+            self.rewards[i] = []
+        self.replay = self._complete(self.replay, values, count)
+
+    def _zero_metrics(self, agent: Any) -> dict[str, jax.Array]:
+        self._names = self._names or self._metric_names(agent)
+        zero = np.zeros(len(self.run.padded_settings), np.float32)
+        return {name: jax.device_put(zero, self.run.sharding) for name in self._names}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: replay buffers, environments, and the action that comes next."""
+        env = {"state": self.env_state, "obs": self.obs} if self.env else self.envs.state()
+        spec = self.task.spec
+        first = np.zeros((len(self.rewards), *(() if spec.discrete else (spec.action_dim,))))
+        return {"replay": self.replay, "env": env, "action": first if self.action is None else np.asarray(self.action)}
+
+    def restore(self, agent: Any) -> Any:
+        """`agent`, and the state here, from the run's checkpoint when --resume was given."""
+        if not self.run.args.resume:
+            return self.run.restore(agent)
+        agent, state = self.run.restore(agent, self.state())
+        self.replay, env = state["replay"], state["env"]
+        if self.run.done > 0:
+            self.action = state["action"]
+        if self.env:
+            self.env_state, self.obs = env["state"], env["obs"]
+            return agent
+        self.envs.restore(env)
+        if self.return_to_go:
+            at, rows = self._reward_column(), np.asarray(self.replay.rows)
+            counts = zip(np.asarray(self.replay.inserted), np.asarray(self.replay.ready), strict=True)
+            self.rewards = [
+                list(r[np.arange(ready, n) % len(r), at]) for r, (n, ready) in zip(rows, counts, strict=True)
+            ]
+        return agent
+
+    def _reward_column(self) -> int:
+        spec = self.task.spec
+        return spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim)
+
+
+def _complete(replay: Replay, values: jax.Array, count: jax.Array) -> Replay:
+    """One lane: the last column of the `count` newest rows becomes `values` [T], and all rows are ready."""
+    step = jnp.arange(len(values))
+    at = jnp.where(step < count, (replay.inserted - count + step) % len(replay.rows), len(replay.rows))
+    rows = replay.rows.at[at, -1].set(values, mode="drop")
+    return dataclasses.replace(replay, rows=rows, ready=jnp.where(count > 0, replay.inserted, replay.ready))

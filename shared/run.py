@@ -34,7 +34,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from shared.data import InputError, Task, nearest, slugify
-from shared.evaluation import Evaluator
+from shared.evaluation import Evaluator, fine_tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,8 +74,6 @@ class DatasetArgs:
     """Gymnasium id to evaluate in; empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
-    updates: int = 1_000_000
-    """Gradient updates of each lane (a step means one gradient update everywhere)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +103,37 @@ class RunArgs:
 @dataclasses.dataclass(frozen=True)
 class OfflineArgs(RunArgs, DatasetArgs):
     """Arguments of every offline script."""
+
+    updates: int = 1_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineArgs(RunArgs):
+    """Arguments of every script that interacts; steps are environment steps."""
+
+    env_steps: Annotated[int, tyro.conf.arg(aliases=["--online-steps"])] = 1_000_000
+    """Environment steps of each lane."""
+    buffer_size: int = 1_000_000
+    """Transitions kept in each lane's replay buffer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridArgs(OnlineArgs, DatasetArgs):
+    """Arguments of every script that interacts and has a dataset from the beginning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneArgs(HybridArgs):
+    """Arguments of every script that trains offline first, then interacts."""
+
+    offline_updates: int = 1_000_000
+    """Gradient updates of each lane before its first environment step."""
+    offline_eval_every: int = 100_000
+    """Of these, updates between two evaluations; their end is always evaluated."""
+    from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Directory of a finished offline run whose agents are fine-tuned, lane by lane of the same seed; without any
+    offline updates here."""
 
 
 def hyperparameters(cls: type) -> type:
@@ -147,9 +176,12 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
         value = getattr(args, field.name)
         if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
-    for name in ("seeds", "updates", "env_steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
+    counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
+    for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.seed < 0:
+        raise InputError(f"--seed must be at least 0, not {args.seed}.")
     return args
 
 
@@ -212,16 +244,19 @@ def make_mesh(lanes: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("lane",), (AxisType.Auto,), devices=devices)
 
 
-def over_lanes(f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False) -> Callable:
+def over_lanes(
+    f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, vmap: bool = False
+) -> Callable:
     """Compiles `f`, written for one lane, for all lanes; `in_axes` as in vmap: 0 per lane, None shared.
 
     Lanes are split over the mesh without communication; those of one device are vmapped, except on
-    CPU, where vmap is 15-50 % slower than one after the other. `donate` gives up the first argument.
+    CPU, where vmap is 15-50 % slower than one after the other for networks (not for what only moves
+    memory: `vmap` asks for it everywhere). `donate` gives up the first argument.
     """
     laned = [i for i, axis in enumerate(in_axes) if axis == 0]
 
     def on_device(*args):
-        if mesh.devices.flat[0].platform != "cpu":
+        if vmap or mesh.devices.flat[0].platform != "cpu":
             return jax.vmap(f, in_axes)(*args)
 
         def one_lane(lane_args):
@@ -250,7 +285,7 @@ class Run:
     Attributes:
       init_keys: [L] one PRNG key per lane, for `init`.
       lane_args: `args` with every `Float` field an array [L]; the other fields are static.
-      done: updates (online: environment steps) done so far; below 0 in a phase that comes before them.
+      done: updates (online: environment steps) done so far; below 0 in the phases that come before them.
     L counts the lanes padded to a multiple of the devices (the last lane again; never reported).
     """
 
@@ -268,7 +303,9 @@ class Run:
         self.online = hasattr(args, "env_steps")
         self.total = args.env_steps if self.online else args.updates
         self.before = before
-        self.chunk = _chunk_length(args, self.total, unit, before)
+        self.from_run = Path(args.from_run) if getattr(args, "from_run", "") else None
+        self.offline_updates = 0 if self.from_run else getattr(args, "offline_updates", 0)
+        self.chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         size = self.mesh.devices.size
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
@@ -287,12 +324,14 @@ class Run:
 
         policy = self.over_lanes(policy, in_axes=(0, 0, None, 0, 0))
         self._evaluate = Evaluator(task, policy, len(padded), len(self.settings), args.eval_episodes)
-        self.done, self.diverged, self._signal = -before, {}, None
+        self.pretrained = self.offline_updates
+        """Offline updates behind the first environment step, here or in the run that --from names."""
+        self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None
         self._tables: dict[str, io.TextIOWrapper] = {}
 
-    def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False) -> Callable:
+    def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
         """`over_lanes` on this run's mesh."""
-        return over_lanes(f, self.mesh, in_axes, donate)
+        return over_lanes(f, self.mesh, in_axes, donate, vmap)
 
     def replicate(self, tree: Any) -> Any:
         """`tree` once on every device of the mesh, so that no call copies it."""
@@ -318,7 +357,7 @@ class Run:
         kept = self._read_checkpoint_header() if args.resume else {}
         try:
             (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            for table in (self.out / f"{name}.csv" for name in ("before", "metrics", "returns")):
+            for table in (self.out / f"{name}.csv" for name in ("before", "offline", "metrics", "returns")):
                 if table.exists():  # rows written after the checkpoint are computed again
                     os.truncate(table, kept.get(table.stem, 0))
             if not args.resume:
@@ -331,7 +370,8 @@ class Run:
         self._wandb = _WandbLanes(self) if args.wandb != "off" else None
         lanes, unit = len(self.settings), "env steps" if self.online else "updates"
         print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {unit} -> {self.out}")
-        total, done = (self.before + self.total) * lanes, (self.before + self.done) * lanes
+        earlier = self.before + self.offline_updates
+        total, done = (earlier + self.total) * lanes, (earlier + self.done) * lanes
         self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=None, initial=done)
         return self
 
@@ -365,40 +405,54 @@ class Run:
     def chunks(self) -> Iterator[jax.Array]:
         """Keys [L, n] of the next n updates, until all are done; update u's key depends on (seed, u).
 
-        With `before`, those of its updates come first: `done` is below 0 then.
+        Those of `before` come first, then the offline ones of a script that interacts: `done` is below 0 then.
         """
         while self.done < self.total:
             yield self._chunk_keys(self._train_keys, self.done, jnp.zeros(self.chunk))
 
+    def step_keys(self, step: int) -> jax.Array:
+        """[L] the keys of one step; from `total` on none that `chunks` gives."""
+        return self._chunk_keys(self._train_keys, step, jnp.zeros(1))[:, 0]
+
+    @property
+    def offline(self) -> bool:
+        """Whether the next chunk is of the offline updates that come before the first environment step."""
+        return -self.offline_updates <= self.done < 0
+
     def log(self, agent: Any, metrics: dict[str, jax.Array], updates: int | None = None, state: Any = None) -> None:
         """After a chunk: writes its mean metrics {name: [L]}; evaluates and saves when it is time.
 
-        `updates`: gradient updates done, where the schedule counts environment steps.
+        `updates`: gradient updates done since the first environment step, where the schedule counts those.
         `state`: what a checkpoint needs besides `agent` (a replay buffer).
         """
         metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         previous, self.done = self.done, self.done + self.chunk
-        early = previous < 0
-        self._steps = [updates, self.done] if self.online else [self.done + early * self.before, 0]
+        early, offline = previous < -self.offline_updates, -self.offline_updates <= previous < 0
+        begin = -self.offline_updates - self.before if early else -self.offline_updates if offline else 0
+        count = self.done - begin  # steps since the phase began
+        interacts = self.online and not (early or offline)
+        self._steps = [self.pretrained + (updates or 0), count] if interacts else [count, 0]
         self._bar.update(self.chunk * len(self.settings))
-        last = self.done >= self.total
+        last, ends = self.done >= self.total, self.done in (0, -self.offline_updates)
         if metrics:
             self._report_divergence(metrics)
             self._sums = {name: self._sums.get(name, 0.0) + m for name, m in metrics.items()}
             self._summed += 1
-        if self._summed and (last or self._passes(self.args.log_every, previous)):
+        if self._summed and (last or ends or self._passes(self.args.log_every, count)):
             metrics = {name: total / self._summed for name, total in self._sums.items()}
             self._sums, self._summed = {}, 0
             rows = [
                 [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
                 for i in range(len(self.settings))
             ]
-            self._append("before" if early else "metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
+            table = "before" if early else "offline" if offline else "metrics"
+            self._append(table, [*_LANE_COLUMNS, "wall_s", *metrics], rows)
             if self._wandb and not early:
                 self._wandb.log(metrics, self._steps)
-        if last or (not early and self._passes(self.args.eval_every, previous)):
+        every = self.args.offline_eval_every if offline else self.args.eval_every
+        if last or (offline and ends) or (not early and self._passes(every, count)):
             self.evaluate(agent)
-        if last or self._signal or self._passes(self.args.checkpoint_every, previous):
+        if last or self._signal or (offline and ends) or self._passes(self.args.checkpoint_every, count):
             self.save((agent, state))
         if self._signal and not last:
             raise Interrupted(self._signal, self.out)
@@ -416,15 +470,16 @@ class Run:
         self._append("returns", [*_LANE_COLUMNS, "episode", "return", "length", "score"], rows)
         self.final_returns, self.final_scores = episodes.returns, scores
         self._bar.set_postfix_str(f"return {episodes.returns.mean():.1f} score {scores.mean():.1f}", refresh=False)
+        at, of = (self._steps[0], self.offline_updates) if self.done < 0 else (self.done, self.total)
         tqdm.write(
-            f"  {self.done:>9,}/{self.total:,}  return {episodes.returns.mean():9.2f}"
+            f"  {at:>9,}/{of:,}{' offline' * (self.done < 0)}  return {episodes.returns.mean():9.2f}"
             f"  score {scores.mean():6.1f}  ({self._seconds():.0f} s)"
         )
         if self._wandb:
             self._wandb.log({"return": episodes.returns.mean(1), "score": scores.mean(1)}, self._steps)
 
-    def _passes(self, every: int, previous: int) -> bool:
-        return self.done // every > previous // every
+    def _passes(self, every: int, count: int) -> bool:
+        return count // every > (count - self.chunk) // every
 
     def _lane(self, i: int) -> list:
         return [i, *(self.settings[i][name] for name in ("seed", *self.swept))]
@@ -465,6 +520,7 @@ class Run:
         header = {
             "algorithm": self.algorithm,
             "done": self.done,
+            "pretrained": self.pretrained,
             "wall_s": self._seconds(),
             "args": _comparable(self.args),
             "settings": self.settings,
@@ -478,12 +534,49 @@ class Run:
         self._write_record("running")
 
     def restore(self, agent: Any, state: Any = None) -> Any:
-        """`agent` (and `state`) from the checkpoint when --resume was given, else as they are."""
+        """`agent` (and `state`) from the checkpoint when --resume was given, else as they are.
+
+        With --from, `agent` is the one trained there.
+        """
         if self.args.resume:
             agent, state = load_tree(self._file_checkpoint, (agent, state))
             self._write_record("running")
             tqdm.write(f"Resumed at step {self.done:,}.")
+        elif self.from_run:
+            agent = self._pretrained_agent(agent)
+            self._steps = [self.pretrained, 0]
+            self.evaluate(agent)
         return agent if state is None else (agent, state)
+
+    def _pretrained_agent(self, agent: Any) -> Any:
+        """`agent` with the networks of the run that --from names: of its lanes of the same seed and setting."""
+        path = self.from_run / "checkpoint" / "state.npz"
+        if not path.exists():
+            raise InputError(f"--from: there is no checkpoint in {self.from_run}.")
+        header = read_header(path)
+        args, there, here = header["args"], header["task"], json.loads(json.dumps(self.task.describe()))
+        if "env_steps" in args and header["done"] > 0:
+            raise InputError(f"--from: the agents of {self.from_run} have interacted already.")
+        for name in ("hash", "spec", "obs_mean", "obs_std", "options"):
+            if there[name] != here[name]:
+                what = "data" if name in ("hash", "spec") else "observation statistics" if "obs" in name else "options"
+                raise InputError(
+                    f"--from: the run in {self.from_run} was trained with other {what} of '{there['id']}' than "
+                    f"this one of '{here['id']}' ({name})."
+                )
+        lanes = []
+        for setting in self.padded_settings:
+            shared = lambda other, s=setting: all(other[n] == s[n] for n in s.keys() & other.keys())  # noqa: E731
+            found = [i for i, other in enumerate(header["settings"]) if shared(other)]
+            if len(found) != 1:
+                raise InputError(
+                    f"--from: {self.from_run} has {len(found) or 'no'} lanes with "
+                    f"{', '.join(f'{k}={v}' for k, v in setting.items())}; it has seeds "
+                    f"{', '.join(sorted({str(s['seed']) for s in header['settings']}))}."
+                )
+            lanes += found
+        self.pretrained = args["offline_updates"] if "env_steps" in args else header["done"]
+        return load_lanes(path, agent, np.array(lanes))
 
     def _read_checkpoint_header(self) -> dict[str, int]:
         """Goes on where it ended; returns the sizes of the tables then."""
@@ -499,6 +592,7 @@ class Run:
                     f"{header['args'].get(name)}; use the same."
                 )
         self.done, self._wall = header["done"], header["wall_s"]
+        self.pretrained = header.get("pretrained", 0)
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
         self._sums = {name: np.array(total) for name, total in header.get("sums", {}).items()}
         self._summed = header.get("summed", 0)
@@ -551,6 +645,14 @@ class Run:
             )
         for label, value in self.task.baselines.items():
             print(f"{label:<34}{'':>6}{value:>10.1f}{float(self.task.score(np.array(value))):>9.1f}")
+        if self.pretrained:
+            curve = _scores_by_env_step(self.out / "returns.csv")
+            result = fine_tuning(np.array(list(curve)), np.array(list(curve.values())))
+            head = "".join(f"{name:>17}" for name in result._fields)
+            print(f"\n{'fine-tuning, +- std over lanes':<34}{'lanes':>6}{head}")
+            for name, lanes in groups.items():
+                cells = "".join(f"{f'{x[lanes].mean():.2f} +- {x[lanes].std():.2f}':>17}" for x in result)
+                print(f"{' '.join((self.algorithm, *name)):<34}{len(lanes):>6}{cells}")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -561,10 +663,13 @@ def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Arra
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
 
 
-def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0) -> int:
+def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline: int = 0) -> int:
     """The longest chunk that divides the total, every interval and what comes before."""
     every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
-    chunk = math.gcd(total, before, *(min(v, total) for v in every.values()))
+    chunk = math.gcd(total, before, offline, *(min(v, max(total, offline)) for v in every.values()))
+    if offline:
+        chunk = math.gcd(chunk, min(args.offline_eval_every, offline))
+    before += offline
     if chunk % unit or (chunk < 100 and total > 100 * chunk):
         intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
         raise InputError(
@@ -656,6 +761,31 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), [load(n, leaf) for n, leaf in names.items()])
 
 
+def load_lanes(path: Path, agent: Any, lanes: np.ndarray) -> Any:
+    """`agent` with what a checkpoint of another run holds under the same names: its `lanes` [L] of every array.
+
+    What the checkpoint lacks stays as it is, and so do the optimisers of another form; both are told.
+    """
+    names = _named_leaves(agent)
+    stored = _read_checkpoint(path, lambda n: f"{n.removeprefix('[0]')}" in names)
+    stored = {n.removeprefix("[0]"): value for n, value in stored.items()}
+    fields: dict[str, list[str]] = {}
+    for name in names:
+        fields.setdefault(name.split("[")[0].split(".")[1], []).append(name)
+    taken = dict(names)
+    for field, leaves in fields.items():
+        fits = [n in stored and stored[n].shape[1:] == names[n].shape[1:] for n in leaves]
+        if all(fits):
+            taken |= {n: jax.device_put(stored[n][lanes], names[n].sharding) for n in leaves}
+        elif not any(n in stored for n in leaves) or "opt" in field:
+            tqdm.write(f"--from: '{field}' is not in {path} in this form and starts anew.")
+        else:
+            wrong = leaves[fits.index(False)]
+            shapes = f"{stored[wrong].shape[1:]}, not {names[wrong].shape[1:]}" if wrong in stored else "missing"
+            raise InputError(f"--from: {path} does not fit this algorithm's networks: {wrong} is {shapes}.")
+    return jax.tree.unflatten(jax.tree.structure(agent), [taken[n] for n in names])
+
+
 # ------------------------------------------------------------------------------- wandb and picture
 
 
@@ -700,12 +830,29 @@ class _WandbLanes:
             self.ok = False
 
 
+def _evaluations(returns: Path) -> list[dict[str, str]]:
+    """Rows of returns.csv; where a run interacted, without those from before the end of offline training."""
+    with returns.open() as f:
+        rows = list(csv.DictReader(f))
+    if not any(int(r["env_step"]) for r in rows):
+        return rows
+    first = max((int(r["update"]) for r in rows if r["env_step"] == "0"), default=0)
+    return [r for r in rows if r["env_step"] != "0" or int(r["update"]) == first]
+
+
+def _scores_by_env_step(returns: Path) -> dict[int, list[float]]:
+    """{environment step: mean score of every lane}."""
+    lanes: dict[int, dict[int, list[float]]] = {}
+    for r in _evaluations(returns):
+        lanes.setdefault(int(r["env_step"]), {}).setdefault(int(r["lane"]), []).append(float(r["score"]))
+    return {step: [float(np.mean(of[i])) for i in sorted(of)] for step, of in lanes.items()}
+
+
 def _plot_curve(out: Path, swept: list[str], title: str) -> None:
     """curve.png from returns.csv: every lane thin, the mean of each setting thick."""
     from matplotlib.figure import Figure
 
-    with (out / "returns.csv").open() as f:
-        rows = list(csv.DictReader(f))
+    rows = _evaluations(out / "returns.csv")
     y = "score" if all(r["score"] not in ("", "nan") for r in rows) else "return"
     x = "env_step" if any(int(r["env_step"]) for r in rows) else "update"
     lanes: dict[tuple, dict[int, list[float]]] = {}

@@ -1,15 +1,25 @@
-"""Interaction: transitions of environments that end, and the ring buffer against a plain deque."""
+"""Interaction: transitions of environments that end, the replay ring against a plain deque, and the compiled loop."""
 
+import csv
+import json
+import shutil
 from collections import deque
+from functools import partial
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from conftest import load
 from jax.sharding import SingleDeviceSharding
 
-from shared.data import Spec, env_task, unpack
-from shared.online import LaneEnvs, init_buffer, insert, sample
+from shared.data import FIELDS, Batch, Spec, Transitions, env_task, unpack
+from shared.online import JaxEnv, LaneEnvs, concatenate, init_replay, jax_env, sample_union
+from shared.online import _complete as complete
+from shared.run import InputError, Run, parse
+
+SPEC = Spec((1,), 1, False, (-1.0,), (1.0,))
 
 
 class Counter(gym.Env):
@@ -18,23 +28,24 @@ class Counter(gym.Env):
     observation_space = gym.spaces.Box(-1000, 1000, (1,))
     action_space = gym.spaces.Box(-2, 2, (1,))
 
-    def __init__(self, until: int = 3):
-        self.until = until
+    def __init__(self, until: int = 3, start: str = "zero"):
+        self.until, self.start, self.made = until, start, np.random.default_rng()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.t = 0
+        self.t = {"zero": 0, "seeded": self.np_random.integers(100), "unseeded": self.made.integers(10**9)}[self.start]
+        self.end = self.t + self.until
         return np.float32([self.t]), {}
 
     def step(self, action):
         self.t += 1
-        return np.float32([self.t]), float(action[0]), self.t == self.until, False, {}
+        return np.float32([self.t]), float(action[0]), self.t == self.end, False, {}
 
 
-def counter_task(until: int, limit: int):
-    name = f"Counter{until}x{limit}-v0"
+def counter_task(until: int, limit: int, start: str = "zero"):
+    name = f"Counter{until}x{limit}{start}-v0"
     if name not in gym.registry:
-        gym.register(name, entry_point=lambda **k: Counter(until), max_episode_steps=limit)
+        gym.register(name, entry_point=lambda **k: Counter(until, start), max_episode_steps=limit)
     return env_task(name)
 
 
@@ -43,6 +54,9 @@ def rollout(until: int, limit: int, steps: int):
     rows = [envs.step(np.full((2, 1), 0.5, np.float32)) for _ in range(steps)]
     batch = unpack(jnp.array(np.stack(rows)), envs.task.spec)
     return envs, jax.tree.map(lambda x: np.asarray(x)[:, 0].squeeze(), batch)
+
+
+# ----------------------------------------------------------------------------------- environments
 
 
 def test_a_terminal_step_keeps_its_own_next_observation_and_the_environment_starts_again():
@@ -59,22 +73,315 @@ def test_a_time_limit_is_not_terminal():
     assert not batch.terminal.any()
 
 
-def test_the_buffer_is_a_ring():
-    spec = Spec((1,), 1, False, (-1.0,), (1.0,))
-    buffer, plain = init_buffer(2, 4, spec, SingleDeviceSharding(jax.devices()[0])), deque(maxlen=4)
-    for t in range(7):
-        row = np.full((2, 5), t, np.float32) + np.float32([[0], [100]])
-        buffer = insert(buffer, jnp.array(row))
-        plain.append(t)
-        seen = np.asarray(sample(buffer, jax.random.split(jax.random.key(t)), (200,)))
-        assert seen.shape == (2, 200, 5)
-        assert set(seen[0, :, 0]) == set(plain) and set(seen[1, :, 0]) == {100 + x for x in plain}
-    assert int(buffer.inserted) == 7
+def test_lanes_are_single_environments_stepped_by_hand():
+    """No transition starts in one episode and ends in the next, as gymnasium's vector environments' resets would."""
+    task = env_task("Pendulum-v1")
+    envs, r = LaneEnvs(task, seeds=[7, 8]), np.random.default_rng(0)
+    hand, episode = gym.make("Pendulum-v1"), 0
+
+    def reset():
+        return hand.reset(seed=int(np.random.SeedSequence([8, episode]).generate_state(1)[0]))[0]
+
+    obs = reset()
+    for _ in range(450):  # episodes are cut at 200
+        actions = r.uniform(-1.5, 1.5, (2, 1)).astype(np.float32)
+        row = envs.step(actions)[1]
+        new, reward, terminated, truncated, _ = hand.step(task.to_env(actions[1]))
+        expected = np.concatenate([obs, np.clip(actions[1], -1, 1), [reward, terminated], new])
+        np.testing.assert_allclose(row, expected.astype(np.float32), rtol=1e-6)
+        obs = new
+        if terminated or truncated:
+            episode += 1
+            obs = reset()
+    assert episode == 2
 
 
-def test_random_actions_are_each_lanes_own():
+def test_rewards_are_transformed_as_the_datas_were():
     task = counter_task(3, 100)
-    both, alone = LaneEnvs(task, seeds=[4, 5]), LaneEnvs(task, seeds=[5])
-    actions = np.stack([both.sample_actions() for _ in range(50)])
-    assert np.array_equal(actions[:, 1:], np.stack([alone.sample_actions() for _ in range(50)]))
-    assert np.abs(actions[:, 0] - actions[:, 1]).min() > 0 and np.abs(actions).max() <= 1
+    task = task.__class__(**{**task.__dict__, "options": {"reward_scale": 10.0, "reward_shift": -5.0}})
+    row = LaneEnvs(task, seeds=[0]).step(np.float32([[0.5]]))
+    assert unpack(jnp.array(row), task.spec).reward.tolist() == [10.0 * 1.0 - 5.0]
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Hopper-v5"])
+def test_environments_are_restored_in_the_middle_of_an_episode(env_id):
+    task, r = env_task(env_id), np.random.default_rng(0)
+    draw = partial(r.uniform, -1, 1, (2, task.spec.action_dim))
+    envs = LaneEnvs(task, seeds=[3, 4])
+    for _ in range(230):
+        envs.step(draw().astype(np.float32))
+    assert (envs.length > 0).any() and (envs.episode > 0).any()
+    again = LaneEnvs(task, seeds=[3, 4])
+    again.restore(envs.state())
+    for _ in range(100):
+        actions = draw().astype(np.float32)
+        np.testing.assert_array_equal(envs.step(actions), again.step(actions))
+    np.testing.assert_array_equal(envs.returns, again.returns)
+
+
+def test_an_environment_that_cannot_be_restored_starts_its_next_episode_and_says_so(capfd):
+    task = counter_task(50, 100, start="unseeded")
+    envs = LaneEnvs(task, seeds=[0])
+    for _ in range(5):
+        envs.step(np.zeros((1, 1), np.float32))
+    again = LaneEnvs(task, seeds=[0])
+    again.restore(envs.state())
+    assert "Lane 0" in capfd.readouterr().err
+    assert again.episode.tolist() == [1] and again.length.tolist() == [0]
+    first = again.obs.copy()
+    row = again.step(np.zeros((1, 1), np.float32))
+    assert row[0, 0] == first[0, 0] and again.length.tolist() == [1]
+
+
+def test_jax_environments_are_gymnasiums_own():
+    """The compiled pair against Pendulum-v1 from the same states; a time limit truncates and is not terminal."""
+    task = env_task("phys2d/Pendulum-v0")
+    env, hand = jax_env(task), gym.make("Pendulum-v1").unwrapped
+    assert isinstance(env, JaxEnv) and jax_env(env_task("Pendulum-v1")) is None
+    state, obs = env.reset(jax.random.key(0))
+    hand.reset(seed=0)
+    step = jax.jit(env.step)
+    for t, action in enumerate(np.random.default_rng(0).uniform(-1, 1, (200, 1)).astype(np.float32)):
+        hand.state = np.float64(state[0])
+        new, reward, *_ = hand.step(2.0 * action)
+        state, obs, ours, terminal, truncated = step(state, action, jax.random.key(t))
+        np.testing.assert_allclose(obs, new, atol=1e-4)
+        np.testing.assert_allclose(ours, reward, rtol=1e-3, atol=1e-4)
+        assert terminal == 0 and truncated == (t == 199)
+
+
+# ---------------------------------------------------------------------------------- replay buffer
+
+
+def one_lane(replay):
+    return jax.tree.map(lambda x: x[0], replay)
+
+
+def filled(capacity: int, rows: int, ready=True, fields=FIELDS):
+    """One lane's ring after `rows` insertions of constant rows 0, 1, 2, ..."""
+    replay = one_lane(init_replay(1, capacity, SPEC, SingleDeviceSharding(jax.devices()[0]), fields))
+    for t in range(rows):
+        replay = replay.insert(jnp.full(replay.rows.shape[1], float(t)), ready=ready)
+    return replay
+
+
+def test_the_buffer_is_a_ring():
+    plain = deque(maxlen=4)
+    for n in range(1, 9):
+        plain.append(n - 1)
+        replay = filled(4, n)
+        seen = np.asarray(replay.sample(jax.random.key(n), 200).obs)
+        assert set(seen[:, 0]) == set(plain) and int(replay.size()) == len(plain)
+        assert np.asarray(replay.take(jnp.arange(len(plain))).reward).tolist() == list(plain)[::-1]
+
+
+def test_the_newest_rows_only():
+    seen = np.asarray(filled(10, 25).sample(jax.random.key(0), (50, 8), newest=3).reward)
+    assert seen.shape == (50, 8) and set(seen.ravel()) == {22, 23, 24}
+
+
+def test_rows_of_unfinished_episodes_are_not_sampled_until_their_returns_are_known():
+    fields = (*FIELDS, "return_to_go")
+    replay = filled(6, 4, ready=False, fields=fields)
+    assert int(replay.size()) == 0
+    replay = complete(replay, jnp.float32([40, 41, 42, 43, -1]), jnp.int32(4))
+    batch = replay.take(jnp.arange(4))
+    assert batch.reward.tolist() == [3, 2, 1, 0] and batch.return_to_go.tolist() == [43, 42, 41, 40]
+    for t in (4, 5, 6):  # the ring of 6 overwrites row 0 with the unfinished row 6
+        replay = replay.insert(jnp.full(6, float(t)), ready=False)
+    assert int(replay.size()) == 3
+    assert set(np.asarray(replay.sample(jax.random.key(0), 100).reward)) == {1, 2, 3}
+    unchanged = complete(replay, jnp.float32([0, 0, 0, 0, 0]), jnp.int32(0))
+    assert int(unchanged.ready) == 4
+    replay = complete(replay, jnp.float32([54, 55, 56, -1, -1]), jnp.int32(3))
+    assert replay.take(jnp.arange(6)).return_to_go.tolist() == [56, 55, 54, 43, 42, 41]
+
+
+def test_the_union_is_sampled_uniformly():
+    data = Transitions(jnp.arange(60.0)[:, None] * jnp.ones(5), None, None, SPEC, FIELDS)
+    replay = filled(50, 20)
+    replay = replay.__class__(**{**replay.__dict__, "rows": replay.rows + 100.0})
+    seen = np.asarray(sample_union(jax.random.key(0), data, replay, 40_000).reward)
+    assert set(seen) == {*range(60), *range(100, 120)}
+    counts = np.array([(seen == v).sum() for v in sorted(set(seen))])
+    assert abs((seen >= 100).mean() - 20 / 80) < 0.01 and counts.min() > 0.8 * 500 and counts.max() < 1.2 * 500
+    assert (np.asarray(sample_union(jax.random.key(0), data, filled(50, 0), (3, 30)).reward) < 60).all()
+
+
+def test_batches_are_concatenated_by_the_fields_that_all_have():
+    a = Batch(obs=jnp.zeros((2, 3)), reward=jnp.zeros(2), next_action=jnp.zeros((2, 1)))
+    b = Batch(obs=jnp.ones((4, 3)), reward=jnp.ones(4))
+    both = concatenate(a, b)
+    assert both.obs.shape == (6, 3) and both.reward.tolist() == [0, 0, 1, 1, 1, 1] and both.next_action is None
+
+
+# ------------------------------------------------------------------------------------ interaction
+
+ITERATIONS = {"log_every": 10, "eval_every": 20, "eval_episodes": 1, "batch_size": 4, "hidden_dims": (8,)}
+
+
+def final(out):
+    with np.load(out / "checkpoint" / "state.npz") as file:
+        return {k: file[k] for k in file.files if k != "__header__"}
+
+
+def stop_after(monkeypatch, steps: int):
+    """The run is asked to stop as soon as `steps` are done."""
+    log = Run.log
+
+    def log_then_stop(self, *args, **kwargs):
+        if self.done + self.chunk >= steps:
+            self._signal = 15
+        return log(self, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "log", log_then_stop)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "phys2d/Pendulum-v0", "Hopper-v5"])
+@pytest.mark.parametrize("stop", [10, 30])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(env, stop, tmp_path, monkeypatch):
+    """Parameters, replay buffers, environments and tables; in the warm-up and after it, in the middle of episodes."""
+    sac = load("sac")
+    args = {**ITERATIONS, "env": env, "env_steps": 40, "learning_starts": 20, "seeds": 2}
+    sac.main(sac.Args(**args, out=str(tmp_path / "whole")))
+    with monkeypatch.context() as m:
+        stop_after(m, stop)
+        with pytest.raises(Exception, match="15"):
+            sac.main(sac.Args(**args, out=str(tmp_path / "stopped")))
+    sac.main(sac.Args(**args, out=str(tmp_path / "stopped"), resume=True))
+    whole, stopped = final(tmp_path / "whole"), final(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, stopped[name], err_msg=name)
+    assert (tmp_path / "whole" / "returns.csv").read_text() == (tmp_path / "stopped" / "returns.csv").read_text()
+
+
+def test_the_compiled_chunk_stores_what_its_environment_did(tmp_path):
+    """Environments in JAX: stored transitions are the environment's, and no episode leaks into the next."""
+    sac = load("sac")
+    args = sac.Args(
+        **ITERATIONS | {"log_every": 210, "eval_every": 420}, env="phys2d/Pendulum-v0", env_steps=420,
+        learning_starts=400, seeds=2, out=str(tmp_path),
+    )  # fmt: skip
+    sac.main(args)
+    rows = final(tmp_path)["[1]['replay'].rows"]
+    batch = unpack(rows, env_task("Pendulum-v1").spec)
+    hand = gym.make("Pendulum-v1").unwrapped
+    hand.reset(seed=0)
+    for lane in range(2):
+        for i in (0, 1, 198, 199, 200, 201, 399, 400, 419):
+            cos, sin, speed = (float(x) for x in batch.obs[lane, i])
+            hand.state = np.array([np.arctan2(sin, cos), speed])
+            new, reward, *_ = hand.step(2.0 * np.asarray(batch.action[lane, i]))
+            np.testing.assert_allclose(batch.next_obs[lane, i], new, atol=1e-3)
+            np.testing.assert_allclose(batch.reward[lane, i], reward, atol=2e-2)
+    goes_on = (batch.next_obs[:, :-1] == batch.obs[:, 1:]).all(-1)
+    assert [np.flatnonzero(~goes_on[lane]).tolist() for lane in range(2)] == [[199, 399]] * 2
+    assert not batch.terminal.any() and np.abs(rows[0] - rows[1]).max(1).min() > 0
+
+
+def test_updates_begin_after_the_warm_up_and_are_counted(tmp_path):
+    sac = load("sac")
+    args = {**ITERATIONS, "env": "Pendulum-v1", "env_steps": 40, "learning_starts": 15}
+    sac.main(sac.Args(**args, out=str(tmp_path)))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [(r["update"], r["env_step"]) for r in rows] == [("5", "20"), ("15", "30"), ("25", "40")]
+    state = final(tmp_path)
+    assert state["[0].actor_opt[0].count"].tolist() == [25]
+    assert state["[1]['replay'].inserted"].tolist() == [40] == state["[1]['replay'].ready"].tolist()
+
+
+# ------------------------------------------------------------------------ offline, then fine-tuning
+
+FINETUNE = {
+    "offline_updates": 20, "offline_eval_every": 10, "env_steps": 20, "log_every": 10, "eval_every": 10,
+    "eval_episodes": 2, "batch_size": 4, "hidden_dims": (8,), "seeds": 2,
+}  # fmt: skip
+
+
+def test_the_three_axes_of_a_fine_tuning_run(pendulum, tmp_path, capsys):
+    iql = load("iql_finetune")
+    iql.main(iql.Args(dataset=pendulum, out=str(tmp_path), **FINETUNE))
+
+    def axes(name):
+        rows = csv.DictReader((tmp_path / f"{name}.csv").open())
+        return [(r["lane"], r["update"], r["env_step"]) for r in rows if r.get("episode", "0") == "0"]
+
+    assert axes("offline") == [(lane, u, "0") for u in ("10", "20") for lane in "01"]
+    assert axes("metrics") == [(lane, u, e) for u, e in (("30", "10"), ("40", "20")) for lane in "01"]
+    expected = [("10", "0"), ("20", "0"), ("30", "10"), ("40", "20")]
+    assert axes("returns") == [(lane, *at) for at in expected for lane in "01"]
+    assert all(float(r["wall_s"]) > 0 for r in csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert "regret" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_from_another_ones_agents(pendulum, tmp_path):
+    """Lane by lane of the same seed, and as if both had been one job from the first environment step on."""
+    iql, tuned = load("iql"), load("iql_finetune")
+    small = {"dataset": pendulum, "batch_size": 4, "hidden_dims": (8,), "log_every": 10, "eval_episodes": 2}
+    iql.main(iql.Args(**small, updates=20, seeds=3, seed=5, out=str(tmp_path / "offline")))
+    online = {**small, "env_steps": 20, "eval_every": 10, "from_run": str(tmp_path / "offline")}
+    tuned.main(tuned.Args(**online, seeds=1, seed=6, actor_lr=0.0, out=str(tmp_path / "tuned")))
+    old, new = final(tmp_path / "offline"), final(tmp_path / "tuned")
+    kernel = "[0].actor['params']['Dense_0']['kernel']"
+    np.testing.assert_array_equal(new[kernel][0], old[kernel][1])
+    assert new["[0].critic_opt[0].count"].tolist() == [40]
+    rows = list(csv.DictReader((tmp_path / "tuned" / "returns.csv").open()))
+    assert [(r["update"], r["env_step"]) for r in rows[::2]] == [("20", "0"), ("30", "10"), ("40", "20")]
+    returns = [r["return"] for r in csv.DictReader((tmp_path / "offline" / "returns.csv").open()) if r["seed"] == "6"]
+    assert [r["return"] for r in rows[:2]] == returns
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 9}, "no lanes with seed=9"),
+        ({"hidden_dims": (16,)}, "does not fit this algorithm's networks"),
+        ({"normalize_obs": True}, "other observation statistics"),
+        ({"reward_shift": -1.0}, "other options"),
+        ({"dataset": "cartpole"}, "needs continuous actions"),
+        ({"from_run": "nowhere"}, "there is no checkpoint in nowhere"),
+    ],
+)
+def test_agents_that_do_not_fit_are_refused(change, words, pendulum, cartpole, tmp_path):
+    iql, tuned = load("iql"), load("iql_finetune")
+    small = {"dataset": pendulum, "batch_size": 4, "hidden_dims": (8,), "log_every": 10, "eval_episodes": 1}
+    iql.main(iql.Args(**small, updates=10, out=str(tmp_path / "offline")))
+    if "dataset" in change:
+        change = {"dataset": str(cartpole)}
+    online = {**small, "env_steps": 20, "eval_every": 10, "from_run": str(tmp_path / "offline")} | change
+    with pytest.raises(InputError, match=words):
+        tuned.main(tuned.Args(**online, out=str(tmp_path / "tuned")))
+
+
+def test_agents_that_have_interacted_are_refused(pendulum, tmp_path):
+    tuned = load("iql_finetune")
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE | {"seeds": 1}))
+    with pytest.raises(InputError, match="have interacted already"):
+        tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "two"), from_run=str(tmp_path / "one"), **FINETUNE))
+
+
+@pytest.mark.parametrize("stop", [-10, 0, 10])
+def test_a_fine_tuning_run_stopped_in_either_phase_goes_on(stop, pendulum, tmp_path, monkeypatch):
+    tuned = load("iql_finetune")
+    shutil.copy(pendulum, tmp_path / "data.npz")
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "whole"), **FINETUNE))
+    with monkeypatch.context() as m:
+        stop_after(m, stop)
+        with pytest.raises(Exception, match="15"):
+            tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "stopped"), **FINETUNE))
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "stopped"), resume=True, **FINETUNE))
+    whole, stopped = final(tmp_path / "whole"), final(tmp_path / "stopped")
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, stopped[name], err_msg=name)
+    for table in ("returns.csv",):
+        assert (tmp_path / "whole" / table).read_text() == (tmp_path / "stopped" / table).read_text()
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "finished"
+
+
+def test_the_command_line_has_the_fields_names():
+    tuned = load("iql_finetune")
+    argv = ["--online-steps", "300", "--offline-updates", "100", "--from", "results/x", "--dataset", "hopper-medium"]
+    args = parse(tuned.Args, tuned.PRESETS, tuned.__doc__, argv)
+    assert (args.env_steps, args.offline_updates, args.from_run) == (300, 100, "results/x")
+    assert parse(tuned.Args, tuned.PRESETS, "", ["--env-steps", "7"]).env_steps == 7

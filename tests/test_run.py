@@ -263,7 +263,7 @@ def test_what_comes_before_the_first_update_has_its_own_file_and_changes_no_othe
     for name in ("metrics", "returns"):
         plain, run = rows(tmp_path / "plain", name), rows(tmp_path / "run", name)
         assert [r | {"wall_s": ""} for r in plain] == [r | {"wall_s": ""} for r in run]
-    assert [r["update"] for r in rows(tmp_path / "run", "before")] == ["2", "6"]
+    assert [r["update"] for r in rows(tmp_path / "run", "before")] == ["4", "6"]
     assert not (tmp_path / "plain" / "before.csv").exists()
     assert outcome(tmp_path / "run")[0]["[0]['count']"] == 18
 

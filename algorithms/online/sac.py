@@ -28,21 +28,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, env_task, unpack
-from shared.online import LaneEnvs, init_buffer, insert, sample
-from shared.run import Float, Run, RunArgs, hyperparameters, launch
+from shared.data import Batch, Spec, env_task
+from shared.online import Interaction, Replay
+from shared.run import Float, OnlineArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
-class Args(RunArgs):
+class Args(OnlineArgs):
     env: str = "Pendulum-v1"
     """Gymnasium id of the environment to learn in."""
-    env_steps: int = 1_000_000
-    """Environment steps of each lane; one gradient update each after learning_starts."""
     learning_starts: int = 5_000
-    """Environment steps with uniform random actions before the first update."""
-    buffer_size: int = 1_000_000
-    """Transitions kept in each lane's replay buffer."""
+    """Environment steps with uniform random actions before the first update; one update per step after them."""
     batch_size: int = 256
     """Transitions per update."""
     hidden_dims: tuple[int, ...] = (256, 256)
@@ -163,7 +159,12 @@ def init(key, args: Args, spec: Spec) -> Agent:
     )
 
 
-def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+def sample(key, data, replay: Replay, args: Args) -> Batch:
+    """[B] uniform over the replay buffer."""
+    return replay.sample(key, args.batch_size)
+
+
+def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
     """One gradient step of the critics, the actor and the temperature."""
     chex.assert_shape(batch.obs, (args.batch_size, *batch.next_obs.shape[1:]))
     critic_key, actor_key = jax.random.split(key)
@@ -194,8 +195,8 @@ def act(agent: Agent, obs, key, args: Args):
     return sample_tanh_gaussian(mean, log_std, key)[0] if args.sample_actions else jnp.tanh(mean)
 
 
-def explore(agent: Agent, obs, key) -> jax.Array:
-    """A sampled action [A] for one observation [O]."""
+def explore(agent: Agent, obs, key, args: Args):
+    """Sampled actions [B, A]."""
     return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
@@ -211,45 +212,18 @@ def export_policy(agent: Agent) -> dict[str, np.ndarray]:
     return {k: np.asarray(v, np.float32) for k, v in arrays.items()} | {"activation": "relu", "squash": 1}
 
 
-METRICS = ("critic_loss", "actor_loss", "alpha", "q", "entropy")
-
-
 def main(args: Args) -> None:
     task = env_task(args.env)
     with Run(__file__, args, task, act) as run:
         agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
-        lanes = len(run.init_keys)
-        buffer = init_buffer(lanes, min(args.buffer_size, args.env_steps), task.spec, run.sharding)
-        agent, buffer = run.restore(agent, buffer)
-        envs = LaneEnvs(task, [setting["seed"] for setting in run.padded_settings])
-        update_lanes = run.over_lanes(update, in_axes=(0, 0, 0, 0))
-        explore_lanes = run.over_lanes(explore, in_axes=(0, 0, 0))
-        insert_lanes = jax.jit(insert, donate_argnums=0)
-
-        @partial(jax.jit, donate_argnums=(0, 1, 2))
-        def step(agent, buffer, total, row, obs, key_data, t):
-            """All lanes: insert one row [L, D], update once with key t of [L, n], act on obs [L, O]."""
-            keys = jax.random.wrap_key_data(key_data[:, t])
-            sample_key, update_key, act_key = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
-            buffer = insert(buffer, row)
-            batch = unpack(sample(buffer, sample_key, (args.batch_size,)), task.spec)
-            agent, metrics = update_lanes(agent, batch, update_key, run.lane_args)
-            total = {name: total[name] + metrics[name] for name in METRICS}
-            return agent, buffer, total, explore_lanes(agent, obs, act_key)
-
-        action = envs.sample_actions()
+        online = Interaction(
+            run, None, explore, sample, update,
+            warmup=args.learning_starts, random_warmup=True, capacity=args.buffer_size,
+        )  # fmt: skip
+        agent = online.restore(agent)
         for keys in run.chunks():
-            total, updates = {name: jnp.zeros(lanes) for name in METRICS}, 0
-            key_data = jax.random.key_data(keys)
-            for t in range(run.chunk):
-                row = envs.step(action)
-                if run.done + t < args.learning_starts:
-                    buffer, action = insert_lanes(buffer, row), envs.sample_actions()
-                else:
-                    agent, buffer, total, action = step(agent, buffer, total, row, envs.obs, key_data, t)
-                    updates += 1
-            metrics = {name: np.asarray(total[name]) / updates for name in METRICS} if updates else {}
-            run.log(agent, metrics, updates=max(0, run.done + run.chunk - args.learning_starts), state=buffer)
+            agent, metrics = online.steps(agent, keys)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
             if args.save_policy_every and run.done % args.save_policy_every == 0:
                 (run.out / "policies").mkdir(exist_ok=True)
                 for i in range(len(run.settings)):

@@ -1,0 +1,252 @@
+"""IQL fine-tuning: Implicit Q-Learning offline, then with the same losses online.
+
+Kostrikov, Nair and Levine, "Offline Reinforcement Learning with Implicit Q-Learning", ICLR 2022,
+arXiv 2110.06169, section 5.2. V is an upper expectile of Q over the data's actions (eq. 5), Q regresses to
+r + gamma V(s') (eq. 6), the policy is cloned with weights exp(beta (Q - V)) (eq. 7). Since no loss asks for an
+unseen action, nothing changes when the environment is added: the replay buffer begins with the whole dataset,
+every step appends one transition, and batches are uniform over both.
+
+Deviations from the paper:
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
+- the return range that rewards are divided by is taken over the dataset's own episodes;
+- the actor's learning rate is constant in both phases (the authors' fine-tuning code; the offline one decays it).
+
+    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --seeds 4
+    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/iql/hopper-medium/RUN
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.online import Interaction, Replay, sample_union
+from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(FinetuneArgs):
+    expectile: Float = 0.7
+    """Expectile of Q that V estimates (eq. 5), in (0, 1); 0.5 is the mean: one-step policy improvement."""
+    beta: Float = 3.0
+    """Inverse temperature of the advantage weights (eq. 7); 0 is behaviour cloning."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    actor_lr: Float = 3e-4
+    """Adam, actor."""
+    critic_lr: Float = 3e-4
+    """Adam, critics."""
+    value_lr: Float = 3e-4
+    """Adam, value function."""
+    max_weight: Float = 100.0
+    """Advantage weights are clipped here."""
+    dropout: float = 0.0
+    """Dropout after the actor's hidden layers."""
+    batch_size: int = 256
+    """Transitions per update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of actor, critics and value function."""
+    normalize_return: bool = False
+    """Rewards times 1000 / (highest - lowest episode return), as in the paper's MuJoCo runs."""
+    reward_shift: float = 0.0
+    """Added to every reward in training (-1 for AntMaze)."""
+    normalize_obs: bool = False
+    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does)."""
+
+
+_mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
+_human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
+PRESETS = {
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
+    "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0},
+    "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
+    **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
+}
+
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+
+
+class Actor(nn.Module):
+    """Mean (through tanh) and a log standard deviation that does not depend on the state."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, obs, training: bool = False):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+            x = nn.Dropout(self.dropout, deterministic=not training)(x)
+        mean = jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a), or V(s) without an action."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    value: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def value_loss(value, agent: Agent, batch: Batch, args: Args):
+    """|expectile - 1(u < 0)| u^2, u = min_i target Q_i(s, a) - V(s) (eq. 5)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
+    v = agent.nets.critic.apply(value, batch.obs)
+    chex.assert_shape([q, v], (args.batch_size,))
+    u = q - v
+    weight = jnp.where(u < 0, 1.0 - args.expectile, args.expectile)
+    return (weight * u**2).mean(), {"v": v.mean()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (eq. 7)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
+    adv = q - agent.nets.critic.apply(agent.value, batch.obs)
+    weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
+    mean, log_std = agent.nets.actor.apply(actor, batch.obs, training=True, rngs={"dropout": key})
+    action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
+    log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
+    chex.assert_shape([weight, log_prob], (args.batch_size,))
+    return -(weight * log_prob).mean(), {"adv": adv.mean(), "weight": weight.mean()}
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
+    """(r + gamma V(s') - Q(s, a))^2 (eq. 6); summed over the two critics."""
+    next_v = agent.nets.critic.apply(agent.value, batch.next_obs)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.dropout), Critic(args.hidden_dims))
+    actor_key, critic_key, value_key = jax.random.split(key, 3)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    value = nets.critic.init(value_key, obs)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        value=value,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        value_opt=optax.adam(args.value_lr).init(value),
+    )
+
+
+def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
+    """[B] uniform over the dataset and what was collected since."""
+    return sample_union(key, data, replay, args.batch_size)
+
+
+def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
+    """One gradient step of V, then the actor with the new V, then Q with the new V; offline and online alike."""
+    (loss_v, info_v), grads = jax.value_and_grad(value_loss, has_aux=True)(agent.value, agent, batch, args)
+    updates, value_opt = optax.adam(args.value_lr).update(grads, agent.value_opt)
+    agent = agent.replace(value=optax.apply_updates(agent.value, updates), value_opt=value_opt)
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, key, args)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+
+    (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+
+    target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
+    losses = {"critic_loss": loss_q, "value_loss": loss_v, "actor_loss": loss_pi}
+    return agent.replace(target_critic=target_critic), {**losses, **info_q, **info_v, **info_pi}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's (temperature 0)."""
+    return agent.nets.actor.apply(agent.actor, obs)[0]
+
+
+def explore(agent: Agent, obs, key, args: Args):
+    """Sampled actions [B, A]; the environment clips them."""
+    mean, log_std = agent.nets.actor.apply(agent.actor, obs)
+    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane, offline: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
+    data = data.scale_rewards(scale, args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    with Run(__file__, args, data.task, act) as run:
+        transitions = run.replicate(data.transitions())
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        online = Interaction(run, transitions, explore, sample, update, capacity=args.buffer_size)
+        agent = online.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            if run.offline:
+                agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            else:
+                agent, metrics = online.steps(agent, keys)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)
