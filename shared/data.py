@@ -85,6 +85,10 @@ class Task:
         low, high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         return low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
 
+    def training_reward(self, reward):
+        """An environment's reward -> what is learned from: as `Dataset.scale_rewards` did with the data's."""
+        return reward * self.options.get("reward_scale", 1.0) + self.options.get("reward_shift", 0.0)
+
     def score(self, returns: np.ndarray) -> np.ndarray:
         """100 (R - min) / (max - min), NaN without a reference pair."""
         if self.reference is None:
@@ -290,14 +294,43 @@ class Transitions:
         at = self.frame[index]
         return batch._replace(obs=self.frames[at], next_obs=self.frames[at + 1])
 
-    def sample(self, key: jax.Array, batch_size: int) -> Batch:
-        """`batch_size` rows with replacement: uniformly, or by the weights given to `Dataset.transitions`."""
+    def sample(self, key: jax.Array, shape: int | tuple[int, ...]) -> Batch:
+        """`shape` rows with replacement: uniformly, or by the weights given to `Dataset.transitions`."""
+        shape = (shape,) if isinstance(shape, int) else shape
         if self.table is None:
-            return self.take(jax.random.randint(key, (batch_size,), 0, len(self.rows)))
+            return self.take(jax.random.randint(key, shape, 0, len(self.rows)))
         row_key, keep_key = jax.random.split(key)
-        row = jax.random.randint(row_key, (batch_size,), 0, len(self.rows))
-        kept = jax.random.bits(keep_key, (batch_size,)) < self.table.keep[row]
+        row = jax.random.randint(row_key, shape, 0, len(self.rows))
+        kept = jax.random.bits(keep_key, shape) < self.table.keep[row]
         return self.take(jnp.where(kept, row, self.table.other[row]))
+
+
+def return_to_go(
+    reward: np.ndarray,
+    terminal: np.ndarray,
+    last: np.ndarray,
+    discount: float = 1.0,
+    failure: float | None = None,
+    endless: bool = False,
+) -> np.ndarray:
+    """[N] discounted sum of the rewards [N] from a row to its episode's last row (where `last` [N]).
+
+    `failure`: the reward of a step without success; an episode of nothing else goes on failing for ever, and is
+    worth failure / (1 - discount) in each of its rows. `endless`: the last reward of an episode that did not
+    terminate goes on for ever.
+    """
+    starts, ends = np.flatnonzero(np.r_[True, last[:-1]]), np.flatnonzero(last)
+    total = reward.astype(np.float64)
+    if endless:
+        total[ends] += np.where(terminal[ends], 0.0, discount / (1.0 - discount) * total[ends])
+    for back in range(1, int((ends - starts).max(initial=0)) + 1):
+        at = ends - back
+        at = at[at >= starts]
+        total[at] += discount * total[at + 1]
+    if failure is not None:
+        failed = np.logical_and.reduceat(np.isclose(reward, failure), starts)
+        total[np.repeat(failed, ends - starts + 1)] = failure / (1.0 - discount)
+    return total.astype(np.float32)
 
 
 # Element of `Dataset.corrupt` -> the array that it changes.
@@ -350,15 +383,9 @@ class Dataset:
         """[E] (discounted) return of every episode, as far as it was recorded."""
         return self.return_to_go(discount)[self.starts()]
 
-    def return_to_go(self, discount: float = 1.0) -> np.ndarray:
-        """[N] discounted sum of the rewards from a row to its episode's last row."""
-        starts, ends = self.starts(), self.ends()
-        total = self.reward.astype(np.float64)
-        for back in range(1, int((ends - starts).max(initial=0)) + 1):
-            at = ends - back
-            at = at[at >= starts]
-            total[at] += discount * total[at + 1]
-        return total.astype(np.float32)
+    def return_to_go(self, discount: float = 1.0, failure: float | None = None, endless: bool = False) -> np.ndarray:
+        """[N] discounted sum of the rewards from a row to its episode's last row; see `return_to_go` for the rest."""
+        return return_to_go(self.reward, self.terminal, self.last, discount, failure, endless)
 
     def next_action(self) -> tuple[np.ndarray, np.ndarray]:
         """The action at the next row, and [N] bool where it exists (not at an episode's last row).

@@ -4,6 +4,7 @@ rows      0 1 2 | 3 4 | 5 6
 ends with terminal, time limit, end of the log
 """
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_episodes(log):
 def test_return_to_go_stays_within_its_episode(log):
     assert log.return_to_go().tolist() == [6, 5, 3, 30, 20, 300, 200]
     np.testing.assert_allclose(log.return_to_go(0.5), [1 + 1 + 0.75, 3.5, 3, 20, 20, 200, 200])
+
+
+def test_return_to_go_of_failures_and_of_episodes_without_an_end(log):
+    failed = dataclasses.replace(log, reward=np.float32([-5, -5, 5, -5, -5, -5, -4]))
+    np.testing.assert_allclose(failed.return_to_go(0.5, failure=-5.0), [-6.25, -2.5, 5, -10, -10, -7, -4])
+    np.testing.assert_allclose(log.return_to_go(0.5, endless=True), [2.75, 3.5, 3, 30, 40, 300, 400])
+    np.testing.assert_allclose(failed.return_to_go(0.5, endless=True)[3:5], -10)
 
 
 def test_next_action_does_not_exist_at_an_episodes_last_row(log):
