@@ -29,6 +29,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.grid import CLAIMS, Claim, evaluation_file
 from shared.data import InputError, nearest
+from shared.evaluation import fine_tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 REPS = 2000
@@ -93,6 +94,8 @@ def read_run(run: Path) -> list[Row]:
     metric = "score" if np.isfinite(table["score"]).any() else "return"
     at = ["update", "env_step"]  # rows are appended in order, so that the last one is the latest
     steps = table[at].drop_duplicates().reset_index(drop=True)
+    if steps["env_step"].any():  # of offline training that was fine-tuned, only its end
+        steps = steps[(steps["env_step"] > 0) | (steps["env_step"].shift(-1) > 0)].reset_index(drop=True)
     means = table.groupby(["lane", *at])[metric].agg(lambda x: x.mean(skipna=False))
     groups: dict[str, list[int]] = {}
     for lane in record["lanes"]:
@@ -575,7 +578,21 @@ def claim_table(rows: list[Row]) -> str:
     for label, values in baselines(rows).items():
         body += [[d, f"*{label}*", f"{value:.1f}", "", "", ""] for d, value in values.items()]
     body.sort(key=lambda cells: cells[0])
-    return markdown(["dataset", "run", "score", "IQM [95 %]", "lanes × budget", "updates/s"], body)
+    return markdown(["dataset", "run", "score", "IQM [95 %]", "lanes × budget", "steps/s"], body)
+
+
+def fine_tuning_table(rows: list[Row]) -> str:
+    """What interaction did to the policies of offline runs; empty where there are none."""
+    tuned = [row for row in rows if len(row.steps["env_step"]) > 1 and row.steps["env_step"][0] == 0]
+    body = []
+    for row in sorted((row for row in tuned if online(row)), key=lambda r: r.dataset):
+        name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
+        result = fine_tuning(row.steps["env_step"], row.curve.T)
+        regret = iqm_text(100 * result.regret, row.metric)
+        cells = [iqm_text(x, row.metric) for x in (result.offline, result.dip, result.final)]
+        body.append([row.dataset, name, *(text or "–" for text in (*cells, regret))])
+    header = ["dataset", "run", "end of offline training", "dip at the onset", "final", "100 × cumulative regret"]
+    return markdown(header, body) if body else ""
 
 
 def claims_page(root: Path) -> str:
@@ -588,6 +605,7 @@ def claims_page(root: Path) -> str:
         parts += (
             [claim_table(rows), f"![{claim.title}](curves/claim-{claim.slug}.png)"] if rows else ["No finished runs."]
         )
+        parts += [table] if (table := fine_tuning_table(rows)) else []
         parts += [f"**Found:** {claim.finding}"] * bool(claim.finding)
         missing = [e for e in claim.entries if not (root / e.directory() / "run.json").exists()]
         if missing:

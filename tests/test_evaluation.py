@@ -18,7 +18,7 @@ from conftest import load, write_pendulum
 
 from shared import evaluation
 from shared.data import InputError, Spec, Task, load_dataset, registered_env
-from shared.evaluation import Evaluator, Policies, Returns, film, load_run, main
+from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, load_run, main
 from shared.run import Float, OfflineArgs, Run, hyperparameters, read_header
 
 FIRST = 10_000  # the seed of episode 0
@@ -479,3 +479,17 @@ def test_pendulum_is_filmed_without_a_screen(tmp_path, monkeypatch):
     for _ in range(4):
         expected += float(env.step(np.float32([2.0]))[1])
     np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_fine_tuning_by_hand():
+    """Two lanes: offline scores 50 and 20; the dip is looked for in the first fifth of the steps."""
+    steps = np.array([0, 10, 20, 50, 100])
+    scores = np.array([[50, 20], [30, 25], [40, 10], [0, 50], [90, 100]], float)
+    result = fine_tuning(steps, scores)
+    assert result.offline.tolist() == [50, 20] and result.final.tolist() == [90, 100]
+    assert result.dip.tolist() == [20, 10]
+    np.testing.assert_allclose(result.regret, [1 - 1.6 / 4, 1 - 1.85 / 4])
+    assert fine_tuning(steps, scores + np.arange(5)[:, None] * 50).dip.tolist() == [0, 0]
+    assert fine_tuning(np.array([0, 60, 100]), scores[[0, 1, 4]]).dip.tolist() == [20, 0]  # one evaluation at least
+    with pytest.raises(ValueError, match="before the first"):
+        fine_tuning(steps[1:], scores[1:])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import trim_mean
 
@@ -329,6 +330,21 @@ def test_claims_stand_beside_the_runs_that_show_them(tmp_path, monkeypatch):
     assert "Not run yet: `results/iql/hopper-medium/claim-x-1k`" in page
     assert (tmp_path / "results" / "curves" / "claim-ours.png").exists()
     assert "37.0" not in (tmp_path / "results" / "tables.md").read_text()  # the score tables hold benchmark runs only
+
+
+def test_a_claim_of_fine_tuning_shows_its_course(tmp_path, monkeypatch):
+    """Of the evaluations before the first environment step only the last counts."""
+    entries = [Entry("iql", "hopper-medium", "--updates 1000", "x", "claim")]
+    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", entries)])
+    lanes = [[[99], [40], [30], [50], [80]], [[99], [20], [20], [60], [90]]]
+    run = make_run(tmp_path, "iql", "hopper-medium", lanes, name="claim-x-1k", env_steps=300)
+    table = pd.read_csv(run / "returns.csv")
+    table["env_step"] = np.maximum(table["update"] - 2000, 0)  # two evaluations offline, three online
+    table.to_csv(run / "returns.csv", index=False)
+    assert report.main([], tmp_path) == 0
+    page = (tmp_path / "results" / "claims.md").read_text()
+    (cells,) = [line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| hopper-medium | iql")][1:]
+    assert [c.split(" [")[0] for c in cells] == ["30.0", "5.0", "85.0", "45.0"]  # regret: 1 - mean of (30, 50, 80) ...
 
 
 def test_a_claim_shows_its_runs_under_changed_arguments(tmp_path, monkeypatch):
