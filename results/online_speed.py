@@ -1,0 +1,161 @@
+"""Environment steps per second of RLPD against a plain loop: one environment, one compiled update per call.
+
+  python results/online_speed.py                       UTD 1 and 20, 1 and 8 lanes, into results/online_speed.json
+  python results/online_speed.py --rounds 10 --utd 1   other rounds, some of the cases
+
+Both step Hopper-v5 and do the same updates at the paper's sizes (10 critics of two layers of 256, batch 256, half of it
+data). The plain loop keeps its transitions in NumPy, samples there, and calls a compiled critic update G times and a
+compiled actor update once per environment step. Rounds of all are interleaved, so that ratios hold on a busy machine.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from shared.data import FIELDS, Batch, Transitions, env_task, unpack
+from shared.online import Interaction
+from shared.run import Run, use_cpu_devices
+
+ROWS = 100_000
+"""Synthetic transitions of the dataset."""
+
+
+def load_rlpd():
+    """The algorithm's file as a module."""
+    spec = importlib.util.spec_from_file_location("rlpd", ROOT / "algorithms" / "hybrid" / "rlpd.py")
+    module = sys.modules["rlpd"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ours(rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Path) -> Callable[[], None]:
+    """`steps` environment steps of every lane, as rlpd.py's main makes them."""
+    args = dataclasses.replace(
+        rlpd.Args(), seeds=lanes, utd=utd, env_steps=100 * steps, log_every=steps, learning_starts=0, out=str(out)
+    )
+    run = Run(rlpd.__file__, args, task, rlpd.act)
+    data = run.replicate(Transitions(jnp.asarray(rows), None, None, task.spec, FIELDS))
+    agent = run.over_lanes(partial(rlpd.init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    online = Interaction(run, data, rlpd.explore, rlpd.sample, rlpd.update, updates_per_step=utd)
+    state = {"agent": agent}
+
+    def work() -> None:
+        state["agent"], metrics = online.steps(state["agent"], next(run.chunks())[:, :steps])
+        jax.block_until_ready(metrics)
+        run.done += steps
+
+    return work
+
+
+def plain(rlpd, task, rows: np.ndarray, utd: int, steps: int) -> Callable[[], None]:
+    """The same for one agent in one environment, in Python."""
+    args = dataclasses.replace(rlpd.Args(), utd=1)
+    agent = rlpd.init(jax.random.key(0), args, task.spec)
+    act = jax.jit(lambda agent, obs, key: rlpd.explore(agent, obs[None], key, args)[0])
+    update_critic = jax.jit(lambda agent, batch, key: rlpd.update_critic(agent, batch, key, args)[0])
+    update_both = jax.jit(lambda agent, batch, key: rlpd.update(agent, batch, key, args)[0])
+    env, half, random = task.make_env(), args.batch_size // 2, np.random.default_rng(0)
+    replay, state = np.zeros_like(rows), {"agent": agent, "n": 0, "key": jax.random.key(1)}
+    state["obs"] = env.reset(seed=0)[0].astype(np.float32)
+
+    def batch() -> Batch:
+        new = replay[random.integers(state["n"], size=half)]
+        return unpack(np.concatenate([rows[random.integers(len(rows), size=half)], new]), task.spec)
+
+    def key() -> jax.Array:
+        state["key"], new = jax.random.split(state["key"])
+        return new
+
+    def work() -> None:
+        for _ in range(steps):
+            action = np.asarray(act(state["agent"], state["obs"], key()))
+            obs, reward, terminal, truncated, _ = env.step(task.to_env(action))
+            obs = obs.astype(np.float32)
+            replay[state["n"] % len(replay)] = np.concatenate([state["obs"], action, [reward, terminal], obs])
+            state["obs"], state["n"] = obs, state["n"] + 1
+            if terminal or truncated:
+                state["obs"] = env.reset()[0].astype(np.float32)
+            for _ in range(utd - 1):
+                state["agent"] = update_critic(state["agent"], batch(), key())
+            last = jax.tree.map(lambda x: x[None], batch())
+            state["agent"] = update_both(state["agent"], last, key())
+        jax.block_until_ready(state["agent"])
+
+    return work
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--utd", nargs="+", type=int, default=[1, 20])
+    parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "online_speed.json")
+    options = parser.parse_args()
+    use_cpu_devices(max(options.lanes))
+    rlpd, task = load_rlpd(), env_task("Hopper-v5")
+    width = 2 * task.spec.obs_shape[0] + task.spec.action_dim + 2
+    rows = np.random.default_rng(0).uniform(-1, 1, (ROWS, width)).astype(np.float32)
+    rows[:, task.spec.obs_shape[0] + task.spec.action_dim + 1] = 0.0
+    cases: dict[tuple, tuple[Callable, int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for utd in options.utd:
+            steps = max(4, 200 // utd)
+            cases["plain loop", 1, utd] = plain(rlpd, task, rows, utd, steps), steps
+            for lanes in options.lanes:
+                work = ours(rlpd, task, rows, lanes, utd, steps, Path(folder) / f"{lanes}-{utd}")
+                cases["rlpd", lanes, utd] = work, steps
+        seconds: dict[tuple, list[float]] = {case: [] for case in cases}
+        for work, _ in cases.values():
+            work()  # compiles
+        for _ in range(options.rounds):
+            for case, (work, _) in cases.items():
+                start = time.perf_counter()
+                work()
+                seconds[case].append(time.perf_counter() - start)
+    record = {
+        "command": " ".join(["results/online_speed.py", *sys.argv[1:]]),
+        "hardware": {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()},
+        "device": jax.local_devices()[0].device_kind,
+        "jax": jax.__version__,
+        "cases": [],
+    }
+    for (name, lanes, utd), times in seconds.items():
+        rates = [lanes * cases[name, lanes, utd][1] / t for t in times]
+        paired = [a / b for a, b in zip(seconds["plain loop", 1, utd], times, strict=True)]
+        record["cases"].append(
+            {
+                "name": name,
+                "lanes": lanes,
+                "utd": utd,
+                "env_steps_per_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
+                "gradient_steps_per_s": utd * statistics.median(rates),
+                "ratio_to_plain_loop": lanes * statistics.median(paired),
+            }
+        )
+        one = record["cases"][-1]
+        print(
+            f"{name:>10} {lanes:>2} lanes  UTD {utd:>2} {one['env_steps_per_s']['median']:>9.1f} env steps/s"
+            f" {one['gradient_steps_per_s']:>9.1f} gradient steps/s  x{one['ratio_to_plain_loop']:.2f}"
+        )
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
