@@ -19,8 +19,8 @@ run: setup  ## train TD3+BC with 4 seeds in one job beside BC; score table and $
 	$(PY) algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 4 --updates 20000 --eval-every 5000 --out $(RUN_DIR)/td3_bc
 	$(PY) results/report.py $(RUN_DIR)/td3_bc $(RUN_DIR)/bc --picture $(RUN_DIR)/demo.png
 
-test: setup  ## the test suite
-	$(PY) -m pytest
+test: setup  ## the test suite, on at most four cores
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 report: setup  ## every table, plot and generated section of the READMEs, from raw files
 	$(PY) results/report.py

@@ -108,11 +108,14 @@ class OfflineArgs(RunArgs, DatasetArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
 
 
+EnvSteps = Annotated[int, tyro.conf.arg(aliases=["--online-steps"])]
+
+
 @dataclasses.dataclass(frozen=True)
 class OnlineArgs(RunArgs):
     """Arguments of every script that interacts; steps are environment steps."""
 
-    env_steps: Annotated[int, tyro.conf.arg(aliases=["--online-steps"])] = 1_000_000
+    env_steps: EnvSteps = 1_000_000
     """Environment steps of each lane."""
     buffer_size: int = 1_000_000
     """Transitions kept in each lane's replay buffer."""

@@ -38,6 +38,13 @@ def private_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module():
+    """Compiled programs are let go with the module that made them: each holds several of the process's memory maps."""
+    yield
+    jax.clear_caches()
+
+
 def write_pendulum(path: Path, n: int = 300, seed: int = 0) -> str:
     """A D4RL-like npz of the shapes of Pendulum-v1 with random numbers; 30-step episodes."""
     r = np.random.default_rng(seed)

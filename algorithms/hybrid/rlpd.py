@@ -28,13 +28,13 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec, Transitions, load_dataset
 from shared.online import Interaction, Replay, concatenate
-from shared.run import Float, HybridArgs, Run, hyperparameters, launch
+from shared.run import EnvSteps, Float, HybridArgs, Run, hyperparameters, launch
 
 
 @hyperparameters
 class Args(HybridArgs):
-    env_steps: int = 250_000
-    """Environment steps of each lane (--online-steps is the same)."""
+    env_steps: EnvSteps = 250_000
+    """Environment steps of each lane."""
     learning_starts: int = 5_000
     """Environment steps with uniform random actions before the first update."""
     utd: int = 20

@@ -1,0 +1,285 @@
+"""Hy-Q: Hybrid Q-learning, fitted Q iteration over offline and online data together, on the combination lock.
+
+Song, Zhou, Sekhari, Bagnell, Krishnamurthy and Sun, "Hybrid RL: Using Both Offline and Online Data Can Make RL
+Efficient", ICLR 2023, arXiv 2210.06718, algorithm 1 and section 6.1. Each round collects with the greedy policy and
+then fits, backwards in h, Q_h to r + max_a' Q_{h+1}(s', a') on the union of the dataset and all that was collected.
+Neither optimism nor pessimism is needed: the dataset covers a good policy, and what the dataset does not cover and Q
+overestimates is visited and corrected.
+
+A round explores every step h with its own `num_envs` episodes: h greedy actions, then a uniformly random one, whose
+transition is stored. Steps are environment steps: a round has num_envs H (H + 1) / 2 of them; intervals are rounded up
+to whole rounds.
+
+Deviations from the paper:
+- the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
+- the buffers of the authors' code are not built (the dataset, and with every collected row another of the dataset):
+  rows are drawn with the probabilities that they would have there;
+- the regression targets of a fit, which stand still, are computed once for all rows;
+- a fit takes 500 steps, as the paper says; the authors' code takes 499;
+- training goes on after the return has reached 1.
+
+    python algorithms/hybrid/hy_q.py --horizon 10 --offline-samples 2000 --env-steps 82500 --seeds 4
+    python algorithms/hybrid/hy_q.py --horizon 10 --env-steps 82500 --seeds 4 --mode online
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec
+from shared.environments import Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
+from shared.run import EnvSteps, Float, OnlineArgs, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(OnlineArgs):
+    horizon: int = 100
+    """Steps H of an episode, each with a Q function of its own."""
+    mode: Literal["hybrid", "online", "offline"] = "hybrid"
+    """What is fitted: both kinds of data, or only what was collected, or only the dataset."""
+    offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
+    """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
+    offline_samples: int = 10_000
+    """Transitions of the dataset per step h."""
+    lock_seed: int = 0
+    """Seed of the correct actions and of the dataset, the same in all lanes."""
+    num_envs: int = 50
+    """Episodes that explore each step h in a round."""
+    learning_rate: Float = 2.5e-3
+    """Adam; its state is kept from round to round."""
+    temperature: Float = 1.0
+    """Of the softmax over latent states."""
+    fit_updates: int = 500
+    """Gradient updates of each step's Q in a round."""
+    batch_size: int = 512
+    """Transitions per update."""
+    state_dim: int = 3
+    """Latent states of the encoder."""
+    env_steps: EnvSteps = 50_500_000
+    """Environment steps of each lane, rounded up to whole rounds (200 of the paper's size)."""
+    log_every: int = 1
+    """Steps between two rows of metrics.csv, rounded up to whole rounds."""
+    eval_episodes: int = 20
+    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+class Critic(nn.Module):
+    """Q(s, a) = w . (onehot(a) x softmax(E s / temperature)) + b; of all actions where none is given."""
+
+    state_dim: int
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, obs, temperature, action=None):
+        dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal())
+        state = nn.softmax(dense(self.state_dim, use_bias=False, name="encoder")(obs) / temperature)
+        if action is None:
+            action, state = jnp.arange(self.num_actions), state[..., None, :]
+        chosen = jax.nn.one_hot(action, self.num_actions)
+        features = chosen[..., :, None] * state[..., None, :]
+        return dense(1, name="head")(features.reshape(*features.shape[:-2], -1))[..., 0]
+
+
+class Networks(NamedTuple):
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    critic: Any
+    """One critic for each step, stacked on a leading axis [H, ...]."""
+    critic_opt: optax.OptState
+    """[H, ...]"""
+
+
+class Buffer(NamedTuple):
+    """What was collected: a ring for each step."""
+
+    rows: Batch
+    """[H, C, ...]"""
+    inserted: jax.Array
+    """[] rows ever inserted into each ring"""
+
+
+def lock_of(args: Args) -> Lock:
+    return Lock(args.horizon, seed=args.lock_seed)
+
+
+def round_steps(args: Args) -> int:
+    """Environment steps of a round: step h is explored after h greedy steps."""
+    return args.num_envs * args.horizon * (args.horizon + 1) // 2
+
+
+def whole_rounds(args: Args) -> Args:
+    """`args` with the total and all intervals rounded up to whole rounds."""
+    names = ("env_steps", "log_every", "eval_every", "checkpoint_every")
+    length = round_steps(args)
+    return dataclasses.replace(args, **{n: -(-getattr(args, n) // length) * length for n in names})
+
+
+def targets(critic, net: Critic, pool: Batch, last, args: Args):
+    """r + max_a' Q_{h+1}(s', a') [P] for step h's rows, r alone at the last step; `critic`: step h + 1's."""
+    next_v = net.apply(critic, pool.next_obs, args.temperature).max(-1)
+    chex.assert_equal_shape([next_v, pool.reward])
+    return pool.reward + jnp.where(last, 0.0, next_v)
+
+
+def critic_loss(critic, net: Critic, obs, action, y, args: Args):
+    """(Q_h(s, a) - y)^2 (algorithm 1, line 5)."""
+    q = net.apply(critic, obs, args.temperature, action)
+    chex.assert_shape([q, y], (args.batch_size,))
+    return ((q - y) ** 2).mean(), {"q": q.mean()}
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane; the last entry of observations is the step h, which chooses the network."""
+    nets = Networks(Critic(args.state_dim, spec.action_dim))
+    obs = jnp.zeros((1, spec.obs_shape[0] - 1))
+    keys = jax.random.split(key, args.horizon)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, args.temperature), keys)
+    return Agent(nets=nets, critic=critic, critic_opt=jax.vmap(optax.adam(args.learning_rate).init)(critic))
+
+
+def init_buffer(args: Args) -> Buffer:
+    """Empty rings for all that is collected, or the newest `buffer_size` rows of all steps together."""
+    rounds = min(args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.num_envs)))
+    shape, obs = (args.horizon, rounds * args.num_envs), (lock_of(args).obs_dim,)
+    rows = Batch(
+        obs=jnp.zeros(shape + obs),
+        action=jnp.zeros(shape, jnp.int32),
+        reward=jnp.zeros(shape),
+        next_obs=jnp.zeros(shape + obs),
+    )
+    return Buffer(rows, jnp.int32(0))
+
+
+def sample(key, collected, args: Args):
+    """[fit_updates, B] rows of a step's pool: the dataset's come first, then `collected` [] ones.
+
+    Hybrid: uniform over the dataset, the collected rows, and as many again of the dataset.
+    """
+    kind_key, old_key, new_key = jax.random.split(key, 3)
+    shape, n = (args.fit_updates, args.batch_size), args.offline_samples
+    share = {"hybrid": collected / (n + 2 * collected), "online": 1.0, "offline": 0.0}[args.mode]
+    old = jax.random.randint(old_key, shape, 0, n)
+    new = n + jax.random.randint(new_key, shape, 0, jnp.maximum(collected, 1))
+    return jnp.where(jax.random.bernoulli(kind_key, share, shape), new, old)
+
+
+def update(agent: Agent, pool: Batch, collected, key, args: Args) -> tuple[Agent, dict]:
+    """Fits all steps of `pool` [H, P, ...], the last one first; Q_h begins with the encoder of Q_{h+1}."""
+    net, adam = agent.nets.critic, optax.adam(args.learning_rate)
+
+    def fit(next_critic, x):
+        h, critic, opt, pool, key = x
+        last = h == args.horizon - 1
+        y = targets(next_critic, net, pool, last, args)
+        warm = jax.tree.map(partial(jnp.where, last), critic["params"]["encoder"], next_critic["params"]["encoder"])
+        critic = {"params": critic["params"] | {"encoder": warm}}
+
+        def step(carry, row):
+            critic, opt = carry
+            grad = jax.value_and_grad(critic_loss, has_aux=True)
+            (loss, info), grads = grad(critic, net, pool.obs[row], pool.action[row], y[row], args)
+            updates, opt = adam.update(grads, opt)
+            return (optax.apply_updates(critic, updates), opt), {"critic_loss": loss, **info}
+
+        (critic, opt), metrics = jax.lax.scan(step, (critic, opt), sample(key, collected, args))
+        return critic, (critic, opt, jax.tree.map(lambda m: m[-1], metrics))
+
+    steps = (jnp.arange(args.horizon), agent.critic, agent.critic_opt, pool, jax.random.split(key, args.horizon))
+    none = jax.tree.map(lambda x: x[0], agent.critic)
+    critic, critic_opt, metrics = jax.lax.scan(fit, none, steps, reverse=True)[1]
+    return agent.replace(critic=critic, critic_opt=critic_opt), jax.tree.map(jnp.mean, metrics)
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Greedy actions [B], each by the critic of its observation's step."""
+    h = obs[:, -1].astype(jnp.int32)
+    critic = jax.tree.map(lambda x: x[h], agent.critic)
+    q = jax.vmap(agent.nets.critic.apply, (0, 0, None))(critic, obs[:, :-1], args.temperature)
+    return q.argmax(-1)
+
+
+def play(agent: Agent, key, args: Args, explores) -> tuple[Batch, jax.Array, jax.Array]:
+    """Episodes [N] of the greedy policy, with a random action at step `explores` [N] (H: none).
+
+    Returns their transitions [H, N, ...], the latent states [H, N] acted in, and the returns [N].
+    """
+    lock, n = lock_of(args), explores.shape
+
+    def step(carry, x):
+        state, obs = carry
+        critic, key = x
+        random_key, step_key = jax.random.split(key)
+        greedy = agent.nets.critic.apply(critic, obs, args.temperature).argmax(-1)
+        action = jnp.where(explores == state.h, lock_random(lock, random_key, n), greedy)
+        new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
+        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), state.latent)
+
+    first_key, key = jax.random.split(key)
+    steps = (agent.critic, jax.random.split(key, args.horizon))
+    rows, latent = jax.lax.scan(step, lock_reset(lock, first_key, n), steps)[1]
+    return rows, latent, rows.reward.sum(0)
+
+
+def collect(agent: Agent, buffer: Buffer, key, args: Args) -> tuple[Buffer, dict]:
+    """One round's transitions: of the episodes that explore step h, that of step h alone."""
+    n, horizon = args.num_envs, jnp.arange(args.horizon)
+    rows, latent, _ = play(agent, key, args, jnp.repeat(horizon, n))
+    own = lambda x: x.reshape(args.horizon, args.horizon, n, *x.shape[2:])[horizon, horizon]  # noqa: E731
+    at = buffer.inserted % buffer.rows.reward.shape[1]
+    insert = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, at, axis=1)  # noqa: E731
+    rows = jax.tree.map(insert, buffer.rows, jax.tree.map(own, rows))
+    good = (own(latent) < 2).mean(1)
+    return Buffer(rows, buffer.inserted + n), {"good_state": good.mean(), "good_state_at_end": good[-1]}
+
+
+def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[tuple[Agent, Buffer], dict]:
+    """One lane: a round for every `round_steps` keys; mean metrics."""
+
+    def one_round(carry, key):
+        agent, buffer = carry
+        collect_key, update_key, play_key = jax.random.split(key, 3)
+        buffer, info = collect(agent, buffer, collect_key, args)
+        pool = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), data, buffer.rows)
+        collected = jnp.minimum(buffer.inserted, buffer.rows.reward.shape[1])
+        agent, metrics = update(agent, pool, collected, update_key, args)
+        greedy = play(agent, play_key, args, jnp.full(args.num_envs, args.horizon))[2]  # not counted as steps
+        return (agent, buffer), {**metrics, **info, "greedy_return": greedy.mean()}
+
+    carry, metrics = jax.lax.scan(one_round, carry, keys[:: round_steps(args)])
+    return carry, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    args, lock = whole_rounds(args), lock_of(args)
+    data = lock_data(lock, jax.random.key(args.lock_seed), args.offline_samples, args.offline_data)
+    task = lock_task(lock, data, args.offline_data)
+    with Run(__file__, args, task, act, unit=round_steps(args)) as run:
+        data = run.replicate(data)
+        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        buffer = run.over_lanes(init_buffer, in_axes=(0,))(run.lane_args)
+        agent, buffer = run.restore(agent, buffer)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, data)
+            rounds = (run.done + run.chunk) // round_steps(args)
+            run.log(agent, metrics, updates=rounds * args.horizon * args.fit_updates, state=buffer)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,399 @@
+"""Cal-QL: CQL that pushes values down no further than the data's returns, offline and then online with the same loss.
+
+Nakamoto et al., "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning", NeurIPS 2023,
+arXiv 2303.05479. CQL's values of the policy's actions end far below what any policy earns; once real returns come
+in, whatever is tried looks better than what was learned, and the policy unlearns it. So the push-down of a policy
+action's Q ends at the return that the data had from that state: max(Q(s, a), V^mu(s)) in place of Q(s, a) in the
+regulariser (eq. 5.1), with the Monte-Carlo return-to-go for V^mu. Uniform actions and the data's own keep their Q.
+Online, half of every batch comes from the dataset, half from the episodes finished since.
+--no-calibrate is CQL fine-tuned in the same way, the paper's baseline.
+
+Deviations from the paper:
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- an update follows every environment step instead of as many updates every episode; until a lane's first episode
+  has ended, the online half is drawn from the dataset too (the authors collect one episode first);
+- an episode's last transition at a time limit is kept: its true next observation is known;
+- Kitchen's settings and those of locomotion are WSRL's (arXiv 2412.07762), dense Adroit's CORL's (arXiv 2210.07105):
+  the authors' code has AntMaze and binary Adroit. It can also mix in proportion to the buffers; none of its
+  commands does.
+
+    python algorithms/offline_to_online/cal_ql.py --dataset pointmaze-umaze --seeds 4 --offline-updates 50000
+    python algorithms/offline_to_online/cal_ql.py --dataset hopper-medium-replay --seeds 4 --no-calibrate
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Dataset, Spec, Task, Transitions, load_dataset, return_to_go
+from shared.online import Interaction, Replay, concatenate
+from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(FinetuneArgs):
+    calibrate: bool = True
+    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1); without it this is CQL."""
+    failure_reward: float | None = None
+    """Sparse tasks: the environment's reward of a step without success (0 in AntMaze, -1 in binary Adroit); an
+    episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
+    endless: bool = False
+    """An episode's last reward goes on for ever where it did not terminate (Kitchen)."""
+    online_share: float = 0.5
+    """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
+    cql_alpha: Float = 5.0
+    """Weight of the conservative penalty against the Bellman error, in both phases."""
+    n_actions: int = 10
+    """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
+    temperature: Float = 1.0
+    """Temperature of the soft maximum."""
+    importance_sampling: bool = True
+    """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
+    lagrange: bool = False
+    """Tune the penalty's weight so that the gap stays near target_gap."""
+    target_gap: Float = 1.0
+    """Gap between soft maximum and the data's Q that --lagrange aims at."""
+    max_target_backup: bool = True
+    """Bootstrap from the best of n_actions policy actions instead of one."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.005
+    """Polyak step of the target critics, per update."""
+    policy_lr: Float = 1e-4
+    """Adam, policy and temperature."""
+    critic_lr: Float = 3e-4
+    """Adam, critics and the Lagrange multiplier."""
+    batch_size: int = 256
+    """Transitions per update."""
+    actor_hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of the policy."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
+    """Hidden layers of the critics."""
+    normalize_obs: bool = False
+    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does outside AntMaze)."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    reward_shift: float = 0.0
+    """Added to every scaled reward in training (-5 for AntMaze): failures must cost something."""
+
+
+_sparse = {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0}
+_locomotion = {"hidden_dims": (256, 256), "offline_updates": 250_000}
+_dense_hand = {"cql_alpha": 1.0, "hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3}
+_binary_hand = {
+    "cql_alpha": 1.0, "hidden_dims": (512,) * 3, "actor_hidden_dims": (512, 512), "offline_updates": 20_000,
+    "reward_scale": 10.0, "reward_shift": 5.0, "failure_reward": -1.0,
+}  # fmt: skip
+PRESETS = {
+    "antmaze": {**_sparse, "lagrange": True, "target_gap": 0.8},
+    "pointmaze": {**_sparse, "endless": True},  # ours, after AntMaze: the environment goes on paying at the goal
+    "kitchen": {
+        "hidden_dims": (512,) * 3, "actor_hidden_dims": (512,) * 3, "offline_updates": 250_000,
+        "importance_sampling": False, "reward_shift": -4.0, "endless": True,
+    },
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _locomotion),
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _dense_hand),
+    **dict.fromkeys(("pen-binary", "door-binary", "relocate-binary"), _binary_hand),
+}  # fmt: skip
+
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+last_init = nn.initializers.orthogonal(1e-2)
+
+
+class Policy(nn.Module):
+    """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=last_init)(x), 2, axis=-1)
+        scale = self.param("log_std_scale", nn.initializers.ones, ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return mean, jnp.clip(scale * log_std + offset, -20.0, 2.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a) [B]"""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=last_init)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    policy: Policy
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    critic_opt: optax.OptState
+    policy: Any
+    policy_opt: optax.OptState
+    log_alpha: Any
+    """Of SAC's entropy temperature."""
+    alpha_opt: optax.OptState
+    log_alpha_prime: Any
+    """Of the Lagrange multiplier."""
+    alpha_prime_opt: optax.OptState
+
+
+class OfflineData(NamedTuple):
+    """The dataset with its returns-to-go, once for every discount that a lane has."""
+
+    transitions: Transitions
+    discounts: Any
+    """[D]"""
+    return_to_go: Any
+    """[D, N]"""
+
+
+def episode_ends(task: Task, args: Args) -> dict:
+    """Options of `return_to_go`: what an episode's rewards, as they are trained on, say about after its end."""
+    failure = None if args.failure_reward is None else task.training_reward(args.failure_reward)
+    return {"failure": failure, "endless": args.endless}
+
+
+def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineData:
+    """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
+    discounts = np.unique(discounts)
+    returns = [data.return_to_go(float(d), **episode_ends(data.task, args)) for d in discounts]
+    return OfflineData(data.transitions(), discounts, np.stack(returns))
+
+
+def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
+    """n rows of the dataset, uniformly, with their returns-to-go under the lane's discount."""
+    row = jax.random.randint(key, (n,), 0, len(data.transitions.rows))
+    mine = jnp.abs(data.discounts - args.discount).argmin()
+    return data.transitions.take(row)._replace(return_to_go=data.return_to_go[mine, row])
+
+
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
+    log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_policy(agent: Agent, policy, obs, key, n: int):
+    """n actions per observation [n, B, A] and their log-densities [n, B]."""
+    mean, log_std = agent.nets.policy.apply(policy, obs)
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]; with actions [n, B, A], [E, n, B].
+
+    Flat rows, repeated for each critic, are plain batched products: on CPU a fifth faster than shared rows.
+    """
+    shape = (2, *action.shape[:-1])
+    rows = [jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(2, -1, x.shape[-1]) for x in (obs, action)]
+    return jax.vmap(net.apply)(critics, *rows).reshape(shape)
+
+
+def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
+    """Soft maximum of Q_i over actions minus Q_i of the data's, mean over the batch: [E]; and the bound rate.
+
+    log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
+    pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient. Calibrated, a policy
+    action counts with max(Q(s, a), R(s)) (eq. 5.1): where the return is higher, there is no gradient.
+    """
+    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    (B, A), n = batch.action.shape, args.n_actions
+    uniform = jax.random.uniform(uniform_key, (n, B, A), minval=-1.0, maxval=1.0)
+    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, n)
+    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, n)
+    actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
+    all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
+    chex.assert_shape(all_q, (2, 3 * n, B))
+    chex.assert_shape(batch.return_to_go, (B,))
+    bound_rate = (all_q[:, n:] < batch.return_to_go).mean()
+    if args.calibrate:
+        is_uniform = jnp.arange(3 * n)[:, None] < n
+        all_q = jnp.maximum(all_q, jnp.where(is_uniform, -jnp.inf, batch.return_to_go))
+    if args.importance_sampling:
+        log_density = jnp.concatenate([jnp.full((n, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
+        all_q = all_q - jax.lax.stop_gradient(log_density)
+    else:
+        all_q = jnp.concatenate([all_q, q[:, None]], axis=1)
+    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    return (soft_max - q).mean(1), bound_rate
+
+
+def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
+    """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
+    n = args.n_actions if args.max_target_backup else 1
+    action, _ = sample_policy(agent, agent.policy, batch.next_obs, key, n)
+    return q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0).max(0)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """Bellman error plus the conservative penalty, each summed over the two critics (eq. 5.1)."""
+    target_key, gap_key = jax.random.split(key)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * bootstrapped_q(agent, batch, target_key, args)
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    bellman = ((q - jax.lax.stop_gradient(y)) ** 2).mean(1).sum(0)
+    gap, bound_rate = conservative_gap(critic, agent, batch, q, gap_key, args)
+    if args.lagrange:
+        alpha_prime = jnp.clip(jnp.exp(agent.log_alpha_prime), 0.0, 1e6)
+        penalty = (alpha_prime * args.cql_alpha * (gap - args.target_gap)).sum()
+    else:
+        penalty = args.cql_alpha * gap.sum()
+    info = {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean(), "bound_rate": bound_rate}
+    return bellman + penalty, {**info, "return_to_go": batch.return_to_go.mean()}
+
+
+def alpha_prime_loss(log_alpha_prime, gap, args: Args):
+    """The multiplier ascends the penalty: it grows while the gap is over its target."""
+    return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
+
+
+def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+    """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi."""
+    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    chex.assert_shape([q, log_prob], (args.batch_size,))
+    return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
+
+
+def alpha_loss(log_alpha, entropy, action_dim: int):
+    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
+    return log_alpha * (entropy + action_dim)
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Policy(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    critic_key, policy_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    policy = nets.policy.init(policy_key, obs)
+    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
+    return Agent(
+        nets=nets,
+        critic=critic,
+        target_critic=critic,
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        policy=policy,
+        policy_opt=optax.adam(args.policy_lr).init(policy),
+        log_alpha=log_alpha,
+        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        log_alpha_prime=log_alpha_prime,
+        alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
+    )
+
+
+def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
+    """[B]: data, and a share of the lane's finished episodes; data in their place until there is one."""
+    data_key, replay_key = jax.random.split(key)
+    online = round(args.online_share * args.batch_size)
+    offline = args.batch_size - online
+    old, new = sample_data(data_key, data, args.batch_size, args), replay.sample(replay_key, online)
+    new = jax.tree.map(lambda x, stand_in: jnp.where(replay.size() > 0, x, stand_in[offline:]), new, old)
+    return concatenate(jax.tree.map(lambda x: x[:offline], old), new)
+
+
+def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
+    """One gradient step of everything, offline and online alike; all losses are of the old parameters."""
+    new = {}
+    critic_key, policy_key = jax.random.split(key)
+    grad = jax.value_and_grad(policy_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
+    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
+    new["policy"] = optax.apply_updates(agent.policy, updates)
+
+    grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
+    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
+
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
+    updates, new["critic_opt"] = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    new["critic"] = optax.apply_updates(agent.critic, updates)
+    new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
+
+    if args.lagrange:
+        slope = jax.grad(alpha_prime_loss)(agent.log_alpha_prime, info_q["gap"], args)
+        updates, new["alpha_prime_opt"] = optax.adam(args.critic_lr).update(slope, agent.alpha_prime_opt)
+        new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
+        info_q["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
+    metrics = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    return agent.replace(**new), metrics
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1] of the policy's mean."""
+    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+
+
+def explore(agent: Agent, obs, key, args: Args):
+    """Sampled actions [B, A]."""
+    return sample_policy(agent, agent.policy, obs, key, 1)[0][0]
+
+
+def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
+    """One lane, offline: one update per key; mean metrics."""
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        return update(agent, sample_data(batch_key, data, args.batch_size, args), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.scale_rewards(args.reward_scale, args.reward_shift)
+    data = data.normalize_obs() if args.normalize_obs else data
+    with Run(__file__, args, data.task, act) as run:
+        discounts = np.asarray(run.lane_args.discount)
+        offline_data = run.replicate(with_returns(data, discounts, args))
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+
+        def finished(lane, reward, terminated):
+            last = np.arange(len(reward)) == len(reward) - 1
+            return return_to_go(
+                reward, last & terminated, last, float(discounts[lane]), **episode_ends(data.task, args)
+            )
+
+        online = Interaction(
+            run, offline_data, explore, sample, update, capacity=args.buffer_size, return_to_go=finished
+        )
+        agent = online.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            if run.offline:
+                agent, metrics = train_lanes(agent, keys, run.lane_args, offline_data)
+            else:
+                agent, metrics = online.steps(agent, keys)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,326 @@
+"""ReBRAC fine-tuning: ReBRAC offline, then interaction without the critic's penalty and with half of the actor's.
+
+Tarasov, Kurenkov, Nikulin and Kolesnikov, "Revisiting the Minimalist Approach to Offline Reinforcement
+Learning", NeurIPS 2023, arXiv 2305.09836, its offline-to-online experiments. Offline, actor and critic are each
+penalised for leaving the data, with their own weights. Online, the critic's penalty is dropped and the actor's
+falls linearly with the environment steps until half of it is left; half of every batch comes from the dataset,
+half from what was collected since.
+
+Deviations from the paper:
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- the last row of an episode that did not terminate has no next action and is left out;
+- targets follow the actor after its step (before it in the authors' code);
+- no targets calibrated with Monte-Carlo returns, no warm-up and no new optimisers online: options of the code
+  published with CORL (arXiv 2210.07105) that are off in all its configurations, whose other settings are these;
+- settings outside AntMaze and Adroit are those of the offline experiments: nothing else was fine-tuned there.
+
+    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --seeds 4 --batch-size 256
+    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --from RUN_OF_REBRAC
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import FIELDS, Batch, Spec, Transitions, load_dataset
+from shared.online import Interaction, Replay, concatenate
+from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(FinetuneArgs):
+    actor_bc: Float = 0.01
+    """beta_actor: weight of (pi(s) - a)^2 in the actor's loss."""
+    critic_bc: Float = 0.01
+    """beta_critic: weight of (pi(s') - a')^2 in the critic's target, offline only."""
+    min_decay: Float = 0.5
+    """Share of beta_actor under which its linear decay over the environment steps does not go; 1: no decay."""
+    online_share: float = 0.5
+    """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
+    exploration_noise: Float = 0.0
+    """Standard deviation of the noise added to the policy's actions in the environment."""
+    discount: Float = 0.99
+    """gamma, in [0, 1] (0.999 for AntMaze)."""
+    tau: Float = 0.005
+    """Polyak step of the target networks, at every actor update."""
+    actor_lr: Float = 1e-3
+    """Adam, actor."""
+    critic_lr: Float = 1e-3
+    """Adam, critics."""
+    policy_noise: Float = 0.2
+    """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
+    noise_clip: Float = 0.5
+    """That noise is clipped to [-noise_clip, noise_clip]."""
+    policy_delay: int = 2
+    """Critic updates per update of the actor and of the targets."""
+    normalize_q: bool = True
+    """Divide Q in the actor's loss by its mean absolute value."""
+    critic_layer_norm: bool = True
+    """Layer normalisation after the critics' activations."""
+    batch_size: int = 1024
+    """Transitions per critic update."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of actor and critics."""
+    normalize_obs: bool = False
+    """Observations to mean 0 and standard deviation 1."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this in training (100 for AntMaze)."""
+
+
+_adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
+_antmaze = {"actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0}
+PRESETS = {  # of the authors' configurations
+    "halfcheetah-random": {"actor_bc": 0.001, "critic_bc": 0.1},
+    "halfcheetah-medium": {"actor_bc": 0.001, "critic_bc": 0.01},
+    "halfcheetah-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "halfcheetah-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.1},
+    "halfcheetah-medium-replay": {"actor_bc": 0.01, "critic_bc": 0.001},
+    "halfcheetah-full-replay": {"actor_bc": 0.001, "critic_bc": 0.1},
+    "hopper-random": {"actor_bc": 0.001, "critic_bc": 0.01},
+    "hopper-medium": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "hopper-expert": {"actor_bc": 0.1, "critic_bc": 0.1},
+    "hopper-medium-expert": {"actor_bc": 0.1, "critic_bc": 0.01},
+    "hopper-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.5},
+    "hopper-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "walker2d-random": {"actor_bc": 0.01, "critic_bc": 0.0},
+    "walker2d-medium": {"actor_bc": 0.05, "critic_bc": 0.1},
+    "walker2d-expert": {"actor_bc": 0.01, "critic_bc": 0.5},
+    "walker2d-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "walker2d-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.01},
+    "walker2d-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
+    "antmaze-umaze": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.002},
+    "antmaze-umaze-diverse": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.001},
+    "antmaze-medium-play": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0005},
+    "antmaze-medium-diverse": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0},
+    "antmaze-large-play": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.001},
+    "antmaze-large-diverse": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.002},
+    "pen-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
+    "pen-cloned": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.5},
+    "pen-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
+    "door-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.1},
+    "door-cloned": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.1},
+    "door-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
+    "hammer-human": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.5},
+    "hammer-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
+    "hammer-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
+    "relocate-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
+    "relocate-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
+    "relocate-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
+}
+
+hidden_init = {
+    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
+    "bias_init": nn.initializers.constant(0.1),
+}
+
+
+def uniform(scale: float):
+    """Uniform in [-scale, scale]."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
+
+
+class Actor(nn.Module):
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+        return jnp.tanh(nn.Dense(self.action_dim, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))(x))
+
+
+class Critic(nn.Module):
+    hidden_dims: tuple[int, ...]
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+            x = nn.LayerNorm()(x) if self.layer_norm else x
+        return nn.Dense(1, kernel_init=uniform(3e-3), bias_init=uniform(3e-3))(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_actor: Any
+    target_critic: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """y = r + gamma (min_i target Q_i(s', pi(s')) - beta_critic |pi(s') - a'|^2); summed over the two critics.
+
+    Online batches have no a', and their targets no penalty.
+    """
+    noise = args.policy_noise * jax.random.normal(key, batch.action.shape)
+    noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
+    next_action = agent.nets.actor.apply(agent.target_actor, batch.next_obs) + noise
+    next_action = jnp.clip(next_action, -1.0, 1.0)
+    target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
+    info = {}
+    if batch.next_action is not None:
+        penalty = ((next_action - batch.next_action) ** 2).sum(-1)
+        target_q, info = target_q - args.critic_bc * penalty, {"critic_penalty": penalty.mean()}
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean(), **info}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
+    """beta_actor |pi(s) - a|^2 - lambda min_i Q_i(s, pi(s)), lambda = 1 / mean |Q|; summed over dimensions."""
+    pi = agent.nets.actor.apply(actor, batch.obs)
+    chex.assert_equal_shape([pi, batch.action])
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, pi).min(0)
+    lam = 1.0 / jax.lax.stop_gradient(jnp.abs(q).mean()) if args.normalize_q else 1.0
+    bc = ((pi - batch.action) ** 2).sum(-1)
+    return (args.actor_bc * bc - lam * q).mean(), {"bc_loss": bc.mean(), "q_pi": q.mean()}
+
+
+def remaining(t, args: Args):
+    """Share of beta_actor at environment step t: falls from 1 towards 0 at the last one, not under min_decay."""
+    return jnp.maximum(args.min_decay, 1.0 - t / args.env_steps)
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.critic_layer_norm))
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_actor=actor,
+        target_critic=critic,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+    )
+
+
+def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the two critics."""
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss, info), grads = grad(agent.critic, agent, batch, key, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+    return agent, {"critic_loss": loss, **info}
+
+
+def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the actor, and a Polyak step of all targets."""
+    (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, args)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+    agent = agent.replace(
+        target_actor=optax.incremental_update(agent.actor, agent.target_actor, args.tau),
+        target_critic=optax.incremental_update(agent.critic, agent.target_critic, args.tau),
+    )
+    return agent, {"actor_loss": loss, **info}
+
+
+def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
+    """[B]: a fixed share from the replay buffer, the rest from the dataset."""
+    data_key, replay_key = jax.random.split(key)
+    online = int(args.online_share * args.batch_size)
+    return concatenate(data.sample(data_key, args.batch_size - online), replay.sample(replay_key, online))
+
+
+def update(agent: Agent, batches: Batch, keys, args: Args) -> tuple[Agent, dict]:
+    """Offline: `policy_delay` critic steps, on batches [delay, B, ...], then one actor step on the last one."""
+    agent, critic_info = jax.lax.scan(lambda a, x: update_critic(a, *x, args), agent, (batches, keys))
+    agent, actor_info = update_actor(agent, jax.tree.map(lambda x: x[-1], batches), args)
+    return agent, {**jax.tree.map(jnp.mean, critic_info), **actor_info}
+
+
+def update_online(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent, dict]:
+    """One critic step, and an actor step where environment step t is a multiple of `policy_delay`."""
+    agent, critic_info = update_critic(agent, batch, key, args)
+    args = dataclasses.replace(args, actor_bc=args.actor_bc * remaining(t, args))
+
+    def move(agent):  # what is seldom counts more, so that means over all steps are those over actor steps
+        agent, info = update_actor(agent, batch, args)
+        return agent, jax.tree.map(lambda x: args.policy_delay * x, info)
+
+    def stay(agent):
+        return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(move, agent)[1])
+
+    agent, actor_info = jax.lax.cond(t % args.policy_delay == 0, move, stay, agent)
+    return agent, {**critic_info, **actor_info, "actor_bc": args.actor_bc}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1], deterministic."""
+    return agent.nets.actor.apply(agent.actor, obs)
+
+
+def explore(agent: Agent, obs, key, args: Args):
+    """The policy's actions [B, A], noisy if asked for; the environment clips them."""
+    action = act(agent, obs, None, args)
+    return action + args.exploration_noise * jax.random.normal(key, action.shape)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane, offline: one critic update per key; mean metrics."""
+
+    def draw(key):
+        batch_key, noise_key = jax.random.split(key)
+        return transitions.sample(batch_key, args.batch_size), noise_key
+
+    def step(agent, keys):
+        return update(agent, *jax.vmap(draw)(keys), args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys.reshape(-1, args.policy_delay))
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.scale_rewards(args.reward_scale)
+    data = data.normalize_obs() if args.normalize_obs else data
+    with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
+        transitions = run.replicate(data.transitions(*FIELDS, "next_action"))
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)
+        agent = online.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            if run.offline:
+                agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            else:
+                agent, metrics = online.steps(agent, keys)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

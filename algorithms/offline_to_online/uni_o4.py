@@ -1,0 +1,654 @@
+"""Uni-O4: Unified offline and online RL with multi-step on-policy optimisation.
+
+Lei, He, Lu, Hu, Gao and Xu, "Uni-O4: Unifying Online and Offline Deep Reinforcement Learning with Multi-Step
+On-Policy Optimization", ICLR 2024, arXiv 2311.03351. One objective, PPO's clipped surrogate, offline and online.
+Offline, an ensemble of cloned policies, kept apart by a disagreement term, improves on its own sampled actions with
+the advantage Q - V of IQL; the policy that the ratio is taken to is replaced only where AM-Q, the sum of Q along
+rollouts in a learned model, has risen. The policy of highest AM-Q and V then go on as actor and baseline of PPO.
+The stages, in the order of `Run`:
+1. --pretrain-updates, logged to before.csv: what needs no policy. Every update is one step of IQL's Q and V; every
+   `critic_per_clone`-th is also one of the clones and one of the model, which need neither Q nor V nor each other.
+2. --offline-updates, logged to offline.csv and evaluated: PPO on the dataset's states, gated by AM-Q. The clones are
+   judged before the first of these updates.
+3. --env-steps, logged to metrics.csv: PPO on rollouts.
+
+Deviations from the paper:
+- the policy for the environment is the one of highest AM-Q in the state in which AM-Q accepted it; the authors' code
+  takes the last ones (--deploy last), and among their three highest the best in a few episodes: unpaid interaction;
+- AM-Q sums Q, so that an early end wins nothing; the authors' code takes the mean over visited pairs (--am-q mean);
+- start states, model noise and members of all of a lane's AM-Q are the same, so that policies are compared;
+- the disagreement is a KL divergence under the policy's own actions; the authors' code takes the ratio at the data's
+  action (--disagreement data), whose gradient is the cloning loss's own; all policies are updated at once, not in turn;
+- the model learns the end of an episode from the data instead of a function written for every environment; it has no
+  reward, which AM-Q does not need; no hold-out set, no elites, no weight decay; a rollout keeps one member of the
+  ensemble, and stays inside the data's range;
+- rewards are scaled alike in all stages, so that V is good for PPO as it is (the authors' code scales them before PPO
+  and fits a new V to Monte-Carlo returns); observations are always normalised;
+- sampled actions are clipped to [-1, 1], and the ratio is that of the clipped action, in both phases (the authors'
+  offline code clips in Adroit only); actions are rescaled to the environment's range outside the networks;
+- targets follow at every update by half of the step that the authors' code takes at every second.
+
+    python algorithms/offline_to_online/uni_o4.py --dataset hopper-medium --seeds 4
+    python algorithms/offline_to_online/uni_o4.py --dataset pendulum-mixed --pretrain-updates 20000 --env-steps 50000
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.data import Batch, Spec, Transitions, load_dataset, unpack
+from shared.online import LaneEnvs
+from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+
+
+@hyperparameters
+class Args(FinetuneArgs):
+    pretrain_updates: int = 2_000_000
+    """Updates of Q and V before the first of the policies (stage 1)."""
+    offline_updates: int = 10_000
+    """Updates of the policies on the dataset's states (stage 2)."""
+    expectile: Float = 0.7
+    """Expectile of Q that V estimates, in (0, 1)."""
+    disagreement_weight: Float = 0.1
+    """alpha: weight of the policies' disagreement in cloning; 0: plain cloning."""
+    discount: Float = 0.99
+    """gamma, in [0, 1]."""
+    tau: Float = 0.0025
+    """Polyak step of the target critics, per update."""
+    critic_lr: Float = 1e-4
+    """Adam, Q and V in stage 1."""
+    clone_lr: Float = 1e-4
+    """Adam, policies in stage 1."""
+    model_lr: Float = 1e-3
+    """Adam, model."""
+    policy_lr: Float = 1e-4
+    """Adam, policies in stage 2; falls to 0 over it."""
+    clip: Float = 0.25
+    """Offline: the ratio counts within 1 +- clip, which falls towards 0 for the first `clip_decay_updates`."""
+    online_actor_lr: Float = 2e-5
+    """Adam, actor in the environment; falls to 0 over the environment steps."""
+    online_value_lr: Float = 2e-4
+    """Adam, V in the environment; falls to 0 over the environment steps."""
+    online_clip: Float = 0.05
+    """Online: the ratio counts within 1 +- online_clip."""
+    gae_lambda: Float = 0.95
+    """lambda of the generalised advantage estimate, in [0, 1]."""
+    entropy_weight: Float = 0.01
+    """Weight of the actor's entropy online (offline 0)."""
+    max_grad_norm: Float = 0.5
+    """Gradients of a PPO step are scaled down to this norm, each policy's by itself."""
+    n_policies: int = 4
+    """Policies of the ensemble."""
+    n_models: int = 7
+    """Members of the model."""
+    critic_per_clone: int = 5
+    """Updates of Q and V per update of the clones and of the model."""
+    clip_decay_updates: int = 200
+    """Updates of stage 2 after which its clip stays."""
+    disagreement: Literal["kl", "data"] = "kl"
+    """Of a policy with the most likely other one: at its own actions, or at the data's."""
+    gate: bool = True
+    """Replace a policy's old one only where AM-Q has risen; otherwise after every `gate_every` updates."""
+    gate_every: int = 100
+    """Updates between two judgements of AM-Q."""
+    rollout_length: int = 1_000
+    """Steps of an AM-Q rollout; less where the model is poor (20-100 in Adroit, 5-20 in Kitchen)."""
+    rollout_starts: int = 512
+    """AM-Q rollouts of every policy, shared by the model's members."""
+    am_q: Literal["sum", "mean"] = "sum"
+    """Q counts 0 after a rollout's end, or the mean is over what comes before it."""
+    deploy: Literal["accepted", "last"] = "accepted"
+    """Which state of the policies is taken to the environment."""
+    online_batch: int = 2_048
+    """Environment steps between two PPO updates."""
+    epochs: int = 10
+    """Passes of a PPO update over them (5-30 in the authors' scripts)."""
+    minibatch_size: int = 128
+    """Transitions per gradient step of it; the rest of a pass is left out."""
+    clip_value: bool = True
+    """Online: V moves by at most `online_clip` per PPO update."""
+    batch_size: int = 512
+    """Transitions per offline update."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of the policies."""
+    q_dims: tuple[int, ...] = (1024, 1024)
+    """Hidden layers of Q."""
+    value_dims: tuple[int, ...] = (512, 512, 512)
+    """Hidden layers of V."""
+    model_dims: tuple[int, ...] = (200, 200, 200, 200)
+    """Hidden layers of the model."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Of the policies."""
+    reward_scale: float = 0.1
+    """Factor of every reward in training."""
+    reward_shift: float = 0.0
+    """Added to every reward in training, after the factor."""
+
+
+_maze = {"expectile": 0.9, "policy_lr": 3e-5, "rollout_length": 150, "q_dims": (256,) * 3, "value_dims": (256,) * 3}
+_adroit = {"policy_lr": 1e-5, "rollout_length": 50, "pretrain_updates": 1_000_000, "online_actor_lr": 3e-6}
+PRESETS = {
+    "halfcheetah": {"activation": "tanh"},
+    "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0},
+    "pointmaze": _maze,  # ours, after AntMaze: the paper has no PointMaze
+    "kitchen": {"policy_lr": 1e-5, "rollout_length": 5, "disagreement_weight": 0.0, "pretrain_updates": 1_000_000},
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _adroit),
+}
+
+dense_init = nn.initializers.orthogonal(1.0)
+
+
+class Policy(nn.Module):
+    """Mean (through tanh) and log standard deviation in [-5, 0]."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = getattr(nn, self.activation)(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, log_std = jnp.split(jnp.tanh(nn.Dense(2 * self.action_dim, kernel_init=dense_init)(x)), 2, axis=-1)
+        return mean, 2.5 * (log_std - 1.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a), or V(s) without an action."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size)(x))
+        return nn.Dense(1)(x)[..., 0]
+
+
+class Model(nn.Module):
+    """Mean and log standard deviation of s' - s, and the logit of an episode's end."""
+
+    hidden_dims: tuple[int, ...]
+    obs_dim: int
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.swish(nn.Dense(size)(x))
+        mean, log_std, end = jnp.split(nn.Dense(2 * self.obs_dim + 1)(x), [self.obs_dim, 2 * self.obs_dim], axis=-1)
+        log_std = 0.25 - nn.softplus(0.25 - log_std)
+        return mean, -5.0 + nn.softplus(log_std + 5.0), end[..., 0]
+
+
+class Networks(NamedTuple):
+    policy: Policy
+    critic: Critic
+    value: Critic
+    model: Model
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    policy: Any
+    """The ensemble, stacked on a leading axis [P, ...]."""
+    old_policy: Any
+    """What the ratios are taken to: the policies when they were last accepted."""
+    score: jax.Array
+    """[P] AM-Q of the old policies"""
+    last_score: jax.Array
+    """[P] AM-Q of the policies when they were last judged"""
+    accepted: jax.Array
+    """[P] how often a policy was"""
+    actor: Any
+    """The chosen one; trained online."""
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    value: Any
+    model: Any
+    """Stacked on a leading axis [M, ...]."""
+    clone_opt: optax.OptState
+    policy_opt: optax.OptState
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+    baseline_opt: optax.OptState
+    """Of V, online."""
+    model_opt: optax.OptState
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def log_probs(mean, log_std, action):
+    """log N(a; mean, std) summed over the dimensions [..., A] of an action."""
+    return jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
+
+
+def surrogate(log_prob, old_log_prob, adv, clip):
+    """-min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi(a|s) / pi_old(a|s): PPO's, offline and online."""
+    ratio = jnp.exp(log_prob - old_log_prob)
+    return -jnp.minimum(ratio * adv, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * adv)
+
+
+# ------------------------------------------------------------------------------ stage 1: what PPO needs
+
+
+def value_loss(value, agent: Agent, batch: Batch, args: Args):
+    """|expectile - 1(u < 0)| u^2, u = min_i target Q_i(s, a) - V(s)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
+    v = agent.nets.value.apply(value, batch.obs)
+    chex.assert_shape([q, v], (args.batch_size,))
+    weight = jnp.where(q < v, 1.0 - args.expectile, args.expectile)
+    return (weight * (q - v) ** 2).mean(), {"v": v.mean()}
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
+    """(r + gamma V(s') - Q(s, a))^2; summed over the two critics."""
+    next_v = agent.nets.value.apply(agent.value, batch.next_obs)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
+
+
+def clone_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+    """-log pi_i(a|s) - alpha (log pi_i(b|s) - max_{j != i} log pi_j(b|s)), b ~ pi_i (or b = a); summed over i."""
+    mean, log_std = jax.vmap(agent.nets.policy.apply, (0, None))(policy, batch.obs)  # [P, B, A]
+    log_prob = log_probs(mean, log_std, batch.action)
+    chex.assert_shape(log_prob, (args.n_policies, args.batch_size))
+    disagreement = jnp.zeros_like(log_prob)
+    if args.n_policies > 1:
+        own = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        action = own if args.disagreement == "kl" else jnp.broadcast_to(batch.action, mean.shape)
+        others = jax.lax.stop_gradient((mean, log_std))
+        of_others = log_probs(*others, action[:, None])  # [P, P, B]: i's action under j
+        same = jnp.eye(args.n_policies, dtype=bool)[:, :, None]
+        disagreement = log_probs(mean, log_std, action) - jnp.where(same, -jnp.inf, of_others).max(1)
+    loss = -log_prob - args.disagreement_weight * disagreement
+    return loss.mean(1).sum(0), {"log_prob": log_prob.mean(), "disagreement": disagreement.mean()}
+
+
+def model_loss(model, agent: Agent, batch: Batch):
+    """-log N(s' - s; mean, std) - log p(end | s, a); summed over the members, each with a batch [M, B] of its own."""
+    mean, log_std, end = jax.vmap(agent.nets.model.apply)(model, batch.obs, batch.action)
+    log_prob = log_probs(mean, log_std, batch.next_obs - batch.obs)
+    end_loss = optax.sigmoid_binary_cross_entropy(end, batch.terminal)
+    chex.assert_equal_shape([log_prob, end_loss, batch.reward])
+    error = ((mean - batch.next_obs + batch.obs) ** 2).mean()
+    return (end_loss - log_prob).mean(1).sum(0), {"model_error": error, "end_loss": end_loss.mean()}
+
+
+# ------------------------------------------------------------------------ stage 2: PPO on the dataset
+
+
+def policy_loss(policy, agent: Agent, batch: Batch, key, clip, args: Args):
+    """The surrogate at a ~ pi_old,i(.|s), A = min_e Q_e(s, a) - V(s) normalised over the batch; summed over i."""
+    apply = jax.vmap(agent.nets.policy.apply, (0, None))
+    old = apply(agent.old_policy, batch.obs)
+    action = jnp.clip(old[0] + jnp.exp(old[1]) * jax.random.normal(key, old[0].shape), -1.0, 1.0)
+    q = jax.vmap(lambda a: q_values(agent.nets.critic, agent.critic, batch.obs, a).min(0))(action)
+    adv = q - agent.nets.value.apply(agent.value, batch.obs)
+    chex.assert_shape(adv, (args.n_policies, args.batch_size))
+    normal = (adv - adv.mean(1, keepdims=True)) / (adv.std(1, keepdims=True) + 1e-8)
+    log_prob, old_log_prob = log_probs(*apply(policy, batch.obs), action), log_probs(*old, action)
+    loss = surrogate(log_prob, old_log_prob, normal, clip).mean(1).sum(0)
+    clipped = (jnp.abs(jnp.exp(log_prob - old_log_prob) - 1.0) > clip).mean()
+    return loss, {"adv": adv.mean(), "clipped": clipped}
+
+
+def am_q(policy, agent: Agent, key, args: Args, transitions: Transitions):
+    """[P] (1/H) sum_t min_e Q_e(s_t, a_t) of the mean's actions, in the model from the dataset's states."""
+    members, policies = args.n_models, args.n_policies
+    start_key, noise_key = jax.random.split(key)
+    seen = unpack(transitions.rows, transitions.spec, transitions.fields).obs
+    low, high = seen.min(0), seen.max(0)
+    start = transitions.sample(start_key, (members, 1, max(1, args.rollout_starts // members))).obs
+    obs = jnp.broadcast_to(start, (members, policies, *start.shape[2:]))  # [M, P, S, O]
+
+    def step(carry, key):
+        obs, alive = carry
+        action = jax.vmap(agent.nets.policy.apply, (0, 1), 1)(policy, obs)[0]
+        q = q_values(agent.nets.critic, agent.critic, obs, action).min(0)
+        mean, log_std, end = jax.vmap(agent.nets.model.apply)(agent.model, obs, action)
+        noise = jax.random.normal(key, start.shape)  # the same for all policies
+        next_obs = jnp.clip(obs + mean + jnp.exp(log_std) * noise, low, high)
+        return (next_obs, alive * (end < 0.0)), ((alive * q).sum((0, 2)), alive.sum((0, 2)))
+
+    keys = jax.random.split(noise_key, args.rollout_length)
+    _, (q, visited) = jax.lax.scan(step, (obs, jnp.ones(obs.shape[:-1])), keys)
+    visited = visited.sum(0) if args.am_q == "mean" else start[..., 0].size * args.rollout_length
+    return q.sum(0) / visited
+
+
+def judge(agent: Agent, seed, args: Args, transitions: Transitions) -> Agent:
+    """The policies whose AM-Q has risen become the old ones, and the best of these the actor.
+
+    `seed`: of a lane, the data of a key; all its judgements have the same starts and noise.
+    """
+    score = am_q(agent.policy, agent, jax.random.wrap_key_data(seed), args, transitions)
+    better = score > agent.score if args.gate else jnp.ones_like(score, bool)
+
+    def accept(new, old):
+        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    old_policy, best = jax.tree.map(accept, (agent.policy, score), (agent.old_policy, agent.score))
+    choice = {"accepted": (old_policy, best), "last": (agent.policy, score)}[args.deploy]
+    i = jnp.argmax(jnp.nan_to_num(choice[1], nan=-jnp.inf))
+    return agent.replace(
+        old_policy=old_policy,
+        score=best,
+        last_score=score,
+        accepted=agent.accepted + better,
+        actor=jax.tree.map(lambda x: x[i], choice[0]),
+    )
+
+
+# ------------------------------------------------------------------------- stage 3: PPO on rollouts
+
+
+def advantages(v, next_v, batch: Batch, ended, args: Args):
+    """[T] A_t = d_t + gamma lambda A_{t+1} within an episode, d_t = r + gamma V(s') - V(s) (V(s') counts 0 at its end).
+
+    A time limit ends the sum, not the bootstrapping.
+    """
+    delta = batch.reward + args.discount * (1.0 - batch.terminal) * next_v - v
+
+    def back(adv, x):
+        delta, ended = x
+        adv = delta + args.discount * args.gae_lambda * (1.0 - ended) * adv
+        return adv, adv
+
+    return jax.lax.scan(back, jnp.zeros(()), (delta, ended), reverse=True)[1]
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, old_log_prob, adv, args: Args):
+    """The surrogate at the actions that were done, minus the weighted entropy."""
+    mean, log_std = agent.nets.policy.apply(actor, batch.obs)
+    log_prob = log_probs(mean, log_std, batch.action)
+    entropy = (log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e)).sum(-1).mean()
+    chex.assert_equal_shape([log_prob, old_log_prob, adv])
+    loss = surrogate(log_prob, old_log_prob, adv, args.online_clip).mean() - args.entropy_weight * entropy
+    return loss, {"entropy": entropy, "kl": (old_log_prob - log_prob).mean()}
+
+
+def baseline_loss(value, agent: Agent, batch: Batch, old_v, target, args: Args):
+    """max((V - R)^2, (V_old + clip(V - V_old) - R)^2), R = A + V_old."""
+    v = agent.nets.value.apply(value, batch.obs)
+    chex.assert_equal_shape([v, old_v, target])
+    near = old_v + jnp.clip(v - old_v, -args.online_clip, args.online_clip)
+    error = (v - target) ** 2
+    return (jnp.maximum(error, (near - target) ** 2) if args.clip_value else error).mean(), {"v": v.mean()}
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def descend(loss: Callable, params, opt_state, optimizer: optax.GradientTransformation, *inputs):
+    """One gradient step of `loss(params, *inputs)`: the parameters, the optimiser's state, loss and metrics."""
+    (value, info), grads = jax.value_and_grad(loss, has_aux=True)(params, *inputs)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, {loss.__name__: value, **info}
+
+
+def ppo_optimizer(learning_rate, args: Args, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam after clipping the norm."""
+    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(learning_rate, eps=eps))
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(
+        Policy(args.hidden_dims, spec.action_dim, args.activation),
+        Critic(args.q_dims),
+        Critic(args.value_dims),
+        Model(args.model_dims, spec.obs_shape[0]),
+    )
+    policy_key, critic_key, value_key, model_key = jax.random.split(key, 4)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    policy = jax.lax.map(lambda k: nets.policy.init(k, obs), jax.random.split(policy_key, args.n_policies))
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    value = nets.value.init(value_key, obs)
+    model = jax.lax.map(lambda k: nets.model.init(k, obs, action), jax.random.split(model_key, args.n_models))
+    actor = jax.tree.map(lambda x: x[0], policy)
+    return Agent(
+        nets=nets,
+        policy=policy,
+        old_policy=policy,
+        score=jnp.full(args.n_policies, -jnp.inf),
+        last_score=jnp.full(args.n_policies, -jnp.inf),
+        accepted=jnp.zeros(args.n_policies),
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        value=value,
+        model=model,
+        clone_opt=optax.adam(args.clone_lr).init(policy),
+        policy_opt=jax.vmap(ppo_optimizer(args.policy_lr, args).init)(policy),
+        actor_opt=ppo_optimizer(args.online_actor_lr, args).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        value_opt=optax.adam(args.critic_lr).init(value),
+        baseline_opt=ppo_optimizer(args.online_value_lr, args).init(value),
+        model_opt=optax.adam(args.model_lr).init(model),
+    )
+
+
+def update_critic(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+    """Stage 1: one gradient step of V, then of Q with the new V, then a step of the targets."""
+    adam = optax.adam(args.critic_lr)
+    value, value_opt, info_v = descend(value_loss, agent.value, agent.value_opt, adam, agent, batch, args)
+    agent = agent.replace(value=value, value_opt=value_opt)
+    critic, critic_opt, info_q = descend(critic_loss, agent.critic, agent.critic_opt, adam, agent, batch, args)
+    target_critic = optax.incremental_update(critic, agent.target_critic, args.tau)
+    agent = agent.replace(critic=critic, target_critic=target_critic, critic_opt=critic_opt)
+    return agent, {**info_q, **info_v}
+
+
+def update_clones(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """Stage 1: one gradient step of all policies."""
+    adam = optax.adam(args.clone_lr)
+    policy, clone_opt, info = descend(clone_loss, agent.policy, agent.clone_opt, adam, agent, batch, key, args)
+    return agent.replace(policy=policy, old_policy=policy, clone_opt=clone_opt), info
+
+
+def update_model(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+    """Stage 1: one gradient step of all members, on batches [M, B]."""
+    adam = optax.adam(args.model_lr)
+    model, model_opt, info = descend(model_loss, agent.model, agent.model_opt, adam, agent, batch)
+    return agent.replace(model=model, model_opt=model_opt), info
+
+
+def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
+    """Stage 2: one gradient step of all policies, `t` of them after the first."""
+    clip = args.clip * (1.0 - jnp.minimum(t, args.clip_decay_updates) / args.offline_updates)
+    one = ppo_optimizer(args.policy_lr * (1.0 - t / args.offline_updates), args)
+    each = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
+    inputs = (agent, batch, key, clip, args)
+    policy, policy_opt, info = descend(policy_loss, agent.policy, agent.policy_opt, each, *inputs)
+    scores = {"am_q": agent.last_score.mean(), "am_q_best": agent.score.max(), "accepted": agent.accepted.mean()}
+    return agent.replace(policy=policy, policy_opt=policy_opt), {**info, **scores}
+
+
+def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tuple[Agent, dict]:
+    """Stage 3: all gradient steps on a rollout [T], which ends after environment step `t`."""
+    v, next_v = (agent.nets.value.apply(agent.value, x) for x in (batch.obs, batch.next_obs))
+    adv = advantages(v, next_v, batch, ended, args)
+    target = adv + v
+    normal = (adv - adv.mean()) / (adv.std() + 1e-5)
+    old_log_prob = log_probs(*agent.nets.policy.apply(agent.actor, batch.obs), batch.action)
+    left = 1.0 - t / args.env_steps
+    actor_optimizer = ppo_optimizer(args.online_actor_lr * left, args, eps=1e-5)
+    value_optimizer = ppo_optimizer(args.online_value_lr * left, args, eps=1e-5)
+
+    def step(agent, at):
+        part, old_v, of_part, old, a = jax.tree.map(lambda x: x[at], (batch, v, target, old_log_prob, normal))
+        inputs = (agent, part, old, a, args)
+        actor, actor_opt, info_pi = descend(actor_loss, agent.actor, agent.actor_opt, actor_optimizer, *inputs)
+        inputs = (agent, part, old_v, of_part, args)
+        value, baseline_opt, info_v = descend(baseline_loss, agent.value, agent.baseline_opt, value_optimizer, *inputs)
+        agent = agent.replace(actor=actor, actor_opt=actor_opt, value=value, baseline_opt=baseline_opt)
+        return agent, {**info_pi, **info_v}
+
+    keys, n = jax.random.split(key, args.epochs), gradient_steps(args) // args.epochs
+    orders = jax.vmap(partial(jax.random.permutation, x=len(ended)))(keys)
+    agent, metrics = jax.lax.scan(step, agent, orders[:, : n * args.minibatch_size].reshape(-1, args.minibatch_size))
+    return agent, {**jax.tree.map(jnp.mean, metrics), "adv": adv.mean()}
+
+
+def gradient_steps(args: Args) -> int:
+    """Of one PPO update."""
+    return args.epochs * (args.online_batch // args.minibatch_size)
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's."""
+    return agent.nets.policy.apply(agent.actor, obs)[0]
+
+
+def explore(agent: Agent, obs, key, args: Args):
+    """Sampled actions [B, A]; the environment clips them."""
+    mean, log_std = agent.nets.policy.apply(agent.actor, obs)
+    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+
+def fit(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
+    """One lane, stage 1: one update of Q and V per key; mean metrics."""
+
+    def critic_step(agent, key):
+        return update_critic(agent, transitions.sample(key, args.batch_size), args)
+
+    def step(agent, keys):
+        keys = jax.vmap(jax.random.split)(keys)
+        agent, metrics = jax.lax.scan(critic_step, agent, keys[:, 0])
+        batch_key, clone_key, model_key = jax.random.split(keys[-1, 1], 3)
+        agent, clone_info = update_clones(agent, transitions.sample(batch_key, args.batch_size), clone_key, args)
+        agent, model_info = update_model(agent, transitions.sample(model_key, (args.n_models, args.batch_size)), args)
+        return agent, {**jax.tree.map(jnp.mean, metrics), **clone_info, **model_info}
+
+    agent, metrics = jax.lax.scan(step, agent, keys.reshape(-1, args.critic_per_clone))
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions, seed, start) -> tuple[Agent, dict]:
+    """One lane, stage 2: one update per key, of which the first is number `start`; mean metrics."""
+
+    def step(agent, x):
+        key, t = x
+        batch_key, update_key = jax.random.split(key)
+        agent, metrics = update(agent, transitions.sample(batch_key, args.batch_size), update_key, args, t)
+        due = (t + 1) % args.gate_every == 0  # the same in all lanes: stays a condition
+        judged = partial(judge, seed=seed, args=args, transitions=transitions)
+        return jax.lax.cond(due, judged, lambda agent: agent, agent), metrics
+
+    agent, metrics = jax.lax.scan(step, agent, (keys, start + jnp.arange(len(keys))))
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+class Rollout:
+    """Stage 3 of all lanes: the environments, and what was seen since the last update; as `Interaction` else."""
+
+    def __init__(self, run: Run):
+        self.run, self.args, self.envs = run, run.args, LaneEnvs(run.task, [s["seed"] for s in run.padded_settings])
+        lanes, spec = len(run.padded_settings), run.task.spec
+        self.rows = np.zeros((lanes, run.args.online_batch, 2 * spec.obs_shape[0] + spec.action_dim + 2), np.float32)
+        """[L, T, D]"""
+        self.ended = np.zeros((lanes, run.args.online_batch), np.float32)
+        """[L, T] whether an episode ended there, for whatever reason"""
+
+        def act_in(agent, obs, key, args):
+            return explore(agent, obs[None], key, args)[0]
+
+        def learn(agent, rows, ended, key, args, t):
+            return update_online(agent, unpack(rows, spec), ended, key, args, t)
+
+        act_lanes = run.over_lanes(act_in, in_axes=(0, 0, 0, 0))
+        learn_lanes = run.over_lanes(learn, in_axes=(0, 0, 0, 0, 0, None))
+
+        def keys_of(key_data, i):
+            return jax.vmap(jax.random.split)(jax.random.wrap_key_data(key_data[:, i]))
+
+        @jax.jit
+        def act_at(agent, obs, key_data, args, i):
+            return act_lanes(agent, obs, keys_of(key_data, i)[:, 0], args)
+
+        @partial(jax.jit, donate_argnums=0)
+        def learn_at(agent, rows, ended, key_data, args, i, t):
+            return learn_lanes(agent, rows, ended, keys_of(key_data, i)[:, 1], args, t)
+
+        self._act, self._learn = act_at, learn_at
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps made online up to the end of the chunk that `steps` is at."""
+        return max(0, self.run.done + self.run.chunk) // self.args.online_batch * gradient_steps(self.args)
+
+    def steps(self, agent: Agent, keys) -> tuple[Agent, dict]:
+        """One chunk of environment steps; the mean metrics of its updates, if there are any."""
+        key_data, every, metrics = jax.random.key_data(keys), self.args.online_batch, []
+        for i in range(keys.shape[1]):
+            at = (self.run.done + i) % every
+            action = self._act(agent, self.envs.obs, key_data, self.run.lane_args, i)
+            self.rows[:, at] = self.envs.step(np.asarray(action))
+            self.ended[:, at] = self.envs.ended
+            if at == every - 1:
+                inputs = (self.rows.copy(), self.ended.copy(), key_data, self.run.lane_args, i, self.run.done + i)
+                agent, info = self._learn(agent, *inputs)
+                metrics.append(info)
+        return agent, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) if metrics else {}
+
+    def state(self) -> dict:
+        """For a checkpoint."""
+        return {"env": self.envs.state(), "rows": self.rows, "ended": self.ended}
+
+    def restore(self, agent: Agent) -> Agent:
+        """`agent`, and the state here, from the run's checkpoint when --resume was given."""
+        agent, state = self.run.restore(agent, self.state())
+        if self.args.resume:
+            self.rows, self.ended = np.array(state["rows"]), np.array(state["ended"])
+            self.envs.restore(state["env"])
+        return agent
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
+    before = 0 if args.from_run else args.pretrain_updates
+    with Run(__file__, args, data.task, act, unit=args.critic_per_clone if before else 1, before=before) as run:
+        transitions = run.replicate(data.transitions())
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        online = Rollout(run)
+        agent = online.restore(agent)
+        seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 1)))(run.init_keys)
+        fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None), donate=True)
+        judge_lanes = run.over_lanes(judge, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0, None), donate=True)
+        for keys in run.chunks():
+            if run.offline:
+                t = run.done + run.offline_updates
+                agent = judge_lanes(agent, seeds, run.lane_args, transitions) if t == 0 else agent
+                agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, seeds, t)
+            elif run.done < 0:
+                agent, metrics = fit_lanes(agent, keys, run.lane_args, transitions)
+            else:
+                agent, metrics = online.steps(agent, keys)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,254 @@
+"""HNPG: both critics' targets, advantages and the natural gradient step against plain numpy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load
+from jax.flatten_util import ravel_pytree
+from reference import close, mlp
+from scipy.stats import norm
+
+from shared.data import Batch, Spec
+from shared.environments import LOGIT_LIMIT, lock_data
+
+hnpg = load("hnpg")
+H, D, A, E = 3, 8, 10, 4
+SPEC = Spec((D + 1,), A, False, (-LOGIT_LIMIT,) * A, (LOGIT_LIMIT,) * A)
+
+
+def args_of(**changes):
+    values = {"horizon": H, "batch_size": H * E, "policy_dims": (5, 5), "hidden_dims": (6, 6), "offline_episodes": 30}
+    return hnpg.Args(**(values | {"critic_updates": 2, "value_samples": 3} | changes))
+
+
+def agent_of(args, seed=0):
+    """In general position: log standard deviations and the biases of last layers are not zero."""
+    agent = hnpg.init(jax.random.key(seed), args, SPEC)
+    r = np.random.default_rng(seed)
+    shake = lambda x: x + jnp.asarray(0.2 * r.normal(size=x.shape), jnp.float32)  # noqa: E731
+    return agent.replace(policy=jax.tree.map(shake, agent.policy), critic=jax.tree.map(shake, agent.critic))
+
+
+def tanh_mlp(params, *inputs):
+    layers = {"params": {k: v for k, v in params["params"].items() if k != "log_std"}}
+    return mlp(layers, *inputs, activation=np.tanh)
+
+
+def one(tree, h):
+    return jax.tree.map(lambda x: x[h], tree)
+
+
+def data(n=E, seed=0, shape=()):
+    r = np.random.default_rng(seed)
+    x = lambda *s: jnp.asarray(r.normal(size=(*shape, n, *s)), jnp.float32)  # noqa: E731
+    return Batch(obs=x(D), action=x(A), reward=x(), next_obs=x(D), return_to_go=x())
+
+
+def test_networks_begin_near_the_uniform_policy():
+    args = args_of(policy_dims=(16, 16))
+    agent = hnpg.init(jax.random.key(0), args, SPEC)
+    p = one(agent.policy, 0)["params"]
+    assert p["Dense_0"]["kernel"].shape == (D, 16) and np.abs(p["Dense_0"]["kernel"]).max() <= D**-0.5
+    assert np.abs(p["Dense_0"]["bias"]).max() <= D**-0.5 and np.abs(p["Dense_0"]["bias"]).max() > 0
+    assert np.abs(p["Dense_2"]["kernel"]).max() <= 0.1 / 4 and not p["Dense_2"]["bias"].any()
+    assert not p["log_std"].any()
+    assert np.abs(agent.policy["params"]["Dense_0"]["kernel"][0] - agent.policy["params"]["Dense_0"]["kernel"][1]).max()
+
+
+def test_critic_loss_is_on_returns_online_and_on_bootstrapped_targets_offline():
+    args = args_of()
+    agent, on, off = agent_of(args), data(seed=1), data(seed=2)
+    y, critic = jnp.asarray(np.random.default_rng(3).normal(size=E), jnp.float32), one(agent.critic, 0)
+    loss_on = ((tanh_mlp(critic, on.obs, on.action)[:, 0] - on.return_to_go) ** 2).mean()
+    loss_off = ((tanh_mlp(critic, off.obs, off.action)[:, 0] - y) ** 2).mean()
+    for mode, expected in (("hybrid", loss_on + loss_off), ("online", loss_on), ("offline", loss_off)):
+        changed = dataclasses.replace(args, mode=mode)
+        close(hnpg.critic_loss(critic, agent.nets.critic, on, off, y, changed)[0], expected)
+
+
+def test_offline_targets_evaluate_the_current_policy():
+    """An action of the policy, no maximum and not the dataset's; the reward alone at the last step."""
+    args = args_of()
+    agent, off, key = agent_of(args), data(seed=2), jax.random.key(4)
+    policy, critic = one(agent.policy, 1), one(agent.critic, 1)
+    noise = np.asarray(jax.random.normal(key, (E, A)))
+    action = tanh_mlp(policy, off.next_obs) + np.exp(np.float64(policy["params"]["log_std"])) * noise
+    y = off.reward + tanh_mlp(critic, off.next_obs, action)[:, 0]
+    close(hnpg.targets(agent.nets, policy, critic, off, False, key), y)
+    close(hnpg.targets(agent.nets, policy, critic, off, True, key), off.reward)
+
+
+def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
+    """One Adam step moves every weight by its learning rate, in the second iteration as in the first."""
+    args = args_of(critic_updates=1, critic_lr=0.01)
+    agent = agent_of(args)
+    on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
+    off, key = data(seed=6, shape=(H,))._replace(return_to_go=None), jax.random.key(7)
+    for _ in range(2):
+        new, _ = hnpg.update(agent, on, off, key, args)
+        target_key = jax.random.split(key, 4)[0]
+        returns = np.stack([np.asarray(on.reward)[h:].sum(0) for h in range(H)])
+        for h, k in zip(range(H), jax.random.split(target_key, H)):
+            last, later = h == H - 1, min(h + 1, H - 1)
+            y = hnpg.targets(agent.nets, one(agent.policy, later), one(new.critic, later), one(off, h), last, k)
+            batch = one(on, h)._replace(return_to_go=jnp.asarray(returns[h]))
+            inputs = (agent.nets.critic, batch, one(off, h), y, args)
+            grads = jax.grad(hnpg.critic_loss, has_aux=True)(one(agent.critic, h), *inputs)[0]
+            for a, b, g in zip(*map(jax.tree.leaves, (one(agent.critic, h), one(new.critic, h), grads))):
+                sure = np.abs(g) > 1e-3
+                np.testing.assert_allclose((b - a)[sure], -0.01 * np.sign(g)[sure], atol=1e-4)
+        agent = new
+
+
+def test_value_returns_and_advantages():
+    args = args_of(gae_lambda=0.9)
+    agent, obs, key = agent_of(args), data().obs, jax.random.key(0)
+    policy, critic = one(agent.policy, 0), one(agent.critic, 0)
+    noise = [np.asarray(jax.random.normal(k, (E, A))) for k in jax.random.split(key, 3)]
+    std = np.exp(np.float64(policy["params"]["log_std"]))
+    expected = np.mean([tanh_mlp(critic, obs, tanh_mlp(policy, obs) + std * n)[:, 0] for n in noise], 0)
+    close(hnpg.value(agent.nets, policy, critic, obs, key, args), expected)
+
+    r = np.random.default_rng(1)
+    reward, v = r.normal(size=(2, H, E))
+    close(hnpg.returns_to_go(jnp.float32(reward)), [reward[h:].sum(0) for h in range(H)])
+    delta = reward + np.r_[v[1:], np.zeros((1, E))] - v
+    expected = [sum(0.9 ** (i - h) * delta[i] for i in range(h, H)) for h in range(H)]
+    close(hnpg.gae(jnp.float32(reward), jnp.float32(v), args), np.stack(expected))
+
+
+def test_surrogate_and_divergence():
+    args = args_of()
+    agent, x = agent_of(args), data()
+    policy, old = one(agent.policy, 0), one(agent.policy, 1)
+    log_prob = {}
+    for name, p in (("new", policy), ("old", old)):
+        log_prob[name] = norm.logpdf(x.action, tanh_mlp(p, x.obs), np.exp(np.float64(p["params"]["log_std"]))).sum(-1)
+    net, adv = agent.nets.policy, x.reward
+    close(hnpg.log_prob(net, old, x.obs, x.action), log_prob["old"])
+    expected = -(adv * np.exp(log_prob["new"] - log_prob["old"])).mean()
+    close(hnpg.policy_loss(policy, net, x.obs, x.action, adv, jnp.float32(log_prob["old"])), expected)
+    m0, m1 = tanh_mlp(old, x.obs), tanh_mlp(policy, x.obs)
+    s0, s1 = (np.exp(np.float64(p["params"]["log_std"])) for p in (old, policy))
+    kl = (np.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).sum(-1).mean()
+    close(hnpg.kl_divergence(policy, net, net.apply(old, x.obs), x.obs), kl)
+
+
+def test_the_step_is_the_damped_natural_gradient_of_the_given_divergence():
+    """Against a dense solve, where conjugate gradients have the steps to converge."""
+    args = args_of(policy_dims=(3,), cg_steps=200, max_kl=1e-4, damping=0.3)
+    agent, x = agent_of(args), data(n=40)
+    policy, net = one(agent.policy, 0), agent.nets.policy
+    new, info = hnpg.trust_region_step(policy, net, x.obs, x.action, x.reward, args)
+    flat, back = ravel_pytree(policy)
+    old, old_log_prob = net.apply(policy, x.obs), hnpg.log_prob(net, policy, x.obs, x.action)
+    kl = lambda w: hnpg.kl_divergence(back(w), net, old, x.obs)  # noqa: E731
+    g = jax.grad(lambda w: hnpg.policy_loss(back(w), net, x.obs, x.action, x.reward, old_log_prob))(flat)
+    fisher = np.float64(jax.hessian(kl)(flat)) + 0.3 * np.eye(len(flat))
+    direction = np.linalg.solve(fisher, -np.float64(g))
+    step = direction * np.sqrt(1e-4 / (0.5 * direction @ fisher @ direction))
+    taken = np.float64(ravel_pytree(new)[0] - flat)
+    assert info["accepted"] == 1 and info["improvement"] > 0
+    length = np.linalg.norm(taken) / np.linalg.norm(step)
+    assert abs(np.log2(length) - round(np.log2(length))) < 0.02 and length < 1.01
+    np.testing.assert_allclose(taken / length, step, atol=0.02 * np.abs(step).max())
+
+
+@pytest.mark.parametrize("trouble", ("no gain is enough", "not a number", "no gradient"))
+def test_a_failed_line_search_leaves_the_policy_as_it_was(trouble):
+    args = args_of(accept_ratio=1e9 if trouble == "no gain is enough" else 0.1)
+    agent, x = agent_of(args), data(n=20)
+    adv = {"not a number": x.reward * jnp.nan, "no gradient": x.reward * 0.0}.get(trouble, x.reward)
+    policy = one(agent.policy, 0)
+    new, info = hnpg.trust_region_step(policy, agent.nets.policy, x.obs, x.action, adv, args)
+    assert info["accepted"] == 0 and info["improvement"] == 0
+    jax.tree.map(np.testing.assert_array_equal, new, policy)
+
+
+def test_the_line_search_halves_the_step_until_it_helps():
+    args = args_of(max_kl=20.0)  # far too long a first step
+    agent, x = agent_of(args), data(n=20)
+    policy, net = one(agent.policy, 0), agent.nets.policy
+    new, info = hnpg.trust_region_step(policy, net, x.obs, x.action, x.reward, args)
+    before = hnpg.policy_loss(policy, net, x.obs, x.action, x.reward, hnpg.log_prob(net, policy, x.obs, x.action))
+    after = hnpg.policy_loss(new, net, x.obs, x.action, x.reward, hnpg.log_prob(net, policy, x.obs, x.action))
+    assert info["accepted"] == 1
+    close(info["improvement"], before - after)
+
+
+@pytest.mark.parametrize("mode", ("hybrid", "online", "offline"))
+def test_the_modes_learn_from_what_they_say(mode):
+    args = args_of(mode=mode)
+    agent, key = agent_of(args), jax.random.key(8)
+    on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
+    off = data(seed=6, shape=(H,))._replace(return_to_go=None)
+
+    def same(on_now, off_now):
+        a, b = (hnpg.update(agent, *x, key, args)[0] for x in ((on, off), (on_now, off_now)))
+        return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+    assert same(on, off._replace(obs=off.obs + 1.0, reward=off.reward + 1.0)) == (mode == "online")
+    assert same(on._replace(obs=on.obs + 1.0, reward=on.reward + 1.0), off) == (mode == "offline")
+
+
+def test_offline_states_have_their_actions_drawn_anew():
+    """With standing critics, the dataset's actions and rewards do not matter to the policy; its states do."""
+    args = args_of(critic_lr=0.0)
+    agent, key = agent_of(args), jax.random.key(8)
+    on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
+    off = data(seed=6, shape=(H,))._replace(return_to_go=None)
+    step = lambda x: jax.tree.leaves(hnpg.update(agent, on, x, key, args)[0].policy)  # noqa: E731
+    base = step(off)
+    for a, b in zip(base, step(off._replace(action=off.action + 1.0, reward=off.reward - 3.0))):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(base, step(off._replace(obs=off.obs + 1.0))))
+
+
+def test_offline_rows_are_of_their_step():
+    args = args_of(batch_size=H * 500)
+    lock_rows = lock_data(hnpg.lock_of(args), jax.random.key(0), 30, "trajectory")
+    batch = hnpg.sample(jax.random.key(1), lock_rows, args)
+    assert batch.obs.shape == (H, 500, D)
+    for h in range(H):
+        own = {tuple(row) for row in np.asarray(lock_rows.obs[h])}
+        drawn = {tuple(row) for row in np.asarray(batch.obs[h])}
+        assert drawn == own  # 500 draws of 30
+
+
+def test_collected_episodes_and_their_policy():
+    """Each step acts with its own policy: the step's mean is put where the correct actions are."""
+    args = args_of(batch_size=H * 2_000)
+    agent, table = agent_of(args), hnpg.lock_of(args).correct()
+    params = jax.tree.map(jnp.zeros_like, agent.policy)["params"]
+    best = jax.nn.one_hot(table[:, 0], A) * 8.0
+    last = params["Dense_2"] | {"bias": best}
+    agent = agent.replace(policy={"params": params | {"Dense_2": last, "log_std": params["log_std"] - 3.0}})
+    rows, info = hnpg.collect(agent, jax.random.key(0), args)
+    assert rows.obs.shape == (H, 2_000, D)
+    np.testing.assert_allclose(rows.action.mean(1), best, atol=0.01)
+    share = np.cumprod(np.r_[1.0, np.where(table[:, 0] == table[:, 1], 1.0, 0.5)])[:H]
+    np.testing.assert_allclose(info["good_state_at_end"], share[-1], atol=0.04)
+    assert not rows.reward[:-1].any()
+
+
+def test_the_policy_takes_each_observations_own_step():
+    args = args_of(sample_actions=False)
+    agent, obs = agent_of(args), np.random.default_rng(0).normal(size=(9, D)).astype(np.float32)
+    h = np.arange(9) % H
+    expected = np.stack([tanh_mlp(one(agent.policy, i), o[None])[0] for i, o in zip(h, obs)])
+    x = jnp.asarray(np.c_[obs, h])
+    close(hnpg.act(agent, x, jax.random.key(0), args), expected / LOGIT_LIMIT)
+    std = np.exp(np.stack([agent.policy["params"]["log_std"][i] for i in h]))
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (9, A)))
+    sampled = hnpg.act(agent, x, jax.random.key(0), dataclasses.replace(args, sample_actions=True))
+    close(sampled, (expected + std * noise) / LOGIT_LIMIT)
+
+
+def test_steps_are_environment_steps_of_whole_episodes():
+    args = hnpg.Args(horizon=30, env_steps=10_000, eval_every=1_020)
+    assert hnpg.episodes(args) == 34 and hnpg.iteration_steps(args) == 1_020
+    whole = hnpg.whole_iterations(args)
+    assert (whole.env_steps, whole.eval_every) == (10_200, 1_020)
