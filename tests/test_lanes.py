@@ -28,7 +28,7 @@ def small(name: str, dataset: str, out, **changes):
         "actor_hidden_dims": (8, 8), "vae_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
         "num_candidates": 2, "num_finalists": 2,
         # interaction
-        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "utd": 2, "inner_steps": 2,
+        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "warmup_steps": 4, "utd": 2, "inner_steps": 2,
         "offline_updates": 4, "offline_eval_every": 4,
         # the combination lock
         "horizon": 2, "num_envs": 2, "offline_samples": 16, "offline_episodes": 16, "fit_updates": 2,
