@@ -384,15 +384,14 @@ def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_ful
         assert [r["update"] for r in rows] == updates
 
 
-@pytest.mark.parametrize("stop", [-6, -2, 10])
-def test_uni_o4_stopped_run_goes_on_as_if_nothing_had_happened(stop, pendulum, tmp_path, monkeypatch):
-    """In every stage; online in the middle of an episode and of a rollout."""
+def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(pendulum, tmp_path, monkeypatch):
+    """One run, stopped once in each; online in the middle of an episode and of a rollout."""
     args = {"env_steps": 20, "online_batch": 8, "seeds": 2, "eval_every": 10}
     train("uni_o4", pendulum, tmp_path / "whole", **args)
-    with monkeypatch.context() as m:
-        stop_after(m, stop)
-        with pytest.raises(Exception, match="15"):
-            train("uni_o4", pendulum, tmp_path / "stopped", **args)
+    for stop in (-6, -2, 10):
+        with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
+            stop_after(m, stop)
+            train("uni_o4", pendulum, tmp_path / "stopped", resume=stop > -6, **args)
     train("uni_o4", pendulum, tmp_path / "stopped", resume=True, **args)
     whole, stopped = final(tmp_path / "whole"), final(tmp_path / "stopped")
     assert whole.keys() == stopped.keys()
