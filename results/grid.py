@@ -23,18 +23,27 @@ class Entry(NamedTuple):
     """How the run's name begins: `benchmark` stands in the score tables, `claim` only beside its claim."""
     evaluations: tuple[str, ...] = ()
     """Changed arguments under which the finished run is evaluated too: `a=1 b=2`, as shared.evaluation's --set."""
+    makes_data: bool = False
+    """Whether the algorithm makes its data itself: it has no --dataset, and `dataset` is only the directory's name."""
 
     def directory(self, name: str = "", more: Iterable[str] = ()) -> Path:
-        """results/<algorithm>/<dataset>/<series>-<variant>-<updates>, from the repository's root."""
-        updates = updates_of([*shlex.split(self.arguments), *more])
-        name = name or "-".join(filter(None, [self.series, self.variant, updates]))
+        """results/<algorithm>/<dataset>/<series>-<variant>-<length>, from the repository's root."""
+        length = length_of([*shlex.split(self.arguments), *more])
+        name = name or "-".join(filter(None, [self.series, self.variant, length]))
         return Path("results", self.algorithm, self.dataset.replace("/", "-").strip("-"), name)
 
 
-def updates_of(arguments: list[str]) -> str:
-    """The last --updates as '100k' or '1500'; '1000k' (the scripts' default) where there is none."""
-    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--updates"]
-    n = int(given[-1]) if given else 1_000_000
+def length_of(arguments: list[str]) -> str:
+    """The last --updates or --env-steps as '100k' or '1500', after '20k+' where --offline-updates came before.
+
+    '1000k' (the scripts' default) where there is none.
+    """
+    given = dict(zip(arguments, arguments[1:], strict=False))
+    steps = short(int(given.get("--env-steps", given.get("--updates", 1_000_000))))
+    return f"{short(int(given['--offline-updates']))}+{steps}" if "--offline-updates" in given else steps
+
+
+def short(n: int) -> str:
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
@@ -221,6 +230,7 @@ CLAIMS = [
             *claim("edp", BOTH, "--improvement iql", "iql"),
             *claim("fql", BOTH),
             *claim("ofql", BOTH),
+            *claim("ofql", [REPLAY], "--eta 0.3", "eta-0.3"),
         ],
     ),
     Claim(
@@ -231,6 +241,216 @@ CLAIMS = [
         [
             *claim("rorl", (REPLAY, EXPERT), "--terms --n-critics 5", "sac-n", evaluations=ATTACKS),
             *claim("rorl", (REPLAY, EXPERT), "--n-critics 5 --n-samples 5", "rorl", evaluations=ATTACKS),
+        ],
+    ),
+]
+
+# Interaction: few lanes, small networks, few steps; one evaluation at the end of the offline phase.
+PENDULUM, LOCK = "pendulum-mixed", "combination-lock-h10-trajectory"
+FEW = f"--seeds 4 --batch-size 128 {TWO}"
+
+
+def interaction(algorithm: str, dataset: str, steps: str, more: str = "", variant: str = "") -> Entry:
+    """`steps`: "4000" from the beginning, or "10000+6000" after so many offline updates; evaluated twelve times."""
+    offline, _, online = steps.rpartition("+")
+    length = f"--env-steps {online} --eval-every {int(online) // 12}"
+    if offline:
+        length = f"--offline-updates {offline} --offline-eval-every {offline} {length}"
+    return Entry(algorithm, dataset, f"{FEW} {length} {more}".strip(), variant, "claim")
+
+
+def lock(algorithm: str, length: str, more: str = "", variant: str = "", quality: str = "trajectory") -> Entry:
+    """On the combination lock, whose data the algorithms make themselves."""
+    where = LOCK.replace("trajectory", quality)
+    return Entry(algorithm, where, f"--horizon 10 --seeds 4 {length} {more}".strip(), variant, "claim", makes_data=True)
+
+
+HY_Q = "--offline-samples 2000 --env-steps 82500 --eval-every 2750"
+HNPG = "--offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
+RLPD = "--learning-starts 500 --utd 5 --n-critics 5"
+PLAIN_SAC = "--learning-starts 500 --inner-steps 1 --reptile-step 1"  # MOORL without its loops and averages
+CAL_QL = "--actor-hidden-dims 128 128 --n-actions 4"
+WSRL = f"{CAL_QL} --n-critics 5"
+E2O = "--n-actions 4 --learning-starts 500"
+PLAIN_E2O = f"{E2O} --target min --reweight none --exploration policy"
+
+UNI_O4 = (
+    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --q-dims 128 128 "
+    "--value-dims 128 128 --model-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
+    "--online-batch 1000"
+)
+SUNG = "--vae-updates 10000 --vae-dims 128 128"
+
+CLAIMS += [
+    Claim(
+        "hy-q",
+        "Hy-Q opens the lock with few episodes of data, where online or offline learning alone does not",
+        "Hy-Q (arXiv 2210.06718) claims to solve the combination lock from both kinds of data; fitted Q iteration on "
+        "its own samples only does not find the reward, on the dataset only it is misled by what the data lacks.",
+        [
+            lock("hy_q", HY_Q, variant="hybrid"),
+            lock("hy_q", HY_Q, "--mode online", "online"),
+            lock("hy_q", HY_Q, "--mode offline", "offline"),
+        ],
+    ),
+    Claim(
+        "hnpg",
+        "HNPG opens the lock by policy gradients with offline data",
+        "HNPG (arXiv 2311.08384) claims to solve the combination lock where TRPO, which has no offline data, and "
+        "learning from the offline data alone fail.",
+        [
+            lock("hnpg", HNPG, variant="hybrid"),
+            lock("hnpg", HNPG, "--mode online", "online"),
+            lock("hnpg", HNPG, "--mode offline", "offline"),
+        ],
+    ),
+    Claim(
+        "rlpd",
+        "RLPD needs a third of the steps of its online-only version",
+        "RLPD (arXiv 2302.02948) claims that half of each batch from the dataset, with layer normalisation in the "
+        "critics, makes online learning several times more sample-efficient.",
+        [
+            entry
+            for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "18000"))
+            for entry in (
+                interaction("rlpd", dataset, steps, RLPD),
+                interaction("rlpd", dataset, steps, f"{RLPD} --offline-ratio 0", "online-only"),
+                interaction("rlpd", dataset, steps, f"{RLPD} --no-layer-norm", "no-layer-norm"),
+            )
+        ],
+    ),
+    Claim(
+        "cal-ql",
+        "Cal-QL does not dip where CQL dips",
+        "Cal-QL (arXiv 2303.05479) claims that CQL's values, kept above the returns of the behaviour policy, do not "
+        "unlearn at the onset of fine-tuning.",
+        [
+            entry
+            for dataset in BOTH
+            for entry in (
+                interaction("cal_ql", dataset, "20000+9600", CAL_QL),
+                interaction("cal_ql", dataset, "20000+9600", f"{CAL_QL} --no-calibrate", "cql"),
+            )
+        ],
+    ),
+    Claim(
+        "wsrl",
+        "WSRL fine-tunes without the offline data, given a warm-up",
+        "WSRL (arXiv 2412.07762) claims that a short warm-up with the offline policy takes the place of the offline "
+        "data: without it fine-tuning without data forgets, and keeping the data slows learning down.",
+        [
+            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 1000"),
+            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 0", "no-warm-up"),
+            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 1000 --online-share 0.5", "retention"),
+        ],
+    ),
+    Claim(
+        "h2o",
+        "H2O beats the wrong simulator alone and the data alone",
+        "H2O (arXiv 2206.13464) claims that a simulator with other dynamics and data of the real ones together, with "
+        "weights and a penalty by the dynamics gap, give a better policy than either.",
+        [
+            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3"),
+            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3 --no-weights --no-adaptive --beta 0", "plain-mix"),
+            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3 --sim-share 1 --backup-entropy", "simulator-only"),
+            Entry("cql", PENDULUM, f"{FEW} --updates 12000 --eval-every 6000 --n-actions 4", "", "claim"),
+        ],
+    ),
+    Claim(
+        "moorl",
+        "MOORL is at least as good as mixed batches, at less cost than an ensemble",
+        "MOORL (arXiv 2506.09574) claims that averaging parameters over offline and online inner loops is better than "
+        "training without data or on mixed batches.",
+        [
+            interaction("moorl", PENDULUM, "6000", "--learning-starts 500"),
+            *(
+                interaction(
+                    "moorl",
+                    PENDULUM,
+                    "6000",
+                    f"--learning-starts 500 --inner-steps 1 --reptile-step 1 --batches {b}",
+                    b,
+                )
+                for b in ("mixed", "online")
+            ),
+        ],
+    ),
+    Claim(
+        "iql-finetune",
+        "IQL improves in fine-tuning without a dip",
+        "IQL (arXiv 2110.06169) claims that its weighted regression goes on from offline to online training, and "
+        "improves there.",
+        [interaction("iql_finetune", d, "20000+9600") for d in (PENDULUM, *BOTH)],
+    ),
+    Claim(
+        "rebrac-finetune",
+        "ReBRAC fine-tunes best with a decaying penalty",
+        "ReBRAC (arXiv 2305.09836, appendix on fine-tuning) claims improvement online when the behaviour-cloning terms "
+        "decay to half of their weight, beside none.",
+        [
+            interaction("rebrac_finetune", PENDULUM, "10000+6000", "--min-decay 0.5 1", "decay"),
+            interaction("rebrac_finetune", PENDULUM, "10000+6000", "--actor-bc 0 --critic-bc 0", "no-penalty"),
+        ],
+    ),
+    Claim(
+        "ro2o",
+        "RO2O is stable by smoothness and penalties out of the distribution",
+        "RO2O (arXiv 2309.16973) claims that smooth policies and Q functions and the penalty on uncertain actions keep "
+        "the level of offline training, which the same ensemble without them loses.",
+        [
+            interaction("ro2o", PENDULUM, "10000+6000", "--n-critics 5 --n-samples 5 --learning-starts 500"),
+            interaction("ro2o", PENDULUM, "10000+6000", "--n-critics 5 --learning-starts 500 --terms", "no-terms"),
+        ],
+    ),
+    Claim(
+        "famo2o",
+        "FamO2O's state-dependent balance is at least the best fixed one",
+        "FamO2O (arXiv 2310.17966) claims that a balance between improvement and constraint chosen in each state is "
+        "better than IQL's fixed inverse temperature.",
+        [
+            interaction("famo2o", PENDULUM, "20000+9600"),
+            interaction("iql_finetune", PENDULUM, "20000+9600", "--beta 1 3 5", "beta"),
+        ],
+    ),
+    Claim(
+        "e2o",
+        "E2O's ensemble carries pessimistic values over to online training",
+        "E2O (arXiv 2306.06871) claims that ten critics do not lose the offline level where two do, and that the "
+        "minimum over pairs and exploration by the ensemble's spread then learn faster.",
+        [
+            interaction("e2o", PENDULUM, "10000+6000", f"{PLAIN_E2O} --n-critics 2", "two"),
+            interaction("e2o", PENDULUM, "10000+6000", f"{PLAIN_E2O} --n-critics 10", "ten"),
+            interaction("e2o", PENDULUM, "10000+6000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
+        ],
+    ),
+    Claim(
+        "sung",
+        "SUNG fine-tunes TD3+BC better than TD3 or TD3+BC does",
+        "SUNG (arXiv 2306.07541) claims that exploration by value and uncertainty with a constraint on uncertain "
+        "samples only ends above keeping the constraint, and dips less than dropping it.",
+        [
+            interaction("sung", PENDULUM, "10000+6000", f"{SUNG}"),
+            interaction(
+                "sung", PENDULUM, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
+            ),
+            interaction(
+                "sung",
+                PENDULUM,
+                "10000+6000",
+                f"{SUNG} --online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
+                "td3-bc",
+            ),
+        ],
+    ),
+    Claim(
+        "uni-o4",
+        "Uni-O4 improves over its behaviour cloning, and again online",
+        "Uni-O4 (arXiv 2311.03351) claims that steps of PPO judged by a learned model improve the cloned ensemble "
+        "offline, and that online PPO goes on without a dip.",
+        [
+            Entry("bc", PENDULUM, f"{FEW} --updates 12000 --eval-every 6000", "", "claim"),
+            interaction("uni_o4", PENDULUM, "1000+24000", UNI_O4),
+            interaction("uni_o4", PENDULUM, "1000+24000", f"{UNI_O4} --no-gate", "no-gate"),
         ],
     ),
 ]

@@ -583,9 +583,9 @@ def claim_table(rows: list[Row]) -> str:
 
 def fine_tuning_table(rows: list[Row]) -> str:
     """What interaction did to the policies of offline runs; empty where there are none."""
-    tuned = [row for row in rows if len(row.steps["env_step"]) > 1 and row.steps["env_step"][0] == 0]
+    rows = [row for row in rows if online(row) and row.metric == "score" and row.steps["env_step"].any()]
     body = []
-    for row in sorted((row for row in tuned if online(row)), key=lambda r: r.dataset):
+    for row in sorted(rows, key=lambda r: r.dataset):
         name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
         result = fine_tuning(row.steps["env_step"], row.curve.T)
         regret = iqm_text(100 * result.regret, row.metric)

@@ -99,9 +99,9 @@ class FineTuning(NamedTuple):
     """What interaction does to a trained policy; each [L], in the unit of the scores."""
 
     offline: np.ndarray
-    """Score at the end of offline training."""
+    """Score at the end of offline training; NaN where there was none."""
     dip: np.ndarray
-    """How far the score falls below it in the first fifth of the environment steps."""
+    """How far the score falls below it in the first fifth of the environment steps; NaN likewise."""
     final: np.ndarray
     """Score at the last evaluation."""
     regret: np.ndarray
@@ -109,9 +109,12 @@ class FineTuning(NamedTuple):
 
 
 def fine_tuning(env_steps: np.ndarray, scores: np.ndarray) -> FineTuning:
-    """`scores` [K, L] of the evaluations after `env_steps` [K], ascending from 0: the end of offline training."""
-    if env_steps[0] != 0 or len(env_steps) < 2:
-        raise ValueError("fine-tuning needs an evaluation before the first environment step and one after it")
+    """`scores` [K, L] of the evaluations after `env_steps` [K], ascending; 0 is the end of offline training."""
+    if env_steps[-1] == 0:
+        raise ValueError("fine-tuning needs an evaluation after the first environment step")
+    if env_steps[0] != 0:
+        none = np.full(scores.shape[1], np.nan)
+        return FineTuning(none, none, scores[-1], (1.0 - scores / 100.0).mean(0))
     early = (env_steps > 0) & (env_steps <= max(env_steps[-1] / 5, env_steps[1]))
     dip = np.maximum(scores[0] - scores[early].min(0), 0.0)
     return FineTuning(scores[0], dip, scores[-1], (1.0 - scores[1:] / 100.0).mean(0))

@@ -491,5 +491,8 @@ def test_fine_tuning_by_hand():
     np.testing.assert_allclose(result.regret, [1 - 1.6 / 4, 1 - 1.85 / 4])
     assert fine_tuning(steps, scores + np.arange(5)[:, None] * 50).dip.tolist() == [0, 0]
     assert fine_tuning(np.array([0, 60, 100]), scores[[0, 1, 4]]).dip.tolist() == [20, 0]  # one evaluation at least
-    with pytest.raises(ValueError, match="before the first"):
-        fine_tuning(steps[1:], scores[1:])
+    alone = fine_tuning(steps[1:], scores[1:])  # without an offline phase there is nothing to fall from
+    assert np.isnan(alone.offline).all() and np.isnan(alone.dip).all() and alone.final.tolist() == [90, 100]
+    np.testing.assert_allclose(alone.regret, result.regret)
+    with pytest.raises(ValueError, match="after the first"):
+        fine_tuning(steps[:1], scores[:1])

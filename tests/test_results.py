@@ -348,6 +348,19 @@ def test_a_claim_of_fine_tuning_shows_its_course(tmp_path, monkeypatch):
     assert [c.split(" [")[0] for c in cells] == ["30.0", "5.0", "85.0", "45.0"]  # regret: 1 - mean of (30, 50, 80) ...
 
 
+def test_a_claim_of_interaction_alone_has_no_offline_score_and_no_dip(tmp_path, monkeypatch):
+    entries = [Entry("iql", "hopper-medium", "--env-steps 300", "x", "claim")]
+    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", entries)])
+    run = make_run(tmp_path, "iql", "hopper-medium", [[[30], [80]], [[60], [90]]], name="claim-x-300", env_steps=300)
+    table = pd.read_csv(run / "returns.csv")
+    table["env_step"] = table["update"]
+    table.to_csv(run / "returns.csv", index=False)
+    assert report.main([], tmp_path) == 0
+    page = (tmp_path / "results" / "claims.md").read_text()
+    (cells,) = [line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| hopper-medium | iql")][1:]
+    assert [c.split(" [")[0] for c in cells] == ["–", "–", "85.0", "35.0"]
+
+
 def test_a_claim_shows_its_runs_under_changed_arguments(tmp_path, monkeypatch):
     """Below the run itself, from the run's file of that evaluation; the picture has the curves only."""
     entry = Entry("bc", "hopper-medium", "--updates 1000", "x", "claim", ("a=1 b=2", "a=3"))
@@ -450,6 +463,21 @@ def test_every_entry_of_the_grid_has_a_directory_of_its_own():
 def test_a_variant_is_part_of_the_name(grid):
     entry = benchmark.Entry("bc", "hopper-medium", "--updates 2000", "top10")
     assert benchmark.make_jobs([entry], "", [], grid[0])[0].out.name == "benchmark-top10-2k"
+
+
+def test_the_name_says_how_long_each_phase_was():
+    lengths = ["", "--updates 1500", "--updates 9 --updates 2000", "--env-steps 82500"]
+    names = [Entry("a", "b", arguments, series="claim").directory().name for arguments in lengths]
+    assert names == ["claim-1000k", "claim-1500", "claim-2k", "claim-82500"]
+    assert Entry("a", "b", "--env-steps 6000 --offline-updates 10000").directory().name == "benchmark-10k+6k"
+
+
+def test_an_algorithm_that_makes_its_data_gets_no_dataset(grid):
+    own = benchmark.Entry("bc", "a-lock", "--updates 2000", makes_data=True)
+    (job,) = benchmark.make_jobs([own], "", [], grid[0])
+    assert "--dataset" not in job.command and job.out == grid[0] / "results/bc/a-lock/benchmark-2k"
+    with pytest.raises(benchmark.InputError, match="no dataset 'a-lock'"):
+        benchmark.make_jobs([own._replace(makes_data=False)], "", [], grid[0])
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):
