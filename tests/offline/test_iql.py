@@ -1,14 +1,18 @@
-"""The losses of iql against the same equations in plain numpy."""
+"""The losses of iql, and of iql_finetune that has the same, against the equations in plain numpy."""
 
 import jax
 import numpy as np
+import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, log_std_of, mlp
 from scipy.stats import norm
 
+both = pytest.mark.parametrize("name", ["iql", "iql_finetune"])
 
-def test_iql_value_is_an_upper_expectile_of_the_target_critics(batch):
-    iql = load("iql")
+
+@both
+def test_iql_value_is_an_upper_expectile_of_the_target_critics(name, batch):
+    iql = load(name)
     args = iql.Args(hidden_dims=(8, 8), batch_size=B, expectile=0.9)
     agent = agent_of(iql, args, seed=7)
     u = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
@@ -17,8 +21,9 @@ def test_iql_value_is_an_upper_expectile_of_the_target_critics(batch):
     close(iql.value_loss(agent.value, agent, batch, args)[0], expected)
 
 
-def test_iql_actor_weights_come_from_the_target_critics_and_are_clipped(batch):
-    iql = load("iql")
+@both
+def test_iql_actor_weights_come_from_the_target_critics_and_are_clipped(name, batch):
+    iql = load(name)
     args = iql.Args(hidden_dims=(8, 8), batch_size=B, beta=4.0, max_weight=3.0)
     agent = agent_of(iql, args, seed=7)
     adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
@@ -29,8 +34,9 @@ def test_iql_actor_weights_come_from_the_target_critics_and_are_clipped(batch):
     close(iql.actor_loss(agent.actor, agent, batch, jax.random.key(0), args)[0], -(weight * log_prob).mean())
 
 
-def test_iql_critic_bootstraps_from_v_but_not_at_terminals(batch):
-    iql = load("iql")
+@both
+def test_iql_critic_bootstraps_from_v_but_not_at_terminals(name, batch):
+    iql = load(name)
     args = iql.Args(hidden_dims=(8, 8), batch_size=B, discount=0.9)
     agent = agent_of(iql, args, seed=7)
     y = batch.reward + 0.9 * (1 - batch.terminal) * mlp(agent.value, batch.next_obs)[:, 0]
@@ -38,8 +44,9 @@ def test_iql_critic_bootstraps_from_v_but_not_at_terminals(batch):
     close(iql.critic_loss(agent.critic, agent, batch, args)[0], ((q - y) ** 2).mean(1).sum())
 
 
-def test_iql_updates_v_before_the_actor_and_the_critic(batch):
-    iql = load("iql")
+@both
+def test_iql_updates_v_before_the_actor_and_the_critic(name, batch):
+    iql = load(name)
     args = iql.Args(hidden_dims=(8, 8), batch_size=B, value_lr=0.1)
     agent, key = agent_of(iql, args, seed=7), jax.random.key(0)
     new, metrics = iql.update(agent, batch, key, args)
