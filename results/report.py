@@ -5,12 +5,11 @@
     python results/report.py RUN_DIR RUN_DIR --picture FILE     # these runs side by side
 
 Reads results/<algorithm>/<dataset>/<run>/{run.json, returns.csv} and the docstrings of algorithms/;
-writes results/tables.md, results/claims.md, results/curves/, and what stands between the markers
-`<!-- begin:NAME -->` and `<!-- end:NAME -->` of README.md and results/README.md.
+writes results/index.html, results/tables.md, results/claims.md, results/curves/, and what stands between
+the markers `<!-- begin:NAME -->` and `<!-- end:NAME -->` of README.md and results/README.md.
 
 A lane's result is the mean over the episodes of its LAST evaluation, never the best over training.
-IQM and its intervals: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice", NeurIPS 2021, arXiv 2108.13264.
+The raw files are read by results/raw.py, the statistics are in results/aggregate.py.
 """
 
 import argparse
@@ -21,141 +20,35 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.aggregate import budget_curve, iqm_interval, probability_of_improvement
 from results.grid import CLAIMS, Claim, evaluation_file
+from results.page import page
+from results.pictures import appearances, slug, write_picture, write_profiles, write_selection
+from results.raw import (
+    Row,
+    baselines,
+    changed_settings,
+    family,
+    final_episodes,
+    hardware,
+    labels,
+    lane_notes,
+    online,
+    read_evaluation,
+    read_run,
+    read_runs,
+    runs_of,
+    short,
+    speed,
+)
 from shared.data import InputError, nearest
 from shared.evaluation import fine_tuning
 
 ROOT = Path(__file__).resolve().parents[1]
-REPS = 2000
-
-# Arguments that say where and how a run was made, not what was computed.
-BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset"}
-BOOKKEEPING |= {"log_every", "eval_every", "checkpoint_every"}
-
-# --------------------------------------------------------------------------------------- raw files
-
-
-class Row(NamedTuple):
-    """One setting of one run: its lanes differ only in their seed."""
-
-    run: Path
-    record: dict
-    """run.json."""
-    setting: str
-    """Its values of the swept hyperparameters; empty if there are none."""
-    lanes: list[int]
-    metric: str
-    """"score" (0 to 100 by reference returns) where there is one, else "return"."""
-    steps: dict[str, np.ndarray]
-    """{"update", "env_step"}: [T], when the lanes were evaluated."""
-    curve: np.ndarray
-    """[lanes, T], mean over the episodes; NaN where a lane has no finite return."""
-
-    @property
-    def final(self) -> np.ndarray:
-        """[lanes], at the last evaluation."""
-        return self.curve[:, -1]
-
-    @property
-    def algorithm(self) -> str:
-        return self.record["algorithm"]
-
-    @property
-    def dataset(self) -> str:
-        return self.record["task"]["id"]
-
-    @property
-    def diverged(self) -> dict[int, int]:
-        """{lane: step at which a metric was first not finite}."""
-        found = {int(lane): step for lane, step in self.record.get("diverged", {}).items()}
-        return {lane: step for lane, step in found.items() if lane in self.lanes}
-
-    @property
-    def marked(self) -> bool:
-        """Whether a lane diverged or has no finite result."""
-        return bool(self.diverged) or not np.isfinite(self.final).all()
-
-
-def read_run(run: Path) -> list[Row]:
-    """The rows of one run directory, one for each swept setting; none if it was never evaluated."""
-    try:
-        record = json.loads((run / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} is not a run directory: no readable run.json ({error}).") from None
-    if not (run / "returns.csv").exists():
-        return []
-    table = pd.read_csv(run / "returns.csv")
-    metric = "score" if np.isfinite(table["score"]).any() else "return"
-    at = ["update", "env_step"]  # rows are appended in order, so that the last one is the latest
-    steps = table[at].drop_duplicates().reset_index(drop=True)
-    if steps["env_step"].any():  # of offline training that was fine-tuned, only its end
-        steps = steps[(steps["env_step"] > 0) | (steps["env_step"].shift(-1) > 0)].reset_index(drop=True)
-    means = table.groupby(["lane", *at])[metric].agg(lambda x: x.mean(skipna=False))
-    groups: dict[str, list[int]] = {}
-    for lane in record["lanes"]:
-        swept = [f"{k}={v:g}" for k, v in lane.items() if k not in ("lane", "seed")]
-        groups.setdefault(" ".join(swept), []).append(lane["lane"])
-    rows = []
-    for setting, lanes in groups.items():
-        index = pd.MultiIndex.from_tuples([(lane, *step) for lane in lanes for step in steps.itertuples(index=False)])
-        curve = means.reindex(index).to_numpy().reshape(len(lanes), len(steps))
-        curve = np.where(np.isfinite(curve), curve, np.nan)
-        times = {name: steps[name].to_numpy() for name in at}
-        rows.append(Row(run, record, setting, lanes, metric, times, curve))
-    return rows
-
-
-def read_evaluation(row: Row, change: str) -> Row:
-    """The lanes of `row` as they did after the run, under the arguments of `change`: one point in place of a curve."""
-    table = pd.read_csv(evaluation_file(row.run, change))
-    means = table.groupby("lane")[row.metric].agg(lambda x: x.mean(skipna=False)).reindex(row.lanes)
-    steps = {name: at[-1:] for name, at in row.steps.items()}
-    setting = " ".join(filter(None, [row.setting, change]))
-    return row._replace(setting=setting, steps=steps, curve=means.to_numpy()[:, None])
-
-
-def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
-    """All rows under `root`/results, and a sentence for every run that is left out."""
-    rows, left_out = [], []
-    for path in sorted((root / "results").glob(f"*/*/{glob}/run.json")):
-        found = read_run(path.parent)
-        status = json.loads(path.read_text())["status"]
-        name = path.parent.relative_to(root / "results").as_posix()
-        if status != "finished":
-            left_out.append(f"`{name}` is left out: its status is {status}.")
-        elif not found:
-            left_out.append(f"`{name}` is left out: it was never evaluated.")
-        else:
-            rows += found
-    return rows, left_out
-
-
-# -------------------------------------------------------------------------------------- statistics
-
-
-def iqm(x: np.ndarray) -> np.ndarray:
-    """Interquartile mean over the last axis: the mean without the lowest and highest quarter."""
-    n = x.shape[-1]
-    return np.sort(x, -1)[..., n // 4 : n - n // 4].mean(-1)
-
-
-def iqm_interval(scores: np.ndarray, reps: int = REPS) -> tuple[float, float, float]:
-    """IQM of scores [lanes, tasks], with its 95 % percentile interval by stratified bootstrap.
-
-    Lanes are drawn anew within each task, as in `rliable.library.get_interval_estimates`, which the
-    tests compare with; that one ignores its `random_state`, and a report must not change by chance.
-    """
-    n, tasks = scores.shape
-    drawn = np.random.default_rng(0).integers(n, size=(reps, n, tasks))
-    resampled = np.take_along_axis(scores[None], drawn, axis=1).reshape(reps, -1)
-    low, high = np.percentile(iqm(resampled), [2.5, 97.5])
-    return float(iqm(scores.ravel())), float(low), float(high)
 
 
 def mean_std(x: np.ndarray, metric: str) -> str:
@@ -182,49 +75,11 @@ def number(value: float, metric: str) -> str:
     return f"{value:,.1f}" if metric == "score" or abs(value) >= 10 else f"{value:.2f}"
 
 
-def short(n: int) -> str:
-    """100000 -> 100k, 1500000 -> 1.5M."""
-    if n >= 1_000_000 and n % 100_000 == 0:
-        return f"{n / 1e6:g}M"
-    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else f"{n:,}"
-
-
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """Columns of numbers are aligned right."""
     numeric = [all(re.match(r"[-–\d]|$", text) for text in column) for column in zip(*rows, strict=True)]
     align = ["---:" if right else "---" for right in numeric] or ["---"] * len(header)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, align, *rows])
-
-
-def family(row: Row) -> str:
-    """The environment without its version and variant: PointMaze_UMaze-v3 -> PointMaze."""
-    env = row.record["task"].get("env") or row.dataset
-    env_id = env["id"] if isinstance(env, dict) else env  # the first runs wrote the id alone
-    return re.sub(r"-v\d+$", "", env_id.split("/")[-1]).split("_")[0]
-
-
-def labels(rows: list[Row]) -> dict[str, list[Row]]:
-    """Table rows: bc first, then by name. The run's name is shown where there are several."""
-    several = len({row.run.name for row in rows}) > 1
-    groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda r: (r.algorithm != "bc", r.algorithm, r.run.name)):
-        name = f"({row.run.name})" if several else ""
-        label = " ".join(filter(None, [row.algorithm, row.setting, name]))
-        groups.setdefault(label, []).append(row)
-    return groups
-
-
-def baselines(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """{"dataset mean": {dataset id: value}, ...}, as scores where the dataset has them."""
-    found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        task = row.record["task"]
-        for label, value in task["baselines"].items():
-            if row.metric == "score":
-                low, high = task["reference"]["min"], task["reference"]["max"]
-                value = 100 * (value - low) / (high - low)
-            found.setdefault(label, {})[row.dataset] = value
-    return found
 
 
 def cell(row: Row, compact: bool = False) -> str:
@@ -240,19 +95,21 @@ def budget(row: Row) -> str:
     return f"{short(row.record['steps_done'])} {'env steps' if online(row) else 'updates'}"
 
 
-def online(row: Row) -> bool:
-    return "env_steps" in row.record["args"]
+def stacked(rows: list[Row], datasets: list[str]) -> np.ndarray | None:
+    """Finite scores [lanes, datasets]; None where a dataset or two lanes are missing, or there are returns only."""
+    values = {row.dataset: row.final[np.isfinite(row.final)] for row in rows}
+    counts = {len(x) for x in values.values()}
+    if set(values) != set(datasets) or len(counts) > 1 or counts & {0, 1} or any(r.metric != "score" for r in rows):
+        return None
+    return np.stack([values[dataset] for dataset in datasets], 1)
 
 
 def overall(rows: list[Row], datasets: list[str]) -> str:
     """IQM over all datasets of a family, stratified by dataset; only where nothing is missing."""
-    values = [row.final[np.isfinite(row.final)] for row in rows]
-    complete = {row.dataset for row in rows} == set(datasets)
-    if not complete or len({len(v) for v in values}) > 1 or any(r.metric != "score" for r in rows):
+    scores = stacked(rows, datasets)
+    if scores is None:
         return "–"
-    if len(values[0]) < 2:
-        return "–"
-    middle, low, high = iqm_interval(np.stack(values, 1))
+    middle, low, high = iqm_interval(scores)
     return f"IQM {middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
@@ -294,21 +151,6 @@ def notes(rows: list[Row], root: Path) -> list[str]:
     return lines
 
 
-def lane_notes(row: Row) -> list[str]:
-    """A sentence for every lane that diverged or has no finite result."""
-    lines = []
-    seeds = {entry["lane"]: entry["seed"] for entry in row.record["lanes"]}
-    who = " ".join(filter(None, [row.algorithm, row.setting]))
-    for lane, value in zip(row.lanes, row.final, strict=True):
-        step = row.diverged.get(lane)
-        if step is None and np.isfinite(value):
-            continue
-        what = "has no finite return" if step is None else f"diverged at step {step:,}"
-        counted = "its result is kept" if np.isfinite(value) else "it is counted, but in no mean"
-        lines.append(f"† {who} on {row.dataset}: lane {lane} (seed {seeds[lane]}) {what}; {counted}.")
-    return lines
-
-
 def details_table(rows: list[Row], root: Path) -> str:
     """One line per run: how it was made."""
     header = ["run", "command", "changed settings", "updates", "lanes", "episodes", "wall time"]
@@ -336,75 +178,13 @@ def details_table(rows: list[Row], root: Path) -> str:
     return markdown(header, body)
 
 
-def runs_of(rows: list[Row]) -> dict[Path, dict]:
-    return {row.run: row.record for row in rows}
-
-
 def clock(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def speed(record: dict) -> float:
-    """Updates per second of all lanes together, evaluation and checkpoints in, compilation out."""
-    seconds = record["wall_s"] - record["compile_s"]
-    return len(record["lanes"]) * record["steps_done"] / seconds if seconds > 0 else np.nan
-
-
-def hardware(record: dict) -> str:
-    h = record["hardware"]
-    cores = f" on {h['cores']} core{'s' * (h['cores'] > 1)}"
-    return f"{h['devices']} × {h['device']}" + (cores if h["device"] == "cpu" else "")
-
-
 # ------------------------------------------------------- what the algorithm files say of themselves
-
-
-def changed_settings(row: Row, root: Path) -> dict[str, tuple[str, str]]:
-    """{argument: (value, default or preset)} where they differ; swept ones are rows."""
-    args = row.record["args"]
-    usual = default_settings(root, row.record["file"], row.dataset, args.get("preset", "auto"))
-    return {
-        name: (show(args[name]), show(usual[name]))
-        for name in sorted(args.keys() & usual.keys() - BOOKKEEPING - row.record["lanes"][0].keys())
-        if args[name] != usual[name]
-    }
-
-
-def show(value) -> str:
-    if isinstance(value, list):
-        return "×".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def default_settings(root: Path, file: str, dataset: str, preset: str) -> dict:
-    """Defaults of RunArgs and of the file's Args, then its preset; nothing is imported."""
-    usual: dict = {}
-    names: dict = {}
-    for path in (root / "shared" / "run.py", root / file):
-        for node in ast.parse(path.read_text()).body if path.exists() else []:
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Args"):
-                fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
-                usual |= {ast.unparse(f.target): _value(f.value, names) for f in fields}
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-                names[ast.unparse(target)] = _value(node.value, names)
-    presets = names.get("PRESETS") or {}
-    name = dataset.lower().replace("/", "-").replace("_", "-")
-    picked = max((key for key in presets if key in name), key=len, default="")
-    usual |= presets.get(picked if preset == "auto" else preset, {})
-    known = {name: value for name, value in usual.items() if value is not None}
-    return json.loads(json.dumps(known))  # tuples as run.json has them
-
-
-def _value(node: ast.expr | None, names: dict):
-    """What an expression of literals, `dict` and earlier such names is worth; else None."""
-    try:
-        scope = {"__builtins__": {}, "dict": dict, **names}
-        return None if node is None else eval(compile(ast.Expression(node), "", "eval"), scope)
-    except Exception:  # a call of something else
-        return None
 
 
 def algorithms_table(root: Path) -> str:
@@ -459,6 +239,56 @@ def score_section(rows: list[Row], root: Path, compact: bool) -> str:
             lines = [f"{what}; {', '.join(made)}.", *lines]
         parts += [f"### {name}", score_table(group, compact), *lines]
     return "\n\n".join(parts)
+
+
+def families_scores(rows: list[Row]) -> dict[str, dict[str, np.ndarray]]:
+    """{family: {label: scores [lanes, datasets]}} of what has run on all datasets of a family that has two such."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in sorted({family(row) for row in rows}):
+        group = [row for row in rows if family(row) == name]
+        datasets = sorted({row.dataset for row in group})
+        scores = {label: stacked(same, datasets) for label, same in labels(group).items()}
+        complete = {label: x for label, x in scores.items() if x is not None}
+        if len(complete) > 1:
+            found[name] = complete
+    return found
+
+
+def comparison_section(rows: list[Row]) -> list[str]:
+    """Of each family the profiles, and who improves on whom."""
+    parts = ["## Comparisons", COMPARISONS]
+    for name, scores in families_scores(rows).items():
+        body = []
+        for label, x in scores.items():
+            chances = ["" if y is x else probability_of_improvement(x, y) for y in scores.values()]
+            body.append([label, *(c and f"{c[0]:.2f} [{c[1]:.2f}, {c[2]:.2f}]" for c in chances)])
+        picture = f"![Performance profiles, {name}](curves/profile-{name}.png)"
+        parts += [f"### {name}", markdown(["row above column", *scores], body), picture]
+    return parts if len(parts) > 2 else []
+
+
+def selections(rows: list[Row]) -> dict[str, dict[str, np.ndarray]]:
+    """{dataset: {label: expected score after 1, 2, ... episodes}} of the runs with several settings."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for run in runs_of(rows):
+        settings = [row for row in rows if row.run == run and np.isfinite(row.final).all()]
+        if len(settings) > 1 and settings[0].metric == "score":
+            swept = " ".join(part.split("=")[0] for part in settings[0].setting.split())
+            label = f"{settings[0].algorithm} {swept} ({run.name})"
+            curve = budget_curve([final_episodes(row) for row in settings], PULLS)
+            found.setdefault(settings[0].dataset, {})[label] = curve
+    return dict(sorted(found.items()))
+
+
+def selection_section(rows: list[Row]) -> list[str]:
+    """What an offline policy is worth when online episodes choose its hyperparameters."""
+    shown = [n for n in (1, 2, 5, 10, 20, 50, 100) if n <= PULLS]
+    parts = ["## Choosing hyperparameters by online episodes", SELECTION]
+    for dataset, curves in selections(rows).items():
+        body = [[label, *(number(curve[n - 1], "score") for n in shown)] for label, curve in curves.items()]
+        picture = f"![Score against the episodes that choose, {dataset}](curves/selection-{slug(dataset)}.png)"
+        parts += [f"### {dataset}", markdown(["run", *(f"{n} episode{'s' * (n > 1)}" for n in shown)], body), picture]
+    return parts if len(parts) > 2 else []
 
 
 def speed_section(root: Path) -> str:
@@ -525,14 +355,28 @@ episodes of its last evaluation (the best over training is used nowhere). Normal
 returns where the header says so. Diverged lanes are kept and marked †."""
 
 
+COMPARISONS = """\
+Probability that a lane of the row's algorithm scores above one of the column's on a dataset drawn at random, and
+performance profiles: the share of lanes and datasets above a score (arXiv 2108.13264). Only of algorithms that were run
+on all datasets of the family."""
+SELECTION = """\
+An offline algorithm does not say which of its settings is good. Here one lane of each was trained, a bandit (UCB1)
+spends online episodes on them, and the policy of the highest mean so far is taken: its expected score, by the number of
+episodes (arXiv 2110.04156, 2504.11453). After one episode it is a policy drawn at random."""
+PULLS = 100
+
+
 def documents(rows: list[Row], left_out: list[str], root: Path) -> dict[Path, str]:
     """{file: its whole text} of everything that is generated, pictures apart."""
     full = score_section(rows, root, compact=False)
     parts = ["# Results", "Made by `make report`; do not edit.", CAPTION, full, *left_out]
+    everything, _ = read_runs(root, "*")
+    parts += comparison_section(rows) + selection_section(everything)
     if rows:
         ordered = sorted(rows, key=lambda r: r.run)
         parts += ["## Runs", details_table(ordered, root)]
     pages = {root / "results" / "tables.md": "\n\n".join(parts) + "\n"}
+    pages[root / "results" / "index.html"] = page(everything, root)
     if CLAIMS:
         pages[root / "results" / "claims.md"] = claims_page(root)
     datasets = root / "datasets" / "table.md"
@@ -544,9 +388,9 @@ def documents(rows: list[Row], left_out: list[str], root: Path) -> dict[Path, st
         "datasets": lambda: without_title(datasets.read_text()) if datasets.exists() else "No table yet.",
         "claims": lambda: claims_summary(root),
     }
-    for page in (root / "README.md", root / "results" / "README.md"):
-        if page.exists():
-            pages[page] = replace_sections(page.read_text(), sections)
+    for path in (root / "README.md", root / "results" / "README.md"):
+        if path.exists():
+            pages[path] = replace_sections(path.read_text(), sections)
     return pages
 
 
@@ -644,83 +488,6 @@ def replace_sections(text: str, sections: dict[str, Callable[[], str]]) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------- pictures
-
-# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too pale on white.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A"]
-STYLES = ["-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
-GREY = "#555555"
-
-
-def slug(dataset: str) -> str:
-    return dataset.replace("/", "-").strip("-")
-
-
-def draw(axes, rows: list[Row], looks: dict[tuple, int]) -> None:
-    """IQM over lanes and its interval by updates (environment steps if all are online)."""
-    x_name = "env_step" if all(online(row) for row in rows) else "update"
-    last: dict[str, float] = {}
-    for label, group in labels(rows).items():
-        row = group[0]
-        lanes = row.curve[np.isfinite(row.curve).all(1)]
-        lost = len(row.curve) - len(lanes)
-        label += f" ({lost} of {len(row.curve)} lanes lost)" if lost else ""
-        if not len(lanes):
-            continue
-        middle, low, high = np.array([iqm_interval(lanes[:, [t]]) for t in range(lanes.shape[1])]).T
-        reference, n = row.algorithm == "bc", looks[identity(row)]
-        colour = GREY if reference else COLOURS[n % len(COLOURS)]
-        style = (0, (4, 2)) if reference else STYLES[n // len(COLOURS) % len(STYLES)]
-        axes.plot(row.steps[x_name], middle, color=colour, ls=style, lw=1.8, label=label, zorder=3)
-        axes.fill_between(row.steps[x_name], low, high, color=colour, alpha=0.15, lw=0)
-        last[label] = middle[-1]
-    for n, (name, values) in enumerate(baselines(rows).items()):
-        (value,) = values.values()
-        axes.axhline(value, color="#999999", ls=":", lw=1.2, zorder=1)
-        x, ha = (0, "left") if n % 2 == 0 else (1, "right")  # apart, should both be the same
-        side = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": ha}
-        axes.annotate(name, (x, value), xytext=(4 - 8 * x, 2), fontsize=8, color="#777777", **side)
-    axes.set_xlabel("environment steps" if x_name == "env_step" else "gradient updates")
-    axes.set_ylabel("normalised score" if rows[0].metric == "score" else "return")
-    axes.set_title(rows[0].dataset, loc="left", fontsize=11, fontweight="bold")
-    caption = "IQM over lanes, 95 % bootstrap interval"
-    axes.set_title(caption, loc="right", fontsize=8, color="#777777")
-    axes.xaxis.set_major_formatter(lambda x, _: short(round(x)))
-    axes.set_xlim(left=0)
-    axes.grid(axis="y", color="#e6e6e6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = sorted(handles, key=lambda label: -last[label])  # as the lines end, from top to bottom
-    axes.legend(
-        [handles[label] for label in order], order, frameon=False, fontsize=9,
-        loc="upper left", bbox_to_anchor=(1.0, 1.0),
-    )  # fmt: skip
-
-
-def write_picture(path: Path, rows: list[Row], looks: dict[tuple, int]) -> None:
-    """One panel per dataset."""
-    from matplotlib.figure import Figure
-
-    datasets = sorted({row.dataset for row in rows})
-    figure = Figure(figsize=(7.2, 3.8 * len(datasets)), layout="constrained", facecolor="white")
-    panels = figure.subplots(len(datasets), squeeze=False)[:, 0]
-    for axes, dataset in zip(panels, datasets, strict=True):
-        draw(axes, [row for row in rows if row.dataset == dataset], looks)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def identity(row: Row) -> tuple[str, str, str]:
-    return row.algorithm, row.setting, row.run.name
-
-
-def appearances(rows: list[Row]) -> dict[tuple, int]:
-    """A number for every line but bc's, the same in all pictures of a report."""
-    names = sorted({identity(row) for row in rows}, key=lambda name: (name[0] == "bc", name))
-    return {name: n for n, name in enumerate(names)}
-
-
 # -------------------------------------------------------------------------------- the command line
 
 
@@ -797,6 +564,10 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         for dataset in sorted({row.dataset for row in rows}):
             group = [row for row in rows if row.dataset == dataset]
             write_picture(root / "results" / "curves" / f"{slug(dataset)}.png", group, looks)
+        for name, scores in families_scores(rows).items():
+            write_profiles(root / "results" / "curves" / f"profile-{name}.png", name, scores)
+        for dataset, curves in selections(read_runs(root, "*")[0]).items():
+            write_selection(root / "results" / "curves" / f"selection-{slug(dataset)}.png", dataset, curves)
         for claim in CLAIMS:
             if group := [row for row in claim_rows(claim, root) if row.curve.shape[1] > 1]:
                 write_picture(root / "results" / "curves" / f"claim-{claim.slug}.png", group, appearances(group))

@@ -1,0 +1,246 @@
+"""What the raw files of results/ say: runs, their lanes, and how they were made.
+
+`results/<algorithm>/<dataset>/<run>/{run.json, returns.csv}` are all that is read, beside the source of the
+algorithm files, whose defaults and presets show which settings of a run were changed.
+"""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from results.grid import evaluation_file
+from shared.data import InputError
+
+# Arguments that say where and how a run was made, not what was computed.
+BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset"}
+BOOKKEEPING |= {"log_every", "eval_every", "checkpoint_every"}
+
+
+class Row(NamedTuple):
+    """One setting of one run: its lanes differ only in their seed."""
+
+    run: Path
+    record: dict
+    """run.json."""
+    setting: str
+    """Its values of the swept hyperparameters; empty if there are none."""
+    lanes: list[int]
+    metric: str
+    """"score" (0 to 100 by reference returns) where there is one, else "return"."""
+    steps: dict[str, np.ndarray]
+    """{"update", "env_step"}: [T], when the lanes were evaluated."""
+    curve: np.ndarray
+    """[lanes, T], mean over the episodes; NaN where a lane has no finite return."""
+
+    @property
+    def final(self) -> np.ndarray:
+        """[lanes], at the last evaluation."""
+        return self.curve[:, -1]
+
+    @property
+    def algorithm(self) -> str:
+        return self.record["algorithm"]
+
+    @property
+    def dataset(self) -> str:
+        return self.record["task"]["id"]
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """{lane: step at which a metric was first not finite}."""
+        found = {int(lane): step for lane, step in self.record.get("diverged", {}).items()}
+        return {lane: step for lane, step in found.items() if lane in self.lanes}
+
+    @property
+    def marked(self) -> bool:
+        """Whether a lane diverged or has no finite result."""
+        return bool(self.diverged) or not np.isfinite(self.final).all()
+
+
+def read_run(run: Path) -> list[Row]:
+    """The rows of one run directory, one for each swept setting; none if it was never evaluated."""
+    try:
+        record = json.loads((run / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} is not a run directory: no readable run.json ({error}).") from None
+    if not (run / "returns.csv").exists():
+        return []
+    table = pd.read_csv(run / "returns.csv")
+    metric = "score" if np.isfinite(table["score"]).any() else "return"
+    at = ["update", "env_step"]  # rows are appended in order, so that the last one is the latest
+    steps = table[at].drop_duplicates().reset_index(drop=True)
+    if steps["env_step"].any():  # of offline training that was fine-tuned, only its end
+        steps = steps[(steps["env_step"] > 0) | (steps["env_step"].shift(-1) > 0)].reset_index(drop=True)
+    means = table.groupby(["lane", *at])[metric].agg(lambda x: x.mean(skipna=False))
+    groups: dict[str, list[int]] = {}
+    for lane in record["lanes"]:
+        swept = [f"{k}={v:g}" for k, v in lane.items() if k not in ("lane", "seed")]
+        groups.setdefault(" ".join(swept), []).append(lane["lane"])
+    rows = []
+    for setting, lanes in groups.items():
+        index = pd.MultiIndex.from_tuples([(lane, *step) for lane in lanes for step in steps.itertuples(index=False)])
+        curve = means.reindex(index).to_numpy().reshape(len(lanes), len(steps))
+        curve = np.where(np.isfinite(curve), curve, np.nan)
+        times = {name: steps[name].to_numpy() for name in at}
+        rows.append(Row(run, record, setting, lanes, metric, times, curve))
+    return rows
+
+
+def read_evaluation(row: Row, change: str) -> Row:
+    """The lanes of `row` as they did after the run, under the arguments of `change`: one point in place of a curve."""
+    table = pd.read_csv(evaluation_file(row.run, change))
+    means = table.groupby("lane")[row.metric].agg(lambda x: x.mean(skipna=False)).reindex(row.lanes)
+    steps = {name: at[-1:] for name, at in row.steps.items()}
+    setting = " ".join(filter(None, [row.setting, change]))
+    return row._replace(setting=setting, steps=steps, curve=means.to_numpy()[:, None])
+
+
+def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
+    """All rows under `root`/results, and a sentence for every run that is left out."""
+    rows, left_out = [], []
+    for path in sorted((root / "results").glob(f"*/*/{glob}/run.json")):
+        found = read_run(path.parent)
+        status = json.loads(path.read_text())["status"]
+        name = path.parent.relative_to(root / "results").as_posix()
+        if status != "finished":
+            left_out.append(f"`{name}` is left out: its status is {status}.")
+        elif not found:
+            left_out.append(f"`{name}` is left out: it was never evaluated.")
+        else:
+            rows += found
+    return rows, left_out
+
+
+def runs_of(rows: list[Row]) -> dict[Path, dict]:
+    return {row.run: row.record for row in rows}
+
+
+def online(row: Row) -> bool:
+    return "env_steps" in row.record["args"]
+
+
+def family(row: Row) -> str:
+    """The environment without its version and variant: PointMaze_UMaze-v3 -> PointMaze."""
+    env = row.record["task"].get("env") or row.dataset
+    env_id = env["id"] if isinstance(env, dict) else env  # the first runs wrote the id alone
+    return re.sub(r"-v\d+$", "", env_id.split("/")[-1]).split("_")[0]
+
+
+def identity(row: Row) -> tuple[str, str, str]:
+    return row.algorithm, row.setting, row.run.name
+
+
+def baselines(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """{"dataset mean": {dataset id: value}, ...}, as scores where the dataset has them."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        task = row.record["task"]
+        for label, value in task["baselines"].items():
+            if row.metric == "score":
+                low, high = task["reference"]["min"], task["reference"]["max"]
+                value = 100 * (value - low) / (high - low)
+            found.setdefault(label, {})[row.dataset] = value
+    return found
+
+
+def speed(record: dict) -> float:
+    """Updates per second of all lanes together, evaluation and checkpoints in, compilation out."""
+    seconds = record["wall_s"] - record["compile_s"]
+    return len(record["lanes"]) * record["steps_done"] / seconds if seconds > 0 else np.nan
+
+
+def hardware(record: dict) -> str:
+    h = record["hardware"]
+    cores = f" on {h['cores']} core{'s' * (h['cores'] > 1)}"
+    return f"{h['devices']} × {h['device']}" + (cores if h["device"] == "cpu" else "")
+
+
+def lane_notes(row: Row) -> list[str]:
+    """A sentence for every lane that diverged or has no finite result."""
+    lines = []
+    seeds = {entry["lane"]: entry["seed"] for entry in row.record["lanes"]}
+    who = " ".join(filter(None, [row.algorithm, row.setting]))
+    for lane, value in zip(row.lanes, row.final, strict=True):
+        step = row.diverged.get(lane)
+        if step is None and np.isfinite(value):
+            continue
+        what = "has no finite return" if step is None else f"diverged at step {step:,}"
+        counted = "its result is kept" if np.isfinite(value) else "it is counted, but in no mean"
+        lines.append(f"† {who} on {row.dataset}: lane {lane} (seed {seeds[lane]}) {what}; {counted}.")
+    return lines
+
+
+def changed_settings(row: Row, root: Path) -> dict[str, tuple[str, str]]:
+    """{argument: (value, default or preset)} where they differ; swept ones are rows."""
+    args = row.record["args"]
+    usual = default_settings(root, row.record["file"], row.dataset, args.get("preset", "auto"))
+    return {
+        name: (show(args[name]), show(usual[name]))
+        for name in sorted(args.keys() & usual.keys() - BOOKKEEPING - row.record["lanes"][0].keys())
+        if args[name] != usual[name]
+    }
+
+
+def show(value) -> str:
+    if isinstance(value, list):
+        return "×".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def default_settings(root: Path, file: str, dataset: str, preset: str) -> dict:
+    """Defaults of RunArgs and of the file's Args, then its preset; nothing is imported."""
+    usual: dict = {}
+    names: dict = {}
+    for path in (root / "shared" / "run.py", root / file):
+        for node in ast.parse(path.read_text()).body if path.exists() else []:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Args"):
+                fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
+                usual |= {ast.unparse(f.target): _value(f.value, names) for f in fields}
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                names[ast.unparse(target)] = _value(node.value, names)
+    presets = names.get("PRESETS") or {}
+    name = dataset.lower().replace("/", "-").replace("_", "-")
+    picked = max((key for key in presets if key in name), key=len, default="")
+    usual |= presets.get(picked if preset == "auto" else preset, {})
+    known = {name: value for name, value in usual.items() if value is not None}
+    return json.loads(json.dumps(known))  # tuples as run.json has them
+
+
+def _value(node: ast.expr | None, names: dict):
+    """What an expression of literals, `dict` and earlier such names is worth; else None."""
+    try:
+        scope = {"__builtins__": {}, "dict": dict, **names}
+        return None if node is None else eval(compile(ast.Expression(node), "", "eval"), scope)
+    except Exception:  # a call of something else
+        return None
+
+
+def final_episodes(row: Row) -> np.ndarray:
+    """[lanes, episodes]: each episode of the last evaluation, in the unit of `row`."""
+    table = pd.read_csv(row.run / "returns.csv")
+    last = table[(table["update"] == row.steps["update"][-1]) & (table["env_step"] == row.steps["env_step"][-1])]
+    return last.pivot(index="lane", columns="episode", values=row.metric).loc[row.lanes].to_numpy()
+
+
+def labels(rows: list[Row]) -> dict[str, list[Row]]:
+    """Table rows: bc first, then by name. The run's name is shown where there are several."""
+    several = len({row.run.name for row in rows}) > 1
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda r: (r.algorithm != "bc", r.algorithm, r.run.name)):
+        name = f"({row.run.name})" if several else ""
+        label = " ".join(filter(None, [row.algorithm, row.setting, name]))
+        groups.setdefault(label, []).append(row)
+    return groups
+
+
+def short(n: int) -> str:
+    """100000 -> 100k, 1500000 -> 1.5M."""
+    if n >= 1_000_000 and n % 100_000 == 0:
+        return f"{n / 1e6:g}M"
+    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else f"{n:,}"

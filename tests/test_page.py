@@ -1,0 +1,160 @@
+"""results/index.html in a real browser, from a file and without a network."""
+
+import json
+import re
+import shutil
+
+import pytest
+from test_results import RISES_THEN_FALLS, make_run
+
+from results import report
+from results.page import page
+from results.raw import read_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: chromium)")
+NAN = float("nan")
+HOSTILE = "</script><script>window.broken = true</script><img src=x onerror='window.broken = true'>"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A page of six rows: two datasets, a sweep, a diverged lane, a hostile command."""
+    root = tmp_path_factory.mktemp("site")
+    make_run(root, "td3_bc", "hopper-medium", RISES_THEN_FALLS)
+    low = [[[1, 1], [2, 2], [3, 3]]] * 4
+    bc = make_run(root, "bc", "hopper-medium", low, diverged={"1": 500})
+    record = json.loads((bc / "run.json").read_text())
+    (bc / "run.json").write_text(json.dumps(record | {"command": HOSTILE}))
+    make_run(root, "bc", "hopper-expert", [[[80, 80]], [[90, 90]]], name="claim-x-3k")
+    make_run(root, "iql", "hopper-expert", [[[NAN, NAN]], [[7, 9]]])
+    make_run(root, "cql", "hopper-medium", RISES_THEN_FALLS, swept={"alpha": [1.0, 1.0, 2.5, 2.5]})
+    assert report.main([], root) == 0
+    return (root / "results" / "index.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, site):
+    """The page, loaded; at the end nothing may have been logged as an error or asked for over a network."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    tab, errors, asked = context.new_page(), [], []
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(site)
+    yield tab
+    assert errors == [] and all(url.startswith("file:") for url in asked)
+    context.close()
+
+
+def column(tab, n: int) -> list[str]:
+    return [text.strip() for text in tab.locator(f"#rows tr td:nth-child({n})").all_inner_texts()]
+
+
+@needs_chromium
+def test_the_page_shows_every_row_the_best_first(tab):
+    assert column(tab, 1) == ["bc", "cql", "td3_bc", "cql", "iql †", "bc †"]
+    assert column(tab, 4) == ["85.0 ± 5.0", "57.0 ± 25.0", "37.0 ± 26.9", "17.0 ± 5.0", "8.0 ± 0.0", "3.0 ± 0.0"]
+    assert tab.locator("#count").inner_text() == "6 of 6 rows"
+    assert tab.evaluate("window.broken") is None
+
+
+@needs_chromium
+def test_the_page_is_sorted_by_a_heading_and_back(tab):
+    tab.get_by_role("button", name="Algorithm").click()
+    assert column(tab, 1) == ["bc", "bc †", "cql", "cql", "iql †", "td3_bc"]
+    assert tab.locator("th").first.get_attribute("aria-sort") == "ascending"
+    tab.get_by_role("button", name="Algorithm").click()
+    assert column(tab, 1)[0] == "td3_bc" and tab.locator("th").first.get_attribute("aria-sort") == "descending"
+
+
+@needs_chromium
+def test_the_page_is_filtered_by_words_and_lists(tab):
+    tab.get_by_label("Dataset", exact=True).select_option("hopper-expert")
+    assert column(tab, 1) == ["bc", "iql †"] and tab.locator("#count").inner_text() == "2 of 6 rows"
+    tab.get_by_label("Runs", exact=True).select_option("claim")
+    assert column(tab, 1) == ["bc"]
+    tab.get_by_label("Runs", exact=True).select_option("")
+    tab.get_by_label("Dataset", exact=True).select_option("")
+    tab.get_by_label("Search", exact=True).fill("cql alpha=2.5")
+    assert column(tab, 3) == ["alpha=2.5 · benchmark"]
+    tab.get_by_label("Search", exact=True).fill("nothing like it")
+    assert tab.get_by_text("No run fits these filters.").is_visible()
+
+
+@needs_chromium
+def test_the_detail_view_has_every_lane_and_how_it_was_made(tab):
+    tab.locator("#rows button", has_text="td3_bc").click()
+    dialog = tab.get_by_role("dialog")
+    assert dialog.locator("h2").inner_text() == "td3_bc on hopper-medium"
+    assert dialog.locator("polyline.lane").count() == 4 and dialog.locator("polyline.mean").count() == 1
+    text = dialog.inner_text()
+    assert "seed 100: 12.0, seed 101: 22.0" in text and "2 × cpu on 2 cores" in text
+    assert "python algorithms/offline/td3_bc.py --dataset hopper-medium" in text and "dataset mean" in text
+    assert tab.url.endswith("#td3_bc%2Fhopper-medium%2Fbenchmark")
+    dialog.get_by_role("button", name="Close").click()
+    tab.wait_for_function("!location.hash")
+    assert not dialog.is_visible()
+
+
+@needs_chromium
+def test_the_page_works_by_keyboard(tab):
+    tab.get_by_label("Search", exact=True).focus()
+    tab.keyboard.type("iql")
+    tab.locator("#rows button").focus()
+    tab.keyboard.press("Enter")
+    dialog = tab.get_by_role("dialog")
+    assert dialog.is_visible() and "lane 0 (seed 100) has no finite return" in dialog.inner_text()
+    tab.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+@needs_chromium
+def test_a_link_opens_its_run(tab, site):
+    tab.goto("about:blank")
+    tab.goto(f"{site}#cql%2Fhopper-medium%2Fbenchmark%3Falpha%3D1")
+    assert tab.get_by_role("dialog").locator("h2").inner_text() == "cql alpha=1 on hopper-medium"
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_light_or_dark_as_asked_for_and_can_be_switched(scheme, tab):
+    def dark():
+        red, green, blue = map(int, re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor")))
+        return red + green + blue < 300
+
+    tab.emulate_media(color_scheme=scheme)
+    assert dark() == (scheme == "dark")
+    tab.get_by_role("button", name="Switch between light and dark").click()
+    assert dark() != (scheme == "dark")
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(tab):
+    tab.set_viewport_size({"width": 360, "height": 740})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    tab.locator("#rows button", has_text="td3_bc").click()
+    box = tab.get_by_role("dialog").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+    assert tab.evaluate(
+        "document.getElementById('detail').scrollWidth <= document.getElementById('detail').clientWidth"
+    )
+
+
+def test_no_text_of_a_run_ends_the_script(tmp_path):
+    run = make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"command": HOSTILE}))
+    text = page(read_runs(tmp_path, "*")[0], tmp_path)
+    assert text.count("</script>") == page([], tmp_path).count("</script>") and "onerror" in text
