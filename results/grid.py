@@ -226,8 +226,8 @@ CLAIMS = [
         [
             *claim("diffusion_ql", BOTH),
             *claim("edp", BOTH, "--improvement td3 --grad-norm 4", "td3"),
-            *claim("edp", BOTH, "--improvement crr", "crr"),
-            *claim("edp", BOTH, "--improvement iql", "iql"),
+            *claim("edp", [REPLAY], "--improvement crr", "crr"),
+            *claim("edp", [REPLAY], "--improvement iql", "iql"),
             *claim("fql", BOTH),
             *claim("ofql", BOTH),
             *claim("ofql", [REPLAY], "--eta 0.3", "eta-0.3"),
@@ -311,7 +311,7 @@ CLAIMS += [
         "critics, makes online learning several times more sample-efficient.",
         [
             entry
-            for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "18000"))
+            for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "9000"))
             for entry in (
                 interaction("rlpd", dataset, steps, RLPD),
                 interaction("rlpd", dataset, steps, f"{RLPD} --offline-ratio 0", "online-only"),
