@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from shared.untrusted import check_hdf5, read_hdf5, read_npz
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -146,6 +147,8 @@ def flat_obs_shape(space: gym.Space) -> tuple[int, ...]:
 
 def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: int | None = None):
     """The EnvSpec of a registered id; nothing else is ever made, whatever a file says."""
+    if not isinstance(env_id, str):
+        raise InputError(f"{str(env_id)[:80]!r} is no environment's id.")
     if env_id not in gym.registry:  # mazes, hands and kitchen register themselves when imported
         import gymnasium_robotics
 
@@ -162,9 +165,11 @@ def space_spec(obs_shape: tuple[int, ...], action_space: gym.Space) -> Spec:
     """Spec from an observation shape (flattened) and an action space."""
     if isinstance(action_space, gym.spaces.Discrete):
         return Spec(obs_shape, int(action_space.n), True)
+    if not isinstance(action_space, gym.spaces.Box):
+        raise InputError(f"The action space {action_space} is neither a box nor one discrete choice.")
     low, high = action_space.low.ravel(), action_space.high.ravel()
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise InputError(f"The action space {action_space} is unbounded; actions must lie in a box.")
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise InputError(f"The action space {action_space} is unbounded or empty; actions must lie in a box.")
     return Spec(obs_shape, low.size, False, tuple(low.tolist()), tuple(high.tolist()))
 
 
@@ -656,24 +661,29 @@ def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
     import minari
 
     try:
+        check_hdf5(data / "main_data.hdf5")
         dataset = minari.MinariDataset(data)
         episodes = list(dataset.iterate_episodes())
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{data} is not a readable Minari dataset ({error}).") from None
-    observations = [flatten_obs(e.observations) for e in episodes]
-    ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
-    last = np.zeros(ends[-1] + 1, bool)
-    last[ends] = True
-    arrays = {
-        "obs": np.concatenate([o[:-1] for o in observations]),
-        "next_obs": np.concatenate([o[1:] for o in observations]),
-        "action": np.concatenate([e.actions for e in episodes]),
-        "reward": np.concatenate([e.rewards for e in episodes]),
-        "terminal": np.concatenate([e.terminations for e in episodes]),
-        "last": last,
-    }
-    stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
-    spec = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
+        observations = [flatten_obs(e.observations) for e in episodes]
+        ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
+        last = np.zeros(ends[-1] + 1, bool)
+        last[ends] = True
+        arrays = {
+            "obs": np.concatenate([o[:-1] for o in observations]),
+            "next_obs": np.concatenate([o[1:] for o in observations]),
+            "action": np.concatenate([e.actions for e in episodes]),
+            "reward": np.concatenate([e.rewards for e in episodes]),
+            "terminal": np.concatenate([e.terminations for e in episodes]),
+            "last": last,
+        }
+        stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
+        spec = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
+        space = dataset.action_space
+    except Exception as error:  # minari, h5py, json and gymnasium each raise their own kinds
+        raise InputError(f"{data} is not a readable Minari dataset ({_first_line(error)}).") from None
+    _check_shapes(str(data), arrays)
+    if not isinstance(spec, dict) or not isinstance(spec.get("kwargs", {}), dict):
+        raise InputError(f"{data} has no readable environment in its metadata.")
     meta = {
         "env": spec.get("id"),
         "env_kwargs": spec.get("kwargs", {}),
@@ -681,17 +691,20 @@ def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
     }
     meta["same_env"] = stored.get("eval_env_spec") in (None, stored.get("env_spec"))
     if "ref_min_score" in stored and "ref_max_score" in stored:
+        pair = stored["ref_min_score"], stored["ref_max_score"]
+        if not all(isinstance(x, int | float) and np.isfinite(x) for x in pair) or pair[0] == pair[1]:
+            raise InputError(f"{data} has reference scores {pair[0]} and {pair[1]}; two different numbers are needed.")
         meta["reference"] = {
             "min": stored["ref_min_score"],
             "max": stored["ref_max_score"],
             "episodes": stored.get("num_episodes_average_score"),
             "source": "the Minari dataset's metadata",
         }
-    space = dataset.action_space
-    if isinstance(space, gym.spaces.Discrete):
-        meta["actions"] = int(space.n)
+    spec = space_spec((), space)
+    if spec.discrete:
+        meta["actions"] = spec.action_dim
     else:
-        meta["low"], meta["high"] = space.low.ravel().tolist(), space.high.ravel().tolist()
+        meta["low"], meta["high"] = list(spec.action_low), list(spec.action_high)
     return arrays, meta
 
 
@@ -710,24 +723,16 @@ _KEYS = {
 def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """A D4RL hdf5, an OGBench npz or a plain npz."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                stored = {k: file[k] for k in file.files}
-        else:
-            with h5py.File(path, "r") as file:
-                names = [n for group in _KEYS.values() for n in group if n in file]
-                stored = {n: file[n][()] for n in names}
+        names = [n for group in _KEYS.values() for n in group]
+        stored = read_npz(path) if path.suffix == ".npz" else read_hdf5(path, names)
     except Exception as error:  # zipfile, zlib, h5py and numpy each raise their own kinds
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"{path} cannot be read ({_first_line(error)}).") from None
     found = {k: stored[n] for k, names in _KEYS.items() for n in names if n in stored}
     if missing := [k for k in ("obs", "action") if k not in found]:
         raise InputError(f"{path} has no {_KEYS[missing[0]][0]}; it holds {', '.join(stored) or 'nothing'}.")
+    _check_shapes(str(path), found)
     n = len(found["obs"])
-    for name, array in found.items():
-        if len(array) != n:
-            raise InputError(f"{path}: {name} has {len(array)} rows, obs has {n}.")
-    flat = {k: found[k].reshape(n, -1)[:, 0] for k in ("terminal", "timeout", "ends", "masks") if k in found}
-    flags = {k: v.astype(bool) for k, v in flat.items()}
+    flags = {k: found[k].reshape(n).astype(bool) for k in ("terminal", "timeout", "ends", "masks") if k in found}
     no = np.zeros(n, bool)
     terminal, last = flags.get("terminal", no), flags.get("timeout", no) | flags.get("ends", no)
     if "masks" in flags:  # OGBench singletask: masks say where the task ended, terminals are episode ends
@@ -753,6 +758,26 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         "last": last,
     }
     return {k: v[keep] for k, v in arrays.items()}, {}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Numbers in rows, as many of everything as of obs, one reward and one of each flag in a row."""
+    for field, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"{name}: {field} is of type {array.dtype}, not of numbers.")
+        if array.ndim == 0 or array.size == 0:
+            raise InputError(f"{name}: {field} of shape {array.shape} has no rows.")
+        if len(array) != len(arrays["obs"]):
+            raise InputError(f"{name}: {field} has {len(array)} rows, obs has {len(arrays['obs'])}.")
+        if field not in ("obs", "next_obs", "action") and array.size != len(array):
+            raise InputError(f"{name}: {field} of shape {array.shape} has more than one value in a row.")
+    if "next_obs" in arrays and arrays["next_obs"].shape != arrays["obs"].shape:
+        shapes = arrays["next_obs"].shape, arrays["obs"].shape
+        raise InputError(f"{name}: next_obs of shape {shapes[0]} do not fit obs of shape {shapes[1]}.")
 
 
 # Evaluation environments for D4RL's file names (the current version of each).
@@ -791,7 +816,7 @@ def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) 
         if not (array.dtype == np.uint8 or np.isfinite(array).all()):
             row = int(np.flatnonzero(~np.isfinite(array).reshape(n, -1).all(1))[0])
             raise InputError(f"{name} has NaN or infinite {label}, first in row {row}; clean the file first.")
-    space = gym.make(env_spec).unwrapped.action_space if env_spec and not meta.keys() & {"low", "actions"} else None
+    space = _made(env_spec).unwrapped.action_space if env_spec and not meta.keys() & {"low", "actions"} else None
     if "low" in meta:
         space = gym.spaces.Box(np.float32(meta["low"]), np.float32(meta["high"]))
     elif "actions" in meta:
@@ -799,9 +824,11 @@ def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) 
     elif space is None:
         integer = np.issubdtype(action.dtype, np.integer)
         width = 1 if action.ndim == 1 else action.shape[1]
-        space = gym.spaces.Discrete(int(action.max()) + 1) if integer else gym.spaces.Box(-1, 1, (width,))
+        space = gym.spaces.Discrete(max(int(action.max()), 0) + 1) if integer else gym.spaces.Box(-1, 1, (width,))
     spec = space_spec(obs.shape[1:], space)
     if spec.discrete:
+        if action.size != n:
+            raise InputError(f"{name} has {action.size // n} actions in a row, {space} has one.")
         action = action.reshape(n)
         if (action < 0).any() or (action >= spec.action_dim).any() or (action != action.astype(np.int32)).any():
             raise InputError(f"{name} has actions outside {space}; is this the right environment?")
@@ -831,5 +858,12 @@ def _checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) 
     return dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines, options=options))
 
 
+def _made(env_spec) -> gym.Env:
+    try:
+        return gym.make(env_spec)
+    except Exception as error:  # whatever an environment raises at arguments that it does not know
+        raise InputError(f"{env_spec.id} cannot be made with {env_spec.kwargs} ({_first_line(error)}).") from None
+
+
 def _env_obs_shape(env_spec) -> tuple[int, ...]:
-    return flatten_obs(gym.make(env_spec).observation_space.sample()).shape
+    return flatten_obs(_made(env_spec).observation_space.sample()).shape

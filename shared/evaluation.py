@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from shared.data import ROOT, InputError, Task, nearest
+from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
 
@@ -158,7 +159,10 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
     path = run_dir / "checkpoint" / "state.npz"
     if not (run_dir / "run.json").exists() or not path.exists():
         raise InputError(f"There is no run with a checkpoint in {run_dir}.")
-    file = (ROOT / json.loads((run_dir / "run.json").read_text())["file"]).resolve()
+    try:
+        file = (ROOT / json.loads((run_dir / "run.json").read_text())["file"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"There is no readable run.json in {run_dir}.") from None
     if ROOT / "algorithms" not in file.parents or not file.exists():
         raise InputError(f"The run in {run_dir} is of {file}, which is not an algorithm of this collection.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -166,20 +170,24 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
     if not hasattr(module, "Args"):
         module_spec.loader.exec_module(module)
     header = read_header(path)
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in header["args"].items()}
-    task, settings = Task.from_description(header["task"]), header["settings"]
-    template = np.load(path, allow_pickle=False)
-    padded = len(template[next(n for n in template.files if n != "__header__")])
-    if unknown := stored.keys() - {f.name for f in dataclasses.fields(module.Args)}:
-        raise InputError(f"The run in {run_dir} has --{min(unknown)}, which {file.name} does not know any more.")
-    for name, text in (changes or {}).items():
-        if name not in stored or name in settings[0]:
-            hint = nearest(name, stored) if name not in stored else "its lanes have values of their own"
-            raise InputError(f"The run in {run_dir} has no one --{name} to change; {hint}.")
-        stored[name] = _parse(module.Args, name, text)
-    args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
-    keys = jax.random.split(jax.random.key(0), padded)
-    agent = jax.eval_shape(jax.vmap(lambda key, args: module.init(key, args, task.spec)), keys, args)
+    try:
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in header["args"].items()}
+        task, settings = Task.from_description(header["task"]), header["settings"]
+        padded = next(shape[0] for name, shape in npz_shapes(path).items() if name != "__header__")
+        if unknown := stored.keys() - {f.name for f in dataclasses.fields(module.Args)}:
+            raise InputError(f"The run in {run_dir} has --{min(unknown)}, which {file.name} does not know any more.")
+        for name, text in (changes or {}).items():
+            if name not in stored or name in settings[0]:
+                hint = nearest(name, stored) if name not in stored else "its lanes have values of their own"
+                raise InputError(f"The run in {run_dir} has no one --{name} to change; {hint}.")
+            stored[name] = _parse(module.Args, name, text)
+        args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
+        keys = jax.random.split(jax.random.key(0), padded)
+        agent = jax.eval_shape(jax.vmap(lambda key, args: module.init(key, args, task.spec)), keys, args)
+    except InputError:
+        raise
+    except Exception as error:  # a header that somebody has changed: any kind of mistake
+        raise InputError(f"{path} is not a readable checkpoint ({error or type(error).__name__}).") from None
     (agent,) = load_tree(path, (agent,), partial=True)
     return Policies(task, settings, agent, args, module.act)
 

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import inspect
 import io
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from shared.data import InputError, Task, nearest, slugify
 from shared.evaluation import Evaluator, fine_tuning
+from shared.untrusted import read_npz
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -386,12 +388,22 @@ class Run:
         for table in self._tables.values():
             table.close()
         status = "finished" if kind is None else "interrupted" if kind is Interrupted else "failed"
-        if not (kind is InputError and self.args.resume):  # a checkpoint that does not fit: nothing was changed
-            self._write_record(status)
-        if self._wandb:
-            self._wandb.close()
-        if status == "finished":
-            self._summary()
+        try:
+            if not (kind is InputError and self.args.resume):  # a checkpoint that does not fit: nothing was changed
+                self._write_record(status)
+            if self._wandb:
+                self._wandb.close()
+            if status == "finished":
+                self._summary()
+        except OSError as second:
+            if second.errno not in _DISK:
+                raise
+            error = error or second
+        if isinstance(error, OSError) and error.errno in _DISK:
+            left = (
+                "free space and go on with --resume" if self._file_checkpoint.exists() else "there is no checkpoint yet"
+            )
+            raise InputError(f"Cannot write to {self.out} any more: {error.strerror}; {left}.") from None
 
     def _on_event(self, name: str, seconds: float, **_) -> None:
         if name.startswith("/jax/core/compile/"):
@@ -510,13 +522,19 @@ class Run:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if name not in self._tables:
-            self._tables[name] = path.open("a")
-            if path.stat().st_size == 0:
-                at = columns.index("seed") + 1
-                writer.writerow([*columns[:at], *self.swept, *columns[at:]])
+            self._tables[name] = path.open("ab", buffering=0)
+        size = path.stat().st_size
+        if size == 0:
+            at = columns.index("seed") + 1
+            writer.writerow([*columns[:at], *self.swept, *columns[at:]])
         writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows])
-        self._tables[name].write(text.getvalue())
-        self._tables[name].flush()
+        left = text.getvalue().encode()
+        try:
+            while left:
+                left = left[self._tables[name].write(left) :]
+        except OSError:
+            os.truncate(path, size)  # of these rows all or none
+            raise
 
     def save(self, tree: Any) -> None:
         """Writes a checkpoint under a temporary name and renames it: a kill leaves the previous one."""
@@ -627,7 +645,8 @@ class Run:
                 stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
             ),
         }
-        _write_atomically(self.out / "run.json", json.dumps(record, indent=1).encode())
+        with _replacing(self.out / "run.json") as file:
+            file.write(json.dumps(record, indent=1).encode())
 
     def _summary(self) -> None:
         """Prints the table of the last evaluation and writes curve.png."""
@@ -659,6 +678,7 @@ class Run:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
 
 
@@ -695,13 +715,19 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file to write that takes the place of `path` once it is whole; after an error nothing has happened."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -721,23 +747,22 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         for name, leaf in _named_leaves(tree).items()
     }
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as f:
-        np.savez(f, __header__=np.array(json.dumps(header)), **arrays)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with _replacing(path) as file:
+        np.savez(file, __header__=np.array(json.dumps(header)), **arrays)
 
 
 def read_header(path: Path) -> dict:
     """The header of a checkpoint."""
-    return json.loads(str(_read_checkpoint(path, lambda name: name == "__header__")["__header__"]))
+    try:
+        header = json.loads(str(_read_checkpoint(path, lambda name: name == "__header__")["__header__"]))
+        return dict(header)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is not a readable checkpoint (its header is missing or damaged).") from None
 
 
 def _read_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in {*file.files, "__header__"} if wanted(name)}
+        return read_npz(path, wanted)
     except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
 
@@ -875,4 +900,5 @@ def _plot_curve(out: Path, swept: list[str], title: str) -> None:
     axes.set(xlabel=x.replace("_", " "), ylabel="normalised score" if y == "score" else "return", title=title)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(out / "curve.png", dpi=120)
+    with _replacing(out / "curve.png") as file:
+        figure.savefig(file, dpi=120, format="png")

@@ -95,3 +95,12 @@ def batch() -> Batch:
         next_obs=r.normal(size=(5, 3)).astype(np.float32),
         next_action=r.uniform(-0.9, 0.9, (5, 2)).astype(np.float32),
     )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole-faults", action="store_true", help="the whole of tests/test_faults.py (make test-faults)")
+
+
+@pytest.fixture
+def whole_faults(request) -> bool:
+    return request.config.getoption("--whole-faults")
