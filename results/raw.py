@@ -17,7 +17,7 @@ from results.grid import evaluation_file
 from shared.data import InputError
 
 # Arguments that say where and how a run was made, not what was computed.
-BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset"}
+BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed"}
 BOOKKEEPING |= {"log_every", "eval_every", "checkpoint_every"}
 
 

@@ -35,6 +35,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from shared.data import InputError, Task, nearest, slugify
+from shared.distributed import gather, join, merge_records, merge_tables, share
 from shared.evaluation import Evaluator, fine_tuning
 from shared.untrusted import read_npz
 
@@ -100,6 +101,8 @@ class RunArgs:
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Log to Weights & Biases too, one run per lane; its failure never stops training."""
+    distributed: str = ""
+    """Several processes share the lanes: auto (SLURM, TPU pods, Open MPI), or HOST:PORT,PROCESSES,PROCESS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +197,11 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
     """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
     try:
         args = parse(cls, presets, doc)
+        join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
-        main(args)
+        talks = not args.distributed or jax.process_index() == 0
+        with contextlib.redirect_stdout(sys.stdout if talks else io.StringIO()):
+            main(args)
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -303,7 +309,7 @@ class Run:
         """
         self.args, self.task, self.file = args, task, Path(file).resolve()
         self.algorithm = self.file.stem
-        self.settings = lane_settings(args)
+        self.first_lane, self.settings = share(lane_settings(args))
         self.swept = [name for name in self.settings[0] if name != "seed"]
         self.online = hasattr(args, "env_steps")
         self.total = args.env_steps if self.online else args.updates
@@ -349,7 +355,11 @@ class Run:
         slug = self.task.id.replace("/", "-").strip("-")
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         default = ROOT / "results" / self.algorithm / slug / stamp
-        self.out = Path(args.out).expanduser().resolve() if args.out else default
+        self.merged_out = self.out = Path(args.out).expanduser().resolve() if args.out else default
+        if jax.process_count() > 1:
+            if not args.out:
+                raise InputError("Several processes need an --out, the same for all.")
+            self.out = self.out / f"process-{jax.process_index()}"
         self._file_checkpoint = self.out / "checkpoint" / "state.npz"
         if args.resume and not self._file_checkpoint.exists():
             raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
@@ -362,7 +372,7 @@ class Run:
         kept = self._read_checkpoint_header() if args.resume else {}
         try:
             (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            for table in (self.out / f"{name}.csv" for name in ("before", "offline", "metrics", "returns")):
+            for table in (self.out / f"{name}.csv" for name in _TABLES):
                 if table.exists():  # rows written after the checkpoint are computed again
                     os.truncate(table, kept.get(table.stem, 0))
             if not args.resume:
@@ -394,6 +404,7 @@ class Run:
             if self._wandb:
                 self._wandb.close()
             if status == "finished":
+                self._merge()
                 self._summary()
         except OSError as second:
             if second.errno not in _DISK:
@@ -497,7 +508,7 @@ class Run:
         return count // every > (count - self.chunk) // every
 
     def _lane(self, i: int) -> list:
-        return [i, *(self.settings[i][name] for name in ("seed", *self.swept))]
+        return [self.first_lane + i, *(self.settings[i][name] for name in ("seed", *self.swept))]
 
     def _seconds(self) -> float:
         return round(self._wall + time.time() - self._started, 3)
@@ -509,7 +520,7 @@ class Run:
                 self.diverged[i] = self.done
                 named = ", ".join(f"{k}={v}" for k, v in setting.items())
                 tqdm.write(
-                    f"Lane {i} ({named}) has diverged: {bad[0]} is not finite at step {self.done}; "
+                    f"Lane {self.first_lane + i} ({named}) has diverged: {bad[0]} is not finite at step {self.done}; "
                     "the other lanes go on.",
                     file=sys.stderr,
                 )
@@ -612,6 +623,10 @@ class Run:
                     f"--resume with --{name.replace('_', '-')} {value}, but the run was started with "
                     f"{header['args'].get(name)}; use the same."
                 )
+        if header["settings"] != json.loads(json.dumps(self.settings)):
+            raise InputError(
+                f"The checkpoint in {self.out} is of other lanes; resume with as many processes as before."
+            )
         self.done, self._wall = header["done"], header["wall_s"]
         self.pretrained = header.get("pretrained", 0)
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
@@ -629,8 +644,8 @@ class Run:
             "command": " ".join([os.path.relpath(self.file, ROOT), *sys.argv[1:]]),
             "args": dataclasses.asdict(self.args),
             "task": self.task.describe(),
-            "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings)],
-            "diverged": {str(i): u for i, u in self.diverged.items()},
+            "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings, self.first_lane)],
+            "diverged": {str(self.first_lane + i): u for i, u in self.diverged.items()},
             "steps_done": self.done,
             "versions": {p: _version(p) for p in ("jax", "flax", "optax", "gymnasium", "mujoco", "numpy")},
             "hardware": {
@@ -648,8 +663,27 @@ class Run:
         with _replacing(self.out / "run.json") as file:
             file.write(json.dumps(record, indent=1).encode())
 
+    def _merge(self) -> None:
+        """The tables and records of all processes in --out, written by process 0."""
+        if jax.process_count() == 1:
+            return
+        for path in [self.out / "run.json", *(self.out / f"{name}.csv" for name in _TABLES)]:
+            parts = gather(path.read_bytes() if path.exists() else b"")
+            if any(parts) and not jax.process_index():
+                content = merge_records(parts) if path.suffix == ".json" else merge_tables(parts)
+                with _replacing(self.merged_out / path.name) as file:
+                    file.write(content)
+        if hasattr(self, "final_returns"):
+            for name in ("final_returns", "final_scores"):
+                own = getattr(self, name)
+                parts = [np.frombuffer(part, own.dtype) for part in gather(np.ascontiguousarray(own).tobytes())]
+                setattr(self, name, np.concatenate(parts).reshape(-1, own.shape[1]))
+        self.settings, self.out = lane_settings(self.args), self.merged_out
+
     def _summary(self) -> None:
-        """Prints the table of the last evaluation and writes curve.png."""
+        """Prints the table of the last evaluation and writes curve.png; of all lanes, by process 0."""
+        if jax.process_index():
+            return
         if (self.out / "returns.csv").exists():
             _plot_curve(self.out, self.swept, f"{self.algorithm} on {self.task.id}")
         if not hasattr(self, "final_returns"):
@@ -679,6 +713,7 @@ class Run:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_TABLES = ("before", "offline", "metrics", "returns")
 _LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
 
 
@@ -704,7 +739,7 @@ def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline
 
 def _comparable(args: RunArgs) -> dict:
     """The arguments that a resumed run must share, as JSON gives them back."""
-    free = ("out", "resume", "wandb", "preset")
+    free = ("out", "resume", "wandb", "preset", "distributed")
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in free}))
 
 
