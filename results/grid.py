@@ -270,7 +270,7 @@ HNPG = "--offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every
 RLPD = "--learning-starts 500 --utd 5 --n-critics 5"
 PLAIN_SAC = "--learning-starts 500 --inner-steps 1 --reptile-step 1"  # MOORL without its loops and averages
 CAL_QL = "--actor-hidden-dims 128 128 --n-actions 4"
-WSRL = f"{CAL_QL} --n-critics 5"
+WSRL = f"{CAL_QL} --n-critics 3"
 E2O = "--n-actions 4 --learning-starts 500"
 PLAIN_E2O = f"{E2O} --target min --reweight none --exploration policy"
 
@@ -339,9 +339,9 @@ CLAIMS += [
         "WSRL (arXiv 2412.07762) claims that a short warm-up with the offline policy takes the place of the offline "
         "data: without it fine-tuning without data forgets, and keeping the data slows learning down.",
         [
-            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 1000"),
-            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 0", "no-warm-up"),
-            interaction("wsrl", PENDULUM, "10000+6000", f"{WSRL} --warmup-steps 1000 --online-share 0.5", "retention"),
+            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 500"),
+            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 0", "no-warm-up"),
+            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 500 --online-share 0.5", "retention"),
         ],
     ),
     Claim(
