@@ -3,14 +3,20 @@
     python results/benchmark.py                     # results/grid.py; what `make benchmark` runs
     python results/benchmark.py --algorithms td3_bc iql --datasets hopper-medium --updates 100000
     python results/benchmark.py --dry-run           # what would be done, in which order
+    python results/benchmark.py --engine ray --cpus 4   # side by side on a Ray cluster (pip install ray)
 
 A job runs algorithms/*/<algorithm>.py with `--out results/<algorithm>/<dataset>/<name>`. Jobs may
 be stopped and started again at any time: a finished one is never run again, an unfinished one goes
 on from its checkpoint, one that left no checkpoint begins anew. Several processes may share a grid.
+
+With `--engine ray` the jobs are tasks of the cluster that RAY_ADDRESS names (`ray start`; else of one on this
+machine); a task whose machine dies is given to another, and goes on from the checkpoint. All machines need
+the repository at the same place of one file system.
 """
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -113,8 +119,8 @@ def clear(directory: Path) -> None:
 
 
 def execute(command: list[str], root: Path) -> int:
-    """Runs a job to its exit status; a signal is left to the job, which saves and ends."""
-    process = subprocess.Popen(command, cwd=root)
+    """Runs a job to its exit status; a signal is left to the job, which saves and ends. It dies with this process."""
+    process = subprocess.Popen(command, cwd=root, preexec_fn=_die_with_parent)
 
     def forward(number: int, _) -> None:
         if number != signal.SIGINT:  # the terminal has sent Ctrl-C to the job already
@@ -129,28 +135,79 @@ def execute(command: list[str], root: Path) -> int:
     return 128 - status if status < 0 else status
 
 
-def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> int:
-    """Runs what is unfinished within the bounds, and prints what is missing; 0 if nothing is."""
+def _die_with_parent() -> None:
+    """On Linux: a job whose owner was killed must not go on beside the one that takes its place."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def perform(job: Job, root: Path, label: str = "") -> int | None:
+    """Does what is left of a job -> its exit status; None where nothing is left or another process has it."""
+    with locked(job) as mine:
+        now = state(job)
+        if not mine or now == "finished":
+            return None
+        if now == "again":
+            clear(job.out)
+        print(f"{label}{job.name} ({now})", flush=True)
+        status = 0 if now == "evaluate" else execute(job.command + ["--resume"] * (now == "resume"), root)
+        for change in missing_evaluations(job) if not status else []:
+            evaluation = [sys.executable, "-m", "shared.evaluation", str(job.out), "--set", *change.split()]
+            status = status or execute(evaluation, root)
+    if status not in (0, 130, 143):
+        print(f"{job.name} ended with status {status}.", file=sys.stderr, flush=True)
+    return status
+
+
+def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> None:
+    """Runs what is unfinished within the bounds, one after the other."""
     end, started = time.monotonic() + 3600 * hours, 0
     for n, job in enumerate(jobs, 1):
         if started >= max_jobs or time.monotonic() >= end:
-            break
-        with locked(job) as mine:
-            now = state(job)
-            if not mine or now == "finished":
-                continue
-            if now == "again":
-                clear(job.out)
-            started += 1
-            print(f"[{n}/{len(jobs)}] {job.name} ({now})", flush=True)
-            status = 0 if now == "evaluate" else execute(job.command + ["--resume"] * (now == "resume"), root)
-            for change in missing_evaluations(job) if not status else []:
-                evaluation = [sys.executable, "-m", "shared.evaluation", str(job.out), "--set", *change.split()]
-                status = status or execute(evaluation, root)
+            return
+        status = perform(job, root, f"[{n}/{len(jobs)}] ")
+        started += status is not None
         if status in (130, 143):  # interrupted: the next job is not wanted either
-            break
-        if status:
-            print(f"{job.name} ended with status {status}.", file=sys.stderr, flush=True)
+            return
+
+
+def run_on_ray(jobs: list[Job], hours: float, max_jobs: int, root: Path, cpus: float, gpus: float) -> None:
+    """Runs what is unfinished within the bounds, as many at once as the cluster has `cpus` and `gpus` for.
+
+    Raises:
+      InputError: Ray is not installed, or the cluster is too small for one job.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install ray.") from None
+    if not ray.is_initialized():
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, log_to_driver=True, logging_level="error")
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=10)(perform)
+    there = ray.cluster_resources()
+    slots = int(min(there.get(name, 0) / n for name, n in (("CPU", cpus), ("GPU", gpus)) if n))
+    if slots < 1:
+        has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        raise InputError(f"The cluster has {has}, a job needs {cpus:g} and {gpus:g}.")
+    end = time.monotonic() + 3600 * hours
+    waiting, running = [job for job in jobs if state(job) != "finished"][:max_jobs], {}
+    while waiting or running:
+        while waiting and len(running) < slots and time.monotonic() < end:
+            job = waiting.pop(0)
+            running[task.remote(job, root)] = job
+        if not running:
+            return
+        (done,), _ = ray.wait(list(running))
+        job = running.pop(done)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"{job.name} was given up by Ray: {reason}", file=sys.stderr, flush=True)
+
+
+def finish(jobs: list[Job]) -> int:
+    """Prints what is missing; 0 if nothing is."""
     missing = [job.name for job in jobs if state(job) != "finished"]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are finished.")
     if missing:
@@ -170,6 +227,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     option("--name", default="", help="the runs' name (default: benchmark-<updates>)")
     option("--hours", type=float, default=float("inf"), help="begin no job after this time")
     option("--max-jobs", type=int, default=sys.maxsize, help="begin no more than so many jobs")
+    option("--engine", choices=["local", "ray"], default="local", help="one job after the other, or a Ray cluster")
+    option("--cpus", type=float, default=1, help="with --engine ray: CPUs of each job")
+    option("--gpus", type=float, default=0, help="with --engine ray: GPUs of each job")
     option("--dry-run", action="store_true", help="print the jobs and do nothing")
     args = parser.parse_args(argv)
     try:
@@ -184,14 +244,18 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         more = [] if args.seeds is None else ["--seeds", str(args.seeds)]
         more += [] if args.updates is None else ["--updates", str(args.updates)]
         jobs = make_jobs(grid, args.name, more + shlex.split(args.extra), root)
+        if args.dry_run:
+            for job in jobs:
+                print(f"{state(job):<9}{shlex.join(job.command)}")
+            return 0
+        if args.engine == "ray":
+            run_on_ray(jobs, args.hours, args.max_jobs, root, args.cpus, args.gpus)
+        else:
+            run_jobs(jobs, args.hours, args.max_jobs, root)
     except (InputError, ValueError) as error:  # ValueError: a quote in --extra is not closed
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
-    if args.dry_run:
-        for job in jobs:
-            print(f"{state(job):<9}{shlex.join(job.command)}")
-        return 0
-    return run_jobs(jobs, args.hours, args.max_jobs, root)
+    return finish(jobs)
 
 
 if __name__ == "__main__":

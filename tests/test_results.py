@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -489,9 +491,10 @@ def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path
     monkeypatch.setattr(benchmark, "execute", execute)
     (out / "evaluation-a=3.csv").touch()
     assert benchmark.state(job) == "evaluate"
-    assert benchmark.run_jobs([job], 1, 9, tmp_path) == 0
+    benchmark.run_jobs([job], 1, 9, tmp_path)
+    assert benchmark.finish([job]) == 0
     assert [c[1:] for c in done] == [["-m", "shared.evaluation", str(out), "--set", "a=1", "b=2"]]
-    assert benchmark.state(job) == "finished" and benchmark.run_jobs([job], 1, 9, tmp_path) == 0 and len(done) == 1
+    assert benchmark.state(job) == "finished" and benchmark.perform(job, tmp_path) is None and len(done) == 1
 
 
 def test_a_job_in_other_hands_is_left_alone(grid):
@@ -529,6 +532,33 @@ def test_a_signal_reaches_the_job_and_no_other_begins(grid):
     out, _ = process.communicate()
     assert "saved" in out and "0 of 2 jobs are finished" in out and process.returncode == 1
     assert [line[0] for line in log()] == ["bc"]
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def test_a_job_dies_with_its_owner(tmp_path):
+    """Else two would write to one directory once the lock of a killed owner is gone."""
+    child = os.fork()
+    if child == 0:
+        code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+        benchmark.execute([sys.executable, "-c", code], tmp_path)
+        os._exit(0)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.02)
+    job = int((tmp_path / "pid").read_text())
+    assert alive(job)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    deadline = time.time() + 10
+    while alive(job) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not alive(job)
 
 
 def test_no_job_begins_after_the_time_bound(grid):
