@@ -292,10 +292,46 @@ def selection_section(rows: list[Row]) -> list[str]:
 
 
 def speed_section(root: Path) -> str:
-    """results/speed.json (of speed.py) and results/peer_speed.json (of peer_speed.py), where they exist."""
-    made = ((root / "results" / "speed.json", speed_table), (root / "results" / "peer_speed.json", peer_table))
-    parts = [table(json.loads(path.read_text())) for path, table in made if path.exists()]
+    """The measurements of speed.py, peer_speed.py, online_speed.py and action_time.py, where they exist."""
+    made = {"speed": speed_table, "peer_speed": peer_table, "online_speed": online_table, "action_time": action_table}
+    paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
+    parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def online_table(measured: dict) -> str:
+    """Of rlpd, beside a plain loop over one environment with one jitted update per call."""
+    body = [
+        [
+            f"{case['name']}, {case['lanes']} lane{'s' * (case['lanes'] > 1)}",
+            str(case["utd"]),
+            f"{case['env_steps_per_s']['median']:,.0f}",
+            f"{case['gradient_steps_per_s']:,.0f}",
+            f"{case['ratio_to_plain_loop']:.2f}",
+        ]
+        for case in measured["cases"]
+    ]
+    header = ["", "updates per step", "environment steps/s", "gradient steps/s", "ratio to the plain loop"]
+    note = f"Interaction with Hopper-v5, sums over the lanes, ratios within rounds (`python {measured['command']}`)."
+    return "\n\n".join([note, markdown(header, body)])
+
+
+def action_table(measured: dict) -> str:
+    """Of the generative policies."""
+    body = [
+        [
+            case["algorithm"],
+            f"{case['batch']:,}",
+            str(case["candidates"]),
+            f"{case['ms']['median']:,.2f}",
+            f"{case['over_ofql']:.2f}",
+        ]
+        for case in measured["cases"]
+    ]
+    header = ["", "observations", "candidates", "milliseconds", "over ofql's"]
+    sizes = "×".join(map(str, measured["hidden_dims"]))
+    note = f"Time to choose actions with networks of {sizes}, ratios within rounds (`python {measured['command']}`)."
+    return "\n\n".join([note, markdown(header, body)])
 
 
 def speed_table(measured: dict) -> str:

@@ -133,6 +133,19 @@ def test_returns_where_there_is_no_reference(tmp_path):
     assert table["td3_bc"][0].startswith("370.0 ± 269.") and table["*dataset mean*"] == ["444.0"]
 
 
+def test_every_measurement_of_speed_has_its_table(tmp_path):
+    cases = [{"algorithm": "fql", "batch": 1000, "candidates": 1, "ms": {"median": 3.569}, "over_ofql": 0.874}]
+    measured = {"command": "results/action_time.py", "hidden_dims": [256, 256], "cases": cases}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "action_time.json").write_text(json.dumps(measured))
+    case = {"name": "rlpd", "lanes": 8, "utd": 20, "env_steps_per_s": {"median": 1234.5}, "ratio_to_plain_loop": 3.21}
+    measured = {"command": "results/online_speed.py", "cases": [case | {"gradient_steps_per_s": 24690.0}]}
+    (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
+    text = report.speed_section(tmp_path)
+    assert "| fql | 1,000 | 1 | 3.57 | 0.87 |" in text and "256×256" in text
+    assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
+
+
 def test_family_column_needs_every_dataset(tmp_path):
     flat = [[[10, 10]], [[10, 10]]]
     for dataset in ("hopper-medium", "hopper-expert"):
