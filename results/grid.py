@@ -109,6 +109,7 @@ def claim(algorithm: str, datasets: Iterable[str], more: str = "", variant: str 
 BOTH = (REPLAY, MAZE)
 CORRUPTIONS = ("obs", "action", "reward", "dynamics")
 ATTACKS = tuple(f"attack={a} attack_scale={s}" for a in ("random", "min_q") for s in (0.05, 0.1))
+STRONG = tuple(f"attack={a} attack_scale={s}" for a in ("random", "min_q") for s in (0.3, 0.6))
 
 CLAIMS = [
     Claim(
@@ -260,7 +261,7 @@ CLAIMS = [
             *claim("rorl", [REPLAY], "--terms --n-critics 5", "sac-n", evaluations=ATTACKS),
             *claim("rorl", [REPLAY], "--n-critics 5 --n-samples 2", "rorl", evaluations=ATTACKS),
             *(
-                Entry("rorl", PENDULUM, f"{FEW} --updates 15000 --eval-every 7500 {more}", variant, "claim", ATTACKS)
+                Entry("rorl", PENDULUM, f"{FEW} --updates 15000 --eval-every 7500 {more}", variant, "claim", ATTACKS + STRONG)
                 for variant, more in (("sac-n", "--terms --n-critics 5"), ("rorl", "--n-critics 5 --n-samples 2"))
             ),
         ],
