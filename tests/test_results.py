@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -557,21 +556,21 @@ def alive(process: int) -> bool:
 
 def test_a_job_dies_with_its_owner(tmp_path):
     """Else two would write to one directory once the lock of a killed owner is gone."""
-    child = os.fork()
-    if child == 0:
-        code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
-        benchmark.execute([sys.executable, "-c", code], tmp_path)
-        os._exit(0)
+    job = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from results import benchmark; "
+    code += "benchmark.execute([sys.executable, '-c', sys.argv[2]], pathlib.Path.cwd())"
+    owner = subprocess.Popen([sys.executable, "-c", code, str(report.ROOT), job], cwd=tmp_path)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert owner.poll() is None
         time.sleep(0.02)
-    job = int((tmp_path / "pid").read_text())
-    assert alive(job)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    number = int((tmp_path / "pid").read_text())
+    assert alive(number)
+    owner.kill()
+    owner.wait()
     deadline = time.time() + 10
-    while alive(job) and time.time() < deadline:
+    while alive(number) and time.time() < deadline:
         time.sleep(0.05)
-    assert not alive(job)
+    assert not alive(number)
 
 
 def test_no_job_begins_after_the_time_bound(grid):
