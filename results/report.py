@@ -312,8 +312,14 @@ def online_table(measured: dict) -> str:
         for case in measured["cases"]
     ]
     header = ["", "updates per step", "environment steps/s", "gradient steps/s", "ratio to the plain loop"]
-    note = f"Interaction with Hopper-v5, sums over the lanes, ratios within rounds (`python {measured['command']}`)."
+    note = "Interaction with Hopper-v5, sums over the lanes, ratios within rounds, " + made_on(measured)
     return "\n\n".join([note, markdown(header, body)])
+
+
+def made_on(measured: dict) -> str:
+    """How many cores and which command."""
+    cores = measured["hardware"]["cores"]
+    return f"{cores} core{'s' * (cores > 1)} (`python {measured['command']}`)."
 
 
 def action_table(measured: dict) -> str:
@@ -330,7 +336,7 @@ def action_table(measured: dict) -> str:
     ]
     header = ["", "observations", "candidates", "milliseconds", "over ofql's"]
     sizes = "×".join(map(str, measured["hidden_dims"]))
-    note = f"Time to choose actions with networks of {sizes}, ratios within rounds (`python {measured['command']}`)."
+    note = f"Time to choose actions with networks of {sizes}, ratios within rounds, " + made_on(measured)
     return "\n\n".join([note, markdown(header, body)])
 
 

@@ -134,14 +134,24 @@ def test_returns_where_there_is_no_reference(tmp_path):
 
 def test_every_measurement_of_speed_has_its_table(tmp_path):
     cases = [{"algorithm": "fql", "batch": 1000, "candidates": 1, "ms": {"median": 3.569}, "over_ofql": 0.874}]
-    measured = {"command": "results/action_time.py", "hidden_dims": [256, 256], "cases": cases}
+    measured = {
+        "command": "results/action_time.py",
+        "hidden_dims": [256, 256],
+        "cases": cases,
+        "hardware": {"cores": 1},
+    }
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "action_time.json").write_text(json.dumps(measured))
     case = {"name": "rlpd", "lanes": 8, "utd": 20, "env_steps_per_s": {"median": 1234.5}, "ratio_to_plain_loop": 3.21}
-    measured = {"command": "results/online_speed.py", "cases": [case | {"gradient_steps_per_s": 24690.0}]}
+    cases = [case | {"gradient_steps_per_s": 24690.0}]
+    measured = {"command": "results/online_speed.py", "cases": cases, "hardware": {"cores": 2}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
     text = report.speed_section(tmp_path)
-    assert "| fql | 1,000 | 1 | 3.57 | 0.87 |" in text and "256×256" in text
+    assert (
+        "| fql | 1,000 | 1 | 3.57 | 0.87 |" in text
+        and "256×256" in text
+        and "1 core (`python results/action_time.py`)" in text
+    )
     assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
 
 
