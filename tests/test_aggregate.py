@@ -74,6 +74,12 @@ def test_after_one_episode_the_pick_is_a_policy_at_random():
     assert (curve[2:] == 90.0).all() and curve[0] < curve[1] < 90.0
 
 
+def test_a_policy_that_was_not_tried_is_not_picked():
+    """Of negative scores too, where no mean yet is no zero: after two of three, the better of the two."""
+    curve = budget_curve([np.full((1, 5), value) for value in (-90.0, -60.0, -30.0)], 3)
+    np.testing.assert_allclose(curve, [-60, -40, -30], atol=2.5)
+
+
 def test_noisy_episodes_cost_more_of_them():
     rng = np.random.default_rng(0)
     quiet = [mean + rng.normal(0, 1, (1, 50)) for mean in (40, 45, 50)]
