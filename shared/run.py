@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -361,7 +362,8 @@ class Run:
                 raise InputError("Several processes need an --out, the same for all.")
             self.out = self.out / f"process-{jax.process_index()}"
         self._file_checkpoint = self.out / "checkpoint" / "state.npz"
-        if args.resume and not self._file_checkpoint.exists():
+        self._file_previous = self._file_checkpoint.with_name("previous.npz")
+        if args.resume and not (self._file_checkpoint.exists() or self._file_previous.exists()):
             raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
         record = self.out / "run.json"
         finished = record.exists() and json.loads(record.read_text())["status"] == "finished"
@@ -404,6 +406,7 @@ class Run:
             if self._wandb:
                 self._wandb.close()
             if status == "finished":
+                self._file_previous.unlink(missing_ok=True)
                 self._merge()
                 self._summary()
         except OSError as second:
@@ -548,7 +551,10 @@ class Run:
             raise
 
     def save(self, tree: Any) -> None:
-        """Writes a checkpoint under a temporary name and renames it: a kill leaves the previous one."""
+        """Writes a checkpoint under a temporary name and renames it: a kill leaves the previous one.
+
+        Until the run has finished the previous one is kept beside it, for `--resume` after damage to the last.
+        """
         header = {
             "algorithm": self.algorithm,
             "done": self.done,
@@ -562,6 +568,9 @@ class Run:
             "summed": self._summed,
             "diverged": self.diverged,
         }
+        with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
+            self._file_previous.unlink(missing_ok=True)
+            os.link(self._file_checkpoint, self._file_previous)
         save_tree(self._file_checkpoint, tree, header)
         self._write_record("running")
 
@@ -611,8 +620,13 @@ class Run:
         return load_lanes(path, agent, np.array(lanes))
 
     def _read_checkpoint_header(self) -> dict[str, int]:
-        """Goes on where it ended; returns the sizes of the tables then."""
-        header = read_header(self._file_checkpoint)
+        """Goes on where it ended; returns the sizes of the tables then.
+
+        The previous checkpoint takes the place of a last one that is damaged, which is kept as damaged.npz.
+        """
+        last, previous = self._file_checkpoint, self._file_previous
+        damaged = previous.exists() and not is_whole(last) and is_whole(previous)
+        header = read_header(previous if damaged else last)
         if header["algorithm"] != self.algorithm:
             raise InputError(f"{self.out} is a run of {header['algorithm']}, not of {self.algorithm}.")
         if header["task"]["hash"] != self.task.hash:
@@ -632,6 +646,11 @@ class Run:
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
         self._sums = {name: np.array(total) for name, total in header.get("sums", {}).items()}
         self._summed = header.get("summed", 0)
+        if damaged:
+            tqdm.write(f"{last} is damaged: the checkpoint before it is used.", file=sys.stderr)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(last, last.with_name("damaged.npz"))
+            os.replace(previous, last)
         return header["bytes"]
 
     def _write_record(self, status: str) -> None:
@@ -784,6 +803,15 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
     }
     with _replacing(path) as file:
         np.savez(file, __header__=np.array(json.dumps(header)), **arrays)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written, by the archive's checksums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # zipfile and zlib each raise their own kinds
+        return False
 
 
 def read_header(path: Path) -> dict:

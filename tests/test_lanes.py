@@ -5,12 +5,14 @@ import csv
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, load
+from conftest import ALGORITHMS, ROOT, load
 
 from shared.data import Spec
 from shared.run import float_fields, lane_settings, over_lanes
@@ -138,3 +140,65 @@ def test_the_compiled_program_does_not_communicate(pendulum):
     text = f.lower(np.ones((4, 3, 3), np.float32), np.ones((3, 3), np.float32)).compile().as_text()
     assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
     assert module.Args().policy_delay == 2
+
+
+ON_DEVICES = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "{tests}")
+import conftest
+import jax
+
+jax.config.update("jax_num_cpu_devices", {count})
+import test_lanes
+from shared.run import Run
+
+over_lanes, programs = Run.over_lanes, []
+
+
+def read(run, *args, **kwargs):
+    program = over_lanes(run, *args, **kwargs)
+
+    def call(*operands):
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(operands)):
+            programs.append(program.lower(*operands).compile().as_text())
+        return program(*operands)
+
+    return call
+
+
+Run.over_lanes = read
+test_lanes.train("{name}", "{dataset}", Path("{out}"), seeds=6, seed=3)
+assert len(jax.devices()) == {count} and len(programs) > 3
+words = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "send(", "recv(")
+assert not [word for word in words for text in programs if word in text]
+assert {count} == 1 or any("num_partitions={count}" in text for text in programs)
+"""
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
+def test_four_devices_compute_what_one_does_and_tell_each_other_nothing(name, pendulum, tmp_path):
+    """Six lanes, padded to eight on four devices; every program of the job is read, also those of the interaction."""
+    ends = []
+    for count in (1, 4):
+        out = tmp_path / str(count)
+        words = {"tests": ROOT / "tests", "count": count, "name": name, "dataset": pendulum, "out": out}
+        code = ON_DEVICES.format(**words)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((out / "run.json").read_text())["hardware"]["devices"] == count
+        with np.load(out / "checkpoint" / "state.npz") as file:
+            arrays = {k: file[k] for k in file.files if k != "__header__"}
+        returns = list(csv.DictReader((out / "returns.csv").open()))
+        ends.append((arrays, returns))
+    (one, rows), (four, rows_4) = ends
+    assert [(r["lane"], r["seed"]) for r in rows_4] == [(r["lane"], r["seed"]) for r in rows] and len(rows) >= 6
+    np.testing.assert_allclose(
+        [float(r["return"]) for r in rows_4], [float(r["return"]) for r in rows], rtol=1e-3
+    )  # forces add up over 200 steps
+    assert one.keys() == four.keys()
+    for path, value in one.items():
+        if path.startswith("[0]"):
+            assert len(four[path]) == 8
+            np.testing.assert_allclose(four[path][:6], value, rtol=1e-5, atol=1e-6, err_msg=path)

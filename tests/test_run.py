@@ -4,6 +4,7 @@ Training jobs are small ones of bc and td3_bc; what only concerns the loop uses 
 """
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -527,6 +528,66 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, words, refused, 
     err = refused("bc", "--out", "done", "--resume")
     assert err.startswith("bc.py: ") and len(err.splitlines()) == 1, err
     assert all(w in err for w in words), err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "missing"])
+def test_the_checkpoint_before_a_damaged_one_is_used(damage, folder, bc, tmp_path, monkeypatch, capfd):
+    """Stopped after update 10; the checkpoint of 8 stands in, its rows are cut to it, and the damaged file is kept."""
+    out, last = tmp_path / "run", tmp_path / "run" / "checkpoint" / "state.npz"
+    at_step(monkeypatch, 10, terminate)
+    with pytest.raises(Interrupted):
+        load("bc").main(job(folder, "bc", out))
+    assert read_header(last)["done"] == 10 and read_header(last.with_name("previous.npz"))["done"] == 8
+    if damage == "missing":
+        last.unlink()
+    else:
+        damaged(last, damage)
+        bytes_of_it = last.read_bytes()
+    load("bc").main(job(folder, "bc", out, resume=True))
+    assert_same(out, bc)
+    assert f"{last} is damaged: the checkpoint before it is used." in capfd.readouterr().err
+    kept = {path.name: path.read_bytes() for path in last.parent.iterdir()} | {"state.npz": b""}
+    assert kept == {"state.npz": b""} | ({} if damage == "missing" else {"damaged.npz": bytes_of_it})
+
+
+def test_where_both_checkpoints_are_damaged_the_run_is_refused(tmp_path, monkeypatch):
+    out, last = tmp_path / "run", tmp_path / "run" / "checkpoint" / "state.npz"
+    at_step(monkeypatch, 10, terminate)
+    with pytest.raises(Interrupted):
+        toy(out)
+    for path in (last, last.with_name("previous.npz")):
+        path.write_bytes(b"no archive")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="state.npz is not a readable checkpoint"):
+        toy(out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_killed_between_keeping_a_checkpoint_and_writing_the_next_goes_on(tmp_path, monkeypatch):
+    """The two names are one file then; a file system without links keeps the last only."""
+    out, link = tmp_path / "run", os.link
+
+    def linked(source, target):
+        link(source, target)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "link", linked)
+        toy(out)
+    checkpoint = out / "checkpoint"
+    assert os.path.samefile(checkpoint / "state.npz", checkpoint / "previous.npz")
+    with monkeypatch.context() as patch:
+        at_step(patch, 10, terminate)
+        with pytest.raises(Interrupted):
+            toy(out, resume=True)
+    assert read_header(checkpoint / "previous.npz")["done"] == 8 and len(list(checkpoint.iterdir())) == 2
+
+    def unable(source, target):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", unable)
+    toy(out, resume=True)
+    assert record(out)["status"] == "finished" and [p.name for p in checkpoint.iterdir()] == ["state.npz"]
 
 
 def test_a_refused_resume_gives_signals_back_and_opens_nothing(tmp_path, monkeypatch):
