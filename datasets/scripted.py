@@ -15,8 +15,9 @@ from minari.data_collector import EpisodeBuffer
 from shared.data import registered_env
 
 SHARES = {
-    "Pendulum-v1": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
-    "CartPole-v1": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
+    "pendulum-mixed": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
+    "pendulum-weak": {"spinner": 0.35, "damper": 0.35, "random": 0.30},
+    "cartpole-mixed": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
 }
 """Share of the steps that each controller plays."""
 
@@ -64,29 +65,29 @@ CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPo
 
 
 def recipe(name: str, env_id: str) -> Recipe:
-    """`pendulum-mixed` or `cartpole-mixed`."""
+    """`pendulum-mixed`, `pendulum-weak` or `cartpole-mixed`."""
     spec = registered_env(env_id)
     policies = {"random": random_policy, "expert": lambda env: CONTROLLERS[env_id]("expert")}
-    shares = ", ".join(f"{share:.0%} {grade}" for grade, share in SHARES[env_id].items())
+    shares = ", ".join(f"{share:.0%} {grade}" for grade, share in SHARES[name].items())
     return Recipe(
         env=spec,
         eval_env=spec,
         steps=20_000,
         policy=f"scripted controllers, one per episode ({shares} of the steps), "
         f"{LEFT_OUT:.0%} of their actions uniform",
-        collect=partial(collect, env_id),
+        collect=partial(collect, name, env_id),
         reference=env_id,
         expert="the scripted expert without random actions",
         returns=lambda who, episodes: play_returns(spec, policies[who], episodes),
     )
 
 
-def collect(env_id: str, steps: int, seed: int) -> list[EpisodeBuffer]:
+def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes seeded seed, seed + 1, ..., each by the controller furthest behind its share."""
     env = gym.make(env_id)
     env.action_space.seed(seed)
     rng = np.random.default_rng(seed)
-    played = dict.fromkeys(SHARES[env_id], 0)
+    played = dict.fromkeys(SHARES[name], 0)
 
     def mixed(grade: str) -> Act:
         if grade == "random":
@@ -96,7 +97,7 @@ def collect(env_id: str, steps: int, seed: int) -> list[EpisodeBuffer]:
 
     episodes = []
     while (total := sum(played.values())) < steps:
-        grade = min(played, key=lambda g: played[g] / SHARES[env_id][g])
+        grade = min(played, key=lambda g: played[g] / SHARES[name][g])
         episodes.append(cut(rollout(env, mixed(grade), seed + len(episodes)), steps - total))
         played[grade] += len(episodes[-1])
     return episodes

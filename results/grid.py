@@ -136,6 +136,10 @@ CLAIMS = [
                 for algorithm, how in (("iql", "--corruption "), ("riql", "--preset hopper-"))
             ),
         ],
+        "Seen on PointMaze under corrupted rewards, where IQL falls far below cloning and RIQL stays above it, and "
+        "under corrupted dynamics and actions, where RIQL is ahead, as it is there on clean data; corrupted observations "
+        "cost both the same. On hopper-medium-replay it is ahead under corrupted observations only: under corrupted "
+        "actions it is level, and under corrupted rewards or dynamics it has not left its first level by 30,000 updates.",
     ),
     Claim(
         "trajectory-weighting",
@@ -233,6 +237,9 @@ CLAIMS = [
             *claim("cql_plus", BOTH, "--preset cql --n-actions 4", "cql"),
             *claim("cql_plus", BOTH, "--n-actions 4", "plus"),
         ],
+        "Not seen in 30,000 updates: on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread far "
+        "wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the four "
+        "choices (more actions) is not tested here.",
     ),
     Claim(
         "generative",
@@ -294,7 +301,7 @@ HNPG = "--offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every
 RLPD = "--learning-starts 500 --utd 5 --n-critics 5"
 PLAIN_SAC = "--learning-starts 500 --inner-steps 1 --reptile-step 1"  # MOORL without its loops and averages
 CAL_QL = "--actor-hidden-dims 128 128 --n-actions 4"
-WSRL = f"{CAL_QL} --n-critics 3"
+WSRL = f"{CAL_QL} --n-critics 3 --eval-episodes 10"
 E2O = "--n-actions 4 --learning-starts 500"
 PLAIN_E2O = f"{E2O} --target min --reweight none --exploration policy"
 
@@ -361,8 +368,8 @@ CLAIMS += [
             entry
             for dataset in BOTH
             for entry in (
-                interaction("cal_ql", dataset, "20000+9600", CAL_QL),
-                interaction("cal_ql", dataset, "20000+9600", f"{CAL_QL} --no-calibrate", "cql"),
+                interaction("cal_ql", dataset, "10000+4800", CAL_QL),
+                interaction("cal_ql", dataset, "10000+4800", f"{CAL_QL} --no-calibrate", "cql"),
             )
         ],
     ),
@@ -416,16 +423,20 @@ CLAIMS += [
         "IQL improves in fine-tuning without a dip",
         "IQL (arXiv 2110.06169) claims that its weighted regression goes on from offline to online training, and "
         "improves there.",
-        [interaction("iql_finetune", d, "20000+9600") for d in (PENDULUM, *BOTH)],
+        [
+            *(interaction("iql_finetune", d, "20000+9600") for d in (PENDULUM, *BOTH)),
+            interaction("iql_finetune", WEAK, "10000+4800"),
+        ],
     ),
     Claim(
         "rebrac-finetune",
         "ReBRAC fine-tunes best with a decaying penalty",
         "ReBRAC (arXiv 2305.09836, appendix on fine-tuning) claims improvement online when the behaviour-cloning terms "
-        "decay to half of their weight, beside none.",
+        "decay to half of their weight, beside constant ones and none (here: none in either phase).",
         [
-            interaction("rebrac_finetune", PENDULUM, "10000+6000", "--min-decay 0.5 1", "decay"),
-            interaction("rebrac_finetune", PENDULUM, "10000+6000", "--actor-bc 0 --critic-bc 0", "no-penalty"),
+            interaction("rebrac_finetune", d, "10000+6000", more, variant)
+            for d in (PENDULUM, WEAK)
+            for more, variant in (("--min-decay 0.5 1", "decay"), ("--actor-bc 0 --critic-bc 0", "no-penalty"))
         ],
     ),
     Claim(
@@ -446,6 +457,8 @@ CLAIMS += [
         [
             interaction("famo2o", PENDULUM, "20000+9600"),
             interaction("iql_finetune", PENDULUM, "20000+9600", "--beta 1 3 5", "beta"),
+            interaction("famo2o", WEAK, "10000+4800"),
+            interaction("iql_finetune", WEAK, "10000+4800", "--beta 1 3 5", "beta"),
         ],
     ),
     Claim(
@@ -454,9 +467,9 @@ CLAIMS += [
         "E2O (arXiv 2306.06871) claims that ten critics do not lose the offline level where two do, and that the "
         "minimum over pairs and exploration by the ensemble's spread then learn faster.",
         [
-            interaction("e2o", PENDULUM, "10000+6000", f"{PLAIN_E2O} --n-critics 2", "two"),
-            interaction("e2o", PENDULUM, "10000+6000", f"{PLAIN_E2O} --n-critics 10", "ten"),
-            interaction("e2o", PENDULUM, "10000+6000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
+            interaction("e2o", PENDULUM, "5000+3000", f"{PLAIN_E2O} --n-critics 2", "two"),
+            interaction("e2o", PENDULUM, "5000+3000", f"{PLAIN_E2O} --n-critics 10", "ten"),
+            interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
         ],
     ),
     Claim(
@@ -465,13 +478,13 @@ CLAIMS += [
         "SUNG (arXiv 2306.07541) claims that exploration by value and uncertainty with a constraint on uncertain "
         "samples only ends above keeping the constraint, and dips less than dropping it.",
         [
-            interaction("sung", PENDULUM, "10000+6000", f"{SUNG}"),
+            interaction("sung", WEAK, "10000+6000", f"{SUNG}"),
             interaction(
-                "sung", PENDULUM, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
+                "sung", WEAK, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
             ),
             interaction(
                 "sung",
-                PENDULUM,
+                WEAK,
                 "10000+6000",
                 f"{SUNG} --online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
                 "td3-bc",

@@ -436,6 +436,13 @@ class Dataset:
             raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
         return self
 
+    def return_range(self) -> float:
+        """Largest minus least return of an episode; InputError where all are equal."""
+        between = float(np.ptp(self.episode_returns()))
+        if not between > 0.0:
+            raise InputError(f"All episodes of '{self.task.id}' have one return; use --no-normalize-return.")
+        return between
+
     # -- options that change the problem; recorded in the result
 
     def replace(self, option: dict, task: dict | None = None, **arrays: np.ndarray) -> "Dataset":

@@ -27,6 +27,13 @@ MAX_EPISODE = 10_000
 # ----------------------------------------------------------------------------------- environments
 
 
+def require_env(task: Task) -> Task:
+    """`task`, or InputError where nothing can be interacted with."""
+    if task.env_spec is None:
+        raise InputError(f"'{task.id}' has no environment to interact with; give one with --env.")
+    return task
+
+
 class LaneEnvs:
     """One environment per lane. A finished one is reset at once; its true last observation is kept.
 
@@ -35,7 +42,8 @@ class LaneEnvs:
     """
 
     def __init__(self, task: Task, seeds: list[int]):
-        self.task, self.seeds = task, seeds
+        """`seeds` [L] of the lanes."""
+        self.task, self.seeds = require_env(task), seeds
         self.envs = [task.make_env() for _ in seeds]
         lanes, spec = len(seeds), task.spec
         limit = (task.env_spec and task.env_spec.max_episode_steps) or MAX_EPISODE
@@ -90,12 +98,13 @@ class LaneEnvs:
         """For a checkpoint."""
         return {n: getattr(self, n).copy() for n in ("episode", "length", "actions", "obs")}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Plays the episodes of `state` again up to where they were.
+    def restore(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """Plays the episodes of `state` again up to where they were; returns which lanes [L] are there.
 
         An environment that does not come back there (its randomness is not its seed's) starts its next episode.
         """
         self.episode, lengths = np.array(state["episode"]), np.array(state["length"])
+        restored = np.ones(len(lengths), bool)
         for i, env in enumerate(self.envs):
             obs, same = self._reset(i), lengths[i] <= self.actions.shape[1]
             for action in self.task.to_env(np.array(state["actions"][i, : lengths[i]])) if same else ():
@@ -109,8 +118,9 @@ class LaneEnvs:
             else:
                 tqdm.write(f"Lane {i}: {self.task.env_spec.id} cannot be restored; a new episode begins.", sys.stderr)
                 self.episode[i] += 1
-                obs = self._reset(i)
+                obs, restored[i] = self._reset(i), False
             self.obs[i] = obs
+        return restored
 
 
 class JaxEnv(NamedTuple):
@@ -248,11 +258,13 @@ class Interaction:
         `return_to_go`: (lane, rewards [T], terminated) -> [T], a further column of the replay buffer, whose
         transitions may be sampled only when their episode has ended.
         """
-        self.run, self.data, self.task = run, data, task or run.task
+        self.run, self.data, self.task = run, data, require_env(task or run.task)
         self.warmup, self.updates_per_step, self.return_to_go = warmup, updates_per_step, return_to_go
         spec, lanes = self.task.spec, len(run.padded_settings)
         fields = FIELDS + (("return_to_go",) if return_to_go else ())
-        limit = self.task.env_spec.max_episode_steps or MAX_EPISODE
+        limit = self.task.env_spec.max_episode_steps
+        if return_to_go and not limit:
+            raise InputError(f"{self.task.env_spec.id} has no time limit: returns-to-go need episodes that end.")
         if return_to_go and capacity < limit:
             raise InputError(f"--buffer-size {capacity} is less than one episode of {self.task.env_spec.id} ({limit}).")
         self.replay = init_replay(lanes, min(capacity, run.total), spec, run.sharding, fields)
@@ -307,6 +319,7 @@ class Interaction:
 
         def move(env_state, obs, action, key):
             """One lane's environment: the next state and observation, a new episode's where this one ended."""
+            action = jnp.clip(action, -1.0, 1.0)
             step_key, reset_key = jax.random.split(key)
             new_state, next_obs, reward, terminal, truncated = self.env.step(env_state, action, step_key)
             row = jnp.concatenate([obs, action, jnp.stack([reward, terminal]), next_obs])
@@ -382,13 +395,17 @@ class Interaction:
         at = self._reward_column()
         for rewards, row in zip(self.rewards, rows, strict=True):
             rewards.append(row[at])
-        if not self.envs.ended.any():
+        self._fill_in(self.envs.ended, rows[:, at + 1])
+
+    def _fill_in(self, ended: np.ndarray, terminal: np.ndarray) -> None:
+        """Fills in the returns-to-go of the lanes [L] whose episode has ended, `terminal` [L] or cut."""
+        if not ended.any():
             return
-        length, lanes = self.envs.actions.shape[1], len(rows)
+        length, lanes = self.envs.actions.shape[1], len(ended)
         values, count = np.zeros((lanes, length), np.float32), np.zeros(lanes, np.int32)
-        for i in np.flatnonzero(self.envs.ended):
+        for i in np.flatnonzero(ended):
             count[i] = len(self.rewards[i])
-            values[i, : count[i]] = self.return_to_go(i, np.array(self.rewards[i]), bool(rows[i, at + 1]))
+            values[i, : count[i]] = self.return_to_go(i, np.array(self.rewards[i]), bool(terminal[i]))
             self.rewards[i] = []
         self.replay = self._complete(self.replay, values, count)
 
@@ -415,13 +432,15 @@ class Interaction:
         if self.env:
             self.env_state, self.obs = env["state"], env["obs"]
             return agent
-        self.envs.restore(env)
+        restored = self.envs.restore(env)
         if self.return_to_go:
             at, rows = self._reward_column(), np.asarray(self.replay.rows)
             counts = zip(np.asarray(self.replay.inserted), np.asarray(self.replay.ready), strict=True)
             self.rewards = [
                 list(r[np.arange(ready, n) % len(r), at]) for r, (n, ready) in zip(rows, counts, strict=True)
             ]
+            pending = np.array([len(rewards) > 0 for rewards in self.rewards])
+            self._fill_in(~restored & pending, np.zeros(len(restored)))  # their episodes were cut by the restart
         return agent
 
     def _reward_column(self) -> int:

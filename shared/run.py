@@ -571,6 +571,8 @@ class Run:
         with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
             self._file_previous.unlink(missing_ok=True)
             os.link(self._file_checkpoint, self._file_previous)
+        if self.online and self.done == 0:  # the offline phase ends: for --from
+            save_tree(self._file_checkpoint.with_name("offline.npz"), (tree[0], None), header)
         save_tree(self._file_checkpoint, tree, header)
         self._write_record("running")
 
@@ -591,13 +593,15 @@ class Run:
 
     def _pretrained_agent(self, agent: Any) -> Any:
         """`agent` with the networks of the run that --from names: of its lanes of the same seed and setting."""
-        path = self.from_run / "checkpoint" / "state.npz"
+        offline = self.from_run / "checkpoint" / "offline.npz"
+        path = offline if offline.exists() else offline.with_name("state.npz")
         if not path.exists():
             raise InputError(f"--from: there is no checkpoint in {self.from_run}.")
         header = read_header(path)
         args, there, here = header["args"], header["task"], json.loads(json.dumps(self.task.describe()))
-        if "env_steps" in args and header["done"] > 0:
-            raise InputError(f"--from: the agents of {self.from_run} have interacted already.")
+        if "env_steps" in args and header["done"] != 0:
+            what = "have interacted already" if header["done"] > 0 else "are still in their offline phase"
+            raise InputError(f"--from: the agents of {self.from_run} {what}.")
         for name in ("hash", "spec", "obs_mean", "obs_std", "options"):
             if there[name] != here[name]:
                 what = "data" if name in ("hash", "spec") else "observation statistics" if "obs" in name else "options"

@@ -507,3 +507,14 @@ def test_an_environment_in_a_file_is_made_only_if_registered():
     path.write_text(json.dumps(metadata))
     with pytest.raises(InputError, match="'Evil-v0' is not registered"):
         load_dataset("test/evil-v0")
+
+
+def test_returns_that_are_all_equal_are_no_scale(tmp_path):
+    """One sentence in place of a division by zero."""
+    path, ends = tmp_path / "even.npz", np.arange(20) % 10 == 9
+    log = {"observations": np.zeros((20, 3)), "actions": np.zeros((20, 1)), "terminals": ends}
+    np.savez(path, **log, rewards=np.ones(20))
+    with pytest.raises(InputError, match="have one return; use --no-normalize-return"):
+        load_dataset(str(path)).return_range()
+    np.savez(path, **log, rewards=np.arange(20.0))
+    assert load_dataset(str(path)).return_range() == 100.0

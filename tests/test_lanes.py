@@ -28,7 +28,7 @@ def small(name: str, dataset: str, out, **changes):
         "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
         "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
         "actor_hidden_dims": (8, 8), "vae_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
-        "num_candidates": 2, "num_finalists": 2,
+        "num_candidates": 2, "num_finalists": 2, "target_start": 0, "target_every": 1,
         # interaction
         "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "warmup_steps": 4, "utd": 2, "inner_steps": 2,
         "offline_updates": 4, "offline_eval_every": 4,
@@ -64,22 +64,44 @@ def test_the_contracts_of_lanes(name, pendulum, tmp_path, capfd):
     - Lanes of different seeds share nothing.
     - No key is used twice.
     - A lane that diverges is named, and leaves the others alone to the last bit.
+    - Targets are the networks themselves with tau = 1, and follow them more slowly with less.
     """
     rate, steps = learning_rate(name), {"updates": 8, "env_steps": 12, "discount": 0.9}
-    job = train(name, pendulum, tmp_path / "job", seeds=3, seed=5, **{rate: (1e-3, 1e-2)}, **steps)
+    fields = {f.name for f in dataclasses.fields(load(name).Args)}
+    follows = {"tau": (0.01, 1.0)} if "tau" in fields else {}
+    steps |= {"tau": 0.01} if follows else {}
+    if {"policy_delay", "env_steps"} <= fields:
+        steps["policy_delay"] = 1  # else the last step is the critics' alone
+    job = train(name, pendulum, tmp_path / "job", seeds=3, seed=5, **steps | {rate: (1e-3, 1e-2)} | follows)
     with jax.debug_key_reuse(True):
-        alone = train(name, pendulum, tmp_path / "alone", seed=6, **{rate: 1e-2}, **steps)
-    lane = 1 * 3 + 1
+        alone = train(name, pendulum, tmp_path / "alone", seed=6, **steps | {rate: 1e-2})
+    settings = json.loads((tmp_path / "job" / "run.json").read_text())["lanes"]
+
+    def lanes(**wanted) -> list[int]:
+        return [s["lane"] for s in settings if all(s[k] == v for k, v in wanted.items())]
+
+    slow = {"tau": 0.01} if follows else {}
+    (lane,) = lanes(seed=6, **{rate: 1e-2}, **slow)
     for path, value in alone.items():
         np.testing.assert_allclose(job[path][lane], value[0], rtol=1e-5, atol=1e-6, err_msg=path)
     kernels = [v for k, v in job.items() if "kernel" in k and "opt" not in k]
     for v in kernels:
-        for other in (0, 2, 3, 5):
+        for other in (*lanes(seed=5), *lanes(seed=7)):
             assert np.abs(v[lane] - v[other]).max() > 1e-6
 
-    sick = train(name, pendulum, tmp_path / "sick", seeds=3, seed=5, **{rate: (1e-3, 1e38)}, **steps)
+    followed = 0
+    for path, target in job.items():
+        if path.startswith("[0].target_") and target[0].size > 1 and follows:
+            own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(job) else ".")
+            at_once, slowly = lanes(tau=1.0, **{rate: 1e-3}), lanes(tau=0.01, **{rate: 1e-3})
+            np.testing.assert_allclose(target[at_once], job[own][at_once], rtol=1e-6, atol=1e-7, err_msg=path)
+            moved = np.abs(target[slowly] - job[own][slowly]).max()
+            followed += moved > 0
+    assert followed or not follows
+
+    sick = train(name, pendulum, tmp_path / "sick", seeds=3, seed=5, **steps | {rate: (1e-3, 1e38)})
     for path, value in job.items():
-        np.testing.assert_array_equal(value[:3], sick[path][:3], err_msg=path)
+        np.testing.assert_array_equal(value[lanes(**{rate: 1e-3}, **slow)], sick[path][:3], err_msg=path)
     record = json.loads((tmp_path / "sick" / "run.json").read_text())
     assert sorted(record["diverged"]) == ["3", "4", "5"]
     assert f"Lane 3 (seed=5, {rate}=1e+38) has diverged" in capfd.readouterr().err

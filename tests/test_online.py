@@ -354,11 +354,92 @@ def test_agents_that_do_not_fit_are_refused(change, words, pendulum, cartpole, t
         tuned.main(tuned.Args(**online, out=str(tmp_path / "tuned")))
 
 
-def test_agents_that_have_interacted_are_refused(pendulum, tmp_path):
-    tuned = load("iql_finetune")
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE | {"seeds": 1}))
+def test_a_fine_tuned_runs_agents_are_taken_as_they_were_before_they_interacted(pendulum, tmp_path):
+    """As often as one likes; where that is not kept (in runs of earlier versions), they are refused."""
+    tuned, name = load("iql_finetune"), "[0].critic['params']['Dense_0']['kernel']"
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE))
+    online = FINETUNE | {"critic_lr": 0.0, "value_lr": 0.0, "actor_lr": 0.0, "from_run": str(tmp_path / "one")}
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "two"), **online))
+    with np.load(tmp_path / "one" / "checkpoint" / "offline.npz") as file:
+        before = file[name]
+        assert not any(k.startswith("[1]") for k in file.files)  # no replay buffer
+    np.testing.assert_array_equal(final(tmp_path / "two")[name], before)
+    assert np.abs(final(tmp_path / "one")[name] - before).max() > 0
+    (tmp_path / "one" / "checkpoint" / "offline.npz").unlink()
     with pytest.raises(InputError, match="have interacted already"):
+        tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "three"), **online))
+
+
+def test_agents_of_an_unfinished_offline_phase_are_refused(pendulum, tmp_path, monkeypatch):
+    tuned = load("iql_finetune")
+    with monkeypatch.context() as m:
+        stop_after(m, -10)
+        with pytest.raises(Exception, match="15"):
+            tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE))
+    with pytest.raises(InputError, match="are still in their offline phase"):
         tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "two"), from_run=str(tmp_path / "one"), **FINETUNE))
+
+
+@pytest.fixture
+def counter_log(tmp_path) -> str:
+    """Random numbers of the shapes of `Counter`."""
+    r = np.random.default_rng(0)
+    obs, actions = r.normal(size=(40, 1)), r.uniform(-1, 1, (40, 1))
+    ends = np.arange(40) % 10 == 9
+    path = tmp_path / "log.npz"
+    np.savez(path, observations=obs, actions=actions, rewards=r.normal(size=40), terminals=ends)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rlpd", "uni_o4"])
+def test_a_dataset_without_an_environment_is_refused(name, counter_log, tmp_path):
+    module, small = load(name), {"dataset": counter_log, "batch_size": 4, "hidden_dims": (8,), "env_steps": 100}
+    if name == "uni_o4":
+        small |= {"pretrain_updates": 5, "offline_updates": 5, "q_dims": (8,), "value_dims": (8,), "model_dims": (8,)}
+    with pytest.raises(InputError, match="has no environment to interact with; give one with --env"):
+        module.main(module.Args(**small, out=str(tmp_path / "run")))
+
+
+def test_actions_that_leave_the_space_are_clipped_where_environments_compile_too(tmp_path, monkeypatch):
+    """What is stored is what was done."""
+    sac = load("sac")
+    monkeypatch.setattr(sac, "explore", lambda agent, obs, key, args: jnp.full((len(obs), 1), 3.0))
+    args = {**ITERATIONS, "env": "phys2d/Pendulum-v0", "env_steps": 40, "learning_starts": 20}
+    sac.main(sac.Args(**args, out=str(tmp_path)))
+    actions = unpack(final(tmp_path)["[1]['replay'].rows"], env_task("Pendulum-v1").spec).action
+    assert np.abs(actions).max() == 1.0 and (actions[0, 25:] == 1.0).all()
+
+
+@pytest.mark.parametrize("start", ["zero", "unseeded"])
+def test_returns_to_go_do_not_cross_a_restart(start, counter_log, tmp_path, monkeypatch):
+    """Stopped after 10 steps in episodes of 7; an environment that is not restored cuts its episode there."""
+    cal_ql, task = load("cal_ql"), counter_task(100, 7, start)
+    args = FINETUNE | {
+        "dataset": counter_log, "env": task.env_spec.id, "env_steps": 30, "actor_hidden_dims": (8,),
+        "n_actions": 2, "seeds": 1, "discount": 0.5, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    with monkeypatch.context() as m:
+        stop_after(m, 10)
+        with pytest.raises(Exception, match="15"):
+            cal_ql.main(cal_ql.Args(**args))
+    cal_ql.main(cal_ql.Args(**args, resume=True))
+    state = final(tmp_path / "run")
+    ends = [7, 14, 21, 28] if start == "zero" else [7, 10, 17, 24]  # 10: the restart
+    assert state["[1]['replay'].ready"].tolist() == [ends[-1]]
+    rewards, returns = (state["[1]['replay'].rows"][0, : ends[-1], column] for column in (2, -1))
+    for begin, end in zip([0, *ends], ends, strict=False):
+        for t in range(begin, end):
+            np.testing.assert_allclose(
+                returns[t], sum(0.5 ** (k - t) * rewards[k] for k in range(t, end)), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_returns_to_go_need_a_time_limit(counter_log, tmp_path):
+    if "Endless-v0" not in gym.registry:
+        gym.register("Endless-v0", entry_point=lambda **k: Counter(3))
+    cal_ql = load("cal_ql")
+    with pytest.raises(InputError, match="Endless-v0 has no time limit"):
+        cal_ql.main(cal_ql.Args(dataset=counter_log, env="Endless-v0", batch_size=4, out=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("stop", [-10, 0, 10])

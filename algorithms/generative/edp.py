@@ -404,7 +404,7 @@ def reward_map(data: Dataset, args: Args) -> tuple[float, float]:
         low, high = float(data.reward.min()), float(data.reward.max())
         return 2.0 / (high - low), -(high + low) / (high - low)
     if args.reward_tuning == "returns":
-        return 1000.0 / float(np.ptp(data.episode_returns())), 0.0
+        return 1000.0 / data.return_range(), 0.0
     return 1.0, 0.0
 
 

@@ -8,9 +8,9 @@ a CQL-like penalty (SAC is the base) pushes down Q of the simulated pairs whose 
 it pushes up Q of the data. The simulator here is the dataset's environment with --sim-gravity, --sim-friction times
 its own, and --sim-noise on its actions.
 
-The methods that the paper compares with: --sim-share 1 is SAC in the simulator alone, --no-weights --no-adaptive
---beta 0 a plain mix of both, --no-adaptive by itself a penalty on all simulated pairs alike; CQL on the data alone
-is offline/cql.py.
+The methods that the paper compares with: --sim-share 1 --backup-entropy is SAC in the simulator alone, --no-weights
+--no-adaptive --beta 0 a plain mix of both, --no-adaptive by itself a penalty on all simulated pairs alike; CQL on the
+data alone is offline/cql.py.
 
 Deviations from the paper:
 - one update after each simulated step, not 1000 of these, then 1000 of those; all simulated steps are kept;
@@ -52,7 +52,7 @@ class Args(HybridArgs):
     sim_noise: float = 0.0
     """Standard deviation of the noise on the simulator's actions, which are in [-1, 1] (1 in the paper)."""
     sim_share: float = 0.5
-    """Share of simulated transitions in a batch, in (0, 1]; 1 is SAC in the simulator, without real data."""
+    """Share of simulated transitions in a batch, in (0, 1]; 1: in the simulator, without real data."""
     weights: bool = True
     """Weigh simulated Bellman errors by P_real / P_sim, at most 1."""
     beta: Float = 0.01
@@ -341,8 +341,8 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
-    if not 0.0 < args.sim_share <= 1.0:
-        raise InputError(f"--sim-share must lie in (0, 1], not {args.sim_share}.")
+    if not (0.0 < args.sim_share <= 1.0 and real_rows(args) < args.batch_size):
+        raise InputError(f"--sim-share must lie in (0, 1] and give a row of {args.batch_size}, not {args.sim_share}.")
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)

@@ -346,7 +346,8 @@ def train(agent: Agent, keys, args: Args, data: Batch) -> tuple[Agent, dict]:
 
 def main(args: Args) -> None:
     args, lock = whole_iterations(args), lock_of(args)
-    data = lock_data(lock, jax.random.key(args.lock_seed), args.offline_episodes, args.offline_data)
+    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
+    data = lock_data(lock, data_key, args.offline_episodes, args.offline_data)
     task = lock_task(lock, data, args.offline_data)
     with Run(__file__, args, task, act, unit=iteration_steps(args)) as run:
         data = run.replicate(data)

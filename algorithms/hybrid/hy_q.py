@@ -16,6 +16,7 @@ Deviations from the paper:
   rows are drawn with the probabilities that they would have there;
 - the regression targets of a fit, which stand still, are computed once for all rows;
 - a fit takes 500 steps, as the paper says; the authors' code takes 499;
+- the dataset takes all steps h from the same episodes (the authors roll in anew for every h);
 - training goes on after the return has reached 1.
 
     python algorithms/hybrid/hy_q.py --horizon 10 --offline-samples 2000 --env-steps 82500 --seeds 4
@@ -267,7 +268,8 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[t
 
 def main(args: Args) -> None:
     args, lock = whole_rounds(args), lock_of(args)
-    data = lock_data(lock, jax.random.key(args.lock_seed), args.offline_samples, args.offline_data)
+    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
+    data = lock_data(lock, data_key, args.offline_samples, args.offline_data)
     task = lock_task(lock, data, args.offline_data)
     with Run(__file__, args, task, act, unit=round_steps(args)) as run:
         data = run.replicate(data)

@@ -5,8 +5,9 @@ arXiv 2506.09574. Dataset and replay buffer are two tasks of a meta-learner: one
 SAC on batches from it alone adapt a copy of the meta actor and meta critics, and the meta parameters then move
 towards the adapted ones (algorithm 1). They also act. Averaging over the sources stands where other hybrid methods
 have large ensembles, many updates per step, pessimism or mixed batches. `--batches` and K = 1 give what it is
-compared with: `--batches mixed --inner-steps 1 --reptile-step 1` is SAC on batches half from each source,
-`--batches online` with the same SAC without data, `--batches alternate` with the same SAC with alternating sources.
+compared with: `--batches mixed --inner-steps 1 --reptile-step 1` is SAC on batches half from each source (its critics
+layer-normalised but for --no-layer-norm), `--batches online` with the same SAC without data, `--batches alternate`
+with the same SAC with alternating sources.
 
 Deviations from the paper:
 - one inner step follows each environment step, so that K steps of both make one round of the outer loop; algorithm 1

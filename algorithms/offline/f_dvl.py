@@ -31,7 +31,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -313,7 +312,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
-    scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
+    scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:

@@ -343,7 +343,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     normalize_return = args.normalize_return and args.base == "iql"
-    scale = 1000.0 / float(np.ptp(data.episode_returns())) if normalize_return else 1.0
+    scale = 1000.0 / data.return_range() if normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs and args.base == "td3_bc" else data
     data = data.top_episodes(args.top_fraction) if args.sampler == "top" else data

@@ -13,9 +13,10 @@ Deviations from the paper:
 - an update follows every environment step instead of as many updates every episode; until a lane's first episode
   has ended, the online half is drawn from the dataset too (the authors collect one episode first);
 - an episode's last transition at a time limit is kept: its true next observation is known;
-- Kitchen's settings and those of locomotion are WSRL's (arXiv 2412.07762), dense Adroit's CORL's (arXiv 2210.07105):
-  the authors' code has AntMaze and binary Adroit. It can also mix in proportion to the buffers; none of its
-  commands does.
+- Kitchen's networks and those of locomotion are WSRL's (arXiv 2412.07762), dense Adroit's CORL's (arXiv 2210.07105,
+  without its bound on the gap): the authors' main branch has AntMaze and binary Adroit. Kitchen's reward is taken as
+  the number of tasks that are done. The code can also mix in proportion to the buffers; none of those commands does;
+- actions are not clipped to 0.99999.
 
     python algorithms/offline_to_online/cal_ql.py --dataset pointmaze-umaze --seeds 4 --offline-updates 50000
     python algorithms/offline_to_online/cal_ql.py --dataset hopper-medium-replay --seeds 4 --no-calibrate
@@ -80,7 +81,7 @@ class Args(FinetuneArgs):
     hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
     """Hidden layers of the critics."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does outside AntMaze)."""
+    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this in training (10 for AntMaze)."""
     reward_shift: float = 0.0
@@ -103,7 +104,8 @@ PRESETS = {
     },
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _locomotion),
     **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _dense_hand),
-    **dict.fromkeys(("pen-binary", "door-binary", "relocate-binary"), _binary_hand),
+    **dict.fromkeys(("door-binary", "relocate-binary"), _binary_hand),
+    "pen-binary": {**_binary_hand, "env_steps": 200_000},
 }  # fmt: skip
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))

@@ -11,7 +11,8 @@ Deviations from the paper:
 - one weight per transition, as in SUNRISE; the authors' code has one of the whole batch: --reweight batch;
 - settings of the authors' code, with the same learning rates in both phases. Its CQL averages the penalty over the
   critics beside a sum of their Bellman errors (--cql-alpha 5/N is that) and bootstraps from the policy's mode; here
-  each critic has its penalty, and the next action is a sample, as in cql;
+  each critic has its penalty, and the next action is a sample, as in cql; so are the policy's log standard deviation
+  (a learned scale and offset), the initialisation, and a temperature loss linear in log alpha;
 - standard deviations over critics are the population's; in the authors' code the sample's in the upper bound;
 - all losses of an update are of the parameters before it, as in cql; the authors' code steps one after the other;
 - mazes, where the paper starts from another offline algorithm, have no settings of their own.
@@ -60,9 +61,10 @@ class Args(FinetuneArgs):
     exploration: Literal["ucb", "policy"] = "ucb"
     """The best of N actions of the policy by their upper confidence bound, or one action of the policy."""
     ucb: Float = 10.0
-    """lambda: standard deviations of the critics in the upper confidence bound."""
+    """lambda: standard deviations of the critics in the upper confidence bound; 10 may drown Q itself where rewards
+    are dense."""
     cql_alpha: Float = 5.0
-    """Weight of the conservative penalty against the Bellman error, offline."""
+    """Weight of each critic's conservative penalty against its Bellman error, offline (5 / N is the authors' code)."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     backup_entropy: bool = False

@@ -9,7 +9,8 @@ every step appends one transition, and batches are uniform over both.
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
 - the return range that rewards are divided by is taken over the dataset's own episodes;
-- the actor's learning rate is constant in both phases (the authors' fine-tuning code; the offline one decays it).
+- the actor's learning rate is constant in both phases (the authors' fine-tuning code; the offline one decays it, so
+  that a run taken over with --from was trained with a decaying one).
 
     python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --seeds 4
     python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/iql/hopper-medium/RUN
@@ -25,7 +26,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -70,7 +70,7 @@ _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
 _human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
-    "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0},
+    "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
 }
@@ -231,7 +231,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
-    scale = 1000.0 / float(np.ptp(data.episode_returns())) if args.normalize_return else 1.0
+    scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:

@@ -78,7 +78,10 @@ class Args(FinetuneArgs):
 
 
 _adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
-_antmaze = {"actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0}
+_antmaze = {
+    "actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0,
+    "eval_episodes": 100,
+}  # fmt: skip
 PRESETS = {  # of the authors' configurations
     "halfcheetah-random": {"actor_bc": 0.001, "critic_bc": 0.1},
     "halfcheetah-medium": {"actor_bc": 0.001, "critic_bc": 0.01},
@@ -252,7 +255,7 @@ def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
 def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
     """[B]: a fixed share from the replay buffer, the rest from the dataset."""
     data_key, replay_key = jax.random.split(key)
-    online = int(args.online_share * args.batch_size)
+    online = round(args.online_share * args.batch_size)
     return concatenate(data.sample(data_key, args.batch_size - online), replay.sample(replay_key, online))
 
 

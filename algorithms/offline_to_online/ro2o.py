@@ -13,7 +13,7 @@ Deviations from the paper:
   as means over the critics beside a sum of their Bellman errors, as in the authors' code with its weights;
 - all losses of an update are of the parameters before it, as in rorl; the authors' code steps one after the other;
 - the authors give the settings of one data set of each kind (walker2d-medium, antmaze-umaze, antmaze-large-play);
-  in their AntMaze ones each critic has its own target. Their fine-tuning of the former has a cloning weight of 1:
+  in their AntMaze ones each critic has its own target. Their fine-tuning of antmaze-umaze has a cloning weight of 1:
   pre-train, then --from RUN --bc-reg 1.
 
     python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --seeds 4

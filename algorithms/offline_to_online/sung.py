@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Added to every reward in training (-1 for AntMaze)."""
 
 
-PRESETS = {"antmaze": {"reward_shift": -1.0}}
+PRESETS = {"antmaze": {"reward_shift": -1.0}}  # ours, after td3_bc: the paper has CQL there
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 

@@ -15,7 +15,8 @@ The stages, in the order of `Run`:
 Deviations from the paper:
 - the policy for the environment is the one of highest AM-Q in the state in which AM-Q accepted it; the authors' code
   takes the last ones (--deploy last), and among their three highest the best in a few episodes: unpaid interaction;
-- AM-Q sums Q, so that an early end wins nothing; the authors' code takes the mean over visited pairs (--am-q mean);
+- AM-Q sums Q, so that an early end wins nothing where Q is positive (it does where Q is negative); the authors' code
+  takes the mean over visited pairs (--am-q mean);
 - start states, model noise and members of all of a lane's AM-Q are the same, so that policies are compared;
 - the disagreement is a KL divergence under the policy's own actions; the authors' code takes the ratio at the data's
   action (--disagreement data), whose gradient is the cloning loss's own; all policies are updated at once, not in turn;
@@ -26,6 +27,7 @@ Deviations from the paper:
   and fits a new V to Monte-Carlo returns); observations are always normalised;
 - sampled actions are clipped to [-1, 1], and the ratio is that of the clipped action, in both phases (the authors'
   offline code clips in Adroit only); actions are rescaled to the environment's range outside the networks;
+- the log standard deviation is a tanh's output in [-5, 0], in both phases (the authors' PPO takes the tanh twice);
 - targets follow at every update by half of the step that the authors' code takes at every second.
 
     python algorithms/offline_to_online/uni_o4.py --dataset hopper-medium --seeds 4
@@ -47,7 +49,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset, unpack
+from shared.data import Batch, InputError, Spec, Transitions, load_dataset, unpack
 from shared.online import LaneEnvs
 from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
 
@@ -107,7 +109,7 @@ class Args(FinetuneArgs):
     rollout_starts: int = 512
     """AM-Q rollouts of every policy, shared by the model's members."""
     am_q: Literal["sum", "mean"] = "sum"
-    """Q counts 0 after a rollout's end, or the mean is over what comes before it."""
+    """Q counts 0 after a rollout's end (good or bad by the sign of Q), or the mean is over what comes before it."""
     deploy: Literal["accepted", "last"] = "accepted"
     """Which state of the policies is taken to the environment."""
     online_batch: int = 2_048
@@ -142,7 +144,14 @@ PRESETS = {
     "halfcheetah": {"activation": "tanh"},
     "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0},
     "pointmaze": _maze,  # ours, after AntMaze: the paper has no PointMaze
-    "kitchen": {"policy_lr": 1e-5, "rollout_length": 5, "disagreement_weight": 0.0, "pretrain_updates": 1_000_000},
+    "kitchen": {"policy_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000},
+    "kitchen-mixed": {
+        "policy_lr": 1e-5,
+        "rollout_length": 5,
+        "offline_updates": 1_000,
+        "pretrain_updates": 1_000_000,
+        "disagreement_weight": 0.0,
+    },
     **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _adroit),
 }
 
@@ -626,6 +635,8 @@ class Rollout:
 
 
 def main(args: Args) -> None:
+    if args.minibatch_size > args.online_batch:
+        raise InputError(f"--minibatch-size {args.minibatch_size} is more than --online-batch {args.online_batch}.")
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
     before = 0 if args.from_run else args.pretrain_updates
@@ -634,7 +645,7 @@ def main(args: Args) -> None:
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         online = Rollout(run)
         agent = online.restore(agent)
-        seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 1)))(run.init_keys)
+        seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 4)))(run.init_keys)
         fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None), donate=True)
         judge_lanes = run.over_lanes(judge, in_axes=(0, 0, 0, None), donate=True)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0, None), donate=True)

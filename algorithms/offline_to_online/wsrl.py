@@ -17,6 +17,8 @@ Deviations from the paper:
   where the layer normalisation undoes them;
 - entropy temperature and Lagrange multiplier are exponentials (softplus there), the latter times cql_alpha, as in
   Cal-QL;
+- the temperature is tuned on the entropy at s (at s' in the released code); actions are not clipped to 0.99999;
+- Kitchen's reward is taken as the number of tasks that are done; the released code ends episodes at the fourth;
 - with --warmup-steps 0 updates begin with the first transition; the released code waits for one batch (1024).
 
     python algorithms/offline_to_online/wsrl.py --dataset hopper-medium-replay --seeds 4
@@ -39,11 +41,17 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Dataset, Spec, Transitions, load_dataset
 from shared.online import Interaction, Replay, concatenate
-from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.run import EnvSteps, FinetuneArgs, Float, Run, hyperparameters, launch
 
 
 @hyperparameters
 class Args(FinetuneArgs):
+    env_steps: EnvSteps = 500_000
+    """Environment steps of each lane."""
+    eval_every: int = 20_000
+    """Steps between two evaluations; the last checkpoint is always evaluated."""
+    eval_episodes: int = 20
+    """Episodes per lane and evaluation."""
     warmup_steps: int = 5_000
     """Environment steps of the pre-trained policy before the first update online (K)."""
     online_share: float = 1.0
@@ -62,7 +70,7 @@ class Args(FinetuneArgs):
     """Sparse tasks: the environment's reward of a step without success (0 in AntMaze, -1 in binary Adroit); an
     episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
     endless: bool = False
-    """An episode's last reward goes on for ever where it did not terminate (Kitchen)."""
+    """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error, offline."""
     n_actions: int = 10
@@ -114,7 +122,7 @@ PRESETS = {
     "pointmaze": {**_sparse, "endless": True},  # ours, after AntMaze: the environment goes on paying at the goal
     "kitchen": {
         "hidden_dims": (512,) * 3, "actor_hidden_dims": (512,) * 3, "offline_updates": 250_000,
-        "importance_sampling": False, "reward_shift": -4.0, "endless": True,
+        "importance_sampling": False, "reward_shift": -4.0,
     },
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"calibrate": False, "offline_updates": 250_000}),
     **dict.fromkeys(("pen-binary", "door-binary", "relocate-binary"), _binary_hand),

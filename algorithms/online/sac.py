@@ -223,12 +223,13 @@ def main(args: Args) -> None:
         agent = online.restore(agent)
         for keys in run.chunks():
             agent, metrics = online.steps(agent, keys)
-            run.log(agent, metrics, updates=online.updates, state=online.state())
-            if args.save_policy_every and run.done % args.save_policy_every == 0:
+            step, every = run.done + run.chunk, args.save_policy_every
+            if every and step // every > run.done // every:  # before `log`, after which a signal ends the run
                 (run.out / "policies").mkdir(exist_ok=True)
                 for i in range(len(run.settings)):
                     policy = export_policy(jax.tree.map(lambda x, i=i: x[i], agent))
-                    np.savez_compressed(run.out / "policies" / f"lane{i}-step{run.done:08d}.npz", **policy)
+                    np.savez_compressed(run.out / "policies" / f"lane{i}-step{step:08d}.npz", **policy)
+            run.log(agent, metrics, updates=online.updates, state=online.state())
 
 
 if __name__ == "__main__":

@@ -207,6 +207,42 @@ def test_offline_states_have_their_actions_drawn_anew():
     assert any(not np.array_equal(a, b) for a, b in zip(base, step(off._replace(obs=off.obs + 1.0))))
 
 
+def test_advantages_are_of_the_critics_that_were_just_fitted(monkeypatch):
+    args = args_of(mode="online", critic_lr=0.3)
+    agent, key = agent_of(args), jax.random.key(8)
+    on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
+    off = data(seed=6, shape=(H,))._replace(return_to_go=None)
+    step = lambda policy, net, obs, action, adv, args: (policy, {"advantage": adv.sum()})  # noqa: E731
+    monkeypatch.setattr(hnpg, "trust_region_step", step)
+    new, info = hnpg.update(agent, on, off, key, args)
+    keys = jax.random.split(jax.random.split(key, 4)[1], H)
+
+    def advantage(critics):
+        parts = [jax.tree.map(lambda x, h=h: x[h], (agent.policy, critics, on.obs)) for h in range(H)]
+        v = np.stack([hnpg.value(agent.nets, *parts[h], keys[h], args) for h in range(H)])
+        return float(hnpg.gae(on.reward, jnp.asarray(v), args).sum() / H)
+
+    np.testing.assert_allclose(info["advantage"], advantage(new.critic), rtol=1e-3)
+    assert abs(advantage(new.critic) - advantage(agent.critic)) > 0.01 * abs(advantage(new.critic))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_datasets_keys_are_no_lanes_keys(seed, tmp_path, monkeypatch):
+    """Not even where lane and lock have one seed."""
+    seen, taken = [], hnpg.lock_data
+    monkeypatch.setattr(hnpg, "lock_data", lambda lock, key, *rest: seen.append(key) or taken(lock, key, *rest))
+    small = {"env_steps": 120, "log_every": 12, "eval_every": 120, "checkpoint_every": 120}
+    args = args_of(lock_seed=seed, seed=seed, offline_episodes=8, out=str(tmp_path), **small)
+    monkeypatch.setattr(hnpg.Run, "__enter__", lambda run: seen.append(run) or (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        hnpg.main(args)
+    data_key, run = seen
+    ours = {bytes(np.asarray(jax.random.key_data(k))) for k in (data_key, *jax.random.split(data_key, 8))}
+    root = jax.random.key(seed)
+    lanes = {bytes(np.asarray(jax.random.key_data(k))) for k in (root, *jax.random.split(root, 3), run.init_keys[0])}
+    assert not ours & lanes
+
+
 def test_offline_rows_are_of_their_step():
     args = args_of(batch_size=H * 500)
     lock_rows = lock_data(hnpg.lock_of(args), jax.random.key(0), 30, "trajectory")

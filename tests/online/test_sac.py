@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, mlp, tanh_normal
+
+from shared.run import Interrupted, Run
 
 
 def sac_policy(params, obs):
@@ -46,3 +49,42 @@ def test_sac_exported_policy_is_the_actor(batch):
     mean, log_std = sac_policy(agent.actor, batch.obs)
     close(x @ p["W2"].T + p["b2"], mean)
     close(np.clip(x @ p["logstd_W"].T + p["logstd_b"], -20, 2), log_std)
+
+
+@pytest.mark.parametrize("every, steps", [(10, [10, 20, 30]), (15, [20, 30])])
+def test_sac_policies_are_kept_also_where_the_run_is_stopped(every, steps, tmp_path, monkeypatch):
+    """In chunks of 10: at the first chunk that passes the interval, once, and not lost to a signal."""
+    sac, log = load("sac"), Run.log
+    args = {
+        "env": "Pendulum-v1", "env_steps": 30, "learning_starts": 20, "log_every": 10, "eval_every": 10,
+        "eval_episodes": 1, "batch_size": 4, "hidden_dims": (8,), "save_policy_every": every,
+    }  # fmt: skip
+
+    def stop(run, *args, **kwargs):
+        run._signal = 15 if run.done + run.chunk == 20 else None
+        return log(run, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Run, "log", stop)
+        sac.main(sac.Args(**args, out=str(tmp_path)))
+    sac.main(sac.Args(**args, out=str(tmp_path), resume=True))
+    assert sorted(p.name for p in (tmp_path / "policies").iterdir()) == [f"lane0-step{n:08d}.npz" for n in steps]
+
+
+def test_sac_steps_critics_then_actor_then_temperature(batch):
+    """The actor's loss is of the new critics; targets go a tenth of the way; Adam's first step is its rate's size."""
+    sac = load("sac")
+    args = sac.Args(hidden_dims=(8, 8), batch_size=B, learning_rate=0.05, tau=0.1)
+    agent, key = agent_of(sac, args), jax.random.key(3)
+    new, info = sac.update(agent, batch, key, args)
+    noise = np.asarray(jax.random.normal(jax.random.split(key)[1], (B, 2)))
+    action, lp = tanh_normal(*sac_policy(agent.actor, batch.obs), noise)
+    loss = lambda critic: (np.exp(agent.log_alpha) * lp - heads(critic, batch.obs, action).min(0)).mean()  # noqa: E731
+    close(info["actor_loss"], loss(new.critic))
+    assert abs(loss(agent.critic) - loss(new.critic)) > 1e-2
+    low_entropy = -lp.mean() < -2.0
+    close(new.log_alpha - agent.log_alpha, 0.05 if low_entropy else -0.05)
+    for target, old, critic in zip(
+        *map(jax.tree.leaves, (new.target_critic, agent.target_critic, new.critic)), strict=True
+    ):
+        close(target, old + 0.1 * (critic - old))
