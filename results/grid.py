@@ -97,7 +97,7 @@ REPLAY, MAZE, MIXED, EXPERT = (
 )
 
 # Interaction: few lanes, small networks, few steps; one evaluation at the end of the offline phase.
-PENDULUM, LOCK = "pendulum-mixed", "combination-lock-h10-trajectory"
+PENDULUM, WEAK, LOCK = "pendulum-mixed", "pendulum-weak", "combination-lock-h10-trajectory"
 FEW = f"--seeds 4 --batch-size 128 {TWO}"
 BRIEF = f"{FEW} --updates 15000 --eval-every 7500"
 
@@ -137,9 +137,10 @@ CLAIMS = [
             ),
         ],
         "Seen on PointMaze under corrupted rewards, where IQL falls far below cloning and RIQL stays above it, and "
-        "under corrupted dynamics and actions, where RIQL is ahead, as it is there on clean data; corrupted observations "
-        "cost both the same. On hopper-medium-replay it is ahead under corrupted observations only: under corrupted "
-        "actions it is level, and under corrupted rewards or dynamics it has not left its first level by 30,000 updates.",
+        "under corrupted dynamics and actions, where RIQL is ahead, as it is there on clean data; corrupted "
+        "observations cost both the same. On hopper-medium-replay it is ahead under corrupted observations only: under "
+        "corrupted actions it is level, and under corrupted rewards or dynamics it has not left its first level by "
+        "30,000 updates.",
     ),
     Claim(
         "trajectory-weighting",
@@ -237,8 +238,8 @@ CLAIMS = [
             *claim("cql_plus", BOTH, "--preset cql --n-actions 4", "cql"),
             *claim("cql_plus", BOTH, "--n-actions 4", "plus"),
         ],
-        "Not seen in 30,000 updates: on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread far "
-        "wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the four "
+        "Not seen in 30,000 updates: on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread "
+        "far wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the four "
         "choices (more actions) is not tested here.",
     ),
     Claim(
