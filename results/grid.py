@@ -239,8 +239,8 @@ CLAIMS = [
             *claim("cql_plus", BOTH, "--n-actions 4", "plus"),
         ],
         "Not seen in 30,000 updates: on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread "
-        "far wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the four "
-        "choices (more actions) is not tested here.",
+        "far wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the "
+        "four choices (more actions) is not tested here.",
     ),
     Claim(
         "generative",
@@ -479,13 +479,13 @@ CLAIMS += [
         "SUNG (arXiv 2306.07541) claims that exploration by value and uncertainty with a constraint on uncertain "
         "samples only ends above keeping the constraint, and dips less than dropping it.",
         [
-            interaction("sung", WEAK, "10000+6000", f"{SUNG}"),
+            interaction("sung", PENDULUM, "10000+6000", f"{SUNG}"),
             interaction(
-                "sung", WEAK, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
+                "sung", PENDULUM, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
             ),
             interaction(
                 "sung",
-                WEAK,
+                PENDULUM,
                 "10000+6000",
                 f"{SUNG} --online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
                 "td3-bc",
