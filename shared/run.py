@@ -174,6 +174,12 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
     return max((key for key in presets if key in slug), key=len, default=None)
 
 
+_FRACTIONS = (
+    "discount", "tau", "expectile", "quantile", "gae_lambda", "dropout", "top_fraction", "reptile_step",
+    "online_share", "offline_share", "sim_share", "constrained_share", "offline_ratio", "flow_ratio",
+)  # fmt: skip
+
+
 def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
     """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
     options = {"description": inspect.cleandoc(doc), "args": argv}
@@ -185,6 +191,8 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
         value = getattr(args, field.name)
         if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        if field.name in _FRACTIONS and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
+            raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
     counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:

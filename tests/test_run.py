@@ -4,6 +4,7 @@ Training jobs are small ones of bc and td3_bc; what only concerns the loop uses 
 """
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, write_pendulum
+from conftest import ALGORITHMS, load, write_pendulum
 
 import shared.run
 from shared.data import InputError, Spec, Task, registered_env
@@ -455,6 +456,32 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
     err = refused(name, *argv)
     assert err.startswith(f"{name}.py: ") and len(err.splitlines()) == 1, err
     assert all(w in err for w in words), err
+
+
+@pytest.mark.parametrize(
+    "name, argument, value",
+    [
+        ("td3_bc", "discount", "99"),
+        ("td3_bc", "tau", "-0.1"),
+        ("iql", "expectile", "1.2"),
+        ("rlpd", "offline_ratio", "2"),
+    ],
+)
+def test_a_fraction_lies_between_0_and_1(name, argument, value):
+    """One value of a grid is enough to refuse it."""
+    module, flag = load(name), f"--{argument.replace('_', '-')}"
+    swept = argument in ("discount", "tau", "expectile")
+    with pytest.raises(InputError, match=f"^{flag} must lie in "):
+        parse(module.Args, module.PRESETS, module.__doc__, [flag, *(["0.5"] if swept else []), value])
+    parse(module.Args, module.PRESETS, module.__doc__, [flag, "0.5"])
+
+
+def test_every_share_and_discount_is_checked():
+    """A new file's `..._share` must be in the list."""
+    names = {f.name for path in ALGORITHMS for f in dataclasses.fields(load(path.stem).Args)}
+    fractions = {n for n in names if n.endswith("_share") or n in ("discount", "tau", "expectile", "gae_lambda")}
+    assert fractions and fractions <= {*shared.run._FRACTIONS}
+    assert names >= {*shared.run._FRACTIONS}
 
 
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
