@@ -41,6 +41,8 @@ from shared.run import EnvSteps, Float, OnlineArgs, Run, hyperparameters, launch
 
 @hyperparameters
 class Args(OnlineArgs):
+    buffer_size: int = 1_000_000
+    """Not used: every iteration learns from its own episodes."""
     horizon: int = 50
     """Steps H of an episode, each with a policy and a critic of its own."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"

@@ -56,6 +56,8 @@ from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
 
 @hyperparameters
 class Args(FinetuneArgs):
+    buffer_size: int = 1_000_000
+    """Not used: PPO learns from its last `online_batch` steps."""
     pretrain_updates: int = 2_000_000
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: int = 10_000
