@@ -1,12 +1,21 @@
 """Shared by all tests: two virtual CPU devices, private dataset and cache folders, tiny datasets."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["WANDB_MODE"] = "disabled"
+CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
+"""Of this session: its workers and the scripts that they start compile no program twice."""
+if CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 import jax
 import numpy as np
