@@ -443,8 +443,8 @@ CLAIMS += [
         "ReBRAC (arXiv 2305.09836, appendix on fine-tuning) claims improvement online when the behaviour-cloning terms "
         "decay to half of their weight, beside constant ones and none (here: none in either phase).",
         [
-            interaction("rebrac_finetune", d, "10000+6000", more, variant)
-            for d in (PENDULUM, WEAK)
+            interaction("rebrac_finetune", d, steps, more, variant)
+            for d, steps in ((PENDULUM, "10000+6000"), (WEAK, "10000+6000"), (REPLAY, "10000+4800"))
             for more, variant in (("--min-decay 0.5 1", "decay"), ("--actor-bc 0 --critic-bc 0", "no-penalty"))
         ],
     ),
@@ -482,7 +482,7 @@ CLAIMS += [
             interaction("e2o", PENDULUM, "5000+3000", f"{PLAIN_E2O} --n-critics 10", "ten"),
             interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
         ],
-        "Seen in part. After the same few offline updates ten critics are ahead of two, and online they are "
+        "Seen in part. After the same few offline updates ten critics are slightly ahead of two, and online they are "
         "at the top a little sooner and steadier; but neither loses its level for longer than one evaluation, "
         "on data that show the whole task. The minimum over pairs, weights and upper confidence bounds learn "
         "more slowly here than the plain ensemble, with one standard deviation more so than with the authors' "
