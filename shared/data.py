@@ -440,7 +440,9 @@ class Dataset:
         """Largest minus least return of an episode; InputError where all are equal."""
         between = float(np.ptp(self.episode_returns()))
         if not between > 0.0:
-            raise InputError(f"All episodes of '{self.task.id}' have one return; use --no-normalize-return.")
+            raise InputError(
+                f"All episodes of '{self.task.id}' have one return: rewards cannot be scaled by the range."
+            )
         return between
 
     # -- options that change the problem; recorded in the result

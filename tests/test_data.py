@@ -514,7 +514,7 @@ def test_returns_that_are_all_equal_are_no_scale(tmp_path):
     path, ends = tmp_path / "even.npz", np.arange(20) % 10 == 9
     log = {"observations": np.zeros((20, 3)), "actions": np.zeros((20, 1)), "terminals": ends}
     np.savez(path, **log, rewards=np.ones(20))
-    with pytest.raises(InputError, match="have one return; use --no-normalize-return"):
+    with pytest.raises(InputError, match="have one return: rewards cannot be scaled"):
         load_dataset(str(path)).return_range()
     np.savez(path, **log, rewards=np.arange(20.0))
     assert load_dataset(str(path)).return_range() == 100.0

@@ -210,8 +210,8 @@ def test_edp_rewards_and_presets():
     class Rewards:
         reward = np.float32([0, 0, 1, 3])
 
-        def episode_returns(self):
-            return np.float32([1, 5])
+        def return_range(self):
+            return 4.0
 
     def tuned(tuning, **changes):
         scale, shift = edp.reward_map(data, args_of(reward_tuning=tuning, **changes))
