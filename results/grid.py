@@ -478,6 +478,9 @@ CLAIMS += [
             interaction("famo2o", WEAK, "10000+4800"),
             interaction("iql_finetune", WEAK, "10000+4800", "--beta 1 3 5", "beta"),
         ],
+        "Not seen: where the data lack an expert FamO2O is offline within the spread of IQL at three inverse "
+        "temperatures, and all of them are at the top after the first tenth or two of the online steps; with "
+        "the expert's data they begin there.",
     ),
     Claim(
         "e2o",
