@@ -354,14 +354,15 @@ def speed_table(measured: dict) -> str:
         memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
         data = f"{one['dataset_mib']:,.0f} MiB"
         compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
-        body.append([*key, nets, *rates, compile_s, memory, data])
+        cores = "/".join(sorted({str(c.get("cores", measured["hardware"]["cores"])) for c in of.values()}))
+        body.append([*key, nets, cores, *rates, compile_s, memory, data])
     titles = [f"{n} lane{'s' * (n > 1)}" for n in lanes]
-    header = ["algorithm", "data", "networks", *titles, "compile", "peak memory", "dataset"]
+    header = ["algorithm", "data", "networks", "cores", *titles, "compile", "peak memory", "dataset"]
     device = next(c["device"] for c in measured["cases"])
-    cores = measured["hardware"]["cores"]
     note = (
         f"Gradient updates per second, all lanes together, compile time apart, on 1M synthetic transitions "
-        f"(hopper: obs 11, act 3; ant: obs 111, act 8); {device}, {cores} cores; median of the timed calls "
+        f"(hopper: obs 11, act 3; ant: obs 111, act 8); {device}, on as many cores as stated (rows with other "
+        f"numbers of cores were not measured together); median of the timed calls "
         f"(`make speed`). On CPU every device holds the dataset once."
     )
     evaluation = [

@@ -93,6 +93,7 @@ def measure(algorithm: str, shape: str, lanes: int, calls: int, log: Path, updat
         "batch_size": record["args"]["batch_size"],
         "hidden_dims": record["args"]["hidden_dims"],
         "devices": record["hardware"]["devices"],
+        "cores": len(os.sched_getaffinity(0)),
         "device": record["hardware"]["device"],
         "jax": record["versions"]["jax"],
     }
@@ -146,6 +147,8 @@ def main() -> None:
     cases = [c for c in cases if c[1] == args.shapes[0] or c[0] in BOTH_SHAPES]
     cases += [("evaluation", "-", n) for n in args.lanes if n <= 8 and "evaluation" in args.algorithms]
     record = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
+    for case in record["cases"]:
+        case.setdefault("cores", record["hardware"]["cores"])
     record["hardware"] = {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()}
     with tempfile.TemporaryDirectory() as folder:
         logs = {shape: Path(folder) / f"{shape}.npz" for shape in args.shapes}

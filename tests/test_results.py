@@ -238,6 +238,7 @@ def test_details_and_speed(tmp_path):
     case |= {"compile_s": 3.0, "memory_mib": 900.0, "dataset_mib": 103.0}
     rates = {1: {"median": 340.4}, 8: {"median": 612.0}}
     cases = [{**case, "lanes": n, "updates_per_s": rates[n]} for n in rates]
+    cases.append({**case, "algorithm": "awac", "cores": 1, "lanes": 1, "updates_per_s": {"median": 7.0}})
     (tmp_path / "results" / "speed.json").write_text(json.dumps({"cases": cases, "hardware": {"cores": 2}}))
     (tmp_path / "README.md").write_text("<!-- begin:speed -->\nSTALE\n<!-- end:speed -->\ntail\n")
     table_of(tmp_path)
@@ -245,7 +246,8 @@ def test_details_and_speed(tmp_path):
     assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
     page = (tmp_path / "README.md").read_text()
-    assert "| iql | hopper | 2 × 256, batch 256 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
+    assert "| iql | hopper | 2 × 256, batch 256 | 2 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
+    assert "| awac | hopper | 2 × 256, batch 256 | 1 | 7 |  | 3.0 s | 900 MiB | 103 MiB |" in page
     assert "STALE" not in page and page.endswith("<!-- end:speed -->\ntail\n")
 
 
