@@ -320,7 +320,10 @@ CLAIMS += [
             lock("hy_q", HY_Q, "--lock-seed 1", "hybrid-lock-1"),
             lock("hy_q", HY_Q, "--lock-seed 1 --mode offline", "offline-lock-1"),
         ],
-        "HYQ",
+        "Seen. On the second lock all lanes of the hybrid open it by two fifths of the steps and keep it; on "
+        "the first three of four do, and the fourth has not within this budget. From its own samples alone no "
+        "lane finds the reward; the dataset alone opens each lock for good in one lane of four, and loses it "
+        "again in others.",
     ),
     Claim(
         "hnpg",
