@@ -346,10 +346,11 @@ CLAIMS += [
         [
             *(
                 interaction("rlpd", dataset, steps, f"{RLPD} {more}".strip(), variant)
-                for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "9000"))
+                for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "9000"), (MAZE, "6000"))
                 for more, variant in (("", ""), ("--offline-ratio 0", "online-only"))
             ),
             interaction("rlpd", PENDULUM, "6000", f"{RLPD} --no-layer-norm", "no-layer-norm"),
+            interaction("rlpd", REPLAY, "9000", f"{RLPD} --no-layer-norm", "no-layer-norm"),
         ],
         "Seen in part. On hopper-medium-replay RLPD ends at more than three times the score of the online-only "
         "version, which stays where it is from a third of the run on; but RLPD leaves that level only after two "
@@ -382,9 +383,13 @@ CLAIMS += [
         "WSRL (arXiv 2412.07762) claims that a short warm-up with the offline policy takes the place of the offline "
         "data: without it fine-tuning without data forgets, and keeping the data slows learning down.",
         [
-            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 500"),
-            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 0", "no-warm-up"),
-            interaction("wsrl", PENDULUM, "4000+3000", f"{WSRL} --warmup-steps 500 --online-share 0.5", "retention"),
+            interaction("wsrl", dataset, steps, f"{WSRL} {more}", variant)
+            for dataset, steps in ((PENDULUM, "4000+3000"), (MAZE, "8000+3000"), (REPLAY, "8000+3000"))
+            for more, variant in (
+                ("--warmup-steps 500", ""),
+                ("--warmup-steps 0", "no-warm-up"),
+                ("--warmup-steps 500 --online-share 0.5", "retention"),
+            )
         ],
         "Seen in part. Without a warm-up the score falls by a third at the onset; with one it falls by a "
         "tenth, if for longer, and both end at the top without the dataset. That keeping the data slows "
@@ -397,10 +402,19 @@ CLAIMS += [
         "H2O (arXiv 2206.13464) claims that a simulator with other dynamics and data of the real ones together, with "
         "weights and a penalty by the dynamics gap, give a better policy than either.",
         [
-            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3"),
-            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3 --no-weights --no-adaptive --beta 0", "plain-mix"),
-            interaction("h2o", PENDULUM, "12000", "--sim-gravity 0.3 --sim-share 1 --backup-entropy", "simulator-only"),
-            Entry("cql", PENDULUM, f"{FEW} --updates 12000 --eval-every 6000 --n-actions 4", "", "claim"),
+            entry
+            for dataset, gravity in ((PENDULUM, "0.3"), (REPLAY, "2"))
+            for entry in (
+                interaction("h2o", dataset, "12000", f"--sim-gravity {gravity}"),
+                *(
+                    interaction("h2o", dataset, "12000", f"--sim-gravity {gravity} {more}", variant)
+                    for more, variant in (
+                        ("--no-weights --no-adaptive --beta 0", "plain-mix"),
+                        ("--sim-share 1 --backup-entropy", "simulator-only"),
+                    )
+                ),
+                Entry("cql", dataset, f"{FEW} --updates 12000 --eval-every 6000 --n-actions 4", "", "claim"),
+            )
         ],
         "Seen against the simulator: in one with a third of the gravity H2O learns the real task, where the "
         "simulator alone and mixed batches without weights and penalty do not. Not seen against the data alone: "
@@ -412,17 +426,13 @@ CLAIMS += [
         "MOORL (arXiv 2506.09574) claims that averaging parameters over offline and online inner loops is better than "
         "training without data or on mixed batches.",
         [
-            interaction("moorl", PENDULUM, "6000", "--learning-starts 500"),
-            *(
-                interaction(
-                    "moorl",
-                    PENDULUM,
-                    "6000",
-                    f"--learning-starts 500 --inner-steps 1 --reptile-step 1 --batches {b}",
-                    b,
-                )
-                for b in ("mixed", "online")
-            ),
+            interaction("moorl", dataset, steps, f"--learning-starts 500 {more}".strip(), variant)
+            for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "12000"), (MAZE, "12000"))
+            for more, variant in (
+                ("", ""),
+                ("--inner-steps 1 --reptile-step 1 --batches mixed", "mixed"),
+                ("--inner-steps 1 --reptile-step 1 --batches online", "online"),
+            )
         ],
         "Not seen. On Pendulum batches mixed half and half learn faster than alternating inner loops with "
         "averaged parameters. These rise later than the same SAC without data, too, but with far less spread "
@@ -449,7 +459,12 @@ CLAIMS += [
         "decay to half of their weight, beside constant ones and none (here: none in either phase).",
         [
             interaction("rebrac_finetune", d, steps, more, variant)
-            for d, steps in ((PENDULUM, "10000+6000"), (WEAK, "10000+6000"), (REPLAY, "10000+4800"))
+            for d, steps in (
+                (PENDULUM, "10000+6000"),
+                (WEAK, "10000+6000"),
+                (REPLAY, "10000+4800"),
+                (MAZE, "10000+4800"),
+            )
             for more, variant in (("--min-decay 0.5 1", "decay"), ("--actor-bc 0 --critic-bc 0", "no-penalty"))
         ],
         "Not seen. On Pendulum ReBRAC is at the top offline, even without an expert in the data, and stays "
@@ -463,8 +478,13 @@ CLAIMS += [
         "RO2O (arXiv 2309.16973) claims that smooth policies and Q functions and the penalty on uncertain actions keep "
         "the level of offline training, which the same ensemble without them loses.",
         [
-            interaction("ro2o", PENDULUM, "10000+6000", "--n-critics 5 --n-samples 5 --learning-starts 500"),
-            interaction("ro2o", PENDULUM, "10000+6000", "--n-critics 5 --learning-starts 500 --terms", "no-terms"),
+            interaction("ro2o", dataset, steps, f"--n-critics 5 {more} --learning-starts 500", variant)
+            for dataset, steps, samples in (
+                (PENDULUM, "10000+6000", 5),
+                (REPLAY, "5000+3000", 2),
+                (MAZE, "5000+3000", 2),
+            )
+            for more, variant in ((f"--n-samples {samples}", ""), ("--terms", "no-terms"))
         ],
         "Not to be seen on Pendulum: five critics with and without the terms reach the top offline, and both "
         "lose less than a tenth of it about a third into the online steps, and return.",
@@ -475,10 +495,12 @@ CLAIMS += [
         "FamO2O (arXiv 2310.17966) claims that a balance between improvement and constraint chosen in each state is "
         "better than IQL's fixed inverse temperature.",
         [
-            interaction("famo2o", PENDULUM, "20000+9600"),
-            interaction("iql_finetune", PENDULUM, "20000+9600", "--beta 1 3 5", "beta"),
-            interaction("famo2o", WEAK, "10000+4800"),
-            interaction("iql_finetune", WEAK, "10000+4800", "--beta 1 3 5", "beta"),
+            entry
+            for d, steps in ((PENDULUM, "20000+9600"), *((d, "10000+4800") for d in (WEAK, *BOTH)))
+            for entry in (
+                interaction("famo2o", d, steps),
+                interaction("iql_finetune", d, steps, "--beta 1 3 5", "beta"),
+            )
         ],
         "Not seen: where the data lack an expert FamO2O is offline within the spread of IQL at three inverse "
         "temperatures, and all of them are at the top after the first tenth or two of the online steps; with "
@@ -490,9 +512,13 @@ CLAIMS += [
         "E2O (arXiv 2306.06871) claims that ten critics do not lose the offline level where two do, and that the "
         "minimum over pairs and exploration by the ensemble's spread then learn faster.",
         [
-            interaction("e2o", PENDULUM, "5000+3000", f"{PLAIN_E2O} --n-critics 2", "two"),
-            interaction("e2o", PENDULUM, "5000+3000", f"{PLAIN_E2O} --n-critics 10", "ten"),
+            *(
+                interaction("e2o", d, "5000+3000", f"{PLAIN_E2O} --n-critics {n}", name)
+                for d in (PENDULUM, *BOTH)
+                for n, name in ((2, "two"), (10, "ten"))
+            ),
             interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
+            interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --exploration policy", "pair-min"),
         ],
         "Seen in part. After the same few offline updates ten critics are slightly ahead of two, and online they are "
         "at the top a little sooner and steadier; but neither loses its level for longer than one evaluation, "
@@ -506,17 +532,13 @@ CLAIMS += [
         "SUNG (arXiv 2306.07541) claims that exploration by value and uncertainty with a constraint on uncertain "
         "samples only ends above keeping the constraint, and dips less than dropping it.",
         [
-            interaction("sung", PENDULUM, "10000+6000", f"{SUNG}"),
-            interaction(
-                "sung", PENDULUM, "10000+6000", f"{SUNG} --online-bc 0 --num-candidates 1 --num-finalists 1", "td3"
-            ),
-            interaction(
-                "sung",
-                PENDULUM,
-                "10000+6000",
-                f"{SUNG} --online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
-                "td3-bc",
-            ),
+            interaction("sung", d, "10000+6000", f"{SUNG} {more}".strip(), variant)
+            for d in (PENDULUM, *BOTH)
+            for more, variant in (
+                ("", ""),
+                ("--online-bc 0 --num-candidates 1 --num-finalists 1", "td3"),
+                ("--online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1", "td3-bc"),
+            )
         ],
         "Seen. SUNG ends far above the constraint kept on all samples, and at the onset it loses less than "
         "TD3 without exploration by value and constraint, which has caught up after a third of the steps and "
@@ -528,9 +550,13 @@ CLAIMS += [
         "Uni-O4 (arXiv 2311.03351) claims that steps of PPO judged by a learned model improve the cloned ensemble "
         "offline, and that online PPO goes on without a dip.",
         [
-            Entry("bc", PENDULUM, f"{FEW} --updates 12000 --eval-every 6000", "", "claim"),
-            interaction("uni_o4", PENDULUM, "1000+24000", UNI_O4),
-            interaction("uni_o4", PENDULUM, "1000+24000", f"{UNI_O4} --no-gate", "no-gate"),
+            entry
+            for d in (PENDULUM, *BOTH)
+            for entry in (
+                Entry("bc", d, f"{FEW} --updates 12000 --eval-every 6000", "", "claim"),
+                interaction("uni_o4", d, "1000+24000", UNI_O4),
+                interaction("uni_o4", d, "1000+24000", f"{UNI_O4} --no-gate", "no-gate"),
+            )
         ],
         "Seen. The offline steps improve over the clones in the gated version and not without the gate, and online "
         "PPO goes on from there without a dip.",

@@ -196,7 +196,9 @@ def default_settings(root: Path, file: str, dataset: str, preset: str) -> dict:
     """Defaults of RunArgs and of the file's Args, then its preset; nothing is imported."""
     usual: dict = {}
     names: dict = {}
-    for path in (root / "shared" / "run.py", root / file):
+    script = (root / file).resolve()  # its text is evaluated, so that a record must not name any other
+    ours = script.exists() and (root / "algorithms").resolve() in script.parents
+    for path in (root / "shared" / "run.py", *([script] if ours else [])):
         for node in ast.parse(path.read_text()).body if path.exists() else []:
             if isinstance(node, ast.ClassDef) and node.name.endswith("Args"):
                 fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results import benchmark, report
+from results import benchmark, raw, report
 from results.grid import Claim, Entry
 
 ALGORITHM = '''"""{title}
@@ -230,6 +230,15 @@ def test_changed_settings_and_unequal_data_are_shown(tmp_path):
     assert "presets: `batch_size` 64 instead of 256 (iql)." in hopper
     assert "presets: `batch_size` 256 instead of 512 (td3_bc)." in walker
     assert "**Not comparable**: hopper-medium" in hopper and "**Not comparable**" not in walker
+
+
+def test_a_record_that_names_another_file_has_it_not_evaluated(tmp_path):
+    write_algorithm(tmp_path, "iql")
+    inside = tmp_path / "algorithms" / "offline" / "iql.py"
+    (tmp_path / "elsewhere.py").write_text(inside.read_text())
+    assert raw.default_settings(tmp_path, "algorithms/offline/iql.py", "hopper-medium", "auto")
+    for file in ("elsewhere.py", "algorithms/../elsewhere.py", str(tmp_path / "elsewhere.py")):
+        assert not raw.default_settings(tmp_path, file, "hopper-medium", "auto")
 
 
 def test_details_and_speed(tmp_path):
