@@ -110,6 +110,11 @@ def pytest_addoption(parser):
     parser.addoption("--whole-faults", action="store_true", help="the whole of tests/test_faults.py (make test-faults)")
 
 
+def pytest_configure(config):
+    if config.getoption("--whole-faults"):
+        os.environ["WHOLE_FAULTS"] = "1"  # hypothesis' settings are made when a test file is imported
+
+
 @pytest.fixture
 def whole_faults(request) -> bool:
     return request.config.getoption("--whole-faults")

@@ -38,8 +38,20 @@ RELAXED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthChec
 
 def malformed(examples: int):
     """A property test of `examples` files in CI, of twenty times as many with --whole-faults."""
-    count = examples * (20 if "--whole-faults" in sys.argv else 1)
+    count = examples * (20 if os.environ.get("WHOLE_FAULTS") else 1)  # from conftest.py
     return settings(max_examples=count, deadline=None, suppress_health_check=RELAXED, derandomize=True, database=None)
+
+
+def test_the_number_of_examples(whole_faults):
+    assert malformed(3).max_examples == (60 if whole_faults else 3)
+
+
+def test_the_whole_is_whole_on_workers_too():
+    """pytest-xdist's workers have another command line than the process that started them."""
+    one = f"{__file__}::{test_the_number_of_examples.__name__}"
+    words = [sys.executable, "-m", "pytest", "-n", "1", "--whole-faults", one]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 # ------------------------------------------------------------------------------- files of every kind
@@ -131,6 +143,24 @@ def test_files_of_which_bytes_are_wrong(changes, name, good, tmp_path):
     path = tmp_path / name
     path.write_bytes(mutated(good[name], changes))
     loads_or_says_why(path)
+
+
+@pytest.mark.parametrize("name", ["pendulum.npz", "pendulum.hdf5"])
+def test_files_that_a_fuzzer_makes_by_coverage(name, good, whole_faults, tmp_path):
+    pytest.importorskip("atheris")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / name).write_bytes(good[name])
+    runs = 10_000 if whole_faults else 500
+    script = [
+        sys.executable,
+        ROOT / "tests" / "fuzz_loaders.py",
+        Path(name).suffix,
+        tmp_path,
+        f"-runs={runs}",
+        "-seed=1",
+    ]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0 and f"Done {runs} runs" in done.stderr, done.stderr[-3000:]
 
 
 JSON = st.recursive(
