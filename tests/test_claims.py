@@ -23,7 +23,7 @@ def rows(slug: str, algorithm: str, dataset: str, variant: str) -> list[raw.Row]
 
 
 def curve(slug: str, algorithm: str, dataset: str, variant: str = "", setting: str = "") -> np.ndarray:
-    """[T] mean score of the lanes with `setting` at each evaluation; of a fine-tuning run, the first is offline's end."""
+    """[T] mean score of the lanes with `setting` at each evaluation; a fine-tuning run begins with its offline end."""
     (row,) = [row for row in rows(slug, algorithm, dataset, variant) if row.setting == setting]
     assert len(row.lanes) >= 4 and np.isfinite(row.curve).all()
     return row.curve.mean(0)
