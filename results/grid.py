@@ -52,6 +52,9 @@ def evaluation_file(run: Path, change: str) -> Path:
     return run / ("-".join(["evaluation", *change.split()]) + ".csv")
 
 
+SEEN = ("seen", "seen in part", "hardly seen", "not seen")
+
+
 class Claim(NamedTuple):
     """What a paper says its algorithm does, and the runs that show whether it does."""
 
@@ -62,7 +65,12 @@ class Claim(NamedTuple):
     """One sentence, with the source."""
     entries: list[Entry]
     finding: str = ""
-    """What the runs show, and why where they contradict the paper."""
+    """What the runs show, and why where they contradict the paper; its first sentence is one of SEEN."""
+
+    @property
+    def seen(self) -> str:
+        """How far, in one or two words."""
+        return self.finding.split(".")[0].lower()
 
 
 SMALL = "--seeds 5 --batch-size 128 --updates 100000 --eval-every 20000"
@@ -130,8 +138,8 @@ CLAIMS = [
                 )
             ),
         ],
-        "Seen on PointMaze under corrupted rewards, where IQL falls far below cloning and RIQL stays above it, and "
-        "under corrupted dynamics and actions, where RIQL is ahead, as it is there on clean data; corrupted "
+        "Seen in part. On PointMaze under corrupted rewards IQL falls far below cloning and RIQL stays above it, "
+        "and under corrupted dynamics and actions RIQL is ahead, as it is there on clean data; corrupted "
         "observations cost both the same. On hopper-medium-replay it is ahead under corrupted observations only: under "
         "corrupted actions it is level, and under corrupted rewards or dynamics it has not left its first level by "
         "30,000 updates.",
@@ -168,9 +176,9 @@ CLAIMS = [
             ),
             *claim("mcep", (REPLAY, EXPERT), "--alpha 10 --act-with target", "mild-values"),
         ],
-        "Seen for TD3+BC where the data is poor: on hopper-medium-replay the evaluation policy scores about twice the "
-        "target policy of the same critics and twice the mild constraint in the values. Not on hopper-medium-expert, "
-        "where half of the data is the expert's and the strict target policy clones it: the milder policy falls far "
+        "Seen in part. For TD3+BC it is where the data is poor: on hopper-medium-replay the evaluation policy scores "
+        "about twice the target policy of the same critics and twice the mild constraint in the values. Not on "
+        "hopper-medium-expert, where half of the data is the expert's and the strict target policy clones it: the milder policy falls far "
         "below it (the mild constraint in the values still further). Not seen for AWAC, whose evaluation policy ends "
         "below the target policy on both sets: at this budget its critics overestimate, which a policy that maximises "
         "Q follows and weighted cloning does not.",
@@ -188,7 +196,7 @@ CLAIMS = [
             *claim("prdc", (MIXED, REPLAY)),
             *claim("a2pr", (MIXED, REPLAY), "--vae-dims 128 128 --actor-hidden-dims 128 128"),
         ],
-        "Not seen at this budget. On the mixture no constraint is better than TD3+BC's, and all four stay far below "
+        "Not seen. On the mixture no constraint is better than TD3+BC's, and all four stay far below "
         "what sampling by return makes of TD3+BC itself (trajectory weighting, above): what is missing there is the "
         "weighting of the data, not the form of the constraint. On hopper-medium-replay PRDC is slightly above "
         "TD3+BC, the others are level with it. The papers train for a million updates; at a hundred thousand TD3+BC "
@@ -206,7 +214,7 @@ CLAIMS = [
             *claim("f_dvl", [REPLAY], "--preset xql-gym --temperature 0.1 0.5 2 10", "xql"),
             *claim("f_dvl", [MAZE], "--preset xql-pointmaze --temperature 0.1 0.5 2 10", "xql"),
         ],
-        "Seen as far as the instability goes: XQL is worst at its lowest temperature on both datasets, by far on "
+        "Seen in part. XQL is worst at its lowest temperature on both datasets, by far on "
         "hopper-medium-replay. f-DVL ends above IQL on PointMaze in two of three settings, and below it on "
         "hopper-medium-replay in all. Total variation is as sensitive to its temperature as XQL is.",
     ),
@@ -220,7 +228,7 @@ CLAIMS = [
             *claim("crr_plus", BOTH, "--preset crr --n-actions 4", "crr"),
             *claim("crr_plus", BOTH, "--n-actions 16", "plus"),
         ],
-        "Seen on PointMaze, where CRR+ ends above CRR and CRR above cloning. On hopper-medium-replay the means are "
+        "Seen in part. On PointMaze CRR+ ends above CRR and CRR above cloning. On hopper-medium-replay the means are "
         "in the same order, but CRR's lanes differ so much that CRR+ lies within their spread.",
     ),
     Claim(
@@ -232,7 +240,7 @@ CLAIMS = [
             *claim("cql_plus", BOTH, "--preset cql --n-actions 4", "cql"),
             *claim("cql_plus", BOTH, "--n-actions 4", "plus"),
         ],
-        "Not seen in 30,000 updates: on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread "
+        "Not seen. After 30,000 updates on hopper-medium-replay CQL+ has the higher mean, but the lanes of both spread "
         "far wider than that; on PointMaze CQL has, within the spread. With 4 sampled actions for both, one of the "
         "four choices (more actions) is not tested here.",
     ),
@@ -250,8 +258,8 @@ CLAIMS = [
             *claim("ofql", BOTH),
             *claim("ofql", [REPLAY], "--eta 0.3", "eta-0.3"),
         ],
-        "Seen for the one-step policies: OFQL ends above Diffusion-QL on both datasets, FQL level with it on "
-        "hopper-medium-replay and above it on PointMaze, and both need less time per action "
+        "Seen in part. The one-step policies hold it: OFQL ends above Diffusion-QL on both datasets, FQL level with "
+        "it on hopper-medium-replay and above it on PointMaze, and both need less time per action "
         "(results/action_time.json). EDP is behind Diffusion-QL on both datasets at this budget with each of its "
         "policy improvements. OFQL needs a small eta: with 0.3 its values grow without bound on "
         "hopper-medium-replay. Steps per second do not compare here: the runs shared the machine with others.",
@@ -416,7 +424,7 @@ CLAIMS += [
                 Entry("cql", dataset, f"{FEW} --updates 12000 --eval-every 6000 --n-actions 4", "", "claim"),
             )
         ],
-        "Seen against the simulator: in one with a third of the gravity H2O learns the real task, where the "
+        "Seen in part. In a simulator with a third of the gravity H2O learns the real task, where the "
         "simulator alone and mixed batches without weights and penalty do not. Not seen against the data alone: "
         "these transitions show the whole task, and offline CQL solves it too.",
     ),
@@ -448,7 +456,7 @@ CLAIMS += [
             *(interaction("iql_finetune", d, "20000+9600") for d in (PENDULUM, *BOTH)),
             interaction("iql_finetune", WEAK, "10000+4800"),
         ],
-        "Seen on Pendulum: from data without an expert it goes on to the top without a dip, and where offline "
+        "Seen in part. On Pendulum, from data without an expert it goes on to the top without a dip, and where offline "
         "training has reached the top it stays there. In 9,600 steps on hopper-medium-replay and PointMaze "
         "the mean moves up and down around its offline level, by no more than the spread of the lanes.",
     ),
@@ -486,7 +494,7 @@ CLAIMS += [
             )
             for more, variant in ((f"--n-samples {samples}", ""), ("--terms", "no-terms"))
         ],
-        "Not to be seen on Pendulum: five critics with and without the terms reach the top offline, and both "
+        "Not seen. On Pendulum five critics with and without the terms reach the top offline, and both "
         "lose less than a tenth of it about a third into the online steps, and return.",
     ),
     Claim(
@@ -502,7 +510,7 @@ CLAIMS += [
                 interaction("iql_finetune", d, steps, "--beta 1 3 5", "beta"),
             )
         ],
-        "Not seen: where the data lack an expert FamO2O is offline within the spread of IQL at three inverse "
+        "Not seen. Where the data lack an expert FamO2O is offline within the spread of IQL at three inverse "
         "temperatures, and all of them are at the top after the first tenth or two of the online steps; with "
         "the expert's data they begin there.",
     ),

@@ -305,8 +305,8 @@ def online_table(measured: dict) -> str:
         [
             f"{case['name']}, {case['lanes']} lane{'s' * (case['lanes'] > 1)}",
             str(case["utd"]),
-            f"{case['env_steps_per_s']['median']:,.0f}",
-            f"{case['gradient_steps_per_s']:,.0f}",
+            rate(case["env_steps_per_s"]["median"]),
+            rate(case["gradient_steps_per_s"]),
             f"{case['ratio_to_plain_loop']:.2f}",
         ]
         for case in measured["cases"]
@@ -314,6 +314,11 @@ def online_table(measured: dict) -> str:
     header = ["", "updates per step", "environment steps/s", "gradient steps/s", "ratio to the plain loop"]
     note = "Interaction with Hopper-v5, sums over the lanes, ratios within rounds, " + made_on(measured)
     return "\n\n".join([note, markdown(header, body)])
+
+
+def rate(per_second: float) -> str:
+    """Three figures of a slow one."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def made_on(measured: dict) -> str:
@@ -350,7 +355,7 @@ def speed_table(measured: dict) -> str:
         of = {c["lanes"]: c for c in cases if (c["algorithm"], c["shape"]) == key}
         one = next(iter(of.values()))
         nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, batch {one['batch_size']}"
-        rates = [f"{of[n]['updates_per_s']['median']:,.0f}" if n in of else "" for n in lanes]
+        rates = [rate(of[n]["updates_per_s"]["median"]) if n in of else "" for n in lanes]
         memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
         data = f"{one['dataset_mib']:,.0f} MiB"
         compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
@@ -501,11 +506,17 @@ def claims_page(root: Path) -> str:
 
 
 def claims_summary(root: Path) -> str:
-    """One line per claim."""
+    """One line per claim: how far it was seen, and on which data."""
     link = "results/claims.md"
     unsaid = {True: "some of its runs are still missing", False: "not run yet"}
-    rows = [[f"[{c.title}]({link}#{anchor(c.title)})", c.finding or unsaid[bool(claim_rows(c, root))]] for c in CLAIMS]
-    return markdown(["claim", "found"], rows) if rows else "None yet."
+    rows = []
+    for claim in CLAIMS:
+        found = claim_rows(claim, root)
+        datasets = ", ".join(dict.fromkeys(row.dataset for row in found))
+        rows.append(
+            [f"[{claim.title}]({link}#{anchor(claim.title)})", claim.seen or unsaid[bool(found)], datasets or "–"]
+        )
+    return markdown(["claim", "seen", "on"], rows) if rows else "None yet."
 
 
 def anchor(title: str) -> str:

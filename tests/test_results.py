@@ -142,8 +142,9 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     }
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "action_time.json").write_text(json.dumps(measured))
-    case = {"name": "rlpd", "lanes": 8, "utd": 20, "env_steps_per_s": {"median": 1234.5}, "ratio_to_plain_loop": 3.21}
-    cases = [case | {"gradient_steps_per_s": 24690.0}]
+    case = {"name": "rlpd", "lanes": 8, "utd": 20, "ratio_to_plain_loop": 3.21}
+    rates = [(1234.5, 24690.0), (1.6442, 32.88)]
+    cases = [case | {"env_steps_per_s": {"median": e}, "gradient_steps_per_s": g} for e, g in rates]
     measured = {"command": "results/online_speed.py", "cases": cases, "hardware": {"cores": 2}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
     text = report.speed_section(tmp_path)
@@ -153,6 +154,7 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
         and "1 core (`python results/action_time.py`)" in text
     )
     assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
+    assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 |" in text
 
 
 def test_family_column_needs_every_dataset(tmp_path):
@@ -356,7 +358,7 @@ def test_a_claim_of_fine_tuning_shows_its_course(tmp_path, monkeypatch):
     table.to_csv(run / "returns.csv", index=False)
     assert report.main([], tmp_path) == 0
     page = (tmp_path / "results" / "claims.md").read_text()
-    assert report.claims_summary(tmp_path).endswith("| some of its runs are still missing |")
+    assert report.claims_summary(tmp_path).endswith("| some of its runs are still missing | hopper-medium |")
     (cells,) = [line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| hopper-medium | iql")][1:]
     assert [c.split(" [")[0] for c in cells] == ["30.0", "5.0", "85.0", "45.0"]  # regret: 1 - mean of (30, 50, 80) ...
 
