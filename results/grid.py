@@ -302,7 +302,6 @@ def lock(algorithm: str, length: str, more: str = "", variant: str = "", quality
 HY_Q = "--offline-samples 2000 --env-steps 82500 --eval-every 2750"
 HNPG = "--offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
 RLPD = "--learning-starts 500 --utd 5 --n-critics 5"
-PLAIN_SAC = "--learning-starts 500 --inner-steps 1 --reptile-step 1"  # MOORL without its loops and averages
 CAL_QL = "--actor-hidden-dims 128 128 --n-actions 4"
 WSRL = f"{CAL_QL} --n-critics 3 --eval-episodes 10"
 E2O = "--n-actions 4 --learning-starts 500"

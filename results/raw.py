@@ -4,10 +4,14 @@
 algorithm files, whose defaults and presets show which settings of a run were changed.
 """
 
-import ast
+import dataclasses
+import importlib.util
 import json
 import re
+import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +19,7 @@ import pandas as pd
 
 from results.grid import evaluation_file
 from shared.data import InputError
+from shared.run import preset_for
 
 # Arguments that say where and how a run was made, not what was computed.
 BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed"}
@@ -149,9 +154,13 @@ def baselines(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 
 def speed(record: dict) -> float:
-    """Updates per second of all lanes together, evaluation and checkpoints in, compilation out."""
+    """Steps per second of all lanes together, evaluation and checkpoints in, compilation out.
+
+    NaN where the time holds another phase than the steps': offline updates before interaction, or those of a VAE.
+    """
     seconds = record["wall_s"] - record["compile_s"]
-    return len(record["lanes"]) * record["steps_done"] / seconds if seconds > 0 else np.nan
+    phases = {"offline_updates", "vae_updates", "pretrain_updates"} & record["args"].keys()
+    return np.nan if phases or seconds <= 0 else len(record["lanes"]) * record["steps_done"] / seconds
 
 
 def hardware(record: dict) -> str:
@@ -193,34 +202,23 @@ def show(value) -> str:
 
 
 def default_settings(root: Path, file: str, dataset: str, preset: str) -> dict:
-    """Defaults of RunArgs and of the file's Args, then its preset; nothing is imported."""
-    usual: dict = {}
-    names: dict = {}
-    script = (root / file).resolve()  # its text is evaluated, so that a record must not name any other
-    ours = script.exists() and (root / "algorithms").resolve() in script.parents
-    for path in (root / "shared" / "run.py", *([script] if ours else [])):
-        for node in ast.parse(path.read_text()).body if path.exists() else []:
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Args"):
-                fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
-                usual |= {ast.unparse(f.target): _value(f.value, names) for f in fields}
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-                names[ast.unparse(target)] = _value(node.value, names)
-    presets = names.get("PRESETS") or {}
-    name = dataset.lower().replace("/", "-").replace("_", "-")
-    picked = max((key for key in presets if key in name), key=len, default="")
-    usual |= presets.get(picked if preset == "auto" else preset, {})
-    known = {name: value for name, value in usual.items() if value is not None}
-    return json.loads(json.dumps(known))  # tuples as run.json has them
+    """Defaults of the arguments of an algorithm's file, then its preset, as run.json has them."""
+    script = (root / file).resolve()  # it is imported, so that a record must not name any other
+    if (root / "algorithms").resolve() not in script.parents or not script.exists():
+        return {}
+    module = load_algorithm(script)
+    known = preset == "auto" or preset in module.PRESETS  # an old run may have one that is gone
+    key = preset_for(dataset, module.PRESETS, preset if known else "none")
+    usual = dataclasses.asdict(module.Args()) | module.PRESETS.get(key, {})
+    return json.loads(json.dumps(usual))
 
 
-def _value(node: ast.expr | None, names: dict):
-    """What an expression of literals, `dict` and earlier such names is worth; else None."""
-    try:
-        scope = {"__builtins__": {}, "dict": dict, **names}
-        return None if node is None else eval(compile(ast.Expression(node), "", "eval"), scope)
-    except Exception:  # a call of something else
-        return None
+@cache
+def load_algorithm(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(str(script), script)
+    module = sys.modules[str(script)] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def final_episodes(row: Row) -> np.ndarray:

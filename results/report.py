@@ -169,7 +169,7 @@ def details_table(rows: list[Row], root: Path) -> str:
                 str(record["args"]["eval_episodes"]),
                 clock(record["wall_s"]),
                 f"{record['compile_s']:.1f} s",
-                f"{speed(record):,.0f}",
+                rate(speed(record)),
                 hardware(record),
                 record["versions"]["jax"],
                 f"`{record['task']['hash'][:12]}`",
@@ -317,7 +317,9 @@ def online_table(measured: dict) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Three figures of a slow one."""
+    """Three figures of a slow one; a dash where there is none."""
+    if not np.isfinite(per_second):
+        return "–"
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
@@ -393,7 +395,7 @@ def peer_table(measured: dict) -> str:
             rate = f"{np.median(rates):,.0f}"
             body.append([case["name"], name, rate, "" if name == "ours" else text, compile_s])
     header = ["", "code", "updates/s, all lanes", "ours / theirs (lowest–highest round)", "compile"]
-    return "\n\n".join([measured["note"], markdown(header, body)])
+    return "\n\n".join([measured["note"] + " (`python results/peer_speed.py`)", markdown(header, body)])
 
 
 CAPTION = """\
@@ -466,7 +468,7 @@ def claim_table(rows: list[Row]) -> str:
         name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
         score = mean_std(row.final, row.metric) + (" †" if row.marked else "")
         cells = [row.dataset, name, score, iqm_text(row.final, row.metric) or "–", f"{len(row.lanes)} × {budget(row)}"]
-        body.append([*cells, f"{speed(row.record):,.0f}"])
+        body.append([*cells, rate(speed(row.record))])
     for label, values in baselines(rows).items():
         body += [[d, f"*{label}*", f"{value:.1f}", "", "", ""] for d, value in values.items()]
     body.sort(key=lambda cells: cells[0])

@@ -177,18 +177,21 @@ def env_task(env_id: str) -> Task:
     """The task of an environment without data (online algorithms)."""
     env_spec = registered_env(env_id)
     env = gym.make(env_spec)
-    spec = space_spec(flatten_obs(env.observation_space.sample()).shape, env.action_space)
+    spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
     env.close()
     return Task(env_id, "", spec, env_spec, reference=reference_score(env_id, env_id))
 
 
 def reference_score(dataset_id: str, env_id: str | None) -> dict | None:
-    """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, then by environment."""
+    """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, by environment, by D4RL's name.
+
+    Names are found as whole words of the id. Data that is made here has no pair of D4RL's.
+    """
     path = ROOT / "datasets" / "reference_scores.json"
     table = json.loads(path.read_text()) if path.exists() else {}
-    slug = slugify(dataset_id)
-    by_name = [k for k in table if "/" not in k and slugify(k) in slug]
-    d4rl = [k for k in table if k.startswith("d4rl/") and k[5:] in slug and env_id not in table]
+    slug = f"-{slugify(dataset_id)}-"
+    by_name = [k for k in table if "/" not in k and f"-{slugify(k)}-" in slug]
+    d4rl = [k for k in table if k.startswith("d4rl/") and f"-{k[5:]}-" in slug and dataset_id not in recipes()]
     for key in (max(by_name, key=len, default=None), env_id, max(d4rl, key=len, default=None)):
         if key in table:
             return table[key]
@@ -435,6 +438,13 @@ class Dataset:
         if len(self.spec.obs_shape) != 1:
             raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
         return self
+
+    def reward_range(self) -> tuple[float, float]:
+        """Least and largest reward; InputError where all are equal."""
+        low, high = float(self.reward.min()), float(self.reward.max())
+        if not high > low:
+            raise InputError(f"All rewards of '{self.task.id}' are equal: they cannot be scaled by their range.")
+        return low, high
 
     def return_range(self) -> float:
         """Largest minus least return of an episode; InputError where all are equal."""
@@ -875,4 +885,4 @@ def _made(env_spec) -> gym.Env:
 
 
 def _env_obs_shape(env_spec) -> tuple[int, ...]:
-    return flatten_obs(_made(env_spec).observation_space.sample()).shape
+    return flat_obs_shape(_made(env_spec).observation_space)

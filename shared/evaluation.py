@@ -2,13 +2,14 @@
 
 python -m shared.evaluation RUN_DIR --episodes 100                     roll a run's policies out again
 python -m shared.evaluation RUN_DIR --lane 0 --video hopper.mp4        and film one (mp4 or gif)
-python -m shared.evaluation RUN_DIR --set policy=target                with other values of its arguments
+python -m shared.evaluation RUN_DIR --set act_with=target                with other values of its arguments
 """
 
 import argparse
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -136,11 +137,12 @@ class Policies(NamedTuple):
     act: Callable
 
     def act_in(self, lane: int) -> Callable[[Any], np.ndarray]:
-        """`observation of the environment -> action of the environment`, for one lane."""
+        """`observation of the environment -> action of the environment`, for one lane; a new key for every call."""
         agent, args = jax.tree.map(lambda x: x[lane], (self.agent, self.args))
-        act, key = jax.jit(self.act), jax.random.key(0)
+        act, calls = jax.jit(self.act), itertools.count()
 
         def policy(obs):
+            key = jax.random.fold_in(jax.random.key(0), next(calls))
             return self.task.to_env(np.asarray(act(agent, self.task.observe(obs)[None], key, args))[0])
 
         return policy

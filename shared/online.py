@@ -49,7 +49,6 @@ class LaneEnvs:
         limit = (task.env_spec and task.env_spec.max_episode_steps) or MAX_EPISODE
         self.episode = np.zeros(lanes, np.int64)
         self.length = np.zeros(lanes, np.int64)
-        self.returns = np.zeros(lanes)
         shape, kind = ((), np.int32) if spec.discrete else ((spec.action_dim,), np.float32)
         self.actions = np.zeros((lanes, limit, *shape), kind)
         """[L, T, A] of the episodes that go on"""
@@ -57,11 +56,10 @@ class LaneEnvs:
         """[L, O]"""
         self.ended = np.zeros(lanes, bool)
         """[L] whose last step ended an episode"""
-        self.finished: list[list[float]] = [[] for _ in seeds]
 
     def _reset(self, i: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seeds[i], int(self.episode[i])]).generate_state(1)[0]
-        self.length[i], self.returns[i] = 0, 0.0
+        self.length[i] = 0
         return self.task.observe(self.envs[i].reset(seed=int(seed))[0])
 
     def step(self, actions: np.ndarray) -> np.ndarray:
@@ -80,19 +78,11 @@ class LaneEnvs:
             if self.length[i] < self.actions.shape[1]:
                 self.actions[i, self.length[i]] = actions[i]
             self.length[i] += 1
-            self.returns[i] += r
             if terminated or truncated:
                 self.ended[i] = True
-                self.finished[i].append(self.returns[i])
                 self.episode[i] += 1
                 self.obs[i] = self._reset(i)
         return np.concatenate([obs, actions.reshape(lanes, -1), reward, terminal, next_obs], axis=1)
-
-    def pop_returns(self) -> np.ndarray:
-        """[L] mean return of the episodes finished since the last call (NaN: none)."""
-        means = np.array([np.mean(f) if f else np.nan for f in self.finished])
-        self.finished = [[] for _ in self.envs]
-        return means
 
     def state(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
@@ -108,9 +98,8 @@ class LaneEnvs:
         for i, env in enumerate(self.envs):
             obs, same = self._reset(i), lengths[i] <= self.actions.shape[1]
             for action in self.task.to_env(np.array(state["actions"][i, : lengths[i]])) if same else ():
-                new, r, terminated, truncated, _ = env.step(action)
+                new, _, terminated, truncated, _ = env.step(action)
                 obs, same = self.task.observe(new), not (terminated or truncated)
-                self.returns[i] += r
                 if not same:
                     break
             if same and np.array_equal(obs, state["obs"][i]):
@@ -133,7 +122,10 @@ class JaxEnv(NamedTuple):
 
 
 def jax_env(task: Task) -> JaxEnv | None:
-    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None."""
+    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None.
+
+    None also for discrete actions and normalised observations.
+    """
     env = task.make_env()
     if not isinstance(env.unwrapped, FunctionalJaxEnv) or task.spec.discrete or task.obs_mean is not None:
         env.close()

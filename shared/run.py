@@ -75,7 +75,7 @@ class DatasetArgs:
     preset: str = "auto"
     """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
     env: str = ""
-    """Gymnasium id to evaluate in; empty: the one stored with the dataset."""
+    """Gymnasium id to evaluate (and to interact) in; empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
 
@@ -89,7 +89,7 @@ class RunArgs:
     seed: int = 0
     """First seed."""
     log_every: int = 1_000
-    """Steps between two rows of metrics.csv (their mean), and the length of one compiled call."""
+    """Steps between two rows of metrics.csv (means of the steps between)."""
     eval_every: int = 50_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
@@ -122,7 +122,7 @@ class OnlineArgs(RunArgs):
     """Arguments of every script that interacts; steps are environment steps."""
 
     env_steps: EnvSteps = 1_000_000
-    """Environment steps of each lane."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     buffer_size: int = 1_000_000
     """Transitions kept in each lane's replay buffer."""
 
@@ -141,8 +141,8 @@ class FinetuneArgs(HybridArgs):
     offline_eval_every: int = 100_000
     """Of these, updates between two evaluations; their end is always evaluated."""
     from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Directory of a finished offline run whose agents are fine-tuned, lane by lane of the same seed; without any
-    offline updates here."""
+    """Directory of an offline run, or of a fine-tuning one (its agents at the end of the offline phase), whose agents
+    are fine-tuned, lane by lane of the same seed; without any offline updates here."""
 
 
 def hyperparameters(cls: type) -> type:
@@ -163,21 +163,21 @@ def float_fields(cls: type) -> list[str]:
 
 
 def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
-    """Key of `presets` that `dataset` picks: the longest one contained in its id, or `name` itself."""
+    """Key of `presets` that `dataset` picks: the longest one that a word of its id begins with, or `name` itself."""
     if name == "none":
         return None
     if name != "auto":
         if name not in presets:
             raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
         return name
-    slug = slugify(dataset)
-    return max((key for key in presets if key in slug), key=len, default=None)
+    slug = f"-{slugify(dataset)}"
+    return max((key for key in presets if f"-{key}" in slug), key=len, default=None)
 
 
-_FRACTIONS = (
-    "discount", "tau", "expectile", "quantile", "gae_lambda", "dropout", "top_fraction", "reptile_step",
-    "online_share", "offline_share", "sim_share", "constrained_share", "offline_ratio", "flow_ratio",
-)  # fmt: skip
+def is_fraction(name: str) -> bool:
+    """Whether an argument of this name lies in [0, 1]."""
+    usual = ("discount", "tau", "expectile", "quantile", "dropout", "corruption_rate")
+    return name in usual or name.endswith(("_share", "_ratio", "_fraction", "_lambda", "_tau"))
 
 
 def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
@@ -191,7 +191,7 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
         value = getattr(args, field.name)
         if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
-        if field.name in _FRACTIONS and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
+        if is_fraction(field.name) and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
     counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):

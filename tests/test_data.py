@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import minari
 import numpy as np
 import pytest
-from conftest import write_pendulum
+from conftest import ROOT, write_pendulum
 from minari.data_collector import EpisodeBuffer
 
 from shared.data import (
@@ -28,6 +28,7 @@ from shared.data import (
     alias_table,
     flatten_obs,
     load_dataset,
+    reference_score,
     registered_env,
 )
 
@@ -481,6 +482,33 @@ def test_unreadable_files(tmp_path):
         load_dataset(str(tmp_path / "y.npz"))
     with pytest.raises(InputError, match="not a Minari dataset"):
         load_dataset(str(tmp_path))
+
+
+def test_rewards_that_are_all_equal_have_no_range(tmp_path):
+    path = write_pendulum(tmp_path / "pendulum.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    assert load_dataset(path).reward_range() == (arrays["rewards"].min(), arrays["rewards"].max())
+    np.savez(path, **{**arrays, "rewards": np.zeros_like(arrays["rewards"])})
+    with pytest.raises(InputError, match="^All rewards of .* are equal"):
+        load_dataset(path).reward_range()
+
+
+@pytest.mark.parametrize(
+    "dataset_id, env_id, source",
+    [
+        ("data/halfcheetah_medium-v2.hdf5", "HalfCheetah-v5", "d4rl/halfcheetah"),
+        ("D4RL/pen/human-v2", "AdroitHandPen-v1", "d4rl/pen"),
+        ("D4RL/pointmaze/open-v2", "PointMaze_Open-v3", None),  # its id holds "pen"
+        ("halfcheetah-random", "HalfCheetah-v5", None),  # made here, on another version than D4RL's
+        ("D4RL/pointmaze/umaze-v2", "PointMaze_UMaze-v3", "pointmaze-umaze"),
+        ("pointmaze-umaze-dense", "PointMaze_UMazeDense-v3", "pointmaze-umaze-dense"),
+        ("hopper-medium", "Hopper-v5", "Hopper-v5"),
+    ],
+)
+def test_the_pair_of_reference_scores(dataset_id, env_id, source):
+    table = json.loads((ROOT / "datasets" / "reference_scores.json").read_text())
+    assert reference_score(dataset_id, env_id) == (table[source] if source else None)
 
 
 def test_nothing_is_unpickled(tmp_path):

@@ -323,6 +323,15 @@ def test_changes_that_cannot_be_made(change, words, run_dir):
     assert not list(run_dir.glob("evaluation*"))
 
 
+def test_a_loaded_policy_that_samples_does_so_anew_at_every_step(run_dir):
+    policies = load_run(run_dir)
+    noisy = policies._replace(act=lambda agent, obs, key, args: jax.random.uniform(key, (1, 1)))
+    policy, again = noisy.act_in(0), noisy.act_in(0)
+    draws = [float(policy(np.zeros(1))[0]) for _ in range(3)]
+    assert len(set(draws)) == 3
+    assert draws == [float(again(np.zeros(1))[0]) for _ in range(3)]
+
+
 def test_a_loaded_policy_acts_in_the_plain_environment(run_dir, trained):
     policies = load_run(run_dir)
     assert [s["actor_lr"] for s in policies.settings] == [0.01, 0.02, 0.03]

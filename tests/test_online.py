@@ -63,8 +63,7 @@ def test_a_terminal_step_keeps_its_own_next_observation_and_the_environment_star
     envs, batch = rollout(until=3, limit=100, steps=5)
     assert batch.obs.tolist() == [0, 1, 2, 0, 1] and batch.next_obs.tolist() == [1, 2, 3, 1, 2]
     assert batch.terminal.tolist() == [0, 0, 1, 0, 0]
-    assert envs.pop_returns().tolist() == [3.0, 3.0]  # actions 0.5 are 1.0 in the environment's range
-    assert np.isnan(envs.pop_returns()).all()
+    assert batch.reward.tolist() == [1, 1, 1, 1, 1]  # actions 0.5 are 1.0 in the environment's range
 
 
 def test_a_time_limit_is_not_terminal():

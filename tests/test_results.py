@@ -24,8 +24,11 @@ Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, arXiv 2106
 Deviations from the paper: none, and arXiv 9999.99999 is not its number.
 """
 
+from shared.run import Float, OfflineArgs, hyperparameters
+
+
 @hyperparameters
-class Args(RunArgs):
+class Args(OfflineArgs):
     alpha: Float = 2.5
     batch_size: int = 256
     hidden_dims: tuple[int, ...] = (256, 256)
@@ -229,8 +232,8 @@ def test_changed_settings_and_unequal_data_are_shown(tmp_path):
     table_of(tmp_path)
     text = (tmp_path / "results" / "tables.md").read_text()
     hopper, walker = text.split("### Walker2d")
-    assert "presets: `batch_size` 64 instead of 256 (iql)." in hopper
-    assert "presets: `batch_size` 256 instead of 512 (td3_bc)." in walker
+    assert "`batch_size` 64 instead of 256 (iql)" in hopper
+    assert "`batch_size` 256 instead of 512 (td3_bc)" in walker
     assert "**Not comparable**: hopper-medium" in hopper and "**Not comparable**" not in walker
 
 

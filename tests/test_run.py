@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -465,23 +466,28 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
         ("td3_bc", "tau", "-0.1"),
         ("iql", "expectile", "1.2"),
         ("rlpd", "offline_ratio", "2"),
+        ("rorl", "q_smooth_tau", "1.5"),
     ],
 )
 def test_a_fraction_lies_between_0_and_1(name, argument, value):
     """One value of a grid is enough to refuse it."""
     module, flag = load(name), f"--{argument.replace('_', '-')}"
-    swept = argument in ("discount", "tau", "expectile")
+    swept = argument in shared.run.float_fields(module.Args)
     with pytest.raises(InputError, match=f"^{flag} must lie in "):
         parse(module.Args, module.PRESETS, module.__doc__, [flag, *(["0.5"] if swept else []), value])
     parse(module.Args, module.PRESETS, module.__doc__, [flag, "0.5"])
 
 
 def test_every_share_and_discount_is_checked():
-    """A new file's `..._share` must be in the list."""
-    names = {f.name for path in ALGORITHMS for f in dataclasses.fields(load(path.stem).Args)}
-    fractions = {n for n in names if n.endswith("_share") or n in ("discount", "tau", "expectile", "gae_lambda")}
-    assert fractions and fractions <= {*shared.run._FRACTIONS}
-    assert names >= {*shared.run._FRACTIONS}
+    """By its name; what says in its help that it lies in [0, 1] is among them, and the defaults do."""
+    for path in ALGORITHMS:
+        module = load(path.stem)
+        for field in dataclasses.fields(module.Args):
+            if shared.run.is_fraction(field.name):
+                assert 0.0 <= field.default <= 1.0, (path.stem, field.name)
+        source = path.read_text()
+        said = re.findall(r"^    (\w+): (?:F|f)loat.*\n    \"\"\"[^\"]*in \[0, 1\]", source, re.M)
+        assert all(shared.run.is_fraction(name) for name in said), (path.stem, said)
 
 
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
@@ -634,6 +640,7 @@ KEYS = {
     "hopper-medium": {"batch_size": 2},
     "hopper-medium-expert": {"batch_size": 3, "hidden_dims": (7,)},
     "walker2d-medium": {"batch_size": 4},
+    "pen-": {"batch_size": 5},
 }
 
 
@@ -650,6 +657,8 @@ KEYS = {
         ("runs/hopper-medium-expert/walker2d_medium-v2.hdf5", "walker2d-medium"),
         ("runs-with-hopper/halfcheetah_medium-v2.hdf5", None),
         ("halfcheetah-medium", None),
+        ("D4RL/pen/human-v2", "pen-"),
+        ("D4RL/pointmaze/open-v2", None),  # not o-pen-
     ],
 )
 def test_the_longest_name_contained_in_the_datasets_picks_the_preset(dataset, key):

@@ -401,7 +401,7 @@ def reward_map(data: Dataset, args: Args) -> tuple[float, float]:
     if args.reward_tuning == "antmaze":
         return (1.0, -1.0) if args.improvement == "iql" else (4.0, -2.0)
     if args.reward_tuning == "range":
-        low, high = float(data.reward.min()), float(data.reward.max())
+        low, high = data.reward_range()
         return 2.0 / (high - low), -(high + low) / (high - low)
     if args.reward_tuning == "returns":
         return 1000.0 / data.return_range(), 0.0

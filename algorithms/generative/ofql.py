@@ -31,11 +31,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.data import Batch, Dataset, Spec, Transitions, load_dataset
 from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
 
 
@@ -299,18 +298,19 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
-def reward_map(reward: np.ndarray, tuning: str) -> tuple[float, float]:
+def reward_map(data: Dataset, tuning: str) -> tuple[float, float]:
     """Scale and shift of the rewards in training."""
     if tuning == "antmaze":
         return 4.0, -2.0
     if tuning == "normalize":
-        return 1.0 / float(reward.std()), -float(reward.mean() / reward.std())
+        data.reward_range()  # refuses equal rewards
+        return 1.0 / float(data.reward.std()), -float(data.reward.mean() / data.reward.std())
     return 1.0, 0.0
 
 
 def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
-    data = data.scale_rewards(*reward_map(data.reward, args.reward_tuning))
+    data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)

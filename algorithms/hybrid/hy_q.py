@@ -38,7 +38,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, Spec
-from shared.environments import Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
+from shared.environments import BAD, Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
 from shared.run import EnvSteps, Float, OnlineArgs, Run, hyperparameters, launch
 
 
@@ -245,7 +245,7 @@ def collect(agent: Agent, buffer: Buffer, key, args: Args) -> tuple[Buffer, dict
     at = buffer.inserted % buffer.rows.reward.shape[1]
     insert = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, at, axis=1)  # noqa: E731
     rows = jax.tree.map(insert, buffer.rows, jax.tree.map(own, rows))
-    good = (own(latent) < 2).mean(1)
+    good = (own(latent) != BAD).mean(1)
     return Buffer(rows, buffer.inserted + n), {"good_state": good.mean(), "good_state_at_end": good[-1]}
 
 

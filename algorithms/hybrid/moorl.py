@@ -33,10 +33,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset
+from shared.data import Batch, InputError, Spec, Transitions, load_dataset
 from shared.online import Interaction, Replay, concatenate
 from shared.run import Float, HybridArgs, Run, hyperparameters, launch
 
@@ -273,6 +274,8 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
+    if np.min(args.reptile_step) < 0.0 or np.max(args.reptile_step) > 1.0:
+        raise InputError(f"--reptile-step must lie in [0, 1], not {args.reptile_step}.")
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

@@ -246,7 +246,7 @@ def main(args: Args) -> None:
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     scale, shift = args.reward_scale, args.reward_shift
     if args.normalize_reward:
-        low, high = float(data.reward.min()), float(data.reward.max())
+        low, high = data.reward_range()
         scale, shift = 2.0 / (high - low), -(high + low) / (high - low)
     data = data.scale_rewards(scale, shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -74,7 +74,7 @@ _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
 _human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
-    "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0},
+    "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
 }

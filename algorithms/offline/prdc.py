@@ -9,16 +9,10 @@ TD3+BC, beta -> 0 ignores the state.
 The search. pi moves, so the nearest pair cannot be known in advance; but s is a row of the dataset, so its nearest
 states can, for every beta: scipy's k-d tree is asked for them once per run, and training never waits for the host.
 Among these `neighbours` candidates the nearest pair is found exactly; it is the nearest of the dataset wherever no
-row outside them can be nearer, which is checked and logged (`proven`). Share of states whose nearest pair is among
-64 candidates, at the start / after 30k updates, and core time of the k-d tree ("build"):
-    hopper-medium-replay (130k rows, build 7 s): 0.98 / 0.99;  hopper-medium (1M rows, 94 s): 0.73 / 0.99;
-    pointmaze-umaze (100k rows, 2 s): 0.96 / 0.97, 0.92 between;
-    hopper-medium-replay at beta 0.5: 0.53 / 0.82, with 512 candidates 0.91 / 1.00.
-Where it is not, the pair found is little farther: over all states 3 % (hopper-medium, start) and 20 % (beta 0.5, start)
-on average. Updates/s of paper size on hopper-medium-replay, one core: 287 without a search, 260 with candidates, 160
-with a k-d tree over pairs on the host (in a callback, which with 2 CPU devices hung at batch 2048), 64 with --search
-all. The latter compares with the whole dataset and is always right: for small beta, for checks, and for data whose
-states have so many dimensions, or are so evenly spread, that a k-d tree is slow (hopper-random, 1M: about 8 minutes).
+row outside them can be nearer, which is checked and logged (`proven`: 0.98 of the states of hopper-medium-replay
+after 30k updates, 0.84 of hopper-random-expert-5; results/prdc). Elsewhere the pair found may be a little farther.
+--search all compares with the whole dataset and is always right: for small beta, for checks, and for data whose
+states have so many dimensions, or are so evenly spread, that the k-d tree is slow.
 
 Deviations from the paper:
 - the search over candidates (above); the authors query a k-d tree over all pairs on the host at every actor update;

@@ -65,7 +65,8 @@ class Args(OfflineArgs):
 
 
 _adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
-_antmaze = {"actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0}
+_antmaze = {"actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999}
+_antmaze |= {"reward_scale": 100.0, "eval_episodes": 100}
 PRESETS = {  # of the authors' configurations
     "halfcheetah-random": {"actor_bc": 0.001, "critic_bc": 0.1},
     "halfcheetah-medium": {"actor_bc": 0.001, "critic_bc": 0.01},

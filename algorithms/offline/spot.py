@@ -74,7 +74,7 @@ class Args(OfflineArgs):
     vae_dims: tuple[int, ...] = (750, 750)
     """Hidden layers of the VAE's encoder and decoder."""
     normalize_obs: bool = True
-    """Observations to mean 0 and standard deviation 1 ."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
     """Added to every reward in training (-1 for AntMaze)."""
 

@@ -110,6 +110,8 @@ class Args(FinetuneArgs):
     """Steps of an AM-Q rollout; less where the model is poor (20-100 in Adroit, 5-20 in Kitchen)."""
     rollout_starts: int = 512
     """AM-Q rollouts of every policy, shared by the model's members."""
+    clone_successes: bool = False
+    """Clone only rows from which a reward above 0 is still reached (the authors' --is_filter_bc, on AntMaze)."""
     am_q: Literal["sum", "mean"] = "sum"
     """Q counts 0 after a rollout's end (good or bad by the sign of Q), or the mean is over what comes before it."""
     deploy: Literal["accepted", "last"] = "accepted"
@@ -144,7 +146,7 @@ _maze = {"expectile": 0.9, "policy_lr": 3e-5, "rollout_length": 150, "q_dims": (
 _adroit = {"policy_lr": 1e-5, "rollout_length": 50, "pretrain_updates": 1_000_000, "online_actor_lr": 3e-6}
 PRESETS = {
     "halfcheetah": {"activation": "tanh"},
-    "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0},
+    "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0, "clone_successes": True},
     "pointmaze": _maze,  # ours, after AntMaze: the paper has no PointMaze
     "kitchen": {"policy_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000},
     "kitchen-mixed": {
@@ -538,8 +540,8 @@ def explore(agent: Agent, obs, key, args: Args):
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 
-def fit(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
-    """One lane, stage 1: one update of Q and V per key; mean metrics."""
+def fit(agent: Agent, keys, args: Args, transitions: Transitions, cloned: Transitions) -> tuple[Agent, dict]:
+    """One lane, stage 1: one update of Q and V per key; mean metrics. `cloned`: what the policies learn from."""
 
     def critic_step(agent, key):
         return update_critic(agent, transitions.sample(key, args.batch_size), args)
@@ -548,7 +550,7 @@ def fit(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent
         keys = jax.vmap(jax.random.split)(keys)
         agent, metrics = jax.lax.scan(critic_step, agent, keys[:, 0])
         batch_key, clone_key, model_key = jax.random.split(keys[-1, 1], 3)
-        agent, clone_info = update_clones(agent, transitions.sample(batch_key, args.batch_size), clone_key, args)
+        agent, clone_info = update_clones(agent, cloned.sample(batch_key, args.batch_size), clone_key, args)
         agent, model_info = update_model(agent, transitions.sample(model_key, (args.n_models, args.batch_size)), args)
         return agent, {**jax.tree.map(jnp.mean, metrics), **clone_info, **model_info}
 
@@ -640,15 +642,20 @@ def main(args: Args) -> None:
     if args.minibatch_size > args.online_batch:
         raise InputError(f"--minibatch-size {args.minibatch_size} is more than --online-batch {args.online_batch}.")
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    reached = data.return_to_go() > 0.0
+    if args.clone_successes and not reached.any():
+        raise InputError(f"--clone-successes: no reward above 0 is reached in '{data.task.id}'.")
     data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
     before = 0 if args.from_run else args.pretrain_updates
     with Run(__file__, args, data.task, act, unit=args.critic_per_clone if before else 1, before=before) as run:
-        transitions = run.replicate(data.transitions())
+        transitions = cloned = run.replicate(data.transitions())
+        if args.clone_successes:
+            cloned = run.replicate(data.select(reached).transitions())
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         online = Rollout(run)
         agent = online.restore(agent)
         seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 4)))(run.init_keys)
-        fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None), donate=True)
+        fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None, None), donate=True)
         judge_lanes = run.over_lanes(judge, in_axes=(0, 0, 0, None), donate=True)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0, None), donate=True)
         for keys in run.chunks():
@@ -657,7 +664,7 @@ def main(args: Args) -> None:
                 agent = judge_lanes(agent, seeds, run.lane_args, transitions) if t == 0 else agent
                 agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, seeds, t)
             elif run.done < 0:
-                agent, metrics = fit_lanes(agent, keys, run.lane_args, transitions)
+                agent, metrics = fit_lanes(agent, keys, run.lane_args, transitions, cloned)
             else:
                 agent, metrics = online.steps(agent, keys)
             run.log(agent, metrics, updates=online.updates, state=online.state())

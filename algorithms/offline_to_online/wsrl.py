@@ -51,7 +51,7 @@ class Args(FinetuneArgs):
     eval_every: int = 20_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 20
-    """Episodes per lane and evaluation."""
+    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
     warmup_steps: int = 5_000
     """Environment steps of the pre-trained policy before the first update online (K)."""
     online_share: float = 1.0

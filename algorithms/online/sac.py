@@ -8,7 +8,8 @@ to the critic's Boltzmann distribution (eq. 7), and the temperature keeps the en
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - one environment per lane, all lanes stepped together; one update per environment step, as in the paper,
-  in one compiled call that also inserts, samples and acts.
+  in one compiled call that also inserts, samples and acts;
+- updates begin after 5,000 uniform steps (10,000 in Minari's generation scripts, whose other settings these are).
 
     python algorithms/online/sac.py --env Pendulum-v1 --env-steps 20000 --seeds 4
     python algorithms/online/sac.py --env Hopper-v5 --env-steps 1000000 --seeds 2 --save-policy-every 10000

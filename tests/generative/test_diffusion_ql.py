@@ -1,5 +1,6 @@
 """The losses of diffusion_ql against the same equations in plain numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from conftest import load
 from networks_in_numpy import mish, noise_net, posterior_chain, q_values
 from reference import B, agent_of, close
+
+from shared.data import InputError, load_dataset
 
 T = 5
 BETA = 1 - np.exp(-0.1 / T - 0.5 * 9.9 * (2 * np.arange(1, T + 1) - 1) / T**2)
@@ -186,13 +189,16 @@ def test_diffusion_ql_acts_by_softmax_of_the_target_critics(batch, monkeypatch):
     np.testing.assert_allclose((actions[:, None] == fixed).all(-1).mean(0), expected, atol=0.04)
 
 
-def test_diffusion_ql_rewards_and_presets():
+def test_diffusion_ql_rewards_and_presets(pendulum):
     module = load("diffusion_ql")
     reward = np.float32([0, 0, 1, 3])
-    scale, shift = module.reward_map(reward, "antmaze")
+    data = dataclasses.replace(load_dataset(pendulum), reward=reward)
+    scale, shift = module.reward_map(data, "antmaze")
     np.testing.assert_allclose(reward * scale + shift, 4 * (reward - 0.5))
-    scale, shift = module.reward_map(reward, "normalize")
+    scale, shift = module.reward_map(data, "normalize")
     np.testing.assert_allclose(reward * scale + shift, (reward - reward.mean()) / reward.std(), rtol=1e-5)
-    assert module.reward_map(reward, "none") == (1.0, 0.0)
+    assert module.reward_map(data, "none") == (1.0, 0.0)
+    with pytest.raises(InputError, match="are equal"):
+        module.reward_map(dataclasses.replace(data, reward=np.float32([1, 1])), "normalize")
     for changes in module.PRESETS.values():
         module.Args(**changes)

@@ -213,6 +213,9 @@ def test_edp_rewards_and_presets():
         def return_range(self):
             return 4.0
 
+        def reward_range(self):
+            return 0.0, 3.0
+
     def tuned(tuning, **changes):
         scale, shift = edp.reward_map(data, args_of(reward_tuning=tuning, **changes))
         return data.reward * scale + shift

@@ -1,5 +1,6 @@
 """The losses of ofql against the same equations in plain numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from conftest import load
 from networks_in_numpy import q_values, velocity_net
 from reference import B, agent_of, close
 
-from shared.data import Batch, Spec
+from shared.data import Batch, InputError, Spec, load_dataset
 
 
 def args_of(**changes):
@@ -189,12 +190,15 @@ def test_ofql_one_step_hits_two_modes_where_plain_flow_matching_misses():
     assert near_a_mode(args_of(**shape, flow_ratio=1.0)) < 0.5
 
 
-def test_ofql_rewards_and_presets():
+def test_ofql_rewards_and_presets(pendulum):
     ofql = load("ofql")
     reward = np.float32([0, 0, 1, 3])
-    scale, shift = ofql.reward_map(reward, "antmaze")
+    data = dataclasses.replace(load_dataset(pendulum), reward=reward)
+    scale, shift = ofql.reward_map(data, "antmaze")
     np.testing.assert_allclose(reward * scale + shift, 4 * (reward - 0.5))
-    scale, shift = ofql.reward_map(reward, "normalize")
+    scale, shift = ofql.reward_map(data, "normalize")
     np.testing.assert_allclose(reward * scale + shift, (reward - reward.mean()) / reward.std(), rtol=1e-5)
+    with pytest.raises(InputError, match="are equal"):
+        ofql.reward_map(dataclasses.replace(data, reward=np.float32([1, 1])), "normalize")
     for changes in ofql.PRESETS.values():
         ofql.Args(**changes)

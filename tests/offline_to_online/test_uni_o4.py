@@ -1,18 +1,19 @@
 """The losses of uni_o4's three stages, AM-Q and its gate, the schedules, and the rollouts between PPO updates."""
 
 import csv
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load
+from conftest import load, write_pendulum
 from reference import SPEC, B, agent_of, close, heads, mlp
 from scipy.stats import norm
 from test_lanes import train
 from test_online import final, stop_after
 
-from shared.data import FIELDS, Batch, Spec, Transitions
+from shared.data import FIELDS, Batch, InputError, Spec, Transitions, load_dataset
 from shared.online import LaneEnvs
 
 P, M = 3, 2
@@ -129,12 +130,45 @@ def transitions(n=40):
 def test_uni_o4_stage_1_counts_and_old_policies_are_the_clones():
     module, args = load("uni_o4"), tiny(critic_per_clone=3)
     old = module.init(jax.random.key(0), args, SPEC)
-    new, info = jax.jit(module.fit)(old, jax.random.split(jax.random.key(1), 6), args, transitions())
+    keys = jax.random.split(jax.random.key(1), 6)
+    new, info = jax.jit(module.fit)(old, keys, args, transitions(), transitions())
     counts = {name: int(getattr(new, f"{name}_opt")[0].count) for name in ("critic", "value", "clone", "model")}
     assert counts == {"critic": 6, "value": 6, "clone": 2, "model": 2}
     jax.tree.map(np.testing.assert_array_equal, new.policy, new.old_policy)
     assert np.abs(new.policy["params"]["Dense_0"]["kernel"] - old.policy["params"]["Dense_0"]["kernel"]).max() > 0
     assert {"critic_loss", "value_loss", "clone_loss", "model_loss"} <= info.keys()
+
+
+def test_uni_o4_only_the_policies_learn_from_the_cloned_rows():
+    module, args = load("uni_o4"), tiny(critic_per_clone=3)
+    old, keys, data = module.init(jax.random.key(0), args, SPEC), jax.random.split(jax.random.key(1), 6), transitions()
+    others = dataclasses.replace(data, rows=jnp.flip(data.rows, 0) * 0.5)
+    first, second = (jax.jit(module.fit)(old, keys, args, data, cloned)[0] for cloned in (data, others))
+    jax.tree.map(np.testing.assert_array_equal, (first.critic, first.model), (second.critic, second.model))
+    assert np.abs(first.policy["params"]["Dense_0"]["kernel"] - second.policy["params"]["Dense_0"]["kernel"]).max() > 0
+
+
+def test_uni_o4_clones_the_rows_from_which_a_reward_is_reached(tmp_path, monkeypatch):
+    path = write_pendulum(tmp_path / "pendulum.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["rewards"] = np.zeros_like(arrays["rewards"])
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match="no reward above 0"):
+        train("uni_o4", path, tmp_path / "none", clone_successes=True)
+    arrays["rewards"][70] = 1.0
+    np.savez(path, **arrays)
+    data, module, sizes = load_dataset(path), load("uni_o4"), []
+    first = int(data.starts[data.episode[70]])
+
+    def fit(agent, keys, args, transitions, cloned):
+        sizes.append((len(transitions.rows), len(cloned.rows)))
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(module, "fit", fit)
+    with pytest.raises(RuntimeError, match="seen"):
+        train("uni_o4", path, tmp_path / "some", clone_successes=True)
+    assert sizes[0] == (len(data.obs), 71 - first)
 
 
 # ---------------------------------------------------------------------------------------- stage 2
