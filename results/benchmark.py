@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import json
+import math
 import os
 import re
 import shlex
@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +35,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.grid import GRID, Entry, evaluation_file
 from shared.data import InputError, nearest
+from shared.run import holds_checkpoint, status_of
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+RETRIES = 3
+"""Of a job that dies, on Ray."""
 
 
 class Job(NamedTuple):
@@ -84,12 +90,10 @@ def check_dataset(dataset: str, root: Path) -> None:
 
 def state(job: Job) -> str:
     """ "new", "resume" (from a checkpoint), "again" (there is none), "evaluate" (only that is left) or "finished"."""
-    try:
-        if json.loads((job.out / "run.json").read_text())["status"] == "finished":
+    with contextlib.suppress(OSError):  # there is no run.json yet
+        if status_of(job.out) == "finished":
             return "evaluate" if missing_evaluations(job) else "finished"
-    except (OSError, ValueError, KeyError):  # none yet, or cut off in the middle
-        pass
-    if (job.out / "checkpoint" / "state.npz").exists():
+    if holds_checkpoint(job.out):
         return "resume"
     return "again" if job.out.exists() and any(job.out.iterdir()) else "new"
 
@@ -118,8 +122,11 @@ def clear(directory: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def execute(command: list[str], root: Path) -> int:
-    """Runs a job to its exit status; a signal is left to the job, which saves and ends. It dies with this process."""
+def execute(command: list[str], root: Path, end: float = math.inf) -> int:
+    """Runs a job to its exit status; a signal is left to the job, which saves and ends. It dies with this process.
+
+    At `end` (time.time()) it is asked to save and end.
+    """
     process = subprocess.Popen(command, cwd=root, preexec_fn=_die_with_parent)
 
     def forward(number: int, _) -> None:
@@ -128,7 +135,11 @@ def execute(command: list[str], root: Path) -> int:
 
     old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        status = process.wait()
+        try:
+            status = process.wait(None if end == math.inf else max(0.0, end - time.time()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            status = process.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -141,8 +152,11 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def perform(job: Job, root: Path, label: str = "") -> int | None:
-    """Does what is left of a job -> its exit status; None where nothing is left or another process has it."""
+def perform(job: Job, root: Path, label: str = "", end: float = math.inf) -> int | None:
+    """Does what is left of a job, as far as it comes by `end` -> its exit status.
+
+    None where nothing is left or another process has it.
+    """
     with locked(job) as mine:
         now = state(job)
         if not mine or now == "finished":
@@ -150,10 +164,10 @@ def perform(job: Job, root: Path, label: str = "") -> int | None:
         if now == "again":
             clear(job.out)
         print(f"{label}{job.name} ({now})", flush=True)
-        status = 0 if now == "evaluate" else execute(job.command + ["--resume"] * (now == "resume"), root)
+        status = 0 if now == "evaluate" else execute(job.command + ["--resume"] * (now == "resume"), root, end)
         for change in missing_evaluations(job) if not status else []:
             evaluation = [sys.executable, "-m", "shared.evaluation", str(job.out), "--set", *change.split()]
-            status = status or execute(evaluation, root)
+            status = status or execute(evaluation, root, end)
     if status not in (0, 130, 143):
         print(f"{job.name} ended with status {status}.", file=sys.stderr, flush=True)
     return status
@@ -161,11 +175,11 @@ def perform(job: Job, root: Path, label: str = "") -> int | None:
 
 def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> None:
     """Runs what is unfinished within the bounds, one after the other."""
-    end, started = time.monotonic() + 3600 * hours, 0
+    end, started = time.time() + 3600 * hours, 0
     for n, job in enumerate(jobs, 1):
-        if started >= max_jobs or time.monotonic() >= end:
+        if started >= max_jobs or time.time() >= end:
             return
-        status = perform(job, root, f"[{n}/{len(jobs)}] ")
+        status = perform(job, root, f"[{n}/{len(jobs)}] ", end)
         started += status is not None
         if status in (130, 143):  # interrupted: the next job is not wanted either
             return
@@ -183,24 +197,27 @@ def run_on_ray(jobs: list[Job], hours: float, max_jobs: int, root: Path, cpus: f
         raise InputError("--engine ray needs Ray: pip install ray.") from None
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, log_to_driver=True, logging_level="error")
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=10)(perform)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(perform)
     there = ray.cluster_resources()
     slots = int(min(there.get(name, 0) / n for name, n in (("CPU", cpus), ("GPU", gpus)) if n))
     if slots < 1:
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise InputError(f"The cluster has {has}, a job needs {cpus:g} and {gpus:g}.")
-    end = time.monotonic() + 3600 * hours
+    end, deaths = time.time() + 3600 * hours, Counter()
     waiting, running = [job for job in jobs if state(job) != "finished"][:max_jobs], {}
     while waiting or running:
-        while waiting and len(running) < slots and time.monotonic() < end:
+        while waiting and len(running) < slots and time.time() < end:
             job = waiting.pop(0)
-            running[task.remote(job, root)] = job
+            running[task.remote(job, root, end=end)] = job
         if not running:
             return
         (done,), _ = ray.wait(list(running))
         job = running.pop(done)
         try:
-            ray.get(done)
+            status = ray.get(done)
+            if status is not None and status > 128 and status not in (130, 143):  # killed, by want of memory maybe
+                deaths[job.name] += 1
+                waiting += [job] if deaths[job.name] <= RETRIES else []
         except ray.exceptions.RayError as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             print(f"{job.name} was given up by Ray: {reason}", file=sys.stderr, flush=True)
@@ -225,7 +242,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     option("--updates", type=int, help="updates of each lane (offline scripts only)")
     option("--extra", default="", help="more arguments for every job, as one string")
     option("--name", default="", help="the runs' name (default: <series>-<variant>-<length>)")
-    option("--hours", type=float, default=float("inf"), help="begin no job after this time")
+    option(
+        "--hours",
+        type=float,
+        default=float("inf"),
+        help="end after this time: what runs then saves, and goes on the next time",
+    )
     option("--max-jobs", type=int, default=sys.maxsize, help="begin no more than so many jobs")
     option("--engine", choices=["local", "ray"], default="local", help="one job after the other, or a Ray cluster")
     option("--cpus", type=float, default=1, help="with --engine ray: CPUs of each job")

@@ -47,6 +47,7 @@ from results.raw import (
 )
 from shared.data import InputError, nearest
 from shared.evaluation import fine_tuning
+from shared.run import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -477,11 +478,11 @@ def claim_table(rows: list[Row]) -> str:
 
 def fine_tuning_table(rows: list[Row]) -> str:
     """What interaction did to the policies of offline runs; empty where there are none."""
-    rows = [row for row in rows if online(row) and row.metric == "score" and row.steps["env_step"].any()]
+    rows = [row for row in rows if online(row) and row.steps["env_step"].any()]
     body = []
     for row in sorted(rows, key=lambda r: r.dataset):
         name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
-        result = fine_tuning(row.steps["env_step"], row.curve.T)
+        result = fine_tuning(row.steps["env_step"], row.curve.T, row.metric == "score")
         regret = iqm_text(100 * result.regret, row.metric)
         cells = [iqm_text(x, row.metric) for x in (result.offline, result.dip, result.final)]
         body.append([row.dataset, name, *(text or "–" for text in (*cells, regret))])
@@ -615,7 +616,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.check:
             return check(pages, root)
         for path, text in pages.items():
-            path.write_text(text)
+            with replacing(path) as file:
+                file.write(text.encode())
         looks = appearances(rows)
         for dataset in sorted({row.dataset for row in rows}):
             group = [row for row in rows if row.dataset == dataset]

@@ -51,8 +51,13 @@ def share(lanes: Sequence) -> tuple[int, Sequence]:
     return first, lanes[first:last]
 
 
+def meet() -> None:
+    """Opens the channel of `gather`, for which no process waits longer than half a minute: at the start, together."""
+    gather(b"")
+
+
 def gather(content: bytes) -> list[bytes]:
-    """What each process has, in order; all must call it."""
+    """What each process has, in order; all must call it, after `meet`."""
     if jax.process_count() == 1:
         return [content]
     sizes = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()

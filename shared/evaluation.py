@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import jax
 import numpy as np
+import scipy.stats
 
 from shared.data import ROOT, InputError, Task, nearest
 from shared.untrusted import npz_shapes
@@ -98,7 +100,7 @@ class Evaluator:
 
 
 class FineTuning(NamedTuple):
-    """What interaction does to a trained policy; each [L], in the unit of the scores."""
+    """What interaction does to a trained policy; each [L], in the unit of the scores (or returns, without regret)."""
 
     offline: np.ndarray
     """Score at the end of offline training; NaN where there was none."""
@@ -110,16 +112,28 @@ class FineTuning(NamedTuple):
     """Mean over the evaluations after the first step of (100 - score) / 100 (arXiv 2303.05479, section 7)."""
 
 
-def fine_tuning(env_steps: np.ndarray, scores: np.ndarray) -> FineTuning:
-    """`scores` [K, L] of the evaluations after `env_steps` [K], ascending; 0 is the end of offline training."""
+def fine_tuning(env_steps: np.ndarray, scores: np.ndarray, normalized: bool = True) -> FineTuning:
+    """`scores` [K, L] of the evaluations after `env_steps` [K], ascending; 0 is the end of offline training.
+
+    Returns that are not `normalized` to 0 and 100 have no regret (NaN).
+    """
+    regret = np.where(normalized, 1.0 - scores / 100.0, np.nan)
     if env_steps[-1] == 0:
         raise ValueError("fine-tuning needs an evaluation after the first environment step")
     if env_steps[0] != 0:
         none = np.full(scores.shape[1], np.nan)
-        return FineTuning(none, none, scores[-1], (1.0 - scores / 100.0).mean(0))
+        return FineTuning(none, none, scores[-1], regret.mean(0))
     early = (env_steps > 0) & (env_steps <= max(env_steps[-1] / 5, env_steps[1]))
     dip = np.maximum(scores[0] - scores[early].min(0), 0.0)
-    return FineTuning(scores[0], dip, scores[-1], (1.0 - scores[1:] / 100.0).mean(0))
+    return FineTuning(scores[0], dip, scores[-1], regret[1:].mean(0))
+
+
+def interval(x: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `x` [L]; the mean itself where there is one lane, or all are equal."""
+    if len(x) == 1 or not np.ptp(x) > 0:
+        return float(x.mean()), float(x.mean())
+    found = scipy.stats.bootstrap((x,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 # ----------------------------------------------------------------------------- policies of a run
@@ -233,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of a run with a checkpoint")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of every lane")
-    parser.add_argument("--video", type=Path, help="film one episode instead: a .mp4 or .gif file")
+    parser.add_argument("--video", type=Path, help="film one episode of a lane, too: a .mp4 or .gif file")
     parser.add_argument("--lane", type=int, default=0, help="lane to film")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments to change")
     options = parser.parse_args(argv)
@@ -241,6 +255,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--set wants NAME=VALUE, not '{wrong[0]}'.")
     if options.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
+    from shared.run import replacing  # shared.run imports this module
+
     policies = load_run(options.run_dir, dict(change.split("=") for change in options.set))
     if policies.task.env_spec is None:
         raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")
@@ -249,8 +265,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--video writes .mp4 or .gif, not '{options.video.suffix}'.")
         if not 0 <= options.lane < len(policies.settings):
             raise InputError(f"--lane {options.lane}: the run has lanes 0 to {len(policies.settings) - 1}.")
-        print(f"return {film(policies, options.lane, options.video):.1f} -> {options.video}")
-        return
+        if "rgb_array" not in policies.task.make_env().metadata.get("render_modes", []):
+            raise InputError(f"{policies.task.env_spec.id} cannot be filmed: it draws no pictures.")
 
     def act(agent, obs, step, key, args):
         return policies.act(agent, obs, jax.random.fold_in(key, step), args)
@@ -263,15 +279,22 @@ def main(argv: list[str] | None = None) -> None:
     returns, lengths = evaluate(policies.agent, keys, policies.args)
     scores = policies.task.score(returns)
     name = "-".join(["evaluation", *options.set]) + ".csv"
-    with (options.run_dir / name).open("w") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
-        for i, e in np.ndindex(returns.shape):
-            writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
+    for i, e in np.ndindex(returns.shape):
+        writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
+    try:
+        with replacing(options.run_dir / name) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise InputError(f"Cannot write {options.run_dir / name}: {error.strerror}.") from None
     for i, setting in enumerate(policies.settings):
         named = ", ".join(f"{k}={v}" for k, v in setting.items())
         mean, std, score = returns[i].mean(), returns[i].std(), scores[i].mean()
         print(f"lane {i} ({named}): return {mean:.1f} +- {std:.1f}, score {score:.1f}")
+    if options.video:
+        print(f"return {film(policies, options.lane, options.video):.1f} -> {options.video}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ def require_env(task: Task) -> Task:
     return task
 
 
+MAX_CHUNK = 50
+"""Environment steps, where each takes its time, between two looks at the signals."""
+
+
 class LaneEnvs:
     """One environment per lane. A finished one is reset at once; its true last observation is kept.
 
@@ -265,6 +269,7 @@ class Interaction:
         if self.env:
             self.env_state, self.obs = run.over_lanes(self.env.reset, in_axes=(0,))(reset_keys)
         else:
+            run.shorten_chunks(MAX_CHUNK)
             self.envs = LaneEnvs(self.task, [setting["seed"] for setting in run.padded_settings])
         self.action = None
         """[L, A] next one"""

@@ -36,8 +36,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from shared.data import InputError, Task, nearest, slugify
-from shared.distributed import gather, join, merge_records, merge_tables, share
-from shared.evaluation import Evaluator, fine_tuning
+from shared.distributed import gather, join, meet, merge_records, merge_tables, share
+from shared.evaluation import Evaluator, fine_tuning, interval
 from shared.untrusted import read_npz
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,6 +208,7 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
         args = parse(cls, presets, doc)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
+        meet()
         talks = not args.distributed or jax.process_index() == 0
         with contextlib.redirect_stdout(sys.stdout if talks else io.StringIO()):
             main(args)
@@ -325,7 +326,7 @@ class Run:
         self.before = before
         self.from_run = Path(args.from_run) if getattr(args, "from_run", "") else None
         self.offline_updates = 0 if self.from_run else getattr(args, "offline_updates", 0)
-        self.chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
+        self.chunk = self._online_chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         size = self.mesh.devices.size
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
@@ -371,22 +372,10 @@ class Run:
             self.out = self.out / f"process-{jax.process_index()}"
         self._file_checkpoint = self.out / "checkpoint" / "state.npz"
         self._file_previous = self._file_checkpoint.with_name("previous.npz")
-        if args.resume and not (self._file_checkpoint.exists() or self._file_previous.exists()):
-            raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
-        record = self.out / "run.json"
-        finished = record.exists() and json.loads(record.read_text())["status"] == "finished"
-        if not args.resume and (finished or self._file_checkpoint.exists()):
-            raise InputError(f"{self.out} holds a run already; add --resume or choose another --out.")
         self._wall, self._compile, self._started = 0.0, 0.0, time.time()
         self._sums, self._summed = {}, 0
-        kept = self._read_checkpoint_header() if args.resume else {}
         try:
-            (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            for table in (self.out / f"{name}.csv" for name in _TABLES):
-                if table.exists():  # rows written after the checkpoint are computed again
-                    os.truncate(table, kept.get(table.stem, 0))
-            if not args.resume:
-                self._write_record("running")
+            self._open_directory()
         except OSError as error:
             raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
@@ -399,6 +388,29 @@ class Run:
         total, done = (earlier + self.total) * lanes, (earlier + self.done) * lanes
         self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=None, initial=done)
         return self
+
+    def _open_directory(self) -> None:
+        """An empty place for a new run, or the state of the one to be resumed; refuses what it would overwrite."""
+        if self.args.resume:
+            if not holds_checkpoint(self.out):
+                raise InputError(f"--resume: there is no checkpoint in {self.out}; give --out an earlier run.")
+            self._table_sizes = self._read_checkpoint_header()
+            return
+        for folder in {self.out, self.merged_out}:
+            if (folder / "run.json").exists() and status_of(folder) in ("finished", "") or holds_checkpoint(folder):
+                raise InputError(f"{folder} holds a run already; add --resume or choose another --out.")
+        (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        self._table_sizes = {}
+        self._cut_tables()
+        self._write_record("running")
+
+    def _table_files(self) -> list[Path]:
+        return [path for name in _TABLES if (path := self.out / f"{name}.csv").exists()]
+
+    def _cut_tables(self) -> None:
+        """Takes away rows written after the checkpoint: they are computed again."""
+        for table in self._table_files():
+            os.truncate(table, self._table_sizes.get(table.stem, 0))
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         self._bar.close()
@@ -422,9 +434,11 @@ class Run:
                 raise
             error = error or second
         if isinstance(error, OSError) and error.errno in _DISK:
-            left = (
-                "free space and go on with --resume" if self._file_checkpoint.exists() else "there is no checkpoint yet"
-            )
+            try:
+                saved = self._file_checkpoint.exists()
+            except OSError:  # not even to be looked at
+                saved = False
+            left = "mend that and go on with --resume" if saved else "there is no checkpoint yet"
             raise InputError(f"Cannot write to {self.out} any more: {error.strerror}; {left}.") from None
 
     def _on_event(self, name: str, seconds: float, **_) -> None:
@@ -445,7 +459,13 @@ class Run:
         Those of `before` come first, then the offline ones of a script that interacts: `done` is below 0 then.
         """
         while self.done < self.total:
+            if self.online and self.done >= 0:
+                self.chunk = self._online_chunk
             yield self._chunk_keys(self._train_keys, self.done, jnp.zeros(self.chunk))
+
+    def shorten_chunks(self, most: int) -> None:
+        """Chunks of at most `most` environment steps: where each takes its time, a signal waits no longer."""
+        self._online_chunk = max(n for n in range(1, min(most, self.chunk) + 1) if self.chunk % n == 0)
 
     def step_keys(self, step: int) -> jax.Array:
         """[L] the keys of one step; from `total` on none that `chunks` gives."""
@@ -469,10 +489,11 @@ class Run:
         count = self.done - begin  # steps since the phase began
         interacts = self.online and not (early or offline)
         self._steps = [self.pretrained + (updates or 0), count] if interacts else [count, 0]
+        phase = "before" if early else "offline" if offline else ""
         self._bar.update(self.chunk * len(self.settings))
         last, ends = self.done >= self.total, self.done in (0, -self.offline_updates)
         if metrics:
-            self._report_divergence(metrics)
+            self._report_divergence(metrics, phase)
             self._sums = {name: self._sums.get(name, 0.0) + m for name, m in metrics.items()}
             self._summed += 1
         if self._summed and (last or ends or self._passes(self.args.log_every, count)):
@@ -482,17 +503,17 @@ class Run:
                 [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
                 for i in range(len(self.settings))
             ]
-            table = "before" if early else "offline" if offline else "metrics"
-            self._append(table, [*_LANE_COLUMNS, "wall_s", *metrics], rows)
+            self._append(phase or "metrics", [*_LANE_COLUMNS, "wall_s", *metrics], rows)
             if self._wandb and not early:
                 self._wandb.log(metrics, self._steps)
         every = self.args.offline_eval_every if offline else self.args.eval_every
         if last or (offline and ends) or (not early and self._passes(every, count)):
             self.evaluate(agent)
-        if last or self._signal or (offline and ends) or self._passes(self.args.checkpoint_every, count):
+        stop = self._signal  # read once: it may come at any moment
+        if last or stop or (offline and ends) or self._passes(self.args.checkpoint_every, count):
             self.save((agent, state))
-        if self._signal and not last:
-            raise Interrupted(self._signal, self.out)
+        if stop and not last:
+            raise Interrupted(stop, self.merged_out)
 
     def evaluate(self, agent: Any) -> None:
         """Appends one row per lane and episode to returns.csv."""
@@ -500,11 +521,12 @@ class Run:
             return
         episodes = self._evaluate(agent, self._eval_keys, self.lane_args)
         scores = self.task.score(episodes.returns)
+        at = [*self._steps, self._seconds()]
         rows = [
-            [*self._lane(i), *self._steps, e, episodes.returns[i, e], episodes.lengths[i, e], scores[i, e]]
+            [*self._lane(i), *at, e, episodes.returns[i, e], episodes.lengths[i, e], scores[i, e]]
             for i, e in np.ndindex(episodes.returns.shape)
         ]
-        self._append("returns", [*_LANE_COLUMNS, "episode", "return", "length", "score"], rows)
+        self._append("returns", [*_LANE_COLUMNS, "wall_s", "episode", "return", "length", "score"], rows)
         self.final_returns, self.final_scores = episodes.returns, scores
         self._bar.set_postfix_str(f"return {episodes.returns.mean():.1f} score {scores.mean():.1f}", refresh=False)
         at, of = (self._steps[0], self.offline_updates) if self.done < 0 else (self.done, self.total)
@@ -524,15 +546,16 @@ class Run:
     def _seconds(self) -> float:
         return round(self._wall + time.time() - self._started, 3)
 
-    def _report_divergence(self, metrics: dict[str, np.ndarray]) -> None:
+    def _report_divergence(self, metrics: dict[str, np.ndarray], phase: str) -> None:
+        where = {"before": "pre-training ", "offline": "offline "}.get(phase, "")
         for i, setting in enumerate(self.settings):
             bad = [name for name, m in metrics.items() if not np.isfinite(m[i])]
             if bad and i not in self.diverged:
-                self.diverged[i] = self.done
+                self.diverged[i] = self._steps[1] or self._steps[0]
                 named = ", ".join(f"{k}={v}" for k, v in setting.items())
                 tqdm.write(
-                    f"Lane {self.first_lane + i} ({named}) has diverged: {bad[0]} is not finite at step {self.done}; "
-                    "the other lanes go on.",
+                    f"Lane {self.first_lane + i} ({named}) has diverged: {bad[0]} is not finite at "
+                    f"{where}step {self.diverged[i]}; the other lanes go on.",
                     file=sys.stderr,
                 )
 
@@ -591,6 +614,7 @@ class Run:
         """
         if self.args.resume:
             agent, state = load_tree(self._file_checkpoint, (agent, state))
+            self._cut_tables()
             self._write_record("running")
             tqdm.write(f"Resumed at step {self.done:,}.")
         elif self.from_run:
@@ -610,6 +634,11 @@ class Run:
         if "env_steps" in args and header["done"] != 0:
             what = "have interacted already" if header["done"] > 0 else "are still in their offline phase"
             raise InputError(f"--from: the agents of {self.from_run} {what}.")
+        if header["done"] < args.get("updates", 0):
+            raise InputError(
+                f"--from: the run in {self.from_run} ended after {header['done']:,} of {args['updates']:,} updates; "
+                "resume it first."
+            )
         for name in ("hash", "spec", "obs_mean", "obs_std", "options"):
             if there[name] != here[name]:
                 what = "data" if name in ("hash", "spec") else "observation statistics" if "obs" in name else "options"
@@ -691,7 +720,7 @@ class Run:
                 stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
             ),
         }
-        with _replacing(self.out / "run.json") as file:
+        with replacing(self.out / "run.json") as file:
             file.write(json.dumps(record, indent=1).encode())
 
     def _merge(self) -> None:
@@ -702,7 +731,7 @@ class Run:
             parts = gather(path.read_bytes() if path.exists() else b"")
             if any(parts) and not jax.process_index():
                 content = merge_records(parts) if path.suffix == ".json" else merge_tables(parts)
-                with _replacing(self.merged_out / path.name) as file:
+                with replacing(self.merged_out / path.name) as file:
                     file.write(content)
         if hasattr(self, "final_returns"):
             for name in ("final_returns", "final_scores"):
@@ -733,17 +762,18 @@ class Run:
         for label, value in self.task.baselines.items():
             print(f"{label:<34}{'':>6}{value:>10.1f}{float(self.task.score(np.array(value))):>9.1f}")
         if self.pretrained:
-            curve = _scores_by_env_step(self.out / "returns.csv")
-            result = fine_tuning(np.array(list(curve)), np.array(list(curve.values())))
-            head = "".join(f"{name:>17}" for name in result._fields)
-            print(f"\n{'fine-tuning, +- std over lanes':<34}{'lanes':>6}{head}")
+            unit = "score" if np.isfinite(self.final_scores).any() else "return"
+            curve = _by_env_step(self.out / "returns.csv", unit)
+            result = fine_tuning(np.array(list(curve)), np.array(list(curve.values())), unit == "score")
+            head = "".join(f"{name:>24}" for name in result._fields)
+            print(f"\n{f'fine-tuning ({unit}) [95 % of mean]':<34}{'lanes':>6}{head}")
             for name, lanes in groups.items():
-                cells = "".join(f"{f'{x[lanes].mean():.2f} +- {x[lanes].std():.2f}':>17}" for x in result)
+                cells = "".join(f"{_with_interval(x[lanes]):>24}" for x in result)
                 print(f"{' '.join((self.algorithm, *name)):<34}{len(lanes):>6}{cells}")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _TABLES = ("before", "offline", "metrics", "returns")
 _LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
 
@@ -782,7 +812,7 @@ def _version(package: str) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
+def replacing(path: Path) -> Iterator[io.BufferedWriter]:
     """A file to write that takes the place of `path` once it is whole; after an error nothing has happened."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -813,8 +843,21 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         for name, leaf in _named_leaves(tree).items()
     }
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez(file, __header__=np.array(json.dumps(header)), **arrays)
+
+
+def holds_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can be resumed there: from its last checkpoint, or the one before."""
+    return any((run_dir / "checkpoint" / name).exists() for name in ("state.npz", "previous.npz"))
+
+
+def status_of(run_dir: Path) -> str:
+    """The status in run.json; empty where that is not readable."""
+    try:
+        return str(json.loads((run_dir / "run.json").read_text())["status"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def is_whole(path: Path) -> bool:
@@ -943,11 +986,16 @@ def _evaluations(returns: Path) -> list[dict[str, str]]:
     return [r for r in rows if r["env_step"] != "0" or int(r["update"]) == first]
 
 
-def _scores_by_env_step(returns: Path) -> dict[int, list[float]]:
-    """{environment step: mean score of every lane}."""
+def _with_interval(x: np.ndarray) -> str:
+    low, high = interval(x)
+    return f"{x.mean():.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(x).all() else "-"
+
+
+def _by_env_step(returns: Path, unit: str) -> dict[int, list[float]]:
+    """{environment step: mean "score" or "return" of every lane}."""
     lanes: dict[int, dict[int, list[float]]] = {}
     for r in _evaluations(returns):
-        lanes.setdefault(int(r["env_step"]), {}).setdefault(int(r["lane"]), []).append(float(r["score"]))
+        lanes.setdefault(int(r["env_step"]), {}).setdefault(int(r["lane"]), []).append(float(r[unit]))
     return {step: [float(np.mean(of[i])) for i in sorted(of)] for step, of in lanes.items()}
 
 
@@ -975,5 +1023,5 @@ def _plot_curve(out: Path, swept: list[str], title: str) -> None:
     axes.set(xlabel=x.replace("_", " "), ylabel="normalised score" if y == "score" else "return", title=title)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    with _replacing(out / "curve.png") as file:
+    with replacing(out / "curve.png") as file:
         figure.savefig(file, dpi=120, format="png")

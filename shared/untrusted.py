@@ -5,6 +5,7 @@ nothing is unpickled, no link leads to another file, and only numbers are read. 
 sentence; the libraries that read the files raise kinds of their own.
 """
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+MAX_HEADER = 10_000  # of a .npy, as NumPy's own limit, which it looks at when it has read it
 RATIO = 1032  # deflate makes nothing smaller than this (zlib's technical notes)
 SMALL = 1 << 20  # what may be claimed in any case: HDF5 stores nothing of an array of its fill value
 
@@ -67,7 +69,8 @@ def check_hdf5(path: Path) -> None:
         seen.add(address)
         nodes = ((name, _own(group, name)) for name in group)
         return sum(
-            check(node) if isinstance(node, h5py.Group) else _check_dataset(path, name, node) for name, node in nodes
+            check(node) if isinstance(node, h5py.Group) else _check_dataset(path, name, node, texts=True)
+            for name, node in nodes
         )
 
     with h5py.File(path, "r") as file:
@@ -76,9 +79,13 @@ def check_hdf5(path: Path) -> None:
 
 def _npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array that begins here."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    first = np.lib.format.read_magic(file) == (1, 0)
+    prefix = file.read(2 if first else 4)
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"an array's header claims {length:,} bytes")
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(io.BytesIO(prefix + file.read(length)))
     return shape, dtype
 
 
@@ -98,15 +105,15 @@ def _own(group: h5py.Group, name: str):
     return group[name]
 
 
-def _check_dataset(path: Path, name: str, node) -> int:
-    """Bytes of a dataset."""
+def _check_dataset(path: Path, name: str, node, texts: bool = False) -> int:
+    """Bytes of a dataset; `texts`: it may be one of strings, which lie elsewhere in the file."""
     if not isinstance(node, h5py.Dataset):
         raise ValueError(f"{name} is not an array")
     if node.is_virtual or node.external:
         raise ValueError(f"{name} lies in other files")
     size = _bytes(node.shape or (), node.dtype)
     held = RATIO * min(node.id.get_storage_size(), path.stat().st_size)
-    _check(name, node.dtype, size, max(held, SMALL), texts=True)
+    _check(name, node.dtype, size, max(held, SMALL), texts)
     return size
 
 

@@ -1,6 +1,7 @@
 """Shared by all tests: two virtual CPU devices, private dataset and cache folders, tiny datasets."""
 
 import atexit
+import csv
 import importlib.util
 import os
 import shutil
@@ -38,6 +39,11 @@ def load(name: str):
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def timeless(table: Path) -> list[dict]:
+    """The rows of a CSV, without their times."""
+    return [{k: v for k, v in row.items() if k != "wall_s"} for row in csv.DictReader(table.open())]
 
 
 @pytest.fixture(autouse=True)

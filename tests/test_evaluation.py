@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -18,7 +19,7 @@ from conftest import load, write_pendulum
 
 from shared import evaluation
 from shared.data import InputError, Spec, Task, load_dataset, registered_env
-from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, load_run, main
+from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, interval, load_run, main
 from shared.run import Float, OfflineArgs, Run, hyperparameters, read_header
 
 FIRST = 10_000  # the seed of episode 0
@@ -321,6 +322,40 @@ def test_changes_that_cannot_be_made(change, words, run_dir):
     with pytest.raises(InputError, match=words):
         main([str(run_dir), "--set", change])
     assert not list(run_dir.glob("evaluation*"))
+
+
+def test_episodes_and_a_film_are_made_together(run_dir, tmp_path):
+    main([str(run_dir), "--episodes", "2", "--video", str(tmp_path / "out.gif")])
+    assert len((run_dir / "evaluation.csv").read_text().splitlines()) == 1 + 3 * 2
+    assert imageio.get_reader(tmp_path / "out.gif").get_length() > 1
+
+
+def test_an_environment_that_draws_nothing_is_not_filmed(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(Line, "metadata", {})
+    with pytest.raises(InputError, match="cannot be filmed"):
+        main([str(run_dir), "--episodes", "1", "--video", str(tmp_path / "out.gif")])
+
+
+def test_a_full_disk_leaves_the_last_evaluation(run_dir, monkeypatch):
+    main([str(run_dir), "--episodes", "1"])
+    before = (run_dir / "evaluation.csv").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="^Cannot write .*evaluation.csv: No space left"):
+        main([str(run_dir), "--episodes", "2"])
+    assert (run_dir / "evaluation.csv").read_bytes() == before
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def test_the_interval_of_a_mean():
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    low, high = interval(x)
+    assert 0 <= low < 1.0 and 2.0 < high <= 3 and abs((low + high) / 2 - 1.5) < 0.2
+    assert interval(np.array([4.0])) == (4.0, 4.0) and interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+
+
+def test_returns_without_a_reference_have_a_dip_but_no_regret():
+    found = fine_tuning(np.array([0, 10, 20]), np.array([[-50.0], [-80.0], [-20.0]]), normalized=False)
+    assert (found.offline, found.dip, found.final) == (-50.0, 30.0, -20.0) and np.isnan(found.regret).all()
 
 
 def test_a_loaded_policy_that_samples_does_so_anew_at_every_step(run_dir):

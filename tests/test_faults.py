@@ -264,6 +264,27 @@ def test_an_array_that_claims_too_much_takes_no_memory(shape, words, tmp_path, m
         load_dataset(str(tmp_path / "x.npz"))
 
 
+def test_a_header_that_claims_too_much_is_not_read(tmp_path, monkeypatch):
+    """Deflated, 64 MiB of it are a few kilobytes."""
+    read, length = [], 64 * 2**20
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b" " * length)
+    zip_read = zipfile.ZipExtFile.read
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n=-1: read.append(n) or zip_read(self, n))
+    for reader in (untrusted.read_npz, untrusted.npz_shapes):
+        with pytest.raises(ValueError, match="header claims 67,108,864 bytes"):
+            reader(tmp_path / "x.npz")
+    assert read and min(read) >= 0 and max(read) < 100
+
+
+def test_strings_which_one_place_may_hold_for_many_rows_are_not_read(tmp_path):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_dataset("observations", (3,), dtype=h5py.string_dtype())[:] = ["x" * 1000, "y", "z"]
+    with pytest.raises(ValueError, match="holds Python objects"):
+        untrusted.read_hdf5(tmp_path / "x.hdf5", ["observations"])
+    untrusted.check_hdf5(tmp_path / "x.hdf5")  # Minari's own files have some
+
+
 def test_zeros_that_were_compressed_well_are_read(tmp_path):
     """The ratio is deflate's own limit, not a guess."""
     path = tmp_path / "x.npz"

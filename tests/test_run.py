@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
+import zipfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, load, write_pendulum
+from conftest import ALGORITHMS, load, timeless, write_pendulum
 
 import shared.run
+from results import benchmark
 from shared.data import InputError, Spec, Task, registered_env
 from shared.run import (
     Float,
@@ -71,6 +74,9 @@ class Killed(BaseException):
 PADDED = -(-3 // DEVICES) * DEVICES  # lanes of a job with three
 
 
+TABLES = ("before", "offline", "metrics", "returns")
+
+
 def rows(out: Path, name: str) -> list[dict]:
     return list(csv.DictReader((out / f"{name}.csv").open()))
 
@@ -80,11 +86,12 @@ def record(out: Path) -> dict:
 
 
 def outcome(out: Path) -> tuple[dict, list, list]:
-    """What two runs must share: parameters, metrics without their times, returns."""
+    """What two runs must share: parameters, metrics (of all phases), returns; without times."""
     with np.load(out / "checkpoint" / "state.npz") as file:
         arrays = {k: file[k] for k in file.files if k != "__header__"}
-    metrics = [{k: v for k, v in r.items() if k != "wall_s"} for r in rows(out, "metrics")]
-    return arrays, metrics, rows(out, "returns")
+    tables = {name: timeless(path) for name in TABLES if (path := out / f"{name}.csv").exists()}
+    returns = tables.pop("returns", [])
+    return arrays, [{"table": name, **row} for name in tables for row in tables[name]], returns
 
 
 def assert_same(out: Path, other: Path) -> None:
@@ -509,10 +516,134 @@ def test_a_typo_in_a_flag_or_number_names_the_nearest(argv, word, refused):
     assert word in refused("bc", *argv)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(refused, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "Cannot write" in refused("bc", "--out", "locked/run")
+@pytest.fixture
+def anyones():
+    """A folder outside pytest's own, which belong to one user; in the test the user is not root."""
+    root, folder = os.geteuid() == 0, Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    os.seteuid(0) if root else None
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+def become_nobody() -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def stopped(out: Path, monkeypatch, after: int = 6) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        at_step(patch, after, terminate)
+        toy(out)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+@pytest.mark.parametrize("place", ["locked", "locked/run"])
+def test_a_folder_that_cannot_be_written(place, mode, anyones):
+    (anyones / "locked").mkdir()
+    (anyones / "locked").chmod(mode)
+    become_nobody()
+    with pytest.raises(InputError, match="^Cannot write to .*Permission denied"):
+        toy(anyones / place)
+
+
+@pytest.mark.parametrize(
+    "path, mode", [(".", 0o555), (".", 0o000), ("run.json", 0o000), ("checkpoint", 0o555), ("checkpoint", 0o000)]
+)
+def test_a_run_that_may_not_be_changed_is_not_resumed(path, mode, anyones, monkeypatch):
+    out = anyones / "run"
+    stopped(out, monkeypatch)
+    for file in [out, *out.rglob("*")]:
+        file.chmod(0o777)
+    before = {file.name: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    read_header(out / "checkpoint" / "state.npz")  # zipfile imports a codec when it is first used
+    (out / path).chmod(mode)
+    become_nobody()
+    if path == "run.json":  # it is written anew, and says nothing that the checkpoint does not
+        toy(out, resume=True)
+        return
+    with pytest.raises(InputError, match="^Cannot write to .*Permission denied"):
+        toy(out, resume=True)
+    if os.getuid() == 0:
+        os.seteuid(0)
+    (out / path).chmod(0o777)
+    after = {file.name: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"run.json", "metrics.csv"}  # the record says that the run has failed
+    assert after["metrics.csv"].startswith(before["metrics.csv"])
+
+
+def test_a_folder_that_is_locked_while_the_run_works(anyones):
+    def lock(run):
+        if run.done == 6:
+            (anyones / "run" / "checkpoint").chmod(0o555)
+
+    anyones.chmod(0o777)
+    become_nobody()
+    with pytest.raises(InputError, match="Cannot write to .* any more: Permission denied; mend that"):
+        toy(anyones / "run", during=lock)
+    assert read_header(anyones / "run" / "checkpoint" / "state.npz")["done"] == 4
+
+
+@pytest.mark.parametrize("damage", ["one bit", "another size"])
+def test_a_resume_that_is_refused_leaves_the_rows_beyond_the_checkpoint(damage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 6, kill, after=True)  # the checkpoint is of update 4
+        toy(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "state.npz"
+    if damage == "another size":
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        np.savez(path, **arrays | {"[0]['count']": np.zeros((1, 5), np.float32)})
+    else:
+        with zipfile.ZipFile(path) as file:
+            member = next(m for m in file.infolist() if "count" in m.filename)
+            content = file.read(member)
+        at = path.read_bytes().rindex(content[-4:])
+        path.write_bytes(path.read_bytes()[: at + 3] + b"\x7f" + path.read_bytes()[at + 4 :])
+    tables = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.csv")}
+    assert tables["metrics.csv"].count(b"\n") == 4
+    with pytest.raises(InputError, match="readable checkpoint|does not fit"):
+        toy(tmp_path / "run", resume=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.csv")} == tables
+
+
+def test_a_run_of_which_only_the_checkpoint_before_the_last_is_left_is_not_begun_anew(tmp_path, monkeypatch):
+    """As between the two renamings that put it in the place of a damaged one."""
+    stopped(tmp_path / "run", monkeypatch, after=10)
+    (tmp_path / "run" / "checkpoint" / "state.npz").unlink()
+    with pytest.raises(InputError, match="holds a run"):
+        toy(tmp_path / "run")
+    assert benchmark.state(benchmark.Job("toy", "toy", [], tmp_path / "run")) == "resume"
+    toy(tmp_path / "whole")
+    toy(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_record_that_cannot_be_read_is_not_overwritten(tmp_path):
+    toy(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    (tmp_path / "run" / "run.json").write_text('{"stat')
+    with pytest.raises(InputError, match="holds a run"):
+        toy(tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == '{"stat'
+
+
+def test_a_signal_between_two_looks_at_it_is_not_taken_for_saved(tmp_path, monkeypatch):
+    passes = Run._passes
+
+    def late(self, every, count):
+        now = passes(self, every, count)
+        if self.done == 6 and every == self.args.checkpoint_every:
+            terminate()
+        return now
+
+    monkeypatch.setattr(Run, "_passes", late)
+    with pytest.raises(Interrupted):
+        toy(tmp_path / "run", checkpoint_every=100)
+    assert read_header(tmp_path / "run" / "checkpoint" / "state.npz")["done"] == 8
 
 
 def test_another_dataset_under_the_same_name(refused, tmp_path):

@@ -50,7 +50,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.data import Batch, InputError, Spec, Transitions, load_dataset, unpack
-from shared.online import LaneEnvs
+from shared.online import MAX_CHUNK, LaneEnvs
 from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
 
 
@@ -577,6 +577,7 @@ class Rollout:
     """Stage 3 of all lanes: the environments, and what was seen since the last update; as `Interaction` else."""
 
     def __init__(self, run: Run):
+        run.shorten_chunks(MAX_CHUNK)
         self.run, self.args, self.envs = run, run.args, LaneEnvs(run.task, [s["seed"] for s in run.padded_settings])
         lanes, spec = len(run.padded_settings), run.task.spec
         self.rows = np.zeros((lanes, run.args.online_batch, 2 * spec.obs_shape[0] + spec.action_dim + 2), np.float32)
