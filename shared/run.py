@@ -420,6 +420,7 @@ class Run:
         for table in self._tables.values():
             table.close()
         status = "finished" if kind is None else "interrupted" if kind is Interrupted else "failed"
+        told = kind is KeyboardInterrupt  # which waits for nobody
         try:
             if not (kind is InputError and self.args.resume):  # a checkpoint that does not fit: nothing was changed
                 self._write_record(status)
@@ -427,12 +428,15 @@ class Run:
                 self._wandb.close()
             if status == "finished":
                 self._file_previous.unlink(missing_ok=True)
+            told, together = True, not told and self._all_finished(status)
+            if together:
                 self._merge()
                 self._summary()
         except OSError as second:
             if second.errno not in _DISK:
                 raise
             error = error or second
+            told or self._all_finished("failed")
         if isinstance(error, OSError) and error.errno in _DISK:
             try:
                 saved = self._file_checkpoint.exists()
@@ -723,6 +727,23 @@ class Run:
         with replacing(self.out / "run.json") as file:
             file.write(json.dumps(record, indent=1).encode())
 
+    def _all_finished(self, status: str) -> bool:
+        """Whether every process has; each waits here for the others, however it ended.
+
+        Raises:
+          Interrupted: this one has finished, and another was stopped.
+          InputError: this one has finished, and another has failed.
+        """
+        found = [one.decode().split() for one in gather(f"{status} {self._signal or 0}".encode())]
+        if status != "finished":
+            return False
+        for i, (other, number) in enumerate(found):
+            if other == "interrupted":
+                raise Interrupted(int(number), self.merged_out)
+            if other == "failed":
+                raise InputError(f"Process {i} of {len(found)} has failed; mend that and resume all with --resume.")
+        return True
+
     def _merge(self) -> None:
         """The tables and records of all processes in --out, written by process 0."""
         if jax.process_count() == 1:
@@ -733,11 +754,11 @@ class Run:
                 content = merge_records(parts) if path.suffix == ".json" else merge_tables(parts)
                 with replacing(self.merged_out / path.name) as file:
                     file.write(content)
-        if hasattr(self, "final_returns"):
-            for name in ("final_returns", "final_scores"):
-                own = getattr(self, name)
-                parts = [np.frombuffer(part, own.dtype) for part in gather(np.ascontiguousarray(own).tobytes())]
-                setattr(self, name, np.concatenate(parts).reshape(-1, own.shape[1]))
+        for name in ("final_returns", "final_scores"):
+            own = np.array(self.__dict__.pop(name, ()), np.float64)  # empty in a process that had finished before
+            parts = [np.frombuffer(part, own.dtype) for part in gather(own.tobytes())]
+            if all(part.size for part in parts):
+                setattr(self, name, np.concatenate(parts).reshape(-1, self.args.eval_episodes))
         self.settings, self.out = lane_settings(self.args), self.merged_out
 
     def _summary(self) -> None:

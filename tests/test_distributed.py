@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, load, write_pendulum
+from conftest import ROOT, load, timeless, write_pendulum
 from test_run import record, rows
 
 from shared import distributed
@@ -25,10 +25,18 @@ def free_port() -> int:
 
 
 def start(
-    folder: Path, out: str, name: str = "bc", steps: tuple = ("--updates", 40), more: tuple = ()
+    folder: Path,
+    out: str,
+    name: str = "bc",
+    steps: tuple = ("--updates", 40),
+    more: tuple = (),
+    code: str = "",
+    before: tuple = (),
 ) -> subprocess.Popen:
+    """`code`: run in the place of the script, whose path is its first argument; `before` are the next."""
     words = [
-        sys.executable, load(name).__file__, "--dataset", folder / "pendulum.npz", *steps, "--log-every", 10,
+        sys.executable, *(["-c", code] if code else []), load(name).__file__, *before,
+        *([load(name).__file__] if code else []), "--dataset", folder / "pendulum.npz", *steps, "--log-every", 10,
         "--eval-every", 20, "--checkpoint-every", 20, "--eval-episodes", 2, "--batch-size", 8, "--hidden-dims", 8, 8,
         "--seeds", 3, "--out", folder / out, *more,
     ]  # fmt: skip
@@ -69,6 +77,70 @@ def test_two_processes_make_the_tables_of_one(name, steps, tmp_path):
         with np.load(tmp_path / "two" / f"process-{i}" / "checkpoint" / "state.npz") as file:
             header = json.loads(str(file["__header__"]))
         assert [s["seed"] for s in header["settings"]] == [[0], [1, 2]][i] and len(header["settings"]) == lanes
+
+
+PATCHED = """
+import importlib.util, os, sys, time
+script, late, stop, *sys.argv = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("bc", script)
+bc = sys.modules["bc"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bc)
+from shared.run import Run, launch
+enter, log = Run.__enter__, Run.log
+def enter_late(self):
+    time.sleep(float(late))
+    return enter(self)
+def stop_and_log(self, *args, **kwargs):
+    if self.done + self.chunk == int(stop):
+        os.kill(os.getpid(), 15)
+    log(self, *args, **kwargs)
+Run.__enter__, Run.log = enter_late, stop_and_log
+launch(bc.main, bc.Args, bc.PRESETS, bc.__doc__)
+"""
+
+
+def test_a_process_may_end_long_after_the_others(tmp_path):
+    """The channel that carries the tables is opened at the start: to open it no process waits for over 30 s."""
+    write_pendulum(tmp_path / "pendulum.npz")
+    port, processes = free_port(), []
+    for i, late in enumerate((0, 40)):
+        part = ("--distributed", f"localhost:{port},2,{i}")
+        processes.append(start(tmp_path, "run", more=part, code=PATCHED, before=(late, -1)))
+    finish(*processes)
+    assert record(tmp_path / "run")["processes"] == 2
+    assert {row["lane"] for row in rows(tmp_path / "run", "metrics")} == {"0", "1", "2"}
+
+
+def test_several_processes_do_not_overwrite_the_run_of_one(tmp_path):
+    write_pendulum(tmp_path / "pendulum.npz")
+    finish(start(tmp_path, "run"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    port = free_port()
+    both = [start(tmp_path, "run", more=("--distributed", f"localhost:{port},2,{i}")) for i in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2 and "holds a run already" in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+@pytest.mark.parametrize("stops", [(20, 20), (-1, 20)])
+def test_several_processes_stop_and_resume(stops, tmp_path):
+    """The hint to go on names the folder that they share; nothing is merged where one was stopped alone."""
+    write_pendulum(tmp_path / "pendulum.npz")
+
+    def both(*more, **patch):
+        port = free_port()
+        parts = [("--distributed", f"localhost:{port},2,{i}", *more) for i in range(2)]
+        return [start(tmp_path, "run", more=parts[i], **{k: v[i] for k, v in patch.items()}) for i in range(2)]
+
+    for process in both(code=(PATCHED, PATCHED), before=[(0, stop) for stop in stops]):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 143 and f"--out {tmp_path / 'run'} --resume" in err, err
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    finish(*both("--resume"))
+    finish(start(tmp_path, "one"))
+    for table in ("metrics.csv", "returns.csv"):
+        assert timeless(tmp_path / "run" / table) == timeless(tmp_path / "one" / table)
 
 
 def test_lanes_are_shared_in_blocks(monkeypatch):

@@ -176,6 +176,7 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", {count})
 import test_lanes
+from shared.online import Interaction
 from shared.run import Run
 
 over_lanes, programs = Run.over_lanes, []
@@ -192,9 +193,23 @@ def read(run, *args, **kwargs):
     return call
 
 
-Run.over_lanes = read
+def read_steps(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    for name in ("_step", "_scan"):
+
+        def call(*operands, step=getattr(self, name), **static):
+            steps.append(step.lower(*operands, **static).compile().as_text())
+            return step(*operands, **static)
+
+        setattr(self, name, call)
+
+
+Run.over_lanes, init, steps = read, Interaction.__init__, []
+Interaction.__init__ = read_steps
 test_lanes.train("{name}", "{dataset}", Path("{out}"), seeds=6, seed=3)
 assert len(jax.devices()) == {count} and len(programs) > 3
+assert bool(steps) == {interacts}
+programs += steps
 words = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "send(", "recv(")
 assert not [word for word in words for text in programs if word in text]
 assert {count} == 1 or any("num_partitions={count}" in text for text in programs)
@@ -203,11 +218,12 @@ assert {count} == 1 or any("num_partitions={count}" in text for text in programs
 
 @pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
 def test_four_devices_compute_what_one_does_and_tell_each_other_nothing(name, pendulum, tmp_path):
-    """Six lanes, padded to eight on four devices; every program of the job is read, also those of the interaction."""
+    """Six lanes, padded to eight on four devices; every program of the job is read, also interaction's."""
     ends = []
     for count in (1, 4):
         out = tmp_path / str(count)
         words = {"tests": ROOT / "tests", "count": count, "name": name, "dataset": pendulum, "out": out}
+        words["interacts"] = name == "rlpd"
         code = ON_DEVICES.format(**words)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
