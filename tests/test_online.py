@@ -316,6 +316,46 @@ def test_the_three_axes_of_a_fine_tuning_run(pendulum, tmp_path, capsys):
     assert "regret" in capsys.readouterr().out
 
 
+def test_an_unfinished_offline_run_is_no_source(pendulum, tmp_path, monkeypatch):
+    iql, tuned = load("iql"), load("iql_finetune")
+    small = {"log_every": 10, "eval_every": 40, "eval_episodes": 1, "batch_size": 4, "hidden_dims": (8,)}
+    with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
+        stop_after(m, 20)
+        iql.main(iql.Args(dataset=pendulum, out=str(tmp_path / "iql"), updates=40, **small))
+    with pytest.raises(InputError, match="ended after 20 of 40 updates"):
+        tuned.main(
+            tuned.Args(
+                dataset=pendulum, out=str(tmp_path / "on"), from_run=str(tmp_path / "iql"), env_steps=40, **small
+            )
+        )
+
+
+def test_a_signal_waits_for_few_environment_steps(pendulum, tmp_path, monkeypatch):
+    """Where each takes its time; environments in JAX keep their long chunks, and so do offline updates."""
+    chunks, log = [], Run.log
+
+    def noted(self, *args, **kwargs):
+        chunks.append((self.offline, self.chunk))
+        return log(self, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "log", noted)
+    tuned = load("iql_finetune")
+    steps = {"offline_updates": 200, "env_steps": 200, "log_every": 200, "eval_every": 200, "eval_episodes": 1}
+    small = {"batch_size": 4, "hidden_dims": (8,), "checkpoint_every": 200, "offline_eval_every": 200}
+    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "a"), **steps, **small))
+    assert chunks == [(True, 200), *[(False, 50)] * 4]
+    assert len(timeless(tmp_path / "a" / "metrics.csv")) == 1
+    chunks.clear()
+    sac = load("sac")
+    sac.main(
+        sac.Args(
+            env="phys2d/Pendulum-v0", env_steps=200, log_every=200, eval_every=200, eval_episodes=1, batch_size=4,
+            hidden_dims=(8,), learning_starts=50, out=str(tmp_path / "b"),
+        )
+    )  # fmt: skip
+    assert chunks == [(False, 200)]
+
+
 def test_a_run_goes_on_from_another_ones_agents(pendulum, tmp_path):
     """Lane by lane of the same seed, and as if both had been one job from the first environment step on."""
     iql, tuned = load("iql"), load("iql_finetune")

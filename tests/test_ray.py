@@ -79,6 +79,21 @@ def test_every_job_is_done_once_though_a_worker_is_killed(cluster, tmp_path):
     assert benchmark.main(argv, tmp_path) == 0 and len(log()) == 9  # nothing is run again: 4 + 1 begin, 4 end
 
 
+def test_a_job_that_dies_goes_on_from_its_checkpoint(cluster, tmp_path, capsys):
+    """As by want of memory: the worker lives. One that dies again and again is given up."""
+    (tmp_path / "algorithms" / "offline").mkdir(parents=True)
+    dies = "    if out.parent.name == 'b' or n == begin == 0:\n        os.kill(os.getpid(), 9)\n"
+    job = JOB.replace("    time.sleep(0.5)\n", "").replace("(str(n + 1))\n", f"(str(n + 1))\n{dies}")
+    (tmp_path / "algorithms" / "offline" / "bc.py").write_text(job)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "recipes.txt").write_text("a\tx\nb\tx\n")
+    argv = ["--algorithms", "bc", "--datasets", "a", "b", "--engine", "ray"]
+    assert benchmark.main(argv, tmp_path) == 1
+    assert "Missing: bc on b" in capsys.readouterr().out
+    began = [json.loads(line)[1:3] for line in (tmp_path / "log").read_text().splitlines() if '"begin"' in line]
+    assert sorted(began) == [["a", 0], ["a", 1], *(["b", n] for n in range(1 + benchmark.RETRIES))]
+
+
 def test_a_cluster_that_is_too_small_is_told(cluster, tmp_path, capsys):
     (tmp_path / "algorithms" / "offline").mkdir(parents=True)
     (tmp_path / "algorithms" / "offline" / "bc.py").write_text(JOB)

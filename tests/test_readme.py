@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import ROOT, load
+
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_worked_example_applies_and_trains(tmp_path, pendulum):
-    diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    diff = re.search(r"```diff\n(.*?)```", README, re.S)[1]
     changed = [x for x in diff.splitlines() if x[:1] in "+-" and x[:3] not in ("+++", "---")]
     assert len(changed) <= 20
     folder = tmp_path / "algorithms" / "offline"
@@ -28,3 +30,18 @@ def test_the_worked_example_applies_and_trains(tmp_path, pendulum):
     module.main(args)
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert "cloned" in header and "margin" in header
+
+
+def test_the_ten_lines_that_use_a_trained_policy(tmp_path, pendulum, monkeypatch):
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "load_run" in block]
+    bc = load("bc")
+    bc.main(
+        bc.Args(
+            dataset=pendulum, updates=4, log_every=2, eval_every=4, eval_episodes=1, checkpoint_every=4,
+            hidden_dims=(8, 8), batch_size=8, out=str(tmp_path / "run"),
+        )
+    )  # fmt: skip
+    path = re.search(r'load_run\("(.*?)"\)', code)[1]
+    found = {}
+    exec(code.replace(path, str(tmp_path / "run")), found)
+    assert found["done"] and found["obs"].shape == (3,)

@@ -521,7 +521,7 @@ def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path
     (out / "run.json").write_text('{"status": "finished"}')
     job, done = benchmark.Job("bc", "hopper-medium", ["train"], out, entry.evaluations), []
 
-    def execute(command, root):
+    def execute(command, root, end):
         done.append(command)
         (out / ("-".join(["evaluation", *command[command.index("--set") + 1 :]]) + ".csv")).touch()
         return 0
@@ -603,6 +603,16 @@ def test_no_job_begins_after_the_time_bound(grid):
     _, run, log = grid
     assert run("--hours", "0") == 1
     assert not log()
+
+
+def test_a_job_is_told_to_save_at_the_time_bound(grid):
+    root, run, log = grid
+    waits = "import signal, time\nsignal.signal(15, lambda *_: sys.exit(143))\n"
+    job = JOB.replace("(out /", "time.sleep(60)\n(out /")
+    (root / "algorithms" / "offline" / "bc.py").write_text(job.replace("left =", waits + "left ="))
+    began = time.time()
+    assert run("--hours", str(2 / 3600)) == 1
+    assert time.time() - began < 30 and [line[0] for line in log()] == ["bc"]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_uni_o4_clones_the_rows_from_which_a_reward_is_reached(tmp_path, monkeyp
     arrays["rewards"][70] = 1.0
     np.savez(path, **arrays)
     data, module, sizes = load_dataset(path), load("uni_o4"), []
-    first = int(data.starts[data.episode[70]])
+    first = int(data.starts()[data.episode()[70]])
 
     def fit(agent, keys, args, transitions, cloned):
         sizes.append((len(transitions.rows), len(cloned.rows)))
