@@ -104,7 +104,11 @@ def test_hnpg():
 def test_rlpd():
     ours, alone = (curve("rlpd", "rlpd", REPLAY, variant) for variant in ("", "online-only"))
     assert ours[-1] > 3 * alone[-1]
+    assert ours[-1] > 2 * end("rlpd", "rlpd", REPLAY, "no-layer-norm")
     assert (ours[:7] < alone[-1] + 5).all()  # the part of the claim that is not seen
+    ours, alone = (curve("rlpd", "rlpd", MAZE, variant) for variant in ("", "online-only"))
+    assert ours[-1] > alone[-1] + 30
+    assert ours[: 2 * len(ours) // 3].max() < alone[-1] < ours[3 * len(ours) // 4 - 1]
 
 
 def test_cal_ql():
@@ -119,6 +123,12 @@ def test_wsrl():
     with_warm_up, without = curve("wsrl", "wsrl", PENDULUM), curve("wsrl", "wsrl", PENDULUM, "no-warm-up")
     assert without[1:].min() < 0.75 * without[0] and with_warm_up[1:].min() > 0.8 * with_warm_up[0]
     assert min(with_warm_up[-1], without[-1]) > 100
+    with_warm_up, without = curve("wsrl", "wsrl", REPLAY), curve("wsrl", "wsrl", REPLAY, "no-warm-up")
+    assert without[1] < without[0] / 2.5 and without[1:].max() < without[0]
+    assert with_warm_up.min() > 0.8 * with_warm_up[0] and with_warm_up[-1] > with_warm_up[0]
+    for variant in ("", "no-warm-up", "retention"):
+        rises = curve("wsrl", "wsrl", MAZE, variant)
+        assert rises[-1] > 2.5 * rises[0] and rises.min() == rises[0]
 
 
 def test_h2o():
@@ -133,18 +143,32 @@ def test_iql_finetune():
     assert weak[-1] > weak[0] + 15 and weak.min() > weak[0] - 5
 
 
+def test_ro2o():
+    ours, without = curve("ro2o", "ro2o", MAZE), curve("ro2o", "ro2o", MAZE, "no-terms")
+    assert ours.min() > ours[0] / 2 and without.min() < without[0] / 5
+    assert ours[-1] < 0.8 * ours[0] and without[-1] > 0.9 * without[0]  # the part of the claim that is not seen
+
+
 def test_e2o():
     two, ten = curve("e2o", "e2o", PENDULUM, "two"), curve("e2o", "e2o", PENDULUM, "ten")
     assert ten[0] > two[0] and ten[1:].mean() > two[1:].mean()
+    pair_min, full = curve("e2o", "e2o", PENDULUM, "pair-min"), curve("e2o", "e2o", PENDULUM, "full", "ucb=10")
+    assert abs(pair_min[1:].mean() - ten[1:].mean()) < 5 and full[1:].mean() < pair_min[1:].mean() - 10
 
 
 def test_sung():
     ours, td3 = curve("sung", "sung", PENDULUM), curve("sung", "sung", PENDULUM, "td3")
     assert ours[-1] > 2 * end("sung", "sung", PENDULUM, "td3-bc")
-    assert ours[1] > td3[1]
+    assert ours[1] > ours[0] and td3[1] < td3[0]
+    for variant in ("", "td3", "td3-bc"):  # the part of the claim that is not seen
+        assert end("sung", "sung", MAZE, variant) < curve("sung", "sung", MAZE, variant)[0]
 
 
 def test_uni_o4():
-    ours, cloned = curve("uni-o4", "uni_o4", PENDULUM), end("uni-o4", "bc", PENDULUM)
-    assert ours[0] > cloned + 5 and ours[0] > curve("uni-o4", "uni_o4", PENDULUM, "no-gate")[0] + 5
-    assert ours[-1] > ours[0] + 10 and ours.min() > ours[0] - 1
+    for dataset, more in ((PENDULUM, 5), (REPLAY, 1)):
+        ours, cloned = curve("uni-o4", "uni_o4", dataset), end("uni-o4", "bc", dataset)
+        assert ours[0] > cloned + more and ours[0] > curve("uni-o4", "uni_o4", dataset, "no-gate")[0] + more
+    assert curve("uni-o4", "uni_o4", MAZE)[0] < end("uni-o4", "bc", MAZE)
+    for dataset, more in ((PENDULUM, 10), (REPLAY, 2), (MAZE, 8)):
+        ours = curve("uni-o4", "uni_o4", dataset)
+        assert ours[-1] > ours[0] + more and ours.min() > ours[0] - 1
