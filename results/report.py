@@ -321,7 +321,7 @@ def rate(per_second: float) -> str:
     """Three figures of a slow one; a dash where there is none."""
     if not np.isfinite(per_second):
         return "–"
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.{1 if per_second >= 10 else 2}f}"
 
 
 def made_on(measured: dict) -> str:
@@ -515,7 +515,7 @@ def claims_summary(root: Path) -> str:
     rows = []
     for claim in CLAIMS:
         found = claim_rows(claim, root)
-        datasets = ", ".join(dict.fromkeys(row.dataset for row in found))
+        datasets = ", ".join(dict.fromkeys(row.dataset.split("+")[0] for row in found))
         rows.append(
             [f"[{claim.title}]({link}#{anchor(claim.title)})", claim.seen or unsaid[bool(found)], datasets or "–"]
         )
