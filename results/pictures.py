@@ -39,7 +39,7 @@ def draw(axes, rows: list[Row], looks: dict[tuple, int]) -> None:
         axes.annotate(name, (x, value), xytext=(4 - 8 * x, 2), fontsize=8, color="#777777", **side)
     axes.set_xlabel("environment steps" if x_name == "env_step" else "gradient updates")
     axes.set_ylabel("normalised score" if rows[0].metric == "score" else "return")
-    plain_axes(axes, rows[0].dataset, "IQM over lanes, 95 % bootstrap interval")
+    plain_axes(axes, rows[0].dataset, "IQM, 95 % interval")
     axes.xaxis.set_major_formatter(lambda x, _: short(round(x)))
     axes.set_xlim(left=0)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -57,13 +57,21 @@ def meet() -> None:
 
 
 def gather(content: bytes) -> list[bytes]:
-    """What each process has, in order; all must call it, after `meet`."""
+    """What each process has, in order; all must call it, after `meet`.
+
+    Raises:
+      InputError: another process has gone.
+    """
     if jax.process_count() == 1:
         return [content]
-    sizes = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    rows = multihost_utils.process_allgather(padded)
+    try:
+        sizes = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: len(content)] = np.frombuffer(content, np.uint8)
+        rows = multihost_utils.process_allgather(padded)
+    except jax.errors.JaxRuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(f"Another process is gone, so that nothing is merged; resume all ({reason}).") from None
     return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 

@@ -172,3 +172,13 @@ def test_bad_places_are_told_in_one_sentence(how):
     with pytest.raises(InputError, match="is auto or HOST:PORT,PROCESSES,PROCESS") as error:
         distributed.join(how)
     assert "\n" not in str(error.value)
+
+
+def test_a_process_that_is_gone_is_told_in_one_sentence(monkeypatch):
+    def gone(_):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer\nmore")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gone)
+    with pytest.raises(InputError, match="Another process is gone.*closed by peer"):
+        distributed.gather(b"x")
