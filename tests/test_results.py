@@ -261,7 +261,7 @@ def test_details_and_speed(tmp_path):
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
     page = (tmp_path / "README.md").read_text()
     assert "| iql | hopper | 2 × 256, batch 256 | 2 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
-    assert "| awac | hopper | 2 × 256, batch 256 | 1 | 7 |  | 3.0 s | 900 MiB | 103 MiB |" in page
+    assert "| awac | hopper | 2 × 256, batch 256 | 1 | 7.00 |  | 3.0 s | 900 MiB | 103 MiB |" in page
     assert "STALE" not in page and page.endswith("<!-- end:speed -->\ntail\n")
 
 
