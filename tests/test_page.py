@@ -110,9 +110,23 @@ def test_the_detail_view_has_every_lane_and_how_it_was_made(tab):
 
 @needs_chromium
 def test_the_page_works_by_keyboard(tab):
-    tab.get_by_label("Search", exact=True).focus()
+    """By Tab alone: a search, a column's sorting, and a run's details."""
+
+    def go_to(locator) -> None:
+        for _ in range(60):
+            tab.keyboard.press("Tab")
+            if locator.evaluate("element => element === document.activeElement"):
+                return
+        raise AssertionError("Tab does not lead there")
+
+    go_to(tab.get_by_label("Search", exact=True))
     tab.keyboard.type("iql")
-    tab.locator("#rows button").focus()
+    header = tab.locator("th", has=tab.locator("button")).first
+    go_to(header.locator("button"))
+    before = header.get_attribute("aria-sort")
+    tab.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") != before
+    go_to(tab.locator("#rows button").first)
     tab.keyboard.press("Enter")
     dialog = tab.get_by_role("dialog")
     assert dialog.is_visible() and "lane 0 (seed 100) has no finite return" in dialog.inner_text()

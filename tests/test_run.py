@@ -351,11 +351,14 @@ def test_wall_time_goes_on_and_the_divergence_is_remembered(tmp_path, monkeypatc
     assert record(tmp_path / "run")["diverged"] == {"1": 2}
 
 
-def test_signals_to_a_real_process(folder, tmp_path):
+@pytest.mark.parametrize("name, steps, every", [("bc", "--updates", 1000), ("rlpd", "--env-steps", 100)])
+def test_signals_to_a_real_process(name, steps, every, folder, tmp_path):
     """SIGTERM: status 143, SIGINT: 130; each says how to go on, and leaves a checkpoint from which it does."""
+    column = "update" if name == "bc" else "env_step"
+    more_networks = [] if name == "bc" else ["--n-critics", 2, "--learning-starts", 0]
     command = [
-        sys.executable, load("bc").__file__, "--dataset", folder / "pendulum.npz", "--updates", 10**8,
-        "--log-every", 1000, "--eval-every", 10**8, "--eval-episodes", 1, "--checkpoint-every", 10**8,
+        sys.executable, load(name).__file__, "--dataset", folder / "pendulum.npz", steps, 10**6, *more_networks,
+        "--log-every", every, "--eval-every", 10**6, "--eval-episodes", 1, "--checkpoint-every", 10**6,
         "--batch-size", 8, "--hidden-dims", 8, 8, "--out", "run",
     ]  # fmt: skip
     done = 0
@@ -376,8 +379,8 @@ def test_signals_to_a_real_process(folder, tmp_path):
         header = read_header(tmp_path / "run" / "checkpoint" / "state.npz")
         assert header["done"] > done and record(tmp_path / "run")["status"] == "interrupted"
         done = header["done"]
-        updates = [int(r["update"]) for r in rows(tmp_path / "run", "metrics")]
-        assert updates == list(range(1000, done + 1, 1000))
+        logged = [int(r[column]) for r in rows(tmp_path / "run", "metrics")]
+        assert logged == list(range(every, done + 1, every))
 
 
 # ------------------------------------------------------------------- errors through the command line
