@@ -164,6 +164,8 @@ def test_the_page_fits_a_phone(tab):
     assert tab.evaluate(
         "document.getElementById('detail').scrollWidth <= document.getElementById('detail').clientWidth"
     )
+    letters = tab.locator("dialog svg text").first.bounding_box()["height"]
+    assert letters > 9, "the labels of the curves can be read"
 
 
 def test_no_text_of_a_run_ends_the_script(tmp_path):
