@@ -22,7 +22,7 @@ run: setup  ## train TD3+BC with 4 seeds in one job beside BC; score table and $
 test: setup  ## the test suite, on at most four cores
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-faults: setup  ## 10,000 malformed files, SIGKILL twenty times for each of four scripts, full disks (ten minutes)
+test-faults: setup  ## 10,000 malformed files, SIGKILL twenty times for each of four scripts, full disks (five minutes)
 	$(PY) -m pytest tests/test_faults.py --whole-faults -n auto --maxprocesses 4
 
 report: setup  ## every table, plot and generated section of the READMEs, from raw files
