@@ -294,6 +294,15 @@ def interaction(algorithm: str, dataset: str, steps: str, more: str = "", varian
     return Entry(algorithm, dataset, f"{FEW} {length} {more}".strip(), variant, "claim")
 
 
+def arms(algorithm: str, steps: dict[str, str], common: str, variants: dict[str, str]) -> list[Entry]:
+    """A method and its baselines: every variant {name: arguments} on every dataset {name: steps}."""
+    return [
+        interaction(algorithm, dataset, length, f"{common} {more}".strip(), name)
+        for dataset, length in steps.items()
+        for name, more in variants.items()
+    ]
+
+
 def lock(algorithm: str, length: str, more: str = "", variant: str = "", quality: str = "trajectory") -> Entry:
     """On the combination lock, whose data the algorithms make themselves."""
     where = LOCK.replace("trajectory", quality)
@@ -352,17 +361,17 @@ CLAIMS += [
         "RLPD (arXiv 2302.02948) claims that half of each batch from the dataset, with layer normalisation in the "
         "critics, makes online learning several times more sample-efficient.",
         [
-            *(
-                interaction("rlpd", dataset, steps, f"{RLPD} {more}".strip(), variant)
-                for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "9000"), (MAZE, "6000"))
-                for more, variant in (("", ""), ("--offline-ratio 0", "online-only"))
+            *arms(
+                "rlpd",
+                {PENDULUM: "6000", REPLAY: "9000", MAZE: "6000"},
+                RLPD,
+                {"": "", "online-only": "--offline-ratio 0"},
             ),
-            interaction("rlpd", PENDULUM, "6000", f"{RLPD} --no-layer-norm", "no-layer-norm"),
-            interaction("rlpd", REPLAY, "9000", f"{RLPD} --no-layer-norm", "no-layer-norm"),
+            *arms("rlpd", {PENDULUM: "6000", REPLAY: "9000"}, RLPD, {"no-layer-norm": "--no-layer-norm"}),
         ],
         "Seen in part. On PointMaze RLPD is at the online-only version's last score after three quarters of the "
         "steps and ends far above it, with all lanes close together where those of the online-only version spread "
-        "from nothing to the top. On hopper-medium-replay it ends at more than three times the score of the online- "
+        "from nothing to the top. On hopper-medium-replay it ends at more than three times the score of the online-"
         "only version, which stays where it is from a third of the run on; but RLPD leaves that level only after "
         "two thirds of the run. On Pendulum it is at the top after three quarters of the other's steps. A third of "
         "the steps is seen nowhere. Without layer normalisation it ends at less than half on hopper-medium-replay; "
@@ -373,14 +382,7 @@ CLAIMS += [
         "Cal-QL does not dip where CQL dips",
         "Cal-QL (arXiv 2303.05479) claims that CQL's values, kept above the returns of the behaviour policy, do not "
         "unlearn at the onset of fine-tuning.",
-        [
-            entry
-            for dataset in BOTH
-            for entry in (
-                interaction("cal_ql", dataset, "10000+4800", CAL_QL),
-                interaction("cal_ql", dataset, "10000+4800", f"{CAL_QL} --no-calibrate", "cql"),
-            )
-        ],
+        arms("cal_ql", dict.fromkeys(BOTH, "10000+4800"), CAL_QL, {"": "", "cql": "--no-calibrate"}),
         "Seen in part. On hopper-medium-replay CQL loses more than half of its offline level at the onset and "
         "needs two thirds of the run to regain it; Cal-QL does not dip, but begins far lower after these "
         "10,000 updates, and ends level. On PointMaze Cal-QL ends offline well above CQL and rises to twice "
@@ -392,15 +394,16 @@ CLAIMS += [
         "WSRL fine-tunes without the offline data, given a warm-up",
         "WSRL (arXiv 2412.07762) claims that a short warm-up with the offline policy takes the place of the offline "
         "data: without it fine-tuning without data forgets, and keeping the data slows learning down.",
-        [
-            interaction("wsrl", dataset, steps, f"{WSRL} {more}", variant)
-            for dataset, steps in ((PENDULUM, "4000+3000"), (MAZE, "8000+3000"), (REPLAY, "8000+3000"))
-            for more, variant in (
-                ("--warmup-steps 500", ""),
-                ("--warmup-steps 0", "no-warm-up"),
-                ("--warmup-steps 500 --online-share 0.5", "retention"),
-            )
-        ],
+        arms(
+            "wsrl",
+            {PENDULUM: "4000+3000", MAZE: "8000+3000", REPLAY: "8000+3000"},
+            WSRL,
+            {
+                "": "--warmup-steps 500",
+                "no-warm-up": "--warmup-steps 0",
+                "retention": "--warmup-steps 500 --online-share 0.5",
+            },
+        ),
         "Seen in part. On hopper-medium-replay the score falls to a third at the onset without a warm-up and has "
         "not come back after 3,000 steps; with one the level is kept. On Pendulum it falls by a third without a "
         "warm-up, by a tenth with one, if for longer, and both end at the top without the dataset. On PointMaze all "
@@ -440,15 +443,16 @@ CLAIMS += [
         "MOORL is at least as good as mixed batches, at less cost than an ensemble",
         "MOORL (arXiv 2506.09574) claims that averaging parameters over offline and online inner loops is better than "
         "training without data or on mixed batches.",
-        [
-            interaction("moorl", dataset, steps, f"--learning-starts 500 {more}".strip(), variant)
-            for dataset, steps in ((PENDULUM, "6000"), (REPLAY, "12000"), (MAZE, "12000"))
-            for more, variant in (
-                ("", ""),
-                ("--inner-steps 1 --reptile-step 1 --batches mixed", "mixed"),
-                ("--inner-steps 1 --reptile-step 1 --batches online", "online"),
-            )
-        ],
+        arms(
+            "moorl",
+            {PENDULUM: "6000", REPLAY: "12000", MAZE: "12000"},
+            "--learning-starts 500",
+            {
+                "": "",
+                "mixed": "--inner-steps 1 --reptile-step 1 --batches mixed",
+                "online": "--inner-steps 1 --reptile-step 1 --batches online",
+            },
+        ),
         "Not seen. On PointMaze the means are in the claimed order at the end, MOORL, mixed batches, no data, but "
         "the lanes of each spread over most of their range. On Pendulum batches mixed half and half learn faster "
         "than alternating inner loops with averaged parameters, which rise later than the same SAC without data, "
@@ -474,16 +478,12 @@ CLAIMS += [
         "ReBRAC fine-tunes best with a decaying penalty",
         "ReBRAC (arXiv 2305.09836, appendix on fine-tuning) claims improvement online when the behaviour-cloning terms "
         "decay to half of their weight, beside constant ones and none (here: none in either phase).",
-        [
-            interaction("rebrac_finetune", d, steps, more, variant)
-            for d, steps in (
-                (PENDULUM, "10000+6000"),
-                (WEAK, "10000+6000"),
-                (REPLAY, "10000+4800"),
-                (MAZE, "10000+4800"),
-            )
-            for more, variant in (("--min-decay 0.5 1", "decay"), ("--actor-bc 0 --critic-bc 0", "no-penalty"))
-        ],
+        arms(
+            "rebrac_finetune",
+            {PENDULUM: "10000+6000", WEAK: "10000+6000", REPLAY: "10000+4800", MAZE: "10000+4800"},
+            "",
+            {"decay": "--min-decay 0.5 1", "no-penalty": "--actor-bc 0 --critic-bc 0"},
+        ),
         "Not seen. On Pendulum ReBRAC is at the top offline, even without an expert in the data, and stays there "
         "with every penalty and none. On hopper-medium-replay decaying and constant penalties end within each "
         "other's spread, slightly below the offline level; without any the agent starts from nothing and has not "
@@ -535,10 +535,11 @@ CLAIMS += [
         "E2O (arXiv 2306.06871) claims that ten critics do not lose the offline level where two do, and that the "
         "minimum over pairs and exploration by the ensemble's spread then learn faster.",
         [
-            *(
-                interaction("e2o", d, "5000+3000", f"{PLAIN_E2O} --n-critics {n}", name)
-                for d in (PENDULUM, *BOTH)
-                for n, name in ((2, "two"), (10, "ten"))
+            *arms(
+                "e2o",
+                dict.fromkeys((PENDULUM, *BOTH), "5000+3000"),
+                PLAIN_E2O,
+                {"two": "--n-critics 2", "ten": "--n-critics 10"},
             ),
             interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --ucb 1 10", "full"),
             interaction("e2o", PENDULUM, "5000+3000", f"{E2O} --n-critics 10 --exploration policy", "pair-min"),
@@ -555,19 +556,20 @@ CLAIMS += [
         "SUNG fine-tunes TD3+BC better than TD3 or TD3+BC does",
         "SUNG (arXiv 2306.07541) claims that exploration by value and uncertainty with a constraint on uncertain "
         "samples only ends above keeping the constraint, and dips less than dropping it.",
-        [
-            interaction("sung", d, "10000+6000", f"{SUNG} {more}".strip(), variant)
-            for d in (PENDULUM, *BOTH)
-            for more, variant in (
-                ("", ""),
-                ("--online-bc 0 --num-candidates 1 --num-finalists 1", "td3"),
-                ("--online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1", "td3-bc"),
-            )
-        ],
+        arms(
+            "sung",
+            dict.fromkeys((PENDULUM, *BOTH), "10000+6000"),
+            SUNG,
+            {
+                "": "",
+                "td3": "--online-bc 0 --num-candidates 1 --num-finalists 1",
+                "td3-bc": "--online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
+            },
+        ),
         "Seen in part. On Pendulum SUNG ends far above the constraint kept on all samples, and rises at once where "
         "TD3 without exploration by value and constraint first falls; TD3 has caught up after a third of the steps "
         "and ends slightly higher. On PointMaze all three lose most of their offline level, SUNG the most at the "
-        "onset, and on average none has regained it after 6,000 steps, though SUNG ends highest. On hopper-medium- "
+        "onset, and on average none has regained it after 6,000 steps, though SUNG ends highest. On hopper-medium-"
         "replay all end within each other's spread, and SUNG dips first. Batches are the paper's, nine tenths of "
         "them from the few online transitions.",
     ),
@@ -577,13 +579,8 @@ CLAIMS += [
         "Uni-O4 (arXiv 2311.03351) claims that steps of PPO judged by a learned model improve the cloned ensemble "
         "offline, and that online PPO goes on without a dip.",
         [
-            entry
-            for d in (PENDULUM, *BOTH)
-            for entry in (
-                Entry("bc", d, f"{FEW} --updates 12000 --eval-every 6000", "", "claim"),
-                interaction("uni_o4", d, "1000+24000", UNI_O4),
-                interaction("uni_o4", d, "1000+24000", f"{UNI_O4} --no-gate", "no-gate"),
-            )
+            *(Entry("bc", d, f"{FEW} --updates 12000 --eval-every 6000", "", "claim") for d in (PENDULUM, *BOTH)),
+            *arms("uni_o4", dict.fromkeys((PENDULUM, *BOTH), "1000+24000"), UNI_O4, {"": "", "no-gate": "--no-gate"}),
         ],
         "Seen in part. On Pendulum and hopper-medium-replay the offline steps improve over the clones, and more so "
         "with the gate; on PointMaze they do not. From there online PPO rises on all three without a dip, on "
