@@ -32,7 +32,8 @@ from episodes import Recipe, cores, cut, episode
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
-from shared.data import InputError, registered_env
+from shared.errors import InputError
+from shared.task import registered_env
 
 POLICIES = Path(__file__).resolve().parent / "policies"
 MILLION = 1_000_000

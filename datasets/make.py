@@ -37,7 +37,9 @@ from episodes import Recipe
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
-from shared.data import InputError, load_dataset, nearest, recipes
+from shared.data import load_dataset
+from shared.errors import InputError, nearest
+from shared.task import recipes
 
 HERE = Path(__file__).resolve().parent
 MODULES = {

@@ -15,7 +15,7 @@ from episodes import Act, Recipe, episode, play_returns, random_policy
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 
-from shared.data import registered_env
+from shared.task import registered_env
 
 GOAL_CELL = {"umaze": (1, 1), "medium": (6, 6), "large": (7, 9)}
 """Row and column of the goal in evaluation, as in Minari's sets."""

@@ -12,7 +12,7 @@ import numpy as np
 from episodes import Act, Recipe, cut, play_returns, random_policy, rollout
 from minari.data_collector import EpisodeBuffer
 
-from shared.data import registered_env
+from shared.task import registered_env
 
 SHARES = {
     "pendulum-mixed": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},

@@ -25,7 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from shared.data import Spec
+from shared.task import Spec
 
 ALGORITHMS = ("diffusion_ql", "edp", "fql", "ofql")
 SPEC = Spec((11,), 3, False, (-1.0,) * 3, (1.0,) * 3)

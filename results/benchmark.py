@@ -34,8 +34,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.grid import GRID, Entry, evaluation_file
-from shared.data import InputError, nearest
-from shared.run import holds_checkpoint, status_of
+from shared.checkpoint import holds_checkpoint
+from shared.errors import InputError, nearest
+from shared.record import status_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,9 +28,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from shared.data import FIELDS, Batch, Transitions, env_task, unpack
+from shared.lanes import use_cpu_devices
 from shared.online import Interaction
-from shared.run import Run, use_cpu_devices
+from shared.run import Run
+from shared.task import env_task
+from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 ROWS = 100_000
 """Synthetic transitions of the dataset."""

@@ -32,8 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared.data import Dataset, InputError, Spec, Task
-from shared.run import float_fields, make_mesh, over_lanes, use_cpu_devices
+from shared.arguments import float_fields
+from shared.data import Dataset
+from shared.errors import InputError
+from shared.lanes import make_mesh, over_lanes, use_cpu_devices
+from shared.task import Spec, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 OBS, ACTION = 11, 3

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from results.grid import evaluation_file
-from shared.data import InputError
-from shared.run import preset_for
+from shared.arguments import preset_for
+from shared.errors import InputError
 
 # Arguments that say where and how a run was made, not what was computed.
 BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed"}

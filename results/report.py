@@ -45,9 +45,9 @@ from results.raw import (
     short,
     speed,
 )
-from shared.data import InputError, nearest
+from shared.checkpoint import replacing
+from shared.errors import InputError, nearest
 from shared.evaluation import fine_tuning
-from shared.run import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -103,8 +103,9 @@ def measure_evaluation(lanes: int, episodes: int) -> dict:
     """Environment steps per second of `shared.evaluation`, an untrained BC policy in HalfCheetah-v5."""
     import jax
 
-    from shared.data import env_task
-    from shared.run import Run, use_cpu_devices
+    from shared.lanes import use_cpu_devices
+    from shared.run import Run
+    from shared.task import env_task
 
     use_cpu_devices(lanes)
     path = ROOT / "algorithms" / "offline" / "bc.py"

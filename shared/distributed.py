@@ -8,12 +8,14 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from shared.data import InputError
+from shared.checkpoint import replacing
+from shared.errors import InputError, Interrupted
 
 
 def join(how: str) -> None:
@@ -73,6 +75,35 @@ def gather(content: bytes) -> list[bytes]:
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(f"Another process is gone, so that nothing is merged; resume all ({reason}).") from None
     return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def all_finished(status: str, signal: int, out: Path) -> bool:
+    """Whether every process has; each waits here for the others, however it ended.
+
+    Raises:
+      Interrupted: this one has finished, and another was stopped.
+      InputError: this one has finished, and another has failed.
+    """
+    found = [one.decode().split() for one in gather(f"{status} {signal}".encode())]
+    if status != "finished":
+        return False
+    for i, (other, number) in enumerate(found):
+        if other == "interrupted":
+            raise Interrupted(int(number), out)
+        if other == "failed":
+            raise InputError(f"Process {i} of {len(found)} has failed; mend that and resume all with --resume.")
+    return True
+
+
+def merge_files(own: Path, merged: Path, names: Sequence[str]) -> None:
+    """The records and tables of all processes in one place, written by process 0."""
+    for name in names:
+        path = own / name
+        parts = gather(path.read_bytes() if path.exists() else b"")
+        if any(parts) and not jax.process_index():
+            content = merge_records(parts) if path.suffix == ".json" else merge_tables(parts)
+            with replacing(merged / name) as file:
+                file.write(content)
 
 
 def merge_tables(tables: list[bytes]) -> bytes:

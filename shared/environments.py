@@ -16,7 +16,10 @@ import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.envs.registration import WrapperSpec
 
-from shared.data import Batch, InputError, Task, content_hash, registered_env, space_spec
+from shared.errors import InputError
+from shared.formats import content_hash
+from shared.task import Task, registered_env, space_spec
+from shared.transitions import Batch
 
 # ------------------------------------------------------------------------------ combination lock
 

@@ -24,7 +24,10 @@ import jax
 import numpy as np
 import scipy.stats
 
-from shared.data import ROOT, InputError, Task, nearest
+from shared.checkpoint import load_tree, read_header, replacing
+from shared.errors import ROOT, InputError, nearest
+from shared.lanes import with_settings
+from shared.task import Task
 from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
@@ -169,8 +172,6 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
       InputError: no run or no checkpoint there, or of another version of the algorithm, or changes of
         arguments that it has not, that are swept, or that are no such value.
     """
-    from shared.run import load_tree, read_header, with_settings  # shared.run imports this module
-
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint" / "state.npz"
     if not (run_dir / "run.json").exists() or not path.exists():
@@ -255,8 +256,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--set wants NAME=VALUE, not '{wrong[0]}'.")
     if options.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
-    from shared.run import replacing  # shared.run imports this module
-
     policies = load_run(options.run_dir, dict(change.split("=") for change in options.set))
     if policies.task.env_spec is None:
         raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")

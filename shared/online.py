@@ -10,28 +10,23 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from tqdm import tqdm
 
-from shared.data import FIELDS, Batch, InputError, Spec, Task, Transitions, unpack
+from shared.errors import InputError
+from shared.replay import Replay, init_replay
 from shared.run import Run
+from shared.task import Task, jax_env, require_env
+from shared.transitions import FIELDS, Transitions
 
 MAX_EPISODE = 10_000
 """Steps of an episode that can be restored where the environment has no time limit."""
 
 # ----------------------------------------------------------------------------------- environments
-
-
-def require_env(task: Task) -> Task:
-    """`task`, or InputError where nothing can be interacted with."""
-    if task.env_spec is None:
-        raise InputError(f"'{task.id}' has no environment to interact with; give one with --env.")
-    return task
 
 
 MAX_CHUNK = 50
@@ -114,109 +109,6 @@ class LaneEnvs:
                 obs, restored[i] = self._reset(i), False
             self.obs[i] = obs
         return restored
-
-
-class JaxEnv(NamedTuple):
-    """An environment as a pair of functions of arrays, for one lane."""
-
-    reset: Callable
-    """key -> (state, obs [O])"""
-    step: Callable
-    """(state, action [A] in [-1, 1], key) -> (state, obs [O], reward, terminal, truncated)"""
-
-
-def jax_env(task: Task) -> JaxEnv | None:
-    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None.
-
-    None also for discrete actions and normalised observations.
-    """
-    env = task.make_env()
-    if not isinstance(env.unwrapped, FunctionalJaxEnv) or task.spec.discrete or task.obs_mean is not None:
-        env.close()
-        return None
-    f, limit = env.unwrapped.func_env, task.env_spec.max_episode_steps or np.inf
-    low, high = np.float32(task.spec.action_low), np.float32(task.spec.action_high)
-
-    def reset(key):
-        state_key, obs_key = jax.random.split(key)
-        state = f.initial(state_key)
-        return (state, jnp.int32(0)), f.observation(state, obs_key)
-
-    def step(state, action, key):
-        old, t = state
-        action = low + (action + 1.0) * 0.5 * (high - low)
-        step_key, obs_key, reward_key, terminal_key = jax.random.split(key, 4)
-        new = f.transition(old, action, step_key)
-        reward = task.training_reward(f.reward(old, action, new, reward_key))
-        terminal = jnp.float32(f.terminal(new, terminal_key))
-        return (new, t + 1), f.observation(new, obs_key), reward, terminal, t + 1 >= limit
-
-    return JaxEnv(reset, step)
-
-
-# ---------------------------------------------------------------------------------- replay buffer
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """A ring of transitions per lane; inside a function mapped over lanes, one lane's (no L)."""
-
-    rows: jax.Array
-    """[L, C, D]"""
-    inserted: jax.Array
-    """[L] rows ever inserted"""
-    ready: jax.Array
-    """[L] of these, how many may be sampled: all, unless something about the newest ones is still unknown"""
-    spec: Spec = dataclasses.field(metadata={"static": True})
-    fields: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=FIELDS)
-
-    def size(self) -> jax.Array:
-        """Rows that may be sampled."""
-        return jnp.minimum(self.ready, self.rows.shape[-2] - (self.inserted - self.ready))
-
-    def insert(self, row: jax.Array, ready: bool = True) -> "Replay":
-        """One row [D] into one lane's ring."""
-        rows = self.rows.at[self.inserted % len(self.rows)].set(row)
-        inserted = self.inserted + 1
-        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted if ready else self.ready)
-
-    def take(self, age: jax.Array) -> Batch:
-        """Rows by age: 0 is the newest that may be sampled."""
-        return unpack(self.rows[(self.ready - 1 - age) % len(self.rows)], self.spec, self.fields)
-
-    def sample(self, key: jax.Array, shape: int | tuple[int, ...], newest: int | None = None) -> Batch:
-        """`shape` rows with replacement, uniform over one lane's ring (or its `newest` rows)."""
-        size = self.size() if newest is None else jnp.minimum(self.size(), newest)
-        shape = (shape,) if isinstance(shape, int) else shape
-        return self.take(jax.random.randint(key, shape, 0, jnp.maximum(size, 1)))
-
-
-def init_replay(
-    lanes: int, capacity: int, spec: Spec, sharding: jax.sharding.Sharding, fields: tuple[str, ...] = FIELDS
-) -> Replay:
-    """Empty rings, placed like the lanes they belong to."""
-    width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + len(fields) - 3
-    zero = partial(jnp.zeros, lanes, jnp.int32, device=sharding)
-    return Replay(jnp.zeros((lanes, capacity, width), device=sharding), zero(), zero(), spec, fields)
-
-
-def concatenate(*batches: Batch, axis: int = 0) -> Batch:
-    """Batches one after the other along `axis`, the fields that all of them have."""
-    columns = [[getattr(b, f) for b in batches] for f in Batch._fields]
-    return Batch(*(None if any(x is None for x in c) else jnp.concatenate(c, axis) for c in columns))
-
-
-def sample_union(key: jax.Array, data: Transitions, replay: Replay, shape: int | tuple[int, ...]) -> Batch:
-    """`shape` rows, uniform over the dataset and one lane's ring taken together."""
-    shape, n = (shape,) if isinstance(shape, int) else shape, len(data.rows)
-    at = jax.random.randint(key, shape, 0, n + replay.size())
-    old, new = data.take(jnp.minimum(at, n - 1)), replay.take(jnp.maximum(at - n, 0))
-
-    def choose(a, b):
-        return None if a is None or b is None else jnp.where((at < n).reshape(shape + (1,) * (a.ndim - at.ndim)), a, b)
-
-    return Batch(*(choose(a, b) for a, b in zip(old, new, strict=True)))
 
 
 # ------------------------------------------------------------------------------------ interaction

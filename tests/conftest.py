@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 jax.config.update("jax_num_cpu_devices", 2)
 
-from shared.data import Batch
+from shared.transitions import Batch
 
 ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
 

@@ -13,7 +13,8 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 with atheris.instrument_imports(include=["shared.untrusted", "shared.data"]):
-    from shared.data import InputError, load_dataset
+    from shared.data import load_dataset
+    from shared.errors import InputError
 
 suffix, folder = sys.argv[1], Path(sys.argv[2])
 

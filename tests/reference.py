@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from scipy.stats import norm
 
-from shared.data import Spec
+from shared.task import Spec
 
 SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0))
 B = 5

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from shared.data import Task
 from shared.environments import (
     BAD,
     LOGIT_LIMIT,
@@ -22,6 +21,7 @@ from shared.environments import (
     lock_step,
     lock_task,
 )
+from shared.task import Task
 
 N = 20_000
 

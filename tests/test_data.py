@@ -19,18 +19,10 @@ import pytest
 from conftest import ROOT, write_pendulum
 from minari.data_collector import EpisodeBuffer
 
-from shared.data import (
-    FIELDS,
-    Dataset,
-    InputError,
-    Spec,
-    Task,
-    alias_table,
-    flatten_obs,
-    load_dataset,
-    reference_score,
-    registered_env,
-)
+from shared.data import Dataset, load_dataset
+from shared.errors import InputError
+from shared.task import Spec, Task, flatten_obs, reference_score, registered_env
+from shared.transitions import FIELDS, alias_table
 
 LAST = np.array([0, 0, 1, 0, 1, 0, 1], bool)
 TERMINAL = np.array([0, 0, 1, 0, 0, 0, 0], bool)

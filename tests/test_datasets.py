@@ -21,7 +21,8 @@ import pointmaze  # noqa: E402
 from episodes import cut, episode  # noqa: E402
 from minari.namespace import list_local_namespaces  # noqa: E402
 
-from shared.data import InputError, recipes  # noqa: E402
+from shared.errors import InputError  # noqa: E402
+from shared.task import recipes  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

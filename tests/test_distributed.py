@@ -15,7 +15,7 @@ from conftest import ROOT, load, timeless, write_pendulum
 from test_run import record, rows
 
 from shared import distributed
-from shared.data import InputError
+from shared.errors import InputError
 
 
 def free_port() -> int:

@@ -5,9 +5,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from shared.data import InputError, env_task
 from shared.environments import changed_physics
+from shared.errors import InputError
 from shared.online import LaneEnvs
+from shared.task import env_task
 
 # ------------------------------------------------------------------------------- changed physics
 

@@ -18,9 +18,13 @@ import pytest
 from conftest import load, write_pendulum
 
 from shared import evaluation
-from shared.data import InputError, Spec, Task, load_dataset, registered_env
+from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.checkpoint import read_header
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, interval, load_run, main
-from shared.run import Float, OfflineArgs, Run, hyperparameters, read_header
+from shared.run import Run
+from shared.task import Spec, Task, registered_env
 
 FIRST = 10_000  # the seed of episode 0
 HIDDEN = (8, 8)

@@ -29,9 +29,10 @@ from hypothesis.extra import numpy as arrays
 from test_run import assert_same, job, outcome, record, rows, toy
 
 from shared import untrusted
-from shared.data import Dataset, InputError, load_dataset
+from shared.checkpoint import load_tree, read_header
+from shared.data import Dataset, load_dataset
+from shared.errors import InputError
 from shared.evaluation import Policies, load_run
-from shared.run import load_tree, read_header
 
 RELAXED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 

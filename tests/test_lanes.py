@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from conftest import ALGORITHMS, ROOT, load
 
-from shared.data import Spec
-from shared.run import float_fields, lane_settings, over_lanes
+from shared.arguments import float_fields
+from shared.lanes import lane_settings, over_lanes
+from shared.task import Spec
 
 NAMES = [p.stem for p in ALGORITHMS]
 

@@ -14,10 +14,14 @@ import pytest
 from conftest import load, timeless
 from jax.sharding import SingleDeviceSharding
 
-from shared.data import FIELDS, Batch, Spec, Transitions, env_task, unpack
-from shared.online import JaxEnv, LaneEnvs, concatenate, init_replay, jax_env, sample_union
+from shared.arguments import parse
+from shared.errors import InputError
+from shared.online import LaneEnvs
 from shared.online import _complete as complete
-from shared.run import InputError, Run, parse
+from shared.replay import concatenate, init_replay, sample_union
+from shared.run import Run
+from shared.task import JaxEnv, Spec, env_task, jax_env
+from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 SPEC = Spec((1,), 1, False, (-1.0,), (1.0,))
 

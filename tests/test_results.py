@@ -24,7 +24,7 @@ Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, arXiv 2106
 Deviations from the paper: none, and arXiv 9999.99999 is not its number.
 """
 
-from shared.run import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, OfflineArgs, hyperparameters
 
 
 @hyperparameters

@@ -28,22 +28,12 @@ from conftest import ALGORITHMS, load, timeless, write_pendulum
 
 import shared.run
 from results import benchmark
-from shared.data import InputError, Spec, Task, registered_env
-from shared.run import (
-    Float,
-    Interrupted,
-    OfflineArgs,
-    Run,
-    hyperparameters,
-    launch,
-    load_tree,
-    make_mesh,
-    over_lanes,
-    parse,
-    preset_for,
-    read_header,
-    save_tree,
-)
+from shared.arguments import Float, OfflineArgs, hyperparameters, parse, preset_for
+from shared.checkpoint import load_tree, read_header, save_tree
+from shared.errors import InputError, Interrupted
+from shared.lanes import make_mesh, over_lanes
+from shared.run import Run, launch
+from shared.task import Spec, Task, registered_env
 
 DEVICES = len(jax.devices())  # starts the backend, before `launch` asks for one device per lane
 

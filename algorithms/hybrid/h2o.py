@@ -37,10 +37,15 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, InputError, Spec, Transitions, load_dataset
+from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.data import load_dataset
 from shared.environments import changed_physics
-from shared.online import Interaction, Replay, concatenate
-from shared.run import Float, HybridArgs, Run, hyperparameters, launch
+from shared.errors import InputError
+from shared.online import Interaction
+from shared.replay import Replay, concatenate
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

@@ -37,9 +37,11 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec
+from shared.arguments import EnvSteps, Float, OnlineArgs, hyperparameters
 from shared.environments import BAD, Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
-from shared.run import EnvSteps, Float, OnlineArgs, Run, hyperparameters, launch
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch
 
 
 @hyperparameters

@@ -37,9 +37,14 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, InputError, Spec, Transitions, load_dataset
-from shared.online import Interaction, Replay, concatenate
-from shared.run import Float, HybridArgs, Run, hyperparameters, launch
+from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
+from shared.online import Interaction
+from shared.replay import Replay, concatenate
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

@@ -26,9 +26,13 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.online import Interaction, Replay, concatenate
-from shared.run import EnvSteps, Float, HybridArgs, Run, hyperparameters, launch
+from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.online import Interaction
+from shared.replay import Replay, concatenate
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

@@ -32,8 +32,12 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Dataset, InputError, Spec, Transitions, load_dataset
-from shared.run import Float, OfflineArgs, Run, hyperparameters, launch
+from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.data import Dataset, load_dataset
+from shared.errors import InputError
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

@@ -36,9 +36,13 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Dataset, Spec, Task, Transitions, load_dataset, return_to_go
-from shared.online import Interaction, Replay, concatenate
-from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.data import Dataset, load_dataset, return_to_go
+from shared.online import Interaction
+from shared.replay import Replay, concatenate
+from shared.run import Run, launch
+from shared.task import Spec, Task
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

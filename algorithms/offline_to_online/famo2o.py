@@ -33,9 +33,13 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.online import Interaction, Replay, sample_union
-from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.data import load_dataset
+from shared.online import Interaction
+from shared.replay import Replay, sample_union
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

@@ -32,9 +32,13 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import FIELDS, Batch, Spec, Transitions, load_dataset
-from shared.online import Interaction, Replay, concatenate
-from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.data import load_dataset
+from shared.online import Interaction
+from shared.replay import Replay, concatenate
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import FIELDS, Batch, Transitions
 
 
 @hyperparameters

@@ -37,9 +37,13 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, Transitions, load_dataset
-from shared.online import Interaction, Replay
-from shared.run import EnvSteps, FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.data import load_dataset
+from shared.online import Interaction
+from shared.replay import Replay
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
 
 
 @hyperparameters

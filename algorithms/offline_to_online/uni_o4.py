@@ -49,9 +49,13 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, InputError, Spec, Transitions, load_dataset, unpack
+from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
-from shared.run import FinetuneArgs, Float, Run, hyperparameters, launch
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions, unpack
 
 
 @hyperparameters

@@ -29,9 +29,12 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.data import Batch, Spec, env_task
-from shared.online import Interaction, Replay
-from shared.run import Float, OnlineArgs, Run, hyperparameters, launch
+from shared.arguments import Float, OnlineArgs, hyperparameters
+from shared.online import Interaction
+from shared.replay import Replay
+from shared.run import Run, launch
+from shared.task import Spec, env_task
+from shared.transitions import Batch
 
 
 @hyperparameters

@@ -11,7 +11,8 @@ from conftest import load
 from networks_in_numpy import mish, noise_net, posterior_chain, q_values
 from reference import B, agent_of, close
 
-from shared.data import InputError, load_dataset
+from shared.data import load_dataset
+from shared.errors import InputError
 
 T = 5
 BETA = 1 - np.exp(-0.1 / T - 0.5 * 9.9 * (2 * np.arange(1, T + 1) - 1) / T**2)

@@ -10,7 +10,7 @@ from conftest import load
 from networks_in_numpy import mish, noise_net, q_values
 from reference import B, agent_of, close, mlp
 
-from shared.data import InputError
+from shared.errors import InputError
 
 T = 1000
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, T))

@@ -12,7 +12,10 @@ from conftest import load
 from networks_in_numpy import q_values, velocity_net
 from reference import B, agent_of, close
 
-from shared.data import Batch, InputError, Spec, load_dataset
+from shared.data import load_dataset
+from shared.errors import InputError
+from shared.task import Spec
+from shared.transitions import Batch
 
 
 def args_of(**changes):

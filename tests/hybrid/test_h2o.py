@@ -13,8 +13,9 @@ from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import log_softmax, logsumexp
 from test_lanes import train
 
-from shared.data import FIELDS, Batch, InputError, Transitions
-from shared.online import init_replay
+from shared.errors import InputError
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Batch, Transitions
 
 
 def tiny(**changes):

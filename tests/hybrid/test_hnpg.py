@@ -11,8 +11,9 @@ from jax.flatten_util import ravel_pytree
 from reference import close, mlp
 from scipy.stats import norm
 
-from shared.data import Batch, Spec
 from shared.environments import LOGIT_LIMIT, lock_data
+from shared.task import Spec
+from shared.transitions import Batch
 
 hnpg = load("hnpg")
 H, D, A, E = 3, 8, 10, 4

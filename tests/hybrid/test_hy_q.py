@@ -10,8 +10,9 @@ import pytest
 from conftest import load
 from reference import close
 
-from shared.data import Batch, Spec
 from shared.environments import lock_data
+from shared.task import Spec
+from shared.transitions import Batch
 
 hy_q = load("hy_q")
 H, D, A, B = 3, 8, 10, 5

@@ -11,8 +11,8 @@ from conftest import load
 from jax.sharding import SingleDeviceSharding
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 
-from shared.data import FIELDS, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Transitions
 
 K = 3
 

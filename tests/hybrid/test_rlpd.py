@@ -7,8 +7,8 @@ import pytest
 from conftest import load
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 
-from shared.data import FIELDS, Batch, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Batch, Transitions
 
 E, G = 4, 3
 

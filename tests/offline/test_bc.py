@@ -7,7 +7,7 @@ from reference import B, agent_of, close, log_std_of, mlp
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from shared.data import Spec
+from shared.task import Spec
 
 
 def test_bc_deterministic_is_a_mean_over_batch_and_dimensions(batch):

@@ -9,7 +9,7 @@ from reference import B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from shared.data import Spec
+from shared.task import Spec
 
 
 def cql_policy(params, obs):

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from test_lanes import small, train
 
-from shared.data import Batch
+from shared.transitions import Batch
 
 
 def tiny(**changes):

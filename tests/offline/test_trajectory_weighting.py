@@ -8,7 +8,9 @@ from conftest import load
 from scipy.special import softmax
 from test_lanes import train
 
-from shared.data import Dataset, InputError, Spec, Task
+from shared.data import Dataset
+from shared.errors import InputError
+from shared.task import Spec, Task
 
 LENGTHS = (4, 1, 3, 7)
 

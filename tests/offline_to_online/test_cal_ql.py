@@ -10,8 +10,10 @@ from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 from test_lanes import train
 
-from shared.data import FIELDS, Dataset, Task
-from shared.online import init_replay
+from shared.data import Dataset
+from shared.replay import init_replay
+from shared.task import Task
+from shared.transitions import FIELDS
 
 N = 3
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])

@@ -11,8 +11,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import expit, logsumexp
 
-from shared.data import InputError
-from shared.online import init_replay
+from shared.errors import InputError
+from shared.replay import init_replay
 
 E = 3
 SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_actions": 3}

@@ -12,8 +12,8 @@ from reference import SPEC, B, agent_of, close, heads, log_std_of, mlp
 from scipy.stats import norm
 from test_lanes import train
 
-from shared.data import FIELDS, Batch, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Batch, Transitions
 
 BETA = np.float32([0.0, 1.0, 2.5, 4.0, 5.0])
 

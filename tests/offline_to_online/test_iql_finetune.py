@@ -11,8 +11,8 @@ from jax.sharding import SingleDeviceSharding
 from reference import SPEC, B, agent_of, close, log_std_of, mlp
 from test_lanes import train
 
-from shared.data import FIELDS, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Transitions
 
 
 def tiny(**changes):

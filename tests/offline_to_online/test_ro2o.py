@@ -11,7 +11,7 @@ import pytest
 from conftest import load
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 
-from shared.online import init_replay
+from shared.replay import init_replay
 
 E, N = 3, 4
 SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_samples": N}

@@ -12,8 +12,8 @@ from jax.sharding import SingleDeviceSharding
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
 from test_lanes import train
 
-from shared.data import FIELDS, Batch, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Batch, Transitions
 
 
 def tiny(**changes):

@@ -13,8 +13,11 @@ from scipy.stats import norm
 from test_lanes import train
 from test_online import final, stop_after
 
-from shared.data import FIELDS, Batch, InputError, Spec, Transitions, load_dataset
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import LaneEnvs
+from shared.task import Spec
+from shared.transitions import FIELDS, Batch, Transitions
 
 P, M = 3, 2
 

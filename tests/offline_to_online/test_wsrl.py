@@ -12,8 +12,8 @@ from reference import SPEC, B, agent_of, close, tanh_normal
 from scipy.special import logsumexp
 from test_lanes import train
 
-from shared.data import FIELDS, Transitions
-from shared.online import init_replay
+from shared.replay import init_replay
+from shared.transitions import FIELDS, Transitions
 
 E, N, UTD = 4, 3, 2
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])

@@ -7,7 +7,8 @@ import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, mlp, tanh_normal
 
-from shared.run import Interrupted, Run
+from shared.errors import Interrupted
+from shared.run import Run
 
 
 def sac_policy(params, obs):

@@ -1,0 +1,1 @@
+"""The collection's own environments; importing the package registers their gymnasium ids."""

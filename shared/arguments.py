@@ -1,0 +1,168 @@
+"""The command line: arguments of every script, hyperparameters that may be swept, per-dataset presets."""
+
+import dataclasses
+import inspect
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from shared.errors import InputError, nearest, slugify
+
+
+def _floats(values: list[str]) -> float | tuple[float, ...]:
+    if not values:
+        raise ValueError("needs at least one number")
+    numbers = tuple(float(v) for v in values)
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+# A float hyperparameter. Several values on the command line become a grid of lanes; inside `update`
+# it is a traced scalar, so that changing it never compiles anything anew.
+Float = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT [FLOAT ...]",
+        instance_from_str=_floats,
+        is_instance=lambda x: isinstance(x, int | float | tuple),
+        str_from_instance=lambda x: [str(v) for v in (x if isinstance(x, tuple) else (x,))],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetArgs:
+    """Arguments of every script that has a dataset."""
+
+    dataset: str = "hopper-medium"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    preset: str = "auto"
+    """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
+    env: str = ""
+    """Gymnasium id to evaluate (and to interact) in; empty: the one stored with the dataset."""
+    clip_actions: bool = False
+    """Clip the data's actions to the action space instead of refusing them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """Arguments that every script has; steps are updates, or environment steps where a script interacts."""
+
+    seeds: int = 1
+    """Number of seeds; each is a lane, all train in this one job."""
+    seed: int = 0
+    """First seed."""
+    log_every: int = 1_000
+    """Steps between two rows of metrics.csv (means of the steps between)."""
+    eval_every: int = 50_000
+    """Steps between two evaluations; the last checkpoint is always evaluated."""
+    eval_episodes: int = 10
+    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    checkpoint_every: int = 100_000
+    """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
+    out: str = ""
+    """Run directory; empty: results/<algorithm>/<dataset>/<time> in the repository."""
+    resume: bool = False
+    """Continue the run in --out from its checkpoint."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Log to Weights & Biases too, one run per lane; its failure never stops training."""
+    distributed: str = ""
+    """Several processes share the lanes: auto (SLURM, TPU pods, Open MPI), or HOST:PORT,PROCESSES,PROCESS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineArgs(RunArgs, DatasetArgs):
+    """Arguments of every offline script."""
+
+    updates: int = 1_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+
+
+EnvSteps = Annotated[int, tyro.conf.arg(aliases=["--online-steps"])]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineArgs(RunArgs):
+    """Arguments of every script that interacts; steps are environment steps."""
+
+    env_steps: EnvSteps = 1_000_000
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
+    buffer_size: int = 1_000_000
+    """Transitions kept in each lane's replay buffer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridArgs(OnlineArgs, DatasetArgs):
+    """Arguments of every script that interacts and has a dataset from the beginning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneArgs(HybridArgs):
+    """Arguments of every script that trains offline first, then interacts."""
+
+    offline_updates: int = 1_000_000
+    """Gradient updates of each lane before its first environment step."""
+    offline_eval_every: int = 100_000
+    """Of these, updates between two evaluations; their end is always evaluated."""
+    from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Directory of an offline run, or of a fine-tuning one (its agents at the end of the offline phase), whose agents
+    are fine-tuned, lane by lane of the same seed; without any offline updates here."""
+
+
+def hyperparameters(cls: type) -> type:
+    """Makes `cls` a frozen dataclass and a pytree whose leaves are its `Float` fields.
+
+    All other fields are static (part of the tree's structure), so one object serves as command line,
+    as a lane's traced hyperparameters, and as the record in run.json.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    traced = float_fields(cls)
+    static = [f.name for f in dataclasses.fields(cls) if f.name not in traced]
+    return jax.tree_util.register_dataclass(cls, data_fields=traced, meta_fields=static)
+
+
+def float_fields(cls: type) -> list[str]:
+    """Names of the fields that may be swept."""
+    return [f.name for f in dataclasses.fields(cls) if f.type == Float]
+
+
+def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
+    """Key of `presets` that `dataset` picks: the longest one that a word of its id begins with, or `name` itself."""
+    if name == "none":
+        return None
+    if name != "auto":
+        if name not in presets:
+            raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
+        return name
+    slug = f"-{slugify(dataset)}"
+    return max((key for key in presets if f"-{key}" in slug), key=len, default=None)
+
+
+def is_fraction(name: str) -> bool:
+    """Whether an argument of this name lies in [0, 1]."""
+    usual = ("discount", "tau", "expectile", "quantile", "dropout", "corruption_rate")
+    return name in usual or name.endswith(("_share", "_ratio", "_fraction", "_lambda", "_tau"))
+
+
+def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
+    """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
+    options = {"description": inspect.cleandoc(doc), "args": argv}
+    args = tyro.cli(cls, **options)
+    key = preset_for(args.dataset, presets, args.preset) if isinstance(args, DatasetArgs) else None
+    if key is not None:
+        args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
+            raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        if is_fraction(field.name) and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
+            raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
+    counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
+    for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
+        if getattr(args, name, 1) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.seed < 0:
+        raise InputError(f"--seed must be at least 0, not {args.seed}.")
+    return args

@@ -1,0 +1,37 @@
+"""Bad input ends in one sentence: the exception for it, and the nearest names to a mistyped one."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository."""
+
+
+class InputError(Exception):
+    """Bad input; its one sentence says what is wrong and what to do. Scripts exit with status 2."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its checkpoint was written."""
+
+    def __init__(self, signal: int, out: Path):
+        super().__init__(signal)
+        self.signal, self.out = signal, out
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'did you mean ...' for a mistyped name."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def slugify(dataset_id: str) -> str:
+    """'D4RL/pointmaze/umaze-v2' or 'path/hopper_medium-v2.hdf5' -> 'd4rl-pointmaze-umaze-v2', ..."""
+    name = Path(dataset_id).stem if dataset_id.endswith((".npz", ".hdf5", ".h5")) else dataset_id
+    return name.lower().replace("/", "-").replace("_", "-").strip("-.")

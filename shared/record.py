@@ -1,0 +1,228 @@
+"""What a run leaves behind: run.json, its tables, curve.png, the table on the terminal, and wandb."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from shared.checkpoint import replacing
+from shared.evaluation import fine_tuning, interval
+from shared.task import Task
+
+TABLES = ("before", "offline", "metrics", "returns")
+LANE_COLUMNS = ["lane", "seed", "update", "env_step"]
+_PACKAGES = ("jax", "flax", "optax", "gymnasium", "mujoco", "numpy")
+
+
+def status_of(run_dir: Path) -> str:
+    """The status in run.json; empty where that is not readable."""
+    try:
+        return str(json.loads((run_dir / "run.json").read_text())["status"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+class Tables:
+    """The CSV files of a run: rows are appended whole or not at all."""
+
+    def __init__(self, out: Path, swept: list[str]):
+        """`swept`: columns that follow the lane's seed."""
+        self.out, self.swept = out, swept
+        self._files: dict[str, io.RawIOBase] = {}
+
+    def append(self, name: str, columns: list[str], rows: list[list]) -> None:
+        """Rows of `<name>.csv` in one write, below a header where it is new."""
+        path = self.out / f"{name}.csv"
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if name not in self._files:
+            self._files[name] = path.open("ab", buffering=0)
+        size = path.stat().st_size
+        if size == 0:
+            at = columns.index("seed") + 1
+            writer.writerow([*columns[:at], *self.swept, *columns[at:]])
+        writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows])
+        left = text.getvalue().encode()
+        try:
+            while left:
+                left = left[self._files[name].write(left) :]
+        except OSError:
+            os.truncate(path, size)  # of these rows all or none
+            raise
+
+    def sizes(self) -> dict[str, int]:
+        """{name: bytes}, for a checkpoint."""
+        return {path.stem: path.stat().st_size for path in self.out.glob("*.csv")}
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Takes away what was written after those `sizes`: it is computed again."""
+        for name in TABLES:
+            if (path := self.out / f"{name}.csv").exists():
+                os.truncate(path, sizes.get(name, 0))
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def write_record(path: Path, found: dict, devices: int) -> None:
+    """run.json: what the run `found` out about itself, with the machine that it ran on."""
+    device = jax.local_devices()[0]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record = found | {
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "hardware": {
+            "device": device.device_kind,
+            "devices": devices,
+            "cpu": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+        },
+        "peak_memory_mib": round((device.memory_stats() or {}).get("peak_bytes_in_use", peak) / 2**20),
+    }
+    with replacing(path) as file:
+        file.write(json.dumps(record, indent=1).encode())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# ---------------------------------------------------------------------------- the table at the end
+
+
+def print_summary(
+    algorithm: str, task: Task, settings: list[dict], returns: np.ndarray, scores: np.ndarray, table: Path | None
+) -> None:
+    """The last evaluation of every setting, beside the data's; `returns`, `scores` [L, episodes].
+
+    `table`: returns.csv, of a run that was fine-tuned.
+    """
+    print(f"\n{'setting':<34}{'lanes':>6}{'return':>10}{'score':>9}{'std':>7}")
+    groups: dict[str, list[int]] = {}
+    for i, setting in enumerate(settings):
+        swept = [f"{k}={v:g}" for k, v in setting.items() if k != "seed"]
+        groups.setdefault(" ".join([algorithm, *swept]), []).append(i)
+    for label, lanes in groups.items():
+        means = scores[lanes].mean(1)
+        print(f"{label:<34}{len(lanes):>6}{returns[lanes].mean():>10.1f}{means.mean():>9.1f}{means.std():>7.1f}")
+    for label, value in task.baselines.items():
+        print(f"{label:<34}{'':>6}{value:>10.1f}{float(task.score(np.array(value))):>9.1f}")
+    if table:
+        unit = "score" if np.isfinite(scores).any() else "return"
+        curve = _by_env_step(table, unit)
+        result = fine_tuning(np.array(list(curve)), np.array(list(curve.values())), unit == "score")
+        head = "".join(f"{name:>24}" for name in result._fields)
+        print(f"\n{f'fine-tuning ({unit}) [95 % of mean]':<34}{'lanes':>6}{head}")
+        for label, lanes in groups.items():
+            cells = "".join(f"{_with_interval(x[lanes]):>24}" for x in result)
+            print(f"{label:<34}{len(lanes):>6}{cells}")
+
+
+def _evaluations(returns: Path) -> list[dict[str, str]]:
+    """Rows of returns.csv; where a run interacted, without those from before the end of offline training."""
+    with returns.open() as f:
+        rows = list(csv.DictReader(f))
+    if not any(int(r["env_step"]) for r in rows):
+        return rows
+    first = max((int(r["update"]) for r in rows if r["env_step"] == "0"), default=0)
+    return [r for r in rows if r["env_step"] != "0" or int(r["update"]) == first]
+
+
+def _with_interval(x: np.ndarray) -> str:
+    low, high = interval(x)
+    return f"{x.mean():.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(x).all() else "-"
+
+
+def _by_env_step(returns: Path, unit: str) -> dict[int, list[float]]:
+    """{environment step: mean "score" or "return" of every lane}."""
+    lanes: dict[int, dict[int, list[float]]] = {}
+    for r in _evaluations(returns):
+        lanes.setdefault(int(r["env_step"]), {}).setdefault(int(r["lane"]), []).append(float(r[unit]))
+    return {step: [float(np.mean(of[i])) for i in sorted(of)] for step, of in lanes.items()}
+
+
+def plot_curve(out: Path, swept: list[str], title: str) -> None:
+    """curve.png from returns.csv: every lane thin, the mean of each setting thick."""
+    from matplotlib.figure import Figure  # its import takes longer than all else here
+
+    rows = _evaluations(out / "returns.csv")
+    y = "score" if all(r["score"] not in ("", "nan") for r in rows) else "return"
+    x = "env_step" if any(int(r["env_step"]) for r in rows) else "update"
+    lanes: dict[tuple, dict[int, list[float]]] = {}
+    for r in rows:
+        key = (tuple(f"{k}={r[k]}" for k in swept), r["lane"])
+        lanes.setdefault(key, {}).setdefault(int(r[x]), []).append(float(r[y]))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    settings = list(dict.fromkeys(key[0] for key in lanes))
+    for n, setting in enumerate(settings):
+        curves = [{u: np.mean(v) for u, v in c.items()} for k, c in lanes.items() if k[0] == setting]
+        for c in curves:
+            axes.plot(c.keys(), c.values(), color=f"C{n % 10}", alpha=0.3, lw=0.8)
+        mean = {u: np.mean([c[u] for c in curves if u in c]) for u in curves[0]}
+        label = " ".join(setting) or f"mean of {len(curves)} seeds"
+        axes.plot(mean.keys(), mean.values(), color=f"C{n % 10}", lw=2, marker="o", ms=3, label=label)
+    axes.set(xlabel=x.replace("_", " "), ylabel="normalised score" if y == "score" else "return", title=title)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    with replacing(out / "curve.png") as file:
+        figure.savefig(file, dpi=120, format="png")
+
+
+# ------------------------------------------------------------------------------------------ wandb
+
+
+class WandbLanes:
+    """One wandb run per lane of a `Run`, grouped; the first failure is reported and ends the logging only."""
+
+    def __init__(self, run: Any):
+        self.runs, self.ok = [], True
+        self._try(self._open, run)
+
+    def _open(self, run: Any) -> None:
+        import wandb
+
+        for i, setting in enumerate(run.settings):
+            self.runs.append(
+                wandb.init(
+                    project=f"offline-rl-{run.algorithm}",
+                    group=f"{run.task.id}/{run.out.name}",
+                    name="-".join([run.task.id, *(f"{k}{v}" for k, v in setting.items())]),
+                    config={**dataclasses.asdict(run.args), **setting, "lane": i},
+                    mode=run.args.wandb,
+                    dir=str(run.out),
+                    reinit="create_new",
+                )
+            )
+
+    def log(self, values: dict[str, np.ndarray], steps: list[int]) -> None:
+        axes = dict(zip(("update", "env_step"), steps, strict=True))
+        for i, one in enumerate(self.runs if self.ok else []):
+            self._try(one.log, {n: float(v[i]) for n, v in values.items()} | axes)
+
+    def close(self) -> None:
+        for one in self.runs:  # after a failure too: what was logged before is kept
+            self._try(one.finish)
+
+    def _try(self, f: Callable, *args: Any) -> None:
+        try:
+            f(*args)
+        except Exception as error:
+            if self.ok:
+                tqdm.write(f"wandb failed and is off from here on ({error}); training goes on.", file=sys.stderr)
+            self.ok = False

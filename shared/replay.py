@@ -1,0 +1,72 @@
+"""The replay buffer on the device: a ring of transitions per lane."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from shared.task import Spec
+from shared.transitions import FIELDS, Batch, Transitions, unpack
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A ring of transitions per lane; inside a function mapped over lanes, one lane's (no L)."""
+
+    rows: jax.Array
+    """[L, C, D]"""
+    inserted: jax.Array
+    """[L] rows ever inserted"""
+    ready: jax.Array
+    """[L] of these, how many may be sampled: all, unless something about the newest ones is still unknown"""
+    spec: Spec = dataclasses.field(metadata={"static": True})
+    fields: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=FIELDS)
+
+    def size(self) -> jax.Array:
+        """Rows that may be sampled."""
+        return jnp.minimum(self.ready, self.rows.shape[-2] - (self.inserted - self.ready))
+
+    def insert(self, row: jax.Array, ready: bool = True) -> "Replay":
+        """One row [D] into one lane's ring."""
+        rows = self.rows.at[self.inserted % len(self.rows)].set(row)
+        inserted = self.inserted + 1
+        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted if ready else self.ready)
+
+    def take(self, age: jax.Array) -> Batch:
+        """Rows by age: 0 is the newest that may be sampled."""
+        return unpack(self.rows[(self.ready - 1 - age) % len(self.rows)], self.spec, self.fields)
+
+    def sample(self, key: jax.Array, shape: int | tuple[int, ...], newest: int | None = None) -> Batch:
+        """`shape` rows with replacement, uniform over one lane's ring (or its `newest` rows)."""
+        size = self.size() if newest is None else jnp.minimum(self.size(), newest)
+        shape = (shape,) if isinstance(shape, int) else shape
+        return self.take(jax.random.randint(key, shape, 0, jnp.maximum(size, 1)))
+
+
+def init_replay(
+    lanes: int, capacity: int, spec: Spec, sharding: jax.sharding.Sharding, fields: tuple[str, ...] = FIELDS
+) -> Replay:
+    """Empty rings, placed like the lanes they belong to."""
+    width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + len(fields) - 3
+    zero = partial(jnp.zeros, lanes, jnp.int32, device=sharding)
+    return Replay(jnp.zeros((lanes, capacity, width), device=sharding), zero(), zero(), spec, fields)
+
+
+def concatenate(*batches: Batch, axis: int = 0) -> Batch:
+    """Batches one after the other along `axis`, the fields that all of them have."""
+    columns = [[getattr(b, f) for b in batches] for f in Batch._fields]
+    return Batch(*(None if any(x is None for x in c) else jnp.concatenate(c, axis) for c in columns))
+
+
+def sample_union(key: jax.Array, data: Transitions, replay: Replay, shape: int | tuple[int, ...]) -> Batch:
+    """`shape` rows, uniform over the dataset and one lane's ring taken together."""
+    shape, n = (shape,) if isinstance(shape, int) else shape, len(data.rows)
+    at = jax.random.randint(key, shape, 0, n + replay.size())
+    old, new = data.take(jnp.minimum(at, n - 1)), replay.take(jnp.maximum(at - n, 0))
+
+    def choose(a, b):
+        return None if a is None or b is None else jnp.where((at < n).reshape(shape + (1,) * (a.ndim - at.ndim)), a, b)
+
+    return Batch(*(choose(a, b) for a, b in zip(old, new, strict=True)))
