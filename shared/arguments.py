@@ -63,7 +63,7 @@ class RunArgs:
     checkpoint_every: int = 100_000
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
-    """Run directory; empty: results/<algorithm>/<dataset>/<time> in the repository."""
+    """Run directory; empty: results/runs/<algorithm>/<dataset>/<time> in the repository."""
     resume: bool = False
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["off", "offline", "online"] = "off"
