@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from conftest import ALGORITHMS, load, timeless, write_pendulum
 
+import shared.arguments
 import shared.run
 from results import benchmark
 from shared.arguments import Float, OfflineArgs, hyperparameters, parse, preset_for
@@ -472,7 +473,7 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
 def test_a_fraction_lies_between_0_and_1(name, argument, value):
     """One value of a grid is enough to refuse it."""
     module, flag = load(name), f"--{argument.replace('_', '-')}"
-    swept = argument in shared.run.float_fields(module.Args)
+    swept = argument in shared.arguments.float_fields(module.Args)
     with pytest.raises(InputError, match=f"^{flag} must lie in "):
         parse(module.Args, module.PRESETS, module.__doc__, [flag, *(["0.5"] if swept else []), value])
     parse(module.Args, module.PRESETS, module.__doc__, [flag, "0.5"])
@@ -483,11 +484,11 @@ def test_every_share_and_discount_is_checked():
     for path in ALGORITHMS:
         module = load(path.stem)
         for field in dataclasses.fields(module.Args):
-            if shared.run.is_fraction(field.name):
+            if shared.arguments.is_fraction(field.name):
                 assert 0.0 <= field.default <= 1.0, (path.stem, field.name)
         source = path.read_text()
         said = re.findall(r"^    (\w+): (?:F|f)loat.*\n    \"\"\"[^\"]*in \[0, 1\]", source, re.M)
-        assert all(shared.run.is_fraction(name) for name in said), (path.stem, said)
+        assert all(shared.arguments.is_fraction(name) for name in said), (path.stem, said)
 
 
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
