@@ -68,7 +68,9 @@ def test_two_processes_make_the_tables_of_one(name, steps, tmp_path):
             [{k: v for k, v in row.items() if k != "wall_s"} for row in rows(tmp_path / out, table)]
             for out in ("one", "two")
         )
-        assert one == two and len(one) > 0
+        assert [row.keys() for row in one] == [row.keys() for row in two] and len(one) > 0
+        numbers = [[[float(x) for x in row.values()] for row in table] for table in (one, two)]
+        np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)  # one lane compiles to other sums than two
     whole = record(tmp_path / "two")
     assert whole["status"] == "finished" and whole["processes"] == 2
     assert whole["lanes"] == record(tmp_path / "one")["lanes"] == [{"lane": i, "seed": i} for i in range(3)]

@@ -997,7 +997,7 @@ def test_a_failure_is_recorded(tmp_path):
 def test_the_default_folder_is_named_after_algorithm_and_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(shared.run, "ROOT", tmp_path)
     run = toy("", Task("D4RL/some/task-v2", "hash", PENDULUM))
-    assert run.out.parent == tmp_path / "results" / "test_run" / "D4RL-some-task-v2"
+    assert run.out.parent == tmp_path / "results" / "runs" / "test_run" / "D4RL-some-task-v2"
     assert record(run.out)["status"] == "finished"
 
 
