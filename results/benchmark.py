@@ -5,7 +5,7 @@
     python results/benchmark.py --dry-run           # what would be done, in which order
     python results/benchmark.py --engine ray --cpus 4   # side by side on a Ray cluster (pip install ray)
 
-A job runs algorithms/*/<algorithm>.py with `--out results/<algorithm>/<dataset>/<name>`. Jobs may
+A job runs algorithms/*/<algorithm>.py with `--out results/runs/<algorithm>/<dataset>/<name>`. Jobs may
 be stopped and started again at any time: a finished one is never run again, an unfinished one goes
 on from its checkpoint, one that left no checkpoint begins anew. Several processes may share a grid.
 

@@ -27,10 +27,10 @@ class Entry(NamedTuple):
     """Whether the algorithm makes its data itself: it has no --dataset, and `dataset` is only the directory's name."""
 
     def directory(self, name: str = "", more: Iterable[str] = ()) -> Path:
-        """results/<algorithm>/<dataset>/<series>-<variant>-<length>, from the repository's root."""
+        """results/runs/<algorithm>/<dataset>/<series>-<variant>-<length>, from the repository's root."""
         length = length_of([*shlex.split(self.arguments), *more])
         name = name or "-".join(filter(None, [self.series, self.variant, length]))
-        return Path("results", self.algorithm, self.dataset.replace("/", "-").strip("-"), name)
+        return Path("results", "runs", self.algorithm, self.dataset.replace("/", "-").strip("-"), name)
 
 
 def length_of(arguments: list[str]) -> str:

@@ -24,7 +24,7 @@ def entry(row: Row, root: Path) -> dict:
     record, final = row.record, row.final[np.isfinite(row.final)]
     seeds = {lane["lane"]: lane["seed"] for lane in record["lanes"]}
     changed = "; ".join(f"{name} {value}" for name, (value, _) in changed_settings(row, root).items())
-    path = row.run.relative_to(root / "results").as_posix()
+    path = row.run.relative_to(root / "results" / "runs").as_posix()
     curves = [[plain(x) for x in curve] for curve in row.curve]
     return {
         "id": f"{path}?{row.setting}" if row.setting else path,

@@ -4,7 +4,7 @@
     python results/report.py --check     # exit 1 if a committed table is not what the raw files say
     python results/report.py RUN_DIR RUN_DIR --picture FILE     # these runs side by side
 
-Reads results/<algorithm>/<dataset>/<run>/{run.json, returns.csv} and the docstrings of algorithms/;
+Reads results/runs/<algorithm>/<dataset>/<run>/{run.json, returns.csv} and the docstrings of algorithms/;
 writes results/index.html, results/tables.md, results/claims.md, results/curves/, and what stands between
 the markers `<!-- begin:NAME -->` and `<!-- end:NAME -->` of README.md and results/README.md.
 
@@ -162,7 +162,7 @@ def details_table(rows: list[Row], root: Path) -> str:
         changed = "; ".join(f"{n} {v}" for n, (v, _) in changed_settings(row, root).items())
         body.append(
             [
-                f"`{run.relative_to(root / 'results').as_posix()}`",
+                f"`{run.relative_to(root / 'results' / 'runs').as_posix()}`",
                 f"`python {record['command']}`",
                 changed or "–",
                 budget(row),

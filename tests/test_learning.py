@@ -15,7 +15,7 @@ from conftest import ROOT, load
 pytestmark = pytest.mark.learning
 
 
-def last_scores(algorithm: str, dataset: str, root: Path = ROOT / "results") -> np.ndarray:
+def last_scores(algorithm: str, dataset: str, root: Path = ROOT / "results" / "runs") -> np.ndarray:
     """[L] each lane's mean score at the last evaluation of the longest finished benchmark run of one setting."""
     runs = {}
     for path in (root / algorithm / dataset).glob("benchmark-[0-9]*/run.json"):

@@ -52,7 +52,7 @@ def make_run(
     **args,
 ) -> Path:
     """A run directory with `scores` [lanes, evaluations, episodes]; return = 10 score."""
-    run = root / "results" / algorithm / dataset / name
+    run = root / "results" / "runs" / algorithm / dataset / name
     run.mkdir(parents=True)
     scores = np.asarray(scores, float)
     settings = swept or {}
@@ -345,7 +345,7 @@ def test_claims_stand_beside_the_runs_that_show_them(tmp_path, monkeypatch):
         ["*dataset best episode*", "88.8"],
     ]
     assert "## Ours beats BC" in page and "A paper." in page and "**Found:** It does." in page
-    assert "Not run yet: `results/iql/hopper-medium/claim-x-1k`" in page
+    assert "Not run yet: `results/runs/iql/hopper-medium/claim-x-1k`" in page
     assert (tmp_path / "results" / "curves" / "claim-ours.png").exists()
     assert "37.0" not in (tmp_path / "results" / "tables.md").read_text()  # the score tables hold benchmark runs only
 
@@ -413,7 +413,7 @@ def test_run_directories_side_by_side(tmp_path, capsys):
 
 JOB = """import json, pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).resolve()
-with open(out.parents[3] / "log", "a") as f:
+with open(out.parents[4] / "log", "a") as f:
     f.write(" ".join([pathlib.Path(__file__).stem, *sys.argv[1:]]) + "\\n")
 left = sorted(p.name for p in out.iterdir())
 if "fail" in sys.argv:
@@ -454,7 +454,7 @@ def test_dry_run_prints_the_jobs_in_order(grid, capsys):
     ]
     assert lines[0][5:] == [
         *("--seeds", "5", "--batch-size", "64"),
-        *("--out", "results/bc/hopper-medium/benchmark-x"),
+        *("--out", "results/runs/bc/hopper-medium/benchmark-x"),
     ]
     assert not log() and not (root / "results").exists()
 
@@ -493,18 +493,18 @@ def test_the_name_says_how_long_each_phase_was():
 def test_an_algorithm_that_makes_its_data_gets_no_dataset(grid):
     own = benchmark.Entry("bc", "a-lock", "--updates 2000", makes_data=True)
     (job,) = benchmark.make_jobs([own], "", [], grid[0])
-    assert "--dataset" not in job.command and job.out == grid[0] / "results/bc/a-lock/benchmark-2k"
+    assert "--dataset" not in job.command and job.out == grid[0] / "results/runs/bc/a-lock/benchmark-2k"
     with pytest.raises(benchmark.InputError, match="no dataset 'a-lock'"):
         benchmark.make_jobs([own._replace(makes_data=False)], "", [], grid[0])
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):
     root, run, log = grid
-    done = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
+    done = root / "results" / "runs" / "bc" / "hopper-medium" / "benchmark-1000k"
     (done / "checkpoint").mkdir(parents=True)
     (done / "run.json").write_text('{"status": "interrupted"}')
     (done / "checkpoint" / "state.npz").write_bytes(b"x")
-    remains = root / "results" / "fql" / "hopper-medium" / "benchmark-1000k"
+    remains = root / "results" / "runs" / "fql" / "hopper-medium" / "benchmark-1000k"
     (remains / "checkpoint").mkdir(parents=True)  # killed before its first checkpoint
     (remains / "run.json").write_text('{"status": "running"}')
     assert run(datasets=("hopper-medium",)) == 0
@@ -537,7 +537,7 @@ def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path
 
 def test_a_job_in_other_hands_is_left_alone(grid):
     root, run, log = grid
-    out = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
+    out = root / "results" / "runs" / "bc" / "hopper-medium" / "benchmark-1000k"
     job = benchmark.Job("bc", "hopper-medium", [], out)
     with benchmark.locked(job) as mine:
         assert mine and run(datasets=("hopper-medium",)) == 1

@@ -13,7 +13,7 @@ Deviations from the paper:
   that a run taken over with --from was trained with a decaying one).
 
     python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/iql/RUN
+    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/runs/iql/RUN
 """
 
 import sys

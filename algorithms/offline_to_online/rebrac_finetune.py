@@ -15,7 +15,7 @@ Deviations from the paper:
 - settings outside AntMaze and Adroit are those of the offline experiments: nothing else was fine-tuned there.
 
     python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --seeds 4 --batch-size 256
-    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --from results/rebrac/RUN
+    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --from results/runs/rebrac/RUN
 """
 
 import dataclasses

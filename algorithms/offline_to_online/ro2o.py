@@ -17,7 +17,7 @@ Deviations from the paper:
   pre-train, then --from RUN --bc-reg 1.
 
     python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --from results/rorl/hopper-medium/RUN
+    python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --from results/runs/rorl/hopper-medium/RUN
 
 With --terms and nothing after it this is SAC-N in both phases, the baseline; --from RUN --no-online-reg continues
 the same agents without the terms.

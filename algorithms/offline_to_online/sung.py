@@ -21,7 +21,7 @@ Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
     python algorithms/offline_to_online/sung.py --dataset hopper-medium --seeds 4 --vae-dims 256 256
-    python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/td3_bc/RUN
+    python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/runs/td3_bc/hopper-medium/RUN
 """
 
 import sys
