@@ -14,6 +14,8 @@ after 30k updates, 0.84 of hopper-random-expert-5; results/runs/prdc). Elsewhere
 --search all compares with the whole dataset and is always right: for small beta, for checks, and for data whose
 states have so many dimensions, or are so evenly spread, that the k-d tree is slow.
 
+Choose it when better actions were taken in similar states of the same data.
+
 Deviations from the paper:
 - the search over candidates (above); the authors query a k-d tree over all pairs on the host at every actor update;
 - always the nearest pair: the authors' code can take the k-th nearest instead, and its scripts take the first;

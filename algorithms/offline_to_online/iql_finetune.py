@@ -6,6 +6,8 @@ r + gamma V(s') (eq. 6), the policy is cloned with weights exp(beta (Q - V)) (eq
 unseen action, nothing changes when the environment is added: the replay buffer begins with the whole dataset,
 every step appends one transition, and batches are uniform over both.
 
+Choose it when you want to fine-tune at all: the first method to try, in which nothing changes with the environment.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
 - the return range that rewards are divided by is taken over the dataset's own episodes;
