@@ -14,9 +14,14 @@ from results.raw import Row, baselines, changed_settings, hardware, lane_notes, 
 TEMPLATE = Path(__file__).with_name("site.html")
 
 
-def plain(x: float) -> float | None:
+SHARED = ("algorithm", "group", "dataset", "series", "metric", "unit", "x", "baselines", "changed", "hardware")
+SHARED += ("versions", "hash")
+"""What many rows have in common: the page holds each value once, and a row its number."""
+
+
+def plain(x: float, decimals: int = 4) -> float | None:
     """As JSON has it, None where it is not finite; four decimals, so that one is rounded as in the tables."""
-    return round(float(x), 4) if np.isfinite(x) else None
+    return round(float(x), decimals) if np.isfinite(x) else None
 
 
 def entry(row: Row, root: Path) -> dict:
@@ -25,7 +30,7 @@ def entry(row: Row, root: Path) -> dict:
     seeds = {lane["lane"]: lane["seed"] for lane in record["lanes"]}
     changed = "; ".join(f"{name} {value}" for name, (value, _) in changed_settings(row, root).items())
     path = row.run.relative_to(root / "results" / "runs").as_posix()
-    curves = [[plain(x) for x in curve] for curve in row.curve]
+    curves = [[plain(x, 1 if row.metric == "score" else 2) for x in curve] for curve in row.curve]
     return {
         "id": f"{path}?{row.setting}" if row.setting else path,
         "algorithm": row.algorithm,
@@ -53,7 +58,25 @@ def entry(row: Row, root: Path) -> dict:
     }
 
 
+def packed(entries: list[dict]) -> dict:
+    """Rows as lists: `keys` names what they hold, and of the keys in SHARED they hold a place in `shared`."""
+    shared: dict[str, int] = {}
+    rows = []
+    for one in entries:
+        values = {key: compact(value) for key, value in one.items() if key in SHARED}
+        places = {key: shared.setdefault(text, len(shared)) for key, text in values.items()}
+        rows.append([places.get(key, value) for key, value in one.items()])
+    keys = list(entries[0]) if entries else []
+    return {"keys": keys, "indirect": list(SHARED), "shared": [json.loads(text) for text in shared], "rows": rows}
+
+
+def compact(x) -> str:
+    return json.dumps(x, separators=(",", ":"), allow_nan=False)
+
+
 def page(rows: list[Row], root: Path) -> str:
     """The whole page; `<` is escaped, so that no text of a run can end the script element."""
-    data = json.dumps([entry(row, root) for row in rows], separators=(",", ":"), allow_nan=False)
-    return TEMPLATE.read_text().replace("__DATA__", data.replace("<", "\\u003c"))
+    data = packed([entry(row, root) for row in rows])
+    lines = ",\n".join(compact(row) for row in data.pop("rows"))
+    text = f'{compact(data)[:-1]},"rows":[\n{lines}\n]}}'
+    return TEMPLATE.read_text().replace("__DATA__", text.replace("<", "\\u003c"))
