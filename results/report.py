@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.checks import Raw
 from results.grid import claims
 from results.pages.algorithms import algorithms_tables, families_table, finder
-from results.pages.claims import claim_page, claim_rows, drawn, evidence, overview
+from results.pages.claims import claim_page, claim_rows, degrees, drawn, evidence, overview
 from results.pages.scores import (
     CAPTION,
     comparison_section,
@@ -76,7 +76,7 @@ def documents(rows: list[Row], left_out: list[str], root: Path, files: Raw) -> d
         "families": lambda: families_table(root),
         "evidence": lambda: evidence(root, files),
         "finder": lambda: finder(root),
-        "algorithms": lambda: algorithms_tables(root),
+        "algorithms": lambda: algorithms_tables(root, degrees(root, files)),
     }
     for folder in (root, root / "algorithms", results):
         if (path := folder / "README.md").exists():

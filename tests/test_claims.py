@@ -1,10 +1,12 @@
 """Every file of results/claims/ held against the raw files: its runs, its checks, its words and its page."""
 
+import dataclasses
 import re
+import shlex
 
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, ROOT
+from conftest import ALGORITHMS, ROOT, load
 from test_results import make_run
 
 from results.checks import (
@@ -30,8 +32,8 @@ from results.checks import (
     under,
     updates_per_s,
 )
-from results.grid import Entry, claim_files, claims
-from results.pages.claims import claim_head, claim_page
+from results.grid import Entry, claim_files, claims, grid
+from results.pages.claims import claim_head, claim_page, overview
 
 FILES, CLAIMS = Raw(ROOT), claims(ROOT)
 
@@ -84,6 +86,25 @@ def test_the_committed_page_says_what_the_checks_say_now(name):
     assert degree(CLAIMS[name], FILES).capitalize() in head
     committed = (ROOT / "results" / "claims" / f"{name}.md").read_text()
     assert committed.startswith(head + "\n\n## Runs"), "make report, then read the claim's finding again"
+
+
+def test_the_overview_is_what_the_checks_say_now():
+    assert (ROOT / "results" / "claims" / "README.md").read_text() == overview(ROOT, FILES), "make report"
+
+
+@pytest.mark.parametrize("name", sorted({run.algorithm for run in grid(ROOT)}))
+def test_the_runs_can_be_made_again(name):
+    """Every argument of a run is one of its algorithm, which may have been renamed since, and so is its preset."""
+    module = load(name)
+    fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
+    for run in (run for run in grid(ROOT) if run.algorithm == name):
+        given = shlex.split(run.arguments)
+        for flag in (word[2:].replace("-", "_") for word in given if word.startswith("--")):
+            off = flag.removeprefix("no_")
+            assert flag in fields or fields.get(off) in (bool, "bool"), f"--{flag} of {run.directory()}"
+        assert "--preset" not in given or given[given.index("--preset") + 1] in module.PRESETS, run.directory()
+        for change in run.evaluations:
+            assert {part.split("=")[0] for part in change.split()} <= fields.keys(), run.directory()
 
 
 @pytest.mark.parametrize("name", CLAIMS)

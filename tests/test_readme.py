@@ -11,7 +11,7 @@ from conftest import ALGORITHMS, ROOT, load
 
 from results.checks import Raw
 from results.pages.algorithms import algorithms, algorithms_tables, families, families_table, finder
-from results.pages.claims import evidence
+from results.pages.claims import degrees, evidence
 
 README_FILE = ROOT / "README.md"
 README = README_FILE.read_text()
@@ -79,7 +79,7 @@ def test_every_algorithm_is_on_its_page_and_in_the_finder():
     for one in algorithms(ROOT):
         assert one.when, f"the docstring of {one.name}.py does not say 'Choose it when ...'"
         assert page.count(f"[{one.title}]({one.family}/{one.name}.py)") == 2, f"{one.name}: make report"
-    assert finder(ROOT) in page and algorithms_tables(ROOT) in page, "make report"
+    assert finder(ROOT) in page and algorithms_tables(ROOT, degrees(ROOT, Raw(ROOT))) in page, "make report"
 
 
 def test_every_family_is_in_the_readme_with_what_it_is_for():

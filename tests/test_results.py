@@ -19,6 +19,7 @@ from results.checks import Raw
 from results.grid import Entry
 from results.pages.claims import evidence
 from results.pages.speeds import speed_section
+from results.pictures import order_of_arms, short_labels
 
 ALGORITHM = '''"""{title}
 
@@ -344,12 +345,12 @@ def test_algorithms_and_families_come_from_the_files(tmp_path):
     assert rows_of(page) == [
         "| family | choose it when | algorithm |",
         "| offline | the data are good and you are in a hurry | [TD3+BC](offline/td3_bc.py) |",
-        "| algorithm |  | paper |",
-        "| [MOPO](model_based/mopo.py) | a model | Yu, 2020 |",
-        "| algorithm |  | paper |",
+        "| algorithm |  | paper | its claim is |",
+        "| [MOPO](model_based/mopo.py) | a model | Yu, 2020 | – |",
+        "| algorithm |  | paper | its claim is |",
         "| [TD3+BC](offline/td3_bc.py) | TD3 with a cloning term "
         '| Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, '
-        "[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) |",
+        "[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) | – |",
     ]
     assert "## Model based" in page.read_text() and "## Offline\n\nA dataset in, a policy out." in page.read_text()
 
@@ -462,6 +463,22 @@ def test_a_second_report_writes_nothing_and_removes_what_is_made_no_more(tmp_pat
     page.with_suffix(".py").unlink()
     assert report.main([], tmp_path) == 0
     assert pictures[0].stat().st_mtime_ns > before[pictures[0]] and not pictures[1].exists() and not page.exists()
+
+
+def test_a_legend_says_what_tells_its_lines_apart(tmp_path):
+    """Without the series and length of a run where they do not; claims give a method one colour on all datasets."""
+    for dataset, arms in (
+        ("a", ("claim-1k", "claim-two-1k")),
+        ("b", ("claim-three-1k", "claim-two-1k", "claim-two-2k")),
+    ):
+        for name in arms:
+            make_run(tmp_path, "iql", dataset, RISES_THEN_FALLS, name=name)
+    rows, _ = raw.read_runs(tmp_path, "*")
+    rows.sort(key=lambda row: (row.run.name != "claim-two-1k", row.run.name))
+    of = {d: list(short_labels([row for row in rows if row.dataset == d]).values()) for d in "ab"}
+    assert of == {"a": ["iql", "two"], "b": ["three", "iql (claim-two-1k)", "iql (claim-two-2k)"]}
+    looks = order_of_arms(rows)
+    assert [looks[d, ("iql", "", "claim-two-1k")] for d in "ab"] == [0, 0] and set(looks.values()) == {0, 1, 2}
 
 
 def test_pictures_are_small(tmp_path):

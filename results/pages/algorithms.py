@@ -97,11 +97,15 @@ def finder(root: Path) -> str:
     return markdown(["family", "choose it when", "algorithm"], body)
 
 
-def algorithms_tables(root: Path) -> str:
-    """Of every family what it is for, and one row per algorithm."""
+def algorithms_tables(root: Path, degrees: dict[str, str]) -> str:
+    """Of every family what it is for, and one row per algorithm; `degrees`: how far the claim of each is seen."""
+
+    def claim(one: Algorithm) -> str:
+        return f"[{degrees[one.name]}](../results/claims/{one.name}.md)" if one.name in degrees else "–"
+
     parts = []
     for name, (what, members) in families(root).items():
-        body = [[f"[{one.title}]({name}/{one.name}.py)", one.long_name, one.paper] for one in members]
+        body = [[f"[{one.title}]({name}/{one.name}.py)", one.long_name, one.paper, claim(one)] for one in members]
         parts += [f"## {spoken(name).capitalize()}", *([what] if what else [])]
-        parts += [markdown(["algorithm", "", "paper"], body)]
+        parts += [markdown(["algorithm", "", "paper", "its claim is"], body)]
     return "\n\n".join(parts)

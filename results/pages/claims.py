@@ -139,13 +139,18 @@ def by_family(root: Path) -> dict[str, list[Algorithm]]:
     return families
 
 
+def degrees(root: Path, files: Raw) -> dict[str, str]:
+    """{algorithm: how far its claim is seen}."""
+    return {name: degree(claim, files) for name, claim in claims(root).items()}
+
+
 def evidence(root: Path, files: Raw) -> str:
     """How many claims of each family are seen how far."""
-    found = {name: degree(claim, files) for name, claim in claims(root).items()}
+    found = degrees(root, files)
     body = []
     for family, members in by_family(root).items():
-        degrees = [found.get(member.name, NO_CLAIM) for member in members]
-        body.append([family.replace("_", " "), *(str(degrees.count(one) or "–") for one in (*DEGREES, NO_CLAIM))])
+        own = [found.get(member.name, NO_CLAIM) for member in members]
+        body.append([family.replace("_", " "), *(str(own.count(one) or "–") for one in (*DEGREES, NO_CLAIM))])
     totals = [sum(int(row[n]) for row in body if row[n] != "–") for n in range(1, len(DEGREES) + 2)]
     body.append(["all", *(str(total or "–") for total in totals)])
     return markdown(["family", *DEGREES, NO_CLAIM], body)
