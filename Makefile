@@ -25,10 +25,10 @@ test: setup  ## the test suite, on at most four cores
 test-faults: setup  ## 10,000 malformed files, SIGKILL twenty times for each of four scripts, full disks (five minutes)
 	$(PY) -m pytest tests/test_faults.py --whole-faults -n auto --maxprocesses 4
 
-report: setup  ## every table, plot and generated section of the READMEs, from raw files
+report: setup  ## every table, page and picture, from the raw files alone
 	$(PY) results/report.py
 
-benchmark: setup  ## the learning runs behind the tables (hours), then the checks on them
+benchmark: setup  ## the runs of all claims and tables (hours), then the checks on learning
 	$(PY) results/benchmark.py
 	$(PY) -m pytest -m learning
 

@@ -1,11 +1,11 @@
 """Makes the runs of the result tables: algorithm by dataset, one job after the other.
 
-    python results/benchmark.py                     # results/grid.py; what `make benchmark` runs
+    python results/benchmark.py                     # the runs of results/claims/; what `make benchmark` does
     python results/benchmark.py --algorithms td3_bc iql --datasets hopper-medium --updates 100000
     python results/benchmark.py --dry-run           # what would be done, in which order
     python results/benchmark.py --engine ray --cpus 4   # side by side on a Ray cluster (pip install ray)
 
-A job runs algorithms/*/<algorithm>.py with `--out results/<algorithm>/<dataset>/<name>`. Jobs may
+A job runs algorithms/*/<algorithm>.py with `--out results/runs/<algorithm>/<dataset>/<name>`. Jobs may
 be stopped and started again at any time: a finished one is never run again, an unfinished one goes
 on from its checkpoint, one that left no checkpoint begins anew. Several processes may share a grid.
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results.grid import GRID, Entry, evaluation_file
+from results.grid import Entry, evaluation_file, grid
 from shared.checkpoint import holds_checkpoint
 from shared.errors import InputError, nearest
 from shared.record import status_of
@@ -58,15 +58,15 @@ class Job(NamedTuple):
         return f"{self.algorithm} on {self.dataset}"
 
 
-def make_jobs(grid: list[Entry], name: str, more: list[str], root: Path) -> list[Job]:
-    """The grid's commands; `more` arguments come last and win.
+def make_jobs(entries: list[Entry], name: str, more: list[str], root: Path) -> list[Job]:
+    """The entries' commands; `more` arguments come last and win.
 
     Raises:
       InputError: an algorithm or dataset that does not exist.
     """
     files = {file.stem: file for file in sorted((root / "algorithms").glob("*/*.py"))}
     jobs = []
-    for entry in grid:
+    for entry in entries:
         algorithm, dataset = entry.algorithm, entry.dataset
         if algorithm not in files:
             raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
@@ -237,8 +237,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line -> exit status: 0 all finished, 1 something is missing, 2 bad input."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     option = parser.add_argument
-    option("--algorithms", nargs="+", default=[], help="with --datasets: all pairs; alone: of GRID")
-    option("--datasets", nargs="+", default=[], help="with --algorithms: all pairs; alone: of GRID")
+    option("--algorithms", nargs="+", default=[], help="with --datasets: all pairs; alone: of the claims' runs")
+    option("--datasets", nargs="+", default=[], help="with --algorithms: all pairs; alone: of the claims' runs")
     option("--seeds", type=int, help="lanes of each job")
     option("--updates", type=int, help="updates of each lane (offline scripts only)")
     option("--extra", default="", help="more arguments for every job, as one string")
@@ -257,16 +257,18 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parser.parse_args(argv)
     try:
         if args.algorithms and args.datasets:
-            grid = [Entry(a, d, "") for d in args.datasets for a in args.algorithms]
+            entries = [Entry(a, d, "") for d in args.datasets for a in args.algorithms]
         else:
+            entries = grid(root)
             chosen = {0: args.algorithms, 1: args.datasets}
             for i, names in chosen.items():
-                for name in sorted(set(names) - {entry[i] for entry in GRID}):
-                    raise InputError(f"'{name}' is not in GRID; {nearest(name, [e[i] for e in GRID])}.")
-            grid = [e for e in GRID if all(not names or e[i] in names for i, names in chosen.items())]
+                for name in sorted(set(names) - {entry[i] for entry in entries}):
+                    known = nearest(name, [entry[i] for entry in entries])
+                    raise InputError(f"No run of results/claims/ has '{name}'; {known}.")
+            entries = [e for e in entries if all(not names or e[i] in names for i, names in chosen.items())]
         more = [] if args.seeds is None else ["--seeds", str(args.seeds)]
         more += [] if args.updates is None else ["--updates", str(args.updates)]
-        jobs = make_jobs(grid, args.name, more + shlex.split(args.extra), root)
+        jobs = make_jobs(entries, args.name, more + shlex.split(args.extra), root)
         if args.dry_run:
             for job in jobs:
                 print(f"{state(job):<9}{shlex.join(job.command)}")

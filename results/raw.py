@@ -1,6 +1,6 @@
 """What the raw files of results/ say: runs, their lanes, and how they were made.
 
-`results/<algorithm>/<dataset>/<run>/{run.json, returns.csv}` are all that is read, beside the source of the
+`results/runs/<algorithm>/<dataset>/<run>/{run.json, returns.csv}` are all that is read, beside the source of the
 algorithm files, whose defaults and presets show which settings of a run were changed.
 """
 
@@ -106,12 +106,12 @@ def read_evaluation(row: Row, change: str) -> Row:
 
 
 def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
-    """All rows under `root`/results, and a sentence for every run that is left out."""
+    """All rows under `root`/results/runs, and a sentence for every run that is left out."""
     rows, left_out = [], []
-    for path in sorted((root / "results").glob(f"*/*/{glob}/run.json")):
+    for path in sorted((root / "results" / "runs").glob(f"*/*/{glob}/run.json")):
         found = read_run(path.parent)
         status = json.loads(path.read_text())["status"]
-        name = path.parent.relative_to(root / "results").as_posix()
+        name = path.parent.relative_to(root / "results" / "runs").as_posix()
         if status != "finished":
             left_out.append(f"`{name}` is left out: its status is {status}.")
         elif not found:

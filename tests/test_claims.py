@@ -1,174 +1,230 @@
-"""What results/grid.py says was seen of the papers' claims, read off the raw files.
+"""Every file of results/claims/ held against the raw files: its runs, its checks, its words and its page."""
 
-One test for each claim with something seen. A run that is made again, or a finding that says more than its runs, fails.
-"""
-
-from functools import cache
+import dataclasses
+import re
+import shlex
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ALGORITHMS, ROOT, load
+from test_results import make_run
 
-from results import raw
-from results.grid import CLAIMS, EXPERT, LOCK, MAZE, MIXED, PENDULUM, REPLAY, SEEN, WEAK
+from results.checks import (
+    DEGREES,
+    Claim,
+    Missing,
+    Quantity,
+    Raw,
+    combined,
+    course,
+    degree,
+    dip,
+    end,
+    fall,
+    gain,
+    highest,
+    holds,
+    lost,
+    lowest,
+    noise,
+    online_mean,
+    start,
+    under,
+    updates_per_s,
+)
+from results.grid import Entry, claim_files, claims, grid
+from results.pages.claims import claim_head, claim_page, overview
 
-FOUND = {claim.slug: claim for claim in CLAIMS}
-
-
-@cache
-def rows(slug: str, algorithm: str, dataset: str, variant: str) -> list[raw.Row]:
-    entries = [e for e in FOUND[slug].entries if (e.algorithm, e.dataset, e.variant) == (algorithm, dataset, variant)]
-    assert len(entries) == 1, f"{slug} has {len(entries)} runs of {algorithm} on {dataset} named {variant!r}"
-    return raw.read_run(ROOT / entries[0].directory())
-
-
-def curve(slug: str, algorithm: str, dataset: str, variant: str = "", setting: str = "") -> np.ndarray:
-    """[T] mean score of the lanes with `setting` at each evaluation; a fine-tuning run begins with its offline end."""
-    (row,) = [row for row in rows(slug, algorithm, dataset, variant) if row.setting == setting]
-    assert len(row.lanes) >= 4 and np.isfinite(row.curve).all()
-    return row.curve.mean(0)
-
-
-def end(*run: str) -> float:
-    return curve(*run)[-1]
-
-
-def under(change: str, *run: str) -> float:
-    """Mean score of the finished run, evaluated again under changed arguments."""
-    (row,) = rows(*run)
-    return raw.read_evaluation(row, change).final.mean()
-
-
-def test_every_finding_begins_with_how_far_the_claim_is_seen():
-    for claim in CLAIMS:
-        assert claim.seen in SEEN, claim.slug
+FILES, CLAIMS = Raw(ROOT), claims(ROOT)
 
 
-def test_riql():
-    for kind in ("reward", "dynamics", "action"):
-        assert end("riql", "riql", MAZE, kind) > end("riql", "iql", MAZE, kind)
-    assert end("riql", "iql", MAZE, "reward") < end("crr-plus", "bc", MAZE) / 2
-    assert end("riql", "riql", REPLAY, "obs") > 1.5 * end("riql", "iql", REPLAY, "obs")
+def numbers_of(text: str) -> set[float]:
+    """Every number that stands by itself in a text: "30,000", "0.3", not the 3 of TD3."""
+    return {float(x.replace(",", "")) for x in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)", text)}
 
 
-def test_trajectory_weighting():
-    for base in ("iql", "td3_bc"):
-        uniform = end("trajectory-weighting", "trajectory_weighting", MIXED, f"{base}-uniform")
-        for sampler in ("rw", "aw"):
-            assert end("trajectory-weighting", "trajectory_weighting", MIXED, f"{base}-{sampler}") > uniform + 25
-    for sampler in ("rw", "aw"):
-        ours = end("trajectory-weighting", "trajectory_weighting", REPLAY, f"td3_bc-{sampler}")
-        assert ours > 3 * end("trajectory-weighting", "trajectory_weighting", REPLAY, "td3_bc-uniform")
+def test_a_claim_file_has_its_algorithms_name_and_says_something():
+    for name, module in claim_files(ROOT).items():
+        assert name in {path.stem for path in ALGORITHMS}, f"results/claims/{name}.py belongs to no algorithm"
+        assert hasattr(module, "CLAIM") or getattr(module, "BENCHMARK", ()), name
 
 
-def test_mcep():
-    evaluated = end("mcep", "mcep", REPLAY, "td3_bc")
-    assert evaluated > 1.5 * under("act_with=target", "mcep", "mcep", REPLAY, "td3_bc")
-    assert evaluated > 1.5 * end("mcep", "mcep", REPLAY, "mild-values")
-    assert end("mcep", "mcep", EXPERT, "td3_bc") < under("act_with=target", "mcep", "mcep", EXPERT, "td3_bc")
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_rests_on_its_runs(name):
+    """Every run is there, or its page says that it is missing; a mean is one of four finite lanes or more."""
+    claim = CLAIMS[name]
+    assert (
+        re.search(r"arXiv \d{4}\.\d{4,5}", claim.paper)
+        and claim.checks
+        and claim.title.endswith(claim.title.strip("."))
+    )
+    for comparison in [*claim.checks.values(), *claim.observed.values()]:
+        assert comparison.runs <= set(claim.runs)
+    page = (ROOT / "results" / "claims" / f"{name}.md").read_text()
+    for run in claim.runs:
+        if not (ROOT / run.directory() / "run.json").exists():
+            assert f"`{run.directory().as_posix()}`" in page.split("Not run yet: ")[1]
+            continue
+        for row in FILES.rows(run):
+            assert len(row.lanes) >= 4 and np.isfinite(row.curve).all(), run
 
 
-@pytest.mark.parametrize("dataset", [REPLAY, MAZE])
-def test_f_dvl(dataset):
-    temperatures = [end("f-dvl", "f_dvl", dataset, "xql", f"temperature={t}") for t in ("0.1", "0.5", "2", "10")]
-    assert min(temperatures) == temperatures[0]
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_was_observed_is_so_and_every_check_is_decided(name):
+    claim = CLAIMS[name]
+    for sentence, comparison in claim.observed.items():
+        assert comparison.holds(FILES), f"{name}: {sentence}; {comparison.sides(FILES)}"
+    for sentence, comparison in claim.checks.items():
+        if all((ROOT / run.directory() / "run.json").exists() for run in comparison.runs):
+            assert np.isfinite(comparison.sides(FILES)).all() and comparison.holds(FILES) in (True, False), sentence
 
 
-def test_crr_plus():
-    assert end("crr-plus", "crr_plus", MAZE, "plus") > end("crr-plus", "crr_plus", MAZE, "crr")
-    assert end("crr-plus", "crr_plus", MAZE, "crr") > end("crr-plus", "bc", MAZE)
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_committed_page_says_what_the_checks_say_now(name):
+    """A run that is made again and turns a check over fails here, so that the finding is read again."""
+    head = claim_head(name, CLAIMS[name], FILES)
+    assert degree(CLAIMS[name], FILES).capitalize() in head
+    committed = (ROOT / "results" / "claims" / f"{name}.md").read_text()
+    assert committed.startswith(head + "\n\n## Runs"), "make report, then read the claim's finding again"
 
 
-def test_generative():
-    for dataset in (REPLAY, MAZE):
-        assert end("generative", "ofql", dataset) > end("generative", "diffusion_ql", dataset)
-        assert end("generative", "edp", dataset, "td3") < end("generative", "diffusion_ql", dataset)
-    assert end("generative", "fql", MAZE) > end("generative", "diffusion_ql", MAZE)
-    assert end("generative", "ofql", REPLAY, "eta-0.3") < 5
+def test_the_overview_is_what_the_checks_say_now():
+    assert (ROOT / "results" / "claims" / "README.md").read_text() == overview(ROOT, FILES), "make report"
 
 
-def test_hy_q():
-    for variant in ("hybrid", "hybrid-lock-1"):
-        assert end("hy-q", "hy_q", LOCK, variant) > 70
-    assert end("hy-q", "hy_q", LOCK, "hybrid-lock-1") == 100
-    assert end("hy-q", "hy_q", LOCK, "online") < 10
-    for variant in ("offline", "offline-lock-1"):
-        assert end("hy-q", "hy_q", LOCK, variant) < 50
+@pytest.mark.parametrize("name", sorted({run.algorithm for run in grid(ROOT)}))
+def test_the_runs_can_be_made_again(name):
+    """Every argument of a run is one of its algorithm, which may have been renamed since, and so is its preset."""
+    module = load(name)
+    fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
+    for run in (run for run in grid(ROOT) if run.algorithm == name):
+        given = shlex.split(run.arguments)
+        for flag in (word[2:].replace("-", "_") for word in given if word.startswith("--")):
+            off = flag.removeprefix("no_")
+            assert flag in fields or fields.get(off) in (bool, "bool"), f"--{flag} of {run.directory()}"
+        assert "--preset" not in given or given[given.index("--preset") + 1] in module.PRESETS, run.directory()
+        for change in run.evaluations:
+            assert {part.split("=")[0] for part in change.split()} <= fields.keys(), run.directory()
 
 
-def test_hnpg():
-    assert end("hnpg", "hnpg", LOCK, "hybrid") > 95
-    assert max(end("hnpg", "hnpg", LOCK, mode) for mode in ("online", "offline")) < 10
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_finding_has_no_typed_degree_and_no_number_of_its_own(name):
+    """Its numbers are those of the runs' arguments, of the checks' sentences, or of what is compared."""
+    claim = CLAIMS[name]
+    assert not re.search("|".join(["^seen", *DEGREES[1:]]), claim.finding.lower())
+    checks = claim.checks | claim.observed
+    backed = numbers_of(" ".join([*checks, *(run.arguments for run in claim.runs)]))
+    assert numbers_of(claim.finding) <= backed
 
 
-def test_rlpd():
-    ours, alone = (curve("rlpd", "rlpd", REPLAY, variant) for variant in ("", "online-only"))
-    assert ours[-1] > 3 * alone[-1]
-    assert ours[-1] > 2 * end("rlpd", "rlpd", REPLAY, "no-layer-norm")
-    assert (ours[:7] < alone[-1] + 5).all()  # the part of the claim that is not seen
-    ours, alone = (curve("rlpd", "rlpd", MAZE, variant) for variant in ("", "online-only"))
-    assert ours[-1] > alone[-1] + 30
-    assert ours[: 2 * len(ours) // 3].max() < alone[-1] < ours[3 * len(ours) // 4 - 1]
+# ------------------------------------------------------------------------------- how it is computed
 
 
-def test_cal_ql():
-    ours, plain = curve("cal-ql", "cal_ql", REPLAY), curve("cal-ql", "cal_ql", REPLAY, "cql")
-    assert plain[1:4].min() < plain[0] / 2
-    assert ours[1:].min() > ours[0] - 1
-    ours, plain = curve("cal-ql", "cal_ql", MAZE), curve("cal-ql", "cal_ql", MAZE, "cql")
-    assert ours[0] > plain[0] + 10 and ours[-1] > 2 * plain[-1]
+def constant(x) -> Quantity:
+    return combined(lambda y: y, x)
 
 
-def test_wsrl():
-    with_warm_up, without = curve("wsrl", "wsrl", PENDULUM), curve("wsrl", "wsrl", PENDULUM, "no-warm-up")
-    assert without[1:].min() < 0.75 * without[0] and with_warm_up[1:].min() > 0.8 * with_warm_up[0]
-    assert min(with_warm_up[-1], without[-1]) > 100
-    with_warm_up, without = curve("wsrl", "wsrl", REPLAY), curve("wsrl", "wsrl", REPLAY, "no-warm-up")
-    assert without[1] < without[0] / 2.5 and without[1:].max() < without[0]
-    assert with_warm_up.min() > 0.8 * with_warm_up[0] and with_warm_up[-1] > with_warm_up[0]
-    for variant in ("", "no-warm-up", "retention"):
-        rises = curve("wsrl", "wsrl", MAZE, variant)
-        assert rises[-1] > 2.5 * rises[0] and rises.min() == rises[0]
+def absent(files: Raw):
+    raise Missing("it is not there")
 
 
-def test_h2o():
-    ours = end("h2o", "h2o", PENDULUM)
-    assert ours > 95
-    assert max(end("h2o", "h2o", PENDULUM, variant) for variant in ("plain-mix", "simulator-only")) < 50
-    assert end("h2o", "cql", PENDULUM) > 95  # the part of the claim that is not seen
+YES, NO, UNKNOWN = constant(1) > 0, constant(0) > 1, Quantity(absent) > 0
 
 
-def test_iql_finetune():
-    weak = curve("iql-finetune", "iql_finetune", WEAK)
-    assert weak[-1] > weak[0] + 15 and weak.min() > weak[0] - 5
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        ([YES], "seen"),
+        ([YES, YES, NO], "seen in part"),
+        ([YES, NO], "seen in part"),
+        ([YES, NO, NO], "hardly seen"),  # a third is not more than a third
+        ([YES, YES, NO, NO, NO], "seen in part"),
+        ([NO, NO], "not seen"),
+        ([YES, UNKNOWN], "seen in part"),
+        ([UNKNOWN, NO], "not seen"),
+        ([UNKNOWN, UNKNOWN], "not run yet"),
+    ],
+)
+def test_the_degree_is_the_share_of_checks_that_hold(checks, expected, tmp_path):
+    claim = Claim("A title", "A paper.", [], {str(n): check for n, check in enumerate(checks)}, "", {"x": NO})
+    assert degree(claim, Raw(tmp_path)) == expected
+    assert f"**{expected.capitalize()}**: {checks.count(YES)} of {len(checks)} checks hold" in claim_page(
+        "x", claim, Raw(tmp_path)
+    )
 
 
-def test_ro2o():
-    ours, without = curve("ro2o", "ro2o", MAZE), curve("ro2o", "ro2o", MAZE, "no-terms")
-    assert ours.min() > ours[0] / 2 and without.min() < without[0] / 5
-    assert ours[-1] < 0.8 * ours[0] and without[-1] > 0.9 * without[0]  # the part of the claim that is not seen
+@pytest.fixture
+def run(tmp_path):
+    """A fine-tuned run of four lanes [lane, evaluation], its entry, and its files."""
+    curves = np.array([[40, 10, 50, 60], [20, 30, 0, 40], [30, 30, 30, 50], [30, 20, 40, 10]], float)
+    entry = Entry("iql", "hopper-medium", "--env-steps 6000", "x", "claim", ("a=1",))
+    path = make_run(tmp_path, "iql", "hopper-medium", curves[..., None], name=entry.directory().name, env_steps=6000)
+    lines = (path / "returns.csv").read_text().splitlines()
+    at = lines[0].split(",").index("env_step")
+    rows = [line.split(",") for line in lines[1:]]
+    for row in rows:
+        row[at] = str((int(row[at - 1]) - 1000) * 2)  # 0, 2000, 4000, 6000
+    (path / "returns.csv").write_text("\n".join([lines[0], *map(",".join, rows)]) + "\n")
+    changed = [f"{lane},{100 + lane},0,0,5,{5 * lane}" for lane in range(4)]
+    (path / "evaluation-a=1.csv").write_text("lane,seed,episode,return,length,score\n" + "\n".join(changed) + "\n")
+    return curves, entry, Raw(tmp_path)
 
 
-def test_e2o():
-    two, ten = curve("e2o", "e2o", PENDULUM, "two"), curve("e2o", "e2o", PENDULUM, "ten")
-    assert ten[0] > two[0] and ten[1:].mean() > two[1:].mean()
-    pair_min, full = curve("e2o", "e2o", PENDULUM, "pair-min"), curve("e2o", "e2o", PENDULUM, "full", "ucb=10")
-    assert abs(pair_min[1:].mean() - ten[1:].mean()) < 5 and full[1:].mean() < pair_min[1:].mean() - 10
+def test_quantities_are_means_over_lanes(run):
+    curves, entry, files = run
+    known = {
+        end(entry): curves[:, -1].mean(),
+        start(entry): 30,
+        gain(entry): 10,
+        online_mean(entry): curves[:, 1:].mean(),
+        dip(entry): (30 + 0 + 0 + 10) / 4,  # in the first fifth, of which there is one evaluation
+        fall(entry): (30 + 20 + 0 + 20) / 4,
+        under("a=1", entry): 7.5,
+        lost("a=1", entry): 40 - 7.5,
+        highest(start(entry), end(entry)): 40,
+        lowest(start(entry), end(entry)): 30,
+        course(entry)[1:].min(): curves.mean(0)[1:].min(),
+        abs(start(entry) - 2 * end(entry)) / 10: 5,
+    }
+    for quantity, expected in known.items():
+        np.testing.assert_allclose(quantity.value(files), expected)
+    np.testing.assert_allclose(course(entry).value(files), curves.mean(0))
+    errors = [np.std(x, ddof=1) / 2 for x in (curves[:, 0], curves[:, -1])]
+    np.testing.assert_allclose(noise(start(entry), end(entry)).value(files), 2 * np.hypot(*errors))
 
 
-def test_sung():
-    ours, td3 = curve("sung", "sung", PENDULUM), curve("sung", "sung", PENDULUM, "td3")
-    assert ours[-1] > 2 * end("sung", "sung", PENDULUM, "td3-bc")
-    assert ours[1] > ours[0] and td3[1] < td3[0]
-    for variant in ("", "td3", "td3-bc"):  # the part of the claim that is not seen
-        assert end("sung", "sung", MAZE, variant) < curve("sung", "sung", MAZE, variant)[0]
+def test_a_comparison_of_curves_holds_everywhere_and_shows_where_it_is_closest(run):
+    curves, entry, files = run
+    mean = curves.mean(0)  # 30, 22.5, 30, 40
+    assert holds(course(entry) > 22, files) and not holds(course(entry)[1:] > course(entry)[0], files)
+    assert (course(entry) > 0).sides(files) == (mean.min(), 0)
+    assert holds(course(entry)[2] >= course(entry)[0], files) and not holds(course(entry)[2] > start(entry), files)
+    assert (end(entry) > start(entry)).runs == {entry}
 
 
-def test_uni_o4():
-    for dataset, more in ((PENDULUM, 5), (REPLAY, 1)):
-        ours, cloned = curve("uni-o4", "uni_o4", dataset), end("uni-o4", "bc", dataset)
-        assert ours[0] > cloned + more and ours[0] > curve("uni-o4", "uni_o4", dataset, "no-gate")[0] + more
-    assert curve("uni-o4", "uni_o4", MAZE)[0] < end("uni-o4", "bc", MAZE)
-    for dataset, more in ((PENDULUM, 10), (REPLAY, 2), (MAZE, 8)):
-        ours = curve("uni-o4", "uni_o4", dataset)
-        assert ours[-1] > ours[0] + more and ours.min() > ours[0] - 1
+def test_what_is_not_finite_lets_nothing_hold(run):
+    _, entry, files = run
+    for comparison in (end(entry) * np.nan > 0, end(entry) * np.nan < 0, course(entry) + [0, np.nan, 0, 0] > 0):
+        assert not holds(comparison, files)
+
+
+def test_what_is_missing_holds_not_and_is_named(run, tmp_path):
+    _, entry, files = run
+    absent = entry._replace(variant="y")
+    for quantity, said in (
+        (end(absent), "claim-y-6k has not been run"),
+        (under("a=2", entry), "was not evaluated under a=2"),
+        (updates_per_s("iql"), "results/speed.json has 0 measurements"),
+    ):
+        assert holds(quantity > 0, files) is None
+        with pytest.raises(Missing, match=said):
+            (quantity > 0).sides(files)
+
+
+def test_a_check_cannot_be_taken_for_a_truth_before_the_files_are_read(run):
+    """Python would make `a > b > c` of it, or `a and b`, of which one half is lost in silence."""
+    _, entry, _ = run
+    with pytest.raises(TypeError, match="state each by itself"):
+        end(entry) > start(entry) > 3  # noqa: B015
+    with pytest.raises(TypeError, match="no truth"):
+        bool(end(entry))

@@ -343,6 +343,7 @@ def test_a_group_that_holds_itself_is_walked_once(tmp_path):
 
 
 LIBRARIES = {
+    "PIL",
     "chex",
     "distrax",  # these two by results/peer_speed.py only
     "omegaconf",
@@ -367,7 +368,20 @@ LIBRARIES = {
 STANDARD_LIBRARY = {
     *("argparse", "ast", "collections", "concurrent", "contextlib", "csv", "ctypes", "dataclasses", "datetime"),
     *("difflib", "errno", "fcntl", "functools", "hashlib", "importlib", "inspect", "io", "itertools", "json", "math"),
-    *("os", "pathlib", "platform", "re", "resource", "shlex", "shutil", "signal", "statistics", "subprocess", "sys"),
+    *(
+        "operator",
+        "os",
+        "pathlib",
+        "platform",
+        "re",
+        "resource",
+        "shlex",
+        "shutil",
+        "signal",
+        "statistics",
+        "subprocess",
+        "sys",
+    ),
     *("tempfile", "threading", "time", "types", "typing", "warnings", "zipfile"),
 }
 SOURCES = [

@@ -8,7 +8,7 @@ import pytest
 from test_results import RISES_THEN_FALLS, make_run
 
 from results import report
-from results.page import page
+from results.pages.site import page
 from results.raw import read_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -16,13 +16,13 @@ JOB = """import json, os, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).resolve()
 checkpoint = out / "checkpoint" / "state.npz"
 begin = int(checkpoint.read_text()) if "--resume" in sys.argv else 0
-with open(out.parents[3] / "log", "a") as f:
+with open(out.parents[4] / "log", "a") as f:
     f.write(json.dumps(["begin", out.parent.name, begin, os.getpid(), os.getppid()]) + "\\n")
 checkpoint.parent.mkdir(exist_ok=True)
 for n in range(begin, 8):
     time.sleep(0.5)
     checkpoint.write_text(str(n + 1))
-with open(out.parents[3] / "log", "a") as f:
+with open(out.parents[4] / "log", "a") as f:
     f.write(json.dumps(["end", out.parent.name, begin, os.getpid(), os.getppid()]) + "\\n")
 (out / "run.json").write_text(json.dumps({"status": "finished"}))
 """

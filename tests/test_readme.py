@@ -1,4 +1,4 @@
-"""The README's worked example is a patch that applies, has about 20 changed lines, and trains."""
+"""The README: its worked examples run, its links lead somewhere, and its tables are what the files say."""
 
 import importlib.util
 import re
@@ -6,9 +6,15 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT, load
+import pytest
+from conftest import ALGORITHMS, ROOT, load
 
-README = (ROOT / "README.md").read_text()
+from results.checks import Raw
+from results.pages.algorithms import algorithms, algorithms_tables, families, families_table, finder
+from results.pages.claims import degrees, evidence
+
+README_FILE = ROOT / "README.md"
+README = README_FILE.read_text()
 
 
 def test_the_worked_example_applies_and_trains(tmp_path, pendulum):
@@ -45,3 +51,38 @@ def test_the_ten_lines_that_use_a_trained_policy(tmp_path, pendulum, monkeypatch
     found = {}
     exec(code.replace(path, str(tmp_path / "run")), found)
     assert found["done"] and found["obs"].shape == (3,)
+
+
+PAGES = [
+    README_FILE,
+    *(ROOT / folder / "README.md" for folder in ("algorithms", "results", "results/claims", "datasets")),
+]
+
+
+def test_the_readme_is_short():
+    """One row per family: what grows with the algorithms is on the pages beside them."""
+    assert len(README.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_algorithm_is_on_its_page_and_in_the_finder():
+    page = (ROOT / "algorithms" / "README.md").read_text()
+    found = {one.name for one in algorithms(ROOT)}
+    assert found == {path.stem for path in ALGORITHMS}
+    for one in algorithms(ROOT):
+        assert one.when, f"the docstring of {one.name}.py does not say 'Choose it when ...'"
+        assert page.count(f"[{one.title}]({one.family}/{one.name}.py)") == 2, f"{one.name}: make report"
+    assert finder(ROOT) in page and algorithms_tables(ROOT, degrees(ROOT, Raw(ROOT))) in page, "make report"
+
+
+def test_every_family_is_in_the_readme_with_what_it_is_for():
+    for name, (what, _) in families(ROOT).items():
+        assert what, f"algorithms/{name}/README.md does not say what the family is for"
+    assert families_table(ROOT) in README and evidence(ROOT, Raw(ROOT)) in README, "make report"

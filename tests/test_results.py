@@ -15,11 +15,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results import benchmark, raw, report
-from results.grid import Claim, Entry
+from results.checks import Raw
+from results.grid import Entry
+from results.pages.claims import evidence
+from results.pages.speeds import speed_section
+from results.pictures import order_of_arms, short_labels
 
 ALGORITHM = '''"""{title}
 
 Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, arXiv 2106.06860. Then prose.
+
+Choose it when the data are
+good and you are in a hurry.
 
 Deviations from the paper: none, and arXiv 9999.99999 is not its number.
 """
@@ -52,7 +59,7 @@ def make_run(
     **args,
 ) -> Path:
     """A run directory with `scores` [lanes, evaluations, episodes]; return = 10 score."""
-    run = root / "results" / algorithm / dataset / name
+    run = root / "results" / "runs" / algorithm / dataset / name
     run.mkdir(parents=True)
     scores = np.asarray(scores, float)
     settings = swept or {}
@@ -150,7 +157,7 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     cases = [case | {"env_steps_per_s": {"median": e}, "gradient_steps_per_s": g} for e, g in rates]
     measured = {"command": "results/online_speed.py", "cases": cases, "hardware": {"cores": 2}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
-    text = report.speed_section(tmp_path)
+    text = speed_section(tmp_path)
     assert (
         "| fql | 1,000 | 1 | 3.57 | 0.87 |" in text
         and "256×256" in text
@@ -254,15 +261,13 @@ def test_details_and_speed(tmp_path):
     cases = [{**case, "lanes": n, "updates_per_s": rates[n]} for n in rates]
     cases.append({**case, "algorithm": "awac", "cores": 1, "lanes": 1, "updates_per_s": {"median": 7.0}})
     (tmp_path / "results" / "speed.json").write_text(json.dumps({"cases": cases, "hardware": {"cores": 2}}))
-    (tmp_path / "README.md").write_text("<!-- begin:speed -->\nSTALE\n<!-- end:speed -->\ntail\n")
     table_of(tmp_path)
     details = (tmp_path / "results" / "tables.md").read_text().split("## Runs")[1]
     assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
-    page = (tmp_path / "README.md").read_text()
+    page = (tmp_path / "results" / "speed.md").read_text()
     assert "| iql | hopper | 2 × 256, batch 256 | 2 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
     assert "| awac | hopper | 2 × 256, batch 256 | 1 | 7.00 |  | 3.0 s | 900 MiB | 103 MiB |" in page
-    assert "STALE" not in page and page.endswith("<!-- end:speed -->\ntail\n")
 
 
 def test_two_reports_are_the_same_bytes(tmp_path):
@@ -287,8 +292,9 @@ def test_two_reports_are_the_same_bytes(tmp_path):
 def test_check_sees_one_changed_number(tmp_path, page, capsys):
     run = make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS)
     readme = tmp_path / "results" / "README.md"
-    readme.write_text("# Results\n<!-- begin:tables -->\n<!-- end:tables -->\n")
+    readme.write_text("# Results\n<!-- begin:scores -->\nSTALE\n<!-- end:scores -->\ntail\n")
     assert report.main([], tmp_path) == 0
+    assert "STALE" not in readme.read_text() and readme.read_text().endswith("<!-- end:scores -->\ntail\n")
     assert report.main(["--check"], tmp_path) == 0
     changed = run / "returns.csv" if page == "returns.csv" else readme
     text = changed.read_text()
@@ -303,97 +309,182 @@ def test_check_sees_one_changed_number(tmp_path, page, capsys):
 
 def test_markers_without_an_end_are_refused(tmp_path, capsys):
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text("<!-- begin:results -->\nmy prose\n")
+    (tmp_path / "README.md").write_text("<!-- begin:evidence -->\nmy prose\n")
     assert report.main([], tmp_path) == 2
-    assert "has no '<!-- end:results -->'" in capsys.readouterr().err
+    assert "has no '<!-- end:evidence -->'" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text().endswith("my prose\n")
 
 
-def test_algorithm_and_dataset_tables(tmp_path):
-    (tmp_path / "results").mkdir()
+def sections(path: Path, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"<!-- begin:{n} -->\n<!-- end:{n} -->\n" for n in names))
+
+
+def rows_of(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith("|") and "---" not in line]
+
+
+def test_algorithms_and_families_come_from_the_files(tmp_path):
+    """A new folder is a family, by itself; one that says what it is for says so in the tables."""
     write_algorithm(tmp_path, "td3_bc")
     (tmp_path / "algorithms" / "offline" / "helper.py").write_text("x = 1\n")
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "table.md").write_text("# Title\n\n| the datasets |\n")
-    page = tmp_path / "README.md"
-    names = ("algorithms", "datasets")
-    page.write_text("".join(f"<!-- begin:{n} -->\n<!-- end:{n} -->\n" for n in names))
+    (tmp_path / "algorithms" / "offline" / "README.md").write_text(
+        "# Offline\n\nA dataset in,\na policy out.\n\nMore.\n"
+    )
+    (tmp_path / "algorithms" / "model_based").mkdir()
+    (tmp_path / "algorithms" / "model_based" / "mopo.py").write_text('"""MOPO: a model.\n\nYu, 2020.\n"""\n')
+    sections(tmp_path / "README.md", "families")
+    sections(tmp_path / "algorithms" / "README.md", "finder", "algorithms")
     assert report.main([], tmp_path) == 0
-    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
-    assert "# Title" not in page.read_text()
-    lines = len((tmp_path / "algorithms" / "offline" / "td3_bc.py").read_text().splitlines())
-    assert rows[2:] == [
-        "| [TD3+BC](algorithms/offline/td3_bc.py) | TD3 with a cloning term | offline "
-        '| Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, '
-        f"[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) | {lines} |",
-        "| the datasets |",
+    assert rows_of(tmp_path / "README.md") == [
+        "| family | what it is for | algorithms |",
+        "| [model based](algorithms/README.md#model-based) |  | 1 |",
+        "| [offline](algorithms/README.md#offline) | A dataset in, a policy out. | 1 |",
     ]
+    page = tmp_path / "algorithms" / "README.md"
+    assert rows_of(page) == [
+        "| family | choose it when | algorithm |",
+        "| offline | the data are good and you are in a hurry | [TD3+BC](offline/td3_bc.py) |",
+        "| algorithm |  | paper | its claim is |",
+        "| [MOPO](model_based/mopo.py) | a model | Yu, 2020 | – |",
+        "| algorithm |  | paper | its claim is |",
+        "| [TD3+BC](offline/td3_bc.py) | TD3 with a cloning term "
+        '| Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, '
+        "[arXiv 2106.06860](https://arxiv.org/abs/2106.06860) | – |",
+    ]
+    assert "## Model based" in page.read_text() and "## Offline\n\nA dataset in, a policy out." in page.read_text()
 
 
-def test_claims_stand_beside_the_runs_that_show_them(tmp_path, monkeypatch):
-    entries = [Entry(a, "hopper-medium", "--updates 1000", "x", "claim") for a in ("bc", "td3_bc", "iql")]
-    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours beats BC", "A paper.", entries, "It does.")])
+CLAIM = """from results.checks import Claim, end
+from results.grid import Entry
+
+runs = [Entry(a, "hopper-medium", "{arguments}", "x", "claim", {evaluations}) for a in {algorithms}]
+CLAIM = Claim(
+    title="Ours beats BC", paper="A paper.", runs=runs, finding="It does.",
+    checks={{"it is above 30": end(runs[0]) > 30, "it is above 40": end(runs[0]) > 40, "the last": end(runs[-1]) > 0}},
+    observed={{"it is below 40": end(runs[0]) < 40}},
+)
+"""
+
+
+def write_claim(root: Path, algorithms: list[str], arguments: str = "--updates 1000", evaluations: tuple = ()) -> Path:
+    """results/claims/ours.py -> the page that the report makes of it."""
+    file = root / "results" / "claims" / "ours.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(CLAIM.format(algorithms=algorithms, arguments=arguments, evaluations=evaluations))
+    return file.with_suffix(".md")
+
+
+def test_claims_stand_beside_the_runs_that_show_them(tmp_path):
+    page = write_claim(tmp_path, ["bc", "td3_bc", "iql"])
     for algorithm in ("bc", "td3_bc"):
         make_run(tmp_path, algorithm, "hopper-medium", RISES_THEN_FALLS, name="claim-x-1k")
+    write_algorithm(tmp_path, "ours", "Ours: the best.")
+    write_algorithm(tmp_path, "theirs", "Theirs: the second best.")
     assert report.main([], tmp_path) == 0
-    page = (tmp_path / "results" / "claims.md").read_text()
-    rows = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| hopper-medium")]
+    text = page.read_text()
+    rows = [line.split(" | ")[1:3] for line in text.splitlines() if line.startswith("| hopper-medium")]
     assert rows == [
         ["bc (claim-x-1k)", "37.0 ± 26.9"],
         ["td3_bc (claim-x-1k)", "37.0 ± 26.9"],
         ["*dataset mean*", "44.4"],
         ["*dataset best episode*", "88.8"],
     ]
-    assert "## Ours beats BC" in page and "A paper." in page and "**Found:** It does." in page
-    assert "Not run yet: `results/iql/hopper-medium/claim-x-1k`" in page
+    assert text.startswith("# Ours beats BC\n") and "A paper." in text and "It does." in text
+    assert "**Hardly seen**: 1 of 3 checks hold" in text
+    assert "| it is above 30 | 37.0 > 30.0 | yes |" in text and "| it is above 40 | 37.0 > 40.0 | **no** |" in text
+    assert "has not been run.) | not run yet |" in text and "| it is below 40 | 37.0 &lt; 40.0 | yes |" in text
+    assert "Not run yet: `results/runs/iql/hopper-medium/claim-x-1k`" in text
     assert (tmp_path / "results" / "curves" / "claim-ours.png").exists()
     assert "37.0" not in (tmp_path / "results" / "tables.md").read_text()  # the score tables hold benchmark runs only
+    overview = (page.parent / "README.md").read_text()
+    assert "| Ours | [Ours beats BC](ours.md) | hardly seen | 1 of 3 | hopper-medium |" in overview
+    assert "No claim yet: Theirs." in overview
+    assert evidence(tmp_path, Raw(tmp_path)).splitlines()[2:] == [
+        "| offline | – | – | 1 | – | – | 1 |",
+        "| all | – | – | 1 | – | – | 1 |",
+    ]
 
 
-def test_a_claim_of_fine_tuning_shows_its_course(tmp_path, monkeypatch):
+def test_a_claim_of_fine_tuning_shows_its_course(tmp_path):
     """Of the evaluations before the first environment step only the last counts."""
-    entries = [Entry("iql", "hopper-medium", "--updates 1000", "x", "claim")]
-    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", entries)])
+    page = write_claim(tmp_path, ["iql"])
     lanes = [[[99], [40], [30], [50], [80]], [[99], [20], [20], [60], [90]]]
     run = make_run(tmp_path, "iql", "hopper-medium", lanes, name="claim-x-1k", env_steps=300)
     table = pd.read_csv(run / "returns.csv")
     table["env_step"] = np.maximum(table["update"] - 2000, 0)  # two evaluations offline, three online
     table.to_csv(run / "returns.csv", index=False)
     assert report.main([], tmp_path) == 0
-    page = (tmp_path / "results" / "claims.md").read_text()
-    assert report.claims_summary(tmp_path).endswith("| some of its runs are still missing | hopper-medium |")
-    (cells,) = [line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| hopper-medium | iql")][1:]
+    lines = page.read_text().splitlines()
+    (cells,) = [line.split(" | ")[2:] for line in lines if line.startswith("| hopper-medium | iql")][1:]
     assert [c.split(" [")[0] for c in cells] == ["30.0", "5.0", "85.0", "45.0"]  # regret: 1 - mean of (30, 50, 80) ...
 
 
-def test_a_claim_of_interaction_alone_has_no_offline_score_and_no_dip(tmp_path, monkeypatch):
-    entries = [Entry("iql", "hopper-medium", "--env-steps 300", "x", "claim")]
-    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", entries)])
+def test_a_claim_of_interaction_alone_has_no_offline_score_and_no_dip(tmp_path):
+    page = write_claim(tmp_path, ["iql"], "--env-steps 300")
     run = make_run(tmp_path, "iql", "hopper-medium", [[[30], [80]], [[60], [90]]], name="claim-x-300", env_steps=300)
     table = pd.read_csv(run / "returns.csv")
     table["env_step"] = table["update"]
     table.to_csv(run / "returns.csv", index=False)
     assert report.main([], tmp_path) == 0
-    page = (tmp_path / "results" / "claims.md").read_text()
-    (cells,) = [line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| hopper-medium | iql")][1:]
+    lines = page.read_text().splitlines()
+    (cells,) = [line.split(" | ")[2:] for line in lines if line.startswith("| hopper-medium | iql")][1:]
     assert [c.split(" [")[0] for c in cells] == ["–", "–", "85.0", "35.0"]
 
 
-def test_a_claim_shows_its_runs_under_changed_arguments(tmp_path, monkeypatch):
+def test_a_claim_shows_its_runs_under_changed_arguments(tmp_path):
     """Below the run itself, from the run's file of that evaluation; the picture has the curves only."""
-    entry = Entry("bc", "hopper-medium", "--updates 1000", "x", "claim", ("a=1 b=2", "a=3"))
-    monkeypatch.setattr(report, "CLAIMS", [Claim("ours", "Ours", "A paper.", [entry])])
+    page = write_claim(tmp_path, ["bc"], evaluations=("a=1 b=2", "a=3"))
     run = make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS, name="claim-x-1k")
     lanes = len(RISES_THEN_FALLS)
     rows = [f"{lane},{100 + lane},{e},0,5,{10 * lane + e}" for lane in range(lanes) for e in (0, 4)]
     (run / "evaluation-a=1-b=2.csv").write_text("lane,seed,episode,return,length,score\n" + "\n".join(rows) + "\n")
     assert report.main([], tmp_path) == 0
-    page = (tmp_path / "results" / "claims.md").read_text()
-    table = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| hopper-medium")]
+    table = [line.split(" | ")[1:3] for line in page.read_text().splitlines() if line.startswith("| hopper-medium")]
     scores = 10 * np.arange(lanes) + 2
     assert table[0][0] == "bc (claim-x-1k)"
     assert table[1] == ["bc a=1 b=2 (claim-x-1k)", f"{scores.mean():.1f} ± {scores.std():.1f}"]
-    assert "a=3" not in page
+    assert "a=3" not in page.read_text()
+
+
+def test_a_second_report_writes_nothing_and_removes_what_is_made_no_more(tmp_path, capsys):
+    """Not even a picture, though a library might compress it differently; one that shows something else is drawn."""
+    page = write_claim(tmp_path, ["bc"])
+    runs = [make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS, name=n) for n in ("benchmark", "claim-x-1k")]
+    assert report.main([], tmp_path) == 0
+    pictures = [tmp_path / "results" / "curves" / name for name in ("hopper-medium.png", "claim-ours.png")]
+    pictures[0].write_bytes(pictures[0].read_bytes() + b"as another library would")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert report.main([], tmp_path) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert "0 changed" in capsys.readouterr().out
+    table = (runs[0] / "returns.csv").read_text()
+    (runs[0] / "returns.csv").write_text(table.replace("84.0\n", "83.0\n"))
+    page.with_suffix(".py").unlink()
+    assert report.main([], tmp_path) == 0
+    assert pictures[0].stat().st_mtime_ns > before[pictures[0]] and not pictures[1].exists() and not page.exists()
+
+
+def test_a_legend_says_what_tells_its_lines_apart(tmp_path):
+    """Without the series and length of a run where they do not; claims give a method one colour on all datasets."""
+    for dataset, arms in (
+        ("a", ("claim-1k", "claim-two-1k")),
+        ("b", ("claim-three-1k", "claim-two-1k", "claim-two-2k")),
+    ):
+        for name in arms:
+            make_run(tmp_path, "iql", dataset, RISES_THEN_FALLS, name=name)
+    rows, _ = raw.read_runs(tmp_path, "*")
+    rows.sort(key=lambda row: (row.run.name != "claim-two-1k", row.run.name))
+    of = {d: list(short_labels([row for row in rows if row.dataset == d]).values()) for d in "ab"}
+    assert of == {"a": ["iql", "two"], "b": ["three", "iql (claim-two-1k)", "iql (claim-two-2k)"]}
+    looks = order_of_arms(rows)
+    assert [looks[d, ("iql", "", "claim-two-1k")] for d in "ab"] == [0, 0] and set(looks.values()) == {0, 1, 2}
+
+
+def test_pictures_are_small(tmp_path):
+    make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, swept={"alpha": [1.0, 1.0, 2.5, 2.5]})
+    assert report.main([], tmp_path) == 0
+    assert 2_000 < (tmp_path / "results" / "curves" / "hopper-medium.png").stat().st_size < 15_000
 
 
 def test_run_directories_side_by_side(tmp_path, capsys):
@@ -413,7 +504,7 @@ def test_run_directories_side_by_side(tmp_path, capsys):
 
 JOB = """import json, pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).resolve()
-with open(out.parents[3] / "log", "a") as f:
+with open(out.parents[4] / "log", "a") as f:
     f.write(" ".join([pathlib.Path(__file__).stem, *sys.argv[1:]]) + "\\n")
 left = sorted(p.name for p in out.iterdir())
 if "fail" in sys.argv:
@@ -454,7 +545,7 @@ def test_dry_run_prints_the_jobs_in_order(grid, capsys):
     ]
     assert lines[0][5:] == [
         *("--seeds", "5", "--batch-size", "64"),
-        *("--out", "results/bc/hopper-medium/benchmark-x"),
+        *("--out", "results/runs/bc/hopper-medium/benchmark-x"),
     ]
     assert not log() and not (root / "results").exists()
 
@@ -474,8 +565,8 @@ def test_finished_jobs_are_never_run_again(grid, capsys):
 
 
 def test_every_entry_of_the_grid_has_a_directory_of_its_own():
-    jobs = benchmark.make_jobs(benchmark.GRID, "", [], benchmark.ROOT)
-    assert len({job.out for job in jobs}) == len(jobs)
+    jobs = benchmark.make_jobs(benchmark.grid(), "", [], benchmark.ROOT)
+    assert len({job.out for job in jobs}) == len(jobs) > 200
 
 
 def test_a_variant_is_part_of_the_name(grid):
@@ -493,18 +584,18 @@ def test_the_name_says_how_long_each_phase_was():
 def test_an_algorithm_that_makes_its_data_gets_no_dataset(grid):
     own = benchmark.Entry("bc", "a-lock", "--updates 2000", makes_data=True)
     (job,) = benchmark.make_jobs([own], "", [], grid[0])
-    assert "--dataset" not in job.command and job.out == grid[0] / "results/bc/a-lock/benchmark-2k"
+    assert "--dataset" not in job.command and job.out == grid[0] / "results/runs/bc/a-lock/benchmark-2k"
     with pytest.raises(benchmark.InputError, match="no dataset 'a-lock'"):
         benchmark.make_jobs([own._replace(makes_data=False)], "", [], grid[0])
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):
     root, run, log = grid
-    done = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
+    done = root / "results" / "runs" / "bc" / "hopper-medium" / "benchmark-1000k"
     (done / "checkpoint").mkdir(parents=True)
     (done / "run.json").write_text('{"status": "interrupted"}')
     (done / "checkpoint" / "state.npz").write_bytes(b"x")
-    remains = root / "results" / "fql" / "hopper-medium" / "benchmark-1000k"
+    remains = root / "results" / "runs" / "fql" / "hopper-medium" / "benchmark-1000k"
     (remains / "checkpoint").mkdir(parents=True)  # killed before its first checkpoint
     (remains / "run.json").write_text('{"status": "running"}')
     assert run(datasets=("hopper-medium",)) == 0
@@ -537,7 +628,7 @@ def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path
 
 def test_a_job_in_other_hands_is_left_alone(grid):
     root, run, log = grid
-    out = root / "results" / "bc" / "hopper-medium" / "benchmark-1000k"
+    out = root / "results" / "runs" / "bc" / "hopper-medium" / "benchmark-1000k"
     job = benchmark.Job("bc", "hopper-medium", [], out)
     with benchmark.locked(job) as mine:
         assert mine and run(datasets=("hopper-medium",)) == 1
@@ -623,7 +714,7 @@ def test_a_job_is_told_to_save_at_the_time_bound(grid):
             "no algorithm 'bcc'; did you mean bc",
         ),
         (["--algorithms", "bc", "--datasets", "hoper-expert"], "did you mean hopper-expert"),
-        (["--algorithms", "no-such"], "'no-such' is not in GRID"),
+        (["--algorithms", "no-such"], "No run of results/claims/ has 'no-such'"),
     ],
 )
 def test_unknown_names_are_one_sentence(grid, capsys, argv, said):

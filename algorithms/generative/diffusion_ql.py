@@ -6,6 +6,8 @@ turns noise into an action, and can express several modes. Its loss is the denoi
 (eq. 2), minus the normalised Q of the chain's action (eq. 3), whose gradient passes through all T steps; the
 critics bootstrap from actions of an averaged policy (eq. 4). Acting draws 50 actions and one of them by its Q.
 
+Choose it when the data's actions have several modes and the time to act does not matter; the generative baseline.
+
 Deviations from the paper:
 - each step of the chain clips the action that it predicts and adds noise of the posterior's variance (the authors'
   code) instead of beta_t (eq. 1);

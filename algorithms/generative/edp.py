@@ -8,6 +8,8 @@ acting, takes 15 network calls of an ODE solver instead of T = 1000. A Gaussian 
 likelihood, so that the policy can be improved by TD3's loss (eq. 10), CRR's or IQL's weighted regression
 (section 4.3). Acting is energy-based action selection: of several samples one with probability softmax(Q).
 
+Choose it when the data's actions have several modes and you want one diffusion policy under TD3, CRR or IQL.
+
 Deviations from the paper:
 - the ODE solver is the multistep DPM-Solver++(2M), which extrapolates clipped predictions of the action, with steps
   uniform in log(alpha / sigma); the authors' is the singlestep third-order DPM-Solver, with steps uniform in time;

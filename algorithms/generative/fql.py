@@ -4,6 +4,9 @@ Park, Li and Levine, "Flow Q-Learning", ICML 2025, arXiv 2502.02538. A flow-matc
 however many modes it has; a one-step policy is distilled from it and maximises Q at the same time. Q is
 thus never differentiated through the flow's integration, and acting takes one forward pass.
 
+Choose it when the data's actions have several modes and acting must take one network call; the simplest of its
+family.
+
 Deviations from the paper:
 - datasets without a preset use the normalised Q loss with alpha 1, as the authors advise for new tasks;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.

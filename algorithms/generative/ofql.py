@@ -7,10 +7,13 @@ from the data (t = 0) to noise (t = 1, eq. 8), the network learns the average ve
 comes from the mean-flow identity (eq. 13), with one Jacobian-vector product. Nothing is distilled, and Q is
 differentiated through one network call.
 
+Choose it when the data's actions have several modes, acting must take one network call, and nothing shall be
+distilled.
+
 Deviations from the paper:
 - the paper searches eta over 0.001, 0.01, 0.1, 0.3 and 0.5 for each dataset and does not say what it found;
   the presets take only the other settings from Diffusion-QL, as the paper does; 0.1 is ours: with 0.3 the values
-  grow without bound on hopper-medium-replay (results/claims.md);
+  grow without bound on hopper-medium-replay (results/claims/ofql.md);
 - the loss is a mean over action dimensions, as Diffusion-QL's code has it, so that eta means the same as there;
 - acting is Diffusion-QL's: of 50 candidates one with probability softmax(Q); the paper follows a protocol that also
   scales Q for each task. `--num-candidates 1` acts with one network call;

@@ -12,6 +12,8 @@ The methods that the paper compares with: --sim-share 1 --backup-entropy is SAC 
 --no-adaptive --beta 0 a plain mix of both, --no-adaptive by itself a penalty on all simulated pairs alike; CQL on the
 data alone is offline/cql.py.
 
+Choose it when you have data of the real system and a simulator of it whose dynamics are wrong.
+
 Deviations from the paper:
 - one update after each simulated step, not 1000 of these, then 1000 of those; all simulated steps are kept;
 - the noise on s' in u is in units of the standard deviation of a batch of real observations (in the authors' code,

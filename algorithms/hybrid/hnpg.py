@@ -10,6 +10,8 @@ advantages are GAE's on-policy, and Q - V with actions drawn anew from the polic
 Steps are environment steps: an iteration has `batch_size` of them in whole episodes; intervals are rounded up to
 whole iterations.
 
+Choose it when you want an on-policy method that also learns from a dataset; long chains in which exploration is hard.
+
 Deviations from the paper:
 - the natural gradient step is TRPO's, with its line search, as in the authors' code;
 - float32, where the authors' code has float64;

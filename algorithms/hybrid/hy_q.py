@@ -10,6 +10,9 @@ A round explores every step h with its own `num_envs` episodes: h greedy actions
 transition is stored. Steps are environment steps: a round has num_envs H (H + 1) / 2 of them; intervals are rounded up
 to whole rounds.
 
+Choose it when actions are discrete, episodes short, and exploration alone does not find the reward that a dataset
+shows.
+
 Deviations from the paper:
 - the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
 - the buffers of the authors' code are not built (the dataset, and with every collected row another of the dataset):

@@ -9,6 +9,8 @@ compared with: `--batches mixed --inner-steps 1 --reptile-step 1` is SAC on batc
 layer-normalised but for --no-layer-norm), `--batches online` with the same SAC without data, `--batches alternate`
 with the same SAC with alternating sources.
 
+Choose it when you have a dataset and an environment and can afford neither large ensembles nor many updates per step.
+
 Deviations from the paper:
 - one inner step follows each environment step, so that K steps of both make one round of the outer loop; algorithm 1
   makes K inner steps after each environment step: --updates-per-step K;

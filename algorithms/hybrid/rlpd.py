@@ -5,6 +5,8 @@ arXiv 2302.02948. SAC from scratch that has a dataset beside its replay buffer: 
 half experience (section 4.1), the critics have LayerNorm, which bounds what they extrapolate (section 4.2), and an
 ensemble of them takes many updates per environment step (section 4.3; algorithm 1). There is no pre-training.
 
+Choose it when you have a dataset and an environment from the start: the first hybrid method to try.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; those of the data are not
   moved away from +-1, since no density of a data action is ever taken.

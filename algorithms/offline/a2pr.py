@@ -6,6 +6,8 @@ value V of the policy and a VAE of those actions only that are better than V, so
 pulled to the better of two guides, by Q: the dataset's action, or the VAE's reconstruction of pi(s); and only where
 at least one of them is better than V. Elsewhere, Q alone decides. The equations are in the losses' docstrings.
 
+Choose it when the same states have good and bad actions in the data and imitating both holds TD3+BC back.
+
 Deviations from the paper:
 - V in the VAE's and the actor's loss is the one after its step of this update (authors' code: before);
 - details are those of the authors' code: an advantage counts from 0; V regresses on the lower of two one-step targets;

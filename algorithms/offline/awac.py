@@ -5,6 +5,8 @@ arXiv 2006.09359. Policy improvement under a KL constraint to the data has a clo
 data's, weighted by exp(A(s, a) / lambda), so that the actor's loss is weighted cloning (algorithm 1), with
 the advantage from a critic of the policy itself. Networks and settings as in CORL (arXiv 2210.07105).
 
+Choose it when rewards are sparse, or you want the simplest weighted cloning, which also goes on online.
+
 Deviations from the paper:
 - weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch as
   the authors' code does;

@@ -6,6 +6,8 @@ NeurIPS 2023, arXiv 2210.07105). The policy maximises the likelihood of the data
 algorithm is compared with this one. Three heads: deterministic (squared error), gaussian (state-independent
 standard deviation, IQL's policy head) and categorical (discrete actions).
 
+Choose it when you begin: it is what every other method has to beat, and enough where the data are an expert's.
+
 Deviations from CORL:
 - episodes are the dataset's own (terminal, time limit or cut), not runs of 1000 steps;
 - biases start at zero (PyTorch's default draws them like the weights).

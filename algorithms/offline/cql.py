@@ -6,6 +6,8 @@ dataset's actions (CQL(H), eq. 4), so that the learned values are a lower bound 
 The soft maximum is estimated with importance weights from uniform and policy actions (appendix F); with
 --lagrange the penalty's weight is tuned to keep the gap at a target (eq. 30).
 
+Choose it when actions are discrete, or you want values that are pessimistic wherever the data say little.
+
 Deviations from the paper:
 - settings per suite as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
 - next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;

@@ -6,6 +6,8 @@ importance weights. The plus is in the choices that 20 ablations left standing: 
 a slower policy, five times as many actions in the soft maximum, and a network of its own for the policy's standard
 deviation. `--preset cql` undoes these five, without rescaling of rewards; each has its own flag too.
 
+Choose it when you would use CQL and have the time for more sampled actions per update.
+
 Deviations from the paper:
 - the loss terms that the authors' code computes but leaves out (cloning) or has turned off (the cosine schedule of the
   policy's learning rate) are not here; --bc-steps of CQL is;

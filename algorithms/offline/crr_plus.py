@@ -6,6 +6,8 @@ clones the data weighted by exp(A / beta) or 1[A > 0], with the advantage over t
 are sampled. The plus is in the choices: layer normalisation, small last layers, and a critic that learns a lower
 expectile of its target. `--preset crr` is CRR without them; each has its own flag too.
 
+Choose it when you want weighted cloning with an advantage over the policy's own actions.
+
 Deviations from the paper:
 - CRR has a distributional critic, targets copied every 100 updates and a deep residual network; here both have the
   plain critics and Polyak averages of the authors' code of CRR+, so that only the choices differ;

@@ -9,6 +9,8 @@ whose exponential is unstable at low temperatures; total variation and Pearson's
 square instead. All the rest is IQL: Q regresses to r + gamma V(s'), and the policy is cloned with weights
 exp(beta (Q - V)).
 
+Choose it when you would use IQL and want another regulariser than the expectile; XQL is one of its settings.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the return range that rewards are divided by is taken over the dataset's own episodes;

@@ -5,6 +5,9 @@ arXiv 2110.06169. The value of the best action *in the data* is an upper expecti
 actions (eq. 5), so that no unseen action is ever evaluated; Q regresses to r + gamma V(s') (eq. 6), and the
 policy is cloned with weights exp(beta (Q - V)) (eq. 7).
 
+Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
+action.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the return range that rewards are divided by is taken over the dataset's own episodes.

@@ -9,6 +9,8 @@ both (or one: python -m shared.evaluation RUN_DIR --set act_with=target). With -
 of td3_bc.py to the last bit (there rewards are raw: --no-normalize-return). The control, a mild constraint in the
 values too, is --alpha 10 --act-with target.
 
+Choose it when the constraint that keeps the values stable leaves the policy too close to poor data.
+
 Deviations from the paper:
 - layers start as in td3_bc.py and awac.py (the authors' code: orthogonal);
 - the authors' code can weigh the evaluation policy's cloning by a running mean of the target policy's, and does so on

@@ -10,9 +10,11 @@ The search. pi moves, so the nearest pair cannot be known in advance; but s is a
 states can, for every beta: scipy's k-d tree is asked for them once per run, and training never waits for the host.
 Among these `neighbours` candidates the nearest pair is found exactly; it is the nearest of the dataset wherever no
 row outside them can be nearer, which is checked and logged (`proven`: 0.98 of the states of hopper-medium-replay
-after 30k updates, 0.84 of hopper-random-expert-5; results/prdc). Elsewhere the pair found may be a little farther.
+after 30k updates, 0.84 of hopper-random-expert-5; results/runs/prdc). Elsewhere the pair found may be a little farther.
 --search all compares with the whole dataset and is always right: for small beta, for checks, and for data whose
 states have so many dimensions, or are so evenly spread, that the k-d tree is slow.
+
+Choose it when better actions were taken in similar states of the same data.
 
 Deviations from the paper:
 - the search over candidates (above); the authors query a k-d tree over all pairs on the host at every actor update;

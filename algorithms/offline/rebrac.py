@@ -5,6 +5,8 @@ Learning", NeurIPS 2023, arXiv 2305.09836. Actor and critic are each penalised f
 their own weights (section 4), on deeper networks with layer normalisation in the critics, larger batches
 and learning rates. The next action of the dataset enters the critic's penalty.
 
+Choose it when you want TD3+BC's form with the field's later practice and can tune two weights.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the last row of an episode that did not terminate has no next action and is left out.

@@ -6,6 +6,8 @@ corrupted ones; what it suffers from is heavy-tailed targets, above all of corru
 normalises the observations, regresses Q with Huber's loss, and has V and the policy learn from a quantile
 of an ensemble of Q, low where corruption makes its members disagree.
 
+Choose it when the data may be corrupted: noise or errors in observations, actions, rewards or next observations.
+
 Deviations from the paper:
 - observations are normalised with the statistics of s, not of s and s' together, which differ only by what
   is corrupted (under 3 percent of the standard deviation at the paper's rate and range);

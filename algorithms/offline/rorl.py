@@ -6,6 +6,8 @@ around those of the data (section 4): the policy's distribution and Q shall not 
 of Q weighing more than a decrease; and Q of the policy's actions at s^ is lowered where the critics disagree.
 Evaluation may attack the observation that the policy sees (section 6): --attack and --attack-scale.
 
+Choose it when the observations will be noisy or attacked when the policy is used.
+
 Deviations from the paper:
 - the n perturbations of an update are shared by the observations of its batch, and smoothing and lowering count
   as means over the critics beside a sum of their Bellman errors, as in the authors' code with its weights;

@@ -6,6 +6,8 @@ bound estimates the density of the policy's action under the behaviour policy, a
 lambda times the negative bound, so that it is held inside the data's support instead of near single actions.
 Everything else is TD3.
 
+Choose it when the policy shall stay in the data's support by a density model, with one weight to tune.
+
 Deviations from the paper:
 - offline training only; the fine-tuning phase, which lowers lambda over the environment steps, is not here;
 - every lane trains a VAE of its own (the authors' code trains one per dataset);

@@ -5,6 +5,8 @@ The actor maximises lambda Q(s, pi(s)) - (pi(s) - a)^2 (eq. 3), with lambda = al
 alpha serves rewards of any size (eq. 5); everything else is TD3 (clipped double Q-learning, target policy
 smoothing, delayed actor), with normalised observations (eq. 4).
 
+Choose it when actions are continuous and you want the simplest and fastest method with a critic.
+
 Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.

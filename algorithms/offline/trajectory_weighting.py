@@ -8,6 +8,8 @@ the data of a better policy, from the same log. Nothing is corrected for it, on 
 the best episodes only. Below it: IQL (arXiv 2110.06169) or TD3+BC (arXiv 2106.06860), the very ones of iql.py and
 td3_bc.py, which --sampler uniform gives back.
 
+Choose it when few episodes of the data are good and most are bad; it goes with IQL and TD3+BC.
+
 Deviations from the paper:
 - rewards and observations are scaled as each base's own paper does, weights computed from the scaled rewards;
 - batches are drawn by an alias table and not from rows that were drawn beforehand;

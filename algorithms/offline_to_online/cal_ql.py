@@ -8,6 +8,8 @@ regulariser (eq. 5.1), with the Monte-Carlo return-to-go for V^mu. Uniform actio
 Online, half of every batch comes from the dataset, half from the episodes finished since.
 --no-calibrate is CQL fine-tuned in the same way, the paper's baseline.
 
+Choose it when you would pre-train with CQL and the dip at the onset of fine-tuning must not happen.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - an update follows every environment step instead of as many updates every episode; until a lane's first episode

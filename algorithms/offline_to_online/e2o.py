@@ -7,6 +7,8 @@ the pessimism is loosened: the target is the mean over all pairs of critics of t
 errors weigh less where the critics disagree, and of N actions that with the highest upper confidence bound is done
 (both as in SUNRISE, arXiv 2007.04938). The replay buffer begins empty.
 
+Choose it when you would pre-train with CQL and can afford an ensemble in place of its penalty online.
+
 Deviations from the paper:
 - one weight per transition, as in SUNRISE; the authors' code has one of the whole batch: --reweight batch;
 - settings of the authors' code, with the same learning rates in both phases. Its CQL averages the penalty over the

@@ -7,6 +7,8 @@ is an input of the policy. Offline the universal policy pi_u(a|s, beta) learns a
 the balance policy pi_b(beta|s) learns which of them has the highest Q in a state; online pi_u learns the chosen ones.
 V and Q are IQL's (eq. 5 and 6 of arXiv 2110.06169), and so is the replay buffer that begins with the whole dataset.
 
+Choose it when the data is good in some states and bad in others, and you will fine-tune.
+
 Deviations from the paper:
 - the balance policy maximises its entropy besides Q, with a learned temperature, as in the authors' code
   (--no-balance-entropy: Q alone);

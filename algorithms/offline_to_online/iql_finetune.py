@@ -6,6 +6,8 @@ r + gamma V(s') (eq. 6), the policy is cloned with weights exp(beta (Q - V)) (eq
 unseen action, nothing changes when the environment is added: the replay buffer begins with the whole dataset,
 every step appends one transition, and batches are uniform over both.
 
+Choose it when you want to fine-tune at all: the first method to try, in which nothing changes with the environment.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
 - the return range that rewards are divided by is taken over the dataset's own episodes;
@@ -13,7 +15,7 @@ Deviations from the paper:
   that a run taken over with --from was trained with a decaying one).
 
     python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/iql/RUN
+    python algorithms/offline_to_online/iql_finetune.py --dataset hopper-medium --from results/runs/iql/RUN
 """
 
 import sys

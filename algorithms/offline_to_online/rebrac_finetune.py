@@ -6,6 +6,8 @@ penalised for leaving the data, with their own weights. Online, the critic's pen
 falls linearly with the environment steps until half of it is left; half of every batch comes from the dataset,
 half from what was collected since.
 
+Choose it when you pre-train with ReBRAC and go on online.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the last row of an episode that did not terminate has no next action and is left out;
@@ -15,7 +17,7 @@ Deviations from the paper:
 - settings outside AntMaze and Adroit are those of the offline experiments: nothing else was fine-tuned there.
 
     python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --seeds 4 --batch-size 256
-    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --from results/rebrac/RUN
+    python algorithms/offline_to_online/rebrac_finetune.py --dataset hopper-medium --from results/runs/rebrac/RUN
 """
 
 import dataclasses

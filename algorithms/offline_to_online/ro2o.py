@@ -7,6 +7,8 @@ s^, an increase of Q weighing more than a decrease; and Q of the policy's action
 disagree. An agent that is smooth around its data, and knows where it knows little, bears the shift towards its own
 interactions, so that the learning goes on online as it is; the replay buffer begins empty.
 
+Choose it when observations are noisy offline and online alike, and you can afford an ensemble.
+
 Deviations from the paper:
 - the authors' fine-tuning code computes the three terms and leaves them out of its losses: --no-online-reg is that;
 - the n perturbations of an update are shared by the observations of its batch, and smoothing and lowering count
@@ -17,7 +19,7 @@ Deviations from the paper:
   pre-train, then --from RUN --bc-reg 1.
 
     python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --from results/rorl/hopper-medium/RUN
+    python algorithms/offline_to_online/ro2o.py --dataset hopper-medium --from results/runs/rorl/hopper-medium/RUN
 
 With --terms and nothing after it this is SAC-N in both phases, the baseline; --from RUN --no-online-reg continues
 the same agents without the terms.

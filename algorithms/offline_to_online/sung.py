@@ -8,6 +8,8 @@ them is done, the likelier the more uncertain it is. Adaptive exploitation: the 
 is laid only on those actions of a batch that are the most uncertain; everything else is TD3. Batches come mostly
 from the newest transitions, and for a small share from all there are, the dataset among them.
 
+Choose it when you pre-train with TD3+BC and few environment steps are left to improve in.
+
 Deviations from the paper:
 - TD3+BC is the only offline base: the version on CQL has another policy, exploration rule (U first, then Q) and
   critic loss, and would be a second algorithm in this file; it is not here;
@@ -21,7 +23,7 @@ Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
     python algorithms/offline_to_online/sung.py --dataset hopper-medium --seeds 4 --vae-dims 256 256
-    python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/td3_bc/RUN
+    python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/runs/td3_bc/hopper-medium/RUN
 """
 
 import sys

@@ -12,6 +12,8 @@ The stages, in the order of `Run`:
    judged before the first of these updates.
 3. --env-steps, logged to metrics.csv: PPO on rollouts.
 
+Choose it when environment steps are cheap and you want PPO to go on from offline data without a dip.
+
 Deviations from the paper:
 - the policy for the environment is the one of highest AM-Q in the state in which AM-Q accepted it; the authors' code
   takes the last ones (--deploy last), and among their three highest the best in a few episodes: unpaid interaction;

@@ -9,6 +9,8 @@ layer-normalised critics, the least of two random ones in the target, four criti
 Cal-QL (arXiv 2303.05479, eq. 5.1), or CQL with --no-calibrate, on the same ensemble.
 The paper's ablations: --warmup-steps 0, and --online-share 0.5 to retain the dataset.
 
+Choose it when the offline data cannot be kept while fine-tuning.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the two target critics differ (the released code draws them with replacement); as there, the conservative penalty

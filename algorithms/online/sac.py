@@ -5,6 +5,8 @@ Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.059
 critic's target contains the entropy of the next action (eq. 3), the actor descends the KL divergence
 to the critic's Boltzmann distribution (eq. 7), and the temperature keeps the entropy at -dim(A) (eq. 18).
 
+Choose it when you have an environment and no data, or want to collect some.
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - one environment per lane, all lanes stepped together; one update per environment step, as in the paper,

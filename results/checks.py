@@ -1,0 +1,306 @@
+"""A claim and its checks: comparisons over the raw files of runs, of which the degree is computed.
+
+A check is an ordinary comparison between quantities of runs, which is not evaluated until someone reads it:
+
+    ours, plain = offline("riql", MAZE, ...), offline("iql", MAZE, ...)
+    end(ours) > end(plain) + noise(end(ours), end(plain))
+
+Scores are normalised (0 to 100) where the dataset has reference returns, else returns. `end`, `start`, `dip`, ...
+are means over the lanes of a run; `course` is the curve of that mean; arrays are compared element by element, and
+the comparison holds if it does everywhere. A value that is not finite lets no comparison hold.
+"""
+
+import json
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from results import raw
+from results.grid import Entry, evaluation_file
+from shared.errors import InputError
+from shared.evaluation import fine_tuning
+
+
+class Missing(InputError):
+    """A run or measurement that a check needs is not there, or not finished."""
+
+
+class Raw:
+    """The raw files under `root`, each read once."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._rows: dict[Path, list[raw.Row]] = {}
+
+    def rows(self, run: Entry) -> list[raw.Row]:
+        """Of a finished run, one row for each swept setting.
+
+        Raises:
+          Missing: there is no such run, or it has not been finished.
+        """
+        directory = self.root / run.directory()
+        if directory not in self._rows:
+            found = raw.read_run(directory) if (directory / "run.json").exists() else []
+            self._rows[directory] = [row for row in found if row.record["status"] == "finished"]
+        if not self._rows[directory]:
+            raise Missing(f"{run.directory().as_posix()} has not been run.")
+        return self._rows[directory]
+
+    def row(self, run: Entry, setting: str) -> raw.Row:
+        rows = {row.setting: row for row in self.rows(run)}
+        if setting not in rows:
+            raise InputError(f"{run.directory().as_posix()} has no setting '{setting}', but {', '.join(rows)}.")
+        return rows[setting]
+
+    def changed(self, run: Entry, setting: str, change: str) -> raw.Row:
+        """The same lanes evaluated under changed arguments."""
+        row = self.row(run, setting)
+        if not evaluation_file(row.run, change).exists():
+            raise Missing(f"{run.directory().as_posix()} was not evaluated under {change}.")
+        return raw.read_evaluation(row, change)
+
+    def measurement(self, name: str, **which) -> dict:
+        """The case of results/<name>.json with these values."""
+        path = self.root / "results" / f"{name}.json"
+        cases = json.loads(path.read_text())["cases"] if path.exists() else []
+        found = [case for case in cases if all(case.get(key) == value for key, value in which.items())]
+        if len(found) != 1:
+            raise Missing(f"results/{name}.json has {len(found)} measurements of {which}.")
+        return found[0]
+
+
+class Quantity:
+    """A number or a curve [T] that the raw files give; arithmetic and comparisons make other ones of it."""
+
+    def __init__(self, value: Callable[[Raw], np.ndarray], runs: frozenset[Entry] = frozenset()):
+        self.value = value
+        self.runs = runs
+
+    def __getitem__(self, index) -> "Quantity":
+        return Quantity(lambda files: self.value(files)[index], self.runs)
+
+    def min(self) -> "Quantity":
+        return Quantity(lambda files: self.value(files).min(), self.runs)
+
+    def max(self) -> "Quantity":
+        return Quantity(lambda files: self.value(files).max(), self.runs)
+
+    def mean(self) -> "Quantity":
+        return Quantity(lambda files: self.value(files).mean(), self.runs)
+
+    def __add__(self, other):
+        return combined(operator.add, self, other)
+
+    def __sub__(self, other):
+        return combined(operator.sub, self, other)
+
+    def __mul__(self, other):
+        return combined(operator.mul, self, other)
+
+    def __truediv__(self, other):
+        return combined(operator.truediv, self, other)
+
+    def __rmul__(self, other):
+        return combined(operator.mul, other, self)
+
+    def __abs__(self):
+        return Quantity(lambda files: np.abs(self.value(files)), self.runs)
+
+    def __gt__(self, other):
+        return Comparison(self, ">", quantity(other))
+
+    def __lt__(self, other):
+        return Comparison(self, "<", quantity(other))
+
+    def __ge__(self, other):
+        return Comparison(self, ">=", quantity(other))
+
+    def __le__(self, other):
+        return Comparison(self, "<=", quantity(other))
+
+    def __bool__(self):
+        raise TypeError("a quantity has no truth before the raw files are read")
+
+
+class LaneMean(Quantity):
+    """The mean over the lanes of a run, whose values [L] stay known for `noise`."""
+
+    def __init__(self, lanes: Callable[[Raw], np.ndarray], runs: frozenset[Entry]):
+        super().__init__(lambda files: lanes(files).mean(), runs)
+        self.lanes = lanes
+
+
+SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
+
+
+class Comparison:
+    """`left` > `right` (or <, >=, <=), once the raw files are read."""
+
+    def __init__(self, left: Quantity, sign: str, right: Quantity):
+        self.left, self.sign, self.right = left, sign, right
+        self.runs = left.runs | right.runs
+
+    def sides(self, files: Raw) -> tuple[float, float]:
+        """Left and right; of curves, where it is the closest to not holding.
+
+        Raises:
+          Missing: a run or a measurement is not there.
+        """
+        left, right = np.broadcast_arrays(*(np.asarray(q.value(files), float) for q in (self.left, self.right)))
+        ahead = (left - right if self.sign[0] == ">" else right - left).ravel()
+        closest = int(np.argmin(np.where(np.isfinite(ahead), ahead, -np.inf)))
+        return float(left.ravel()[closest]), float(right.ravel()[closest])
+
+    def holds(self, files: Raw) -> bool:
+        return SIGNS[self.sign](*self.sides(files))
+
+    def __bool__(self):
+        raise TypeError("a comparison has no truth before the raw files are read; of two, state each by itself")
+
+
+def quantity(x: "Quantity | float") -> Quantity:
+    return x if isinstance(x, Quantity) else Quantity(lambda files: np.asarray(x, float))
+
+
+def combined(how: Callable, *operands: "Quantity | float") -> Quantity:
+    parts = [quantity(x) for x in operands]
+    return Quantity(lambda files: how(*(part.value(files) for part in parts)), runs_of(parts))
+
+
+def runs_of(parts) -> frozenset[Entry]:
+    return frozenset().union(*(part.runs for part in parts))
+
+
+# ------------------------------------------------------------------------- what is read of a run
+
+
+def of_lanes(run: Entry, setting: str, value: Callable[[raw.Row], np.ndarray]) -> LaneMean:
+    return LaneMean(lambda files: value(files.row(run, setting)), frozenset([run]))
+
+
+def course(run: Entry, setting: str = "") -> Quantity:
+    """[T]: mean over lanes at each evaluation; a fine-tuning run begins with the end of its offline training."""
+    return Quantity(lambda files: files.row(run, setting).curve.mean(0), frozenset([run]))
+
+
+def end(run: Entry, setting: str = "") -> LaneMean:
+    """At the last evaluation."""
+    return of_lanes(run, setting, lambda row: row.final)
+
+
+def start(run: Entry, setting: str = "") -> LaneMean:
+    """At the first evaluation: of a fine-tuning run, at the end of its offline training."""
+    return of_lanes(run, setting, lambda row: row.curve[:, 0])
+
+
+def gain(run: Entry, setting: str = "") -> LaneMean:
+    """`end` minus `start`, lane by lane."""
+    return of_lanes(run, setting, lambda row: row.final - row.curve[:, 0])
+
+
+def online_mean(run: Entry, setting: str = "") -> LaneMean:
+    """Mean over the evaluations after the first environment step: high for who learns early."""
+    return of_lanes(run, setting, lambda row: row.curve[:, row.steps["env_step"] > 0].mean(1))
+
+
+def dip(run: Entry, setting: str = "") -> LaneMean:
+    """How far a lane falls below its offline level in the first fifth of the environment steps; at least 0."""
+    return of_lanes(run, setting, lambda row: fine_tuning(row.steps["env_step"], row.curve.T).dip)
+
+
+def fall(run: Entry, setting: str = "") -> LaneMean:
+    """How far a lane ever falls below its offline level while it interacts; at least 0."""
+    return of_lanes(run, setting, lambda row: np.maximum(row.curve[:, 0] - row.curve[:, 1:].min(1), 0))
+
+
+def under(change: str, run: Entry, setting: str = "") -> LaneMean:
+    """Score of the finished run, evaluated again under changed arguments (`a=1 b=2`)."""
+    return LaneMean(lambda files: files.changed(run, setting, change).final, frozenset([run]))
+
+
+def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
+    """`end` minus `under`, lane by lane."""
+    return LaneMean(
+        lambda files: files.row(run, setting).final - files.changed(run, setting, change).final, frozenset([run])
+    )
+
+
+def highest(*means: LaneMean) -> LaneMean:
+    """The one with the highest mean."""
+    return LaneMean(lambda files: max((m.lanes(files) for m in means), key=np.mean), runs_of(means))
+
+
+def lowest(*means: LaneMean) -> LaneMean:
+    """The one with the lowest mean."""
+    return LaneMean(lambda files: min((m.lanes(files) for m in means), key=np.mean), runs_of(means))
+
+
+def noise(*means: LaneMean) -> Quantity:
+    """Two standard errors of the difference (or sum) of means over lanes: what chance alone does to it."""
+
+    def value(files: Raw) -> np.ndarray:
+        lanes = [m.lanes(files) for m in means]
+        return 2 * np.sqrt(sum(x.var(ddof=1) / len(x) for x in lanes))
+
+    return Quantity(value, runs_of(means))
+
+
+def updates_per_s(algorithm: str) -> Quantity:
+    """Of one lane with the file's default sizes, by results/speed.py."""
+    which = {"algorithm": algorithm, "shape": "hopper", "lanes": 1}
+    return Quantity(lambda files: np.asarray(files.measurement("speed", **which)["updates_per_s"]["median"]))
+
+
+def action_ms(algorithm: str, observations: int = 1000, candidates: int = 1) -> Quantity:
+    """Milliseconds to choose actions, by results/action_time.py."""
+    which = {"algorithm": algorithm, "batch": observations, "candidates": candidates}
+    return Quantity(lambda files: np.asarray(files.measurement("action_time", **which)["ms"]["median"]))
+
+
+# ---------------------------------------------------------------------------------------- claims
+
+SEEN, IN_PART, HARDLY, NOT_SEEN, NOT_RUN = "seen", "seen in part", "hardly seen", "not seen", "not run yet"
+DEGREES = (SEEN, IN_PART, HARDLY, NOT_SEEN, NOT_RUN)
+RULE = """\
+How far a claim is seen is computed from its checks, comparisons that state what the paper says, on each problem
+that was tried: *seen* if all hold, *seen in part* if more than a third hold, *hardly seen* if fewer do, *not seen* if
+none does. A check whose runs are missing does not hold; a claim of which all are missing is *not run yet*. Where a
+check asks for a difference beyond noise, that is two standard errors of the difference of the means over lanes. The
+numbers beside a check are its two sides, that margin included; of curves, where they are closest to not holding."""
+
+
+class Claim(NamedTuple):
+    """What a paper says its algorithm does, the runs that can show it, and what they show."""
+
+    title: str
+    paper: str
+    """What the paper claims, with the source."""
+    runs: list[Entry]
+    checks: dict[str, Comparison]
+    """{a sentence: the comparison that it says}: the paper's claim on each problem. They decide the degree."""
+    finding: str = ""
+    """What the runs show, and why where they contradict the paper. No degree, and no number without a comparison."""
+    observed: dict[str, Comparison] = {}
+    """What else the finding rests on; these must hold. They count for nothing."""
+
+
+def holds(comparison: Comparison, files: Raw) -> bool | None:
+    """None if a run or measurement is missing."""
+    try:
+        return comparison.holds(files)
+    except Missing:
+        return None
+
+
+def degree(claim: Claim, files: Raw) -> str:
+    """One of DEGREES, by RULE."""
+    found = [holds(comparison, files) for comparison in claim.checks.values()]
+    held = found.count(True)
+    if found.count(None) == len(found):
+        return NOT_RUN
+    if held == len(found):
+        return SEEN
+    return IN_PART if 3 * held > len(found) else HARDLY if held else NOT_SEEN

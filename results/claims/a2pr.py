@@ -1,0 +1,25 @@
+from results.checks import Claim, end, noise
+from results.grid import offline
+
+MIXED, REPLAY = "hopper-random-expert-5", "hopper-medium-replay"
+ARGUMENTS = "--vae-dims 128 128 --actor-hidden-dims 128 128"
+
+bc = {d: offline("bc", d) for d in (MIXED, REPLAY)}
+td3_bc = {d: offline("td3_bc", d) for d in (MIXED, REPLAY)}
+a2pr = {d: offline("a2pr", d, ARGUMENTS) for d in (MIXED, REPLAY)}
+
+CLAIM = Claim(
+    title="A2PR beats TD3+BC on mixed data",
+    paper="A2PR (arXiv 2405.19909) claims scores above TD3+BC's: a pull to actions better than the policy's own "
+    "in place of the distance to the action that was taken.",
+    runs=[*bc.values(), *td3_bc.values(), *a2pr.values()],
+    checks={
+        f"{d}: A2PR ends above TD3+BC, beyond noise": (
+            end(a2pr[d]) > end(td3_bc[d]) + noise(end(a2pr[d]), end(td3_bc[d]))
+        )
+        for d in a2pr
+    },
+    finding="A2PR ends below TD3+BC on both sets. On the mixture both stay far below what sampling by return makes of "
+    "TD3+BC itself (trajectory weighting): what is missing there is the weighting of the data, not the form of the "
+    "constraint. The paper trains for a million updates.",
+)

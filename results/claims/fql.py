@@ -1,0 +1,30 @@
+from results.checks import Claim, action_ms, end, noise
+from results.grid import benchmark, offline
+
+REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+
+BENCHMARK = [benchmark("fql", MAZE, "--eval-episodes 20", updates=30_000)]
+
+diffusion_ql = {d: offline("diffusion_ql", d) for d in (REPLAY, MAZE)}
+fql = {d: offline("fql", d) for d in (REPLAY, MAZE)}
+
+CLAIM = Claim(
+    title="FQL reaches Diffusion-QL's score with actions of one step",
+    paper="FQL (arXiv 2502.02538) claims the scores of Diffusion-QL (arXiv 2208.06193) and above, with a policy that "
+    "acts in one step.",
+    runs=[*diffusion_ql.values(), *fql.values()],
+    checks={
+        **{
+            f"{d}: FQL ends at Diffusion-QL's level or above, within noise": (
+                end(fql[d]) > end(diffusion_ql[d]) - noise(end(fql[d]), end(diffusion_ql[d]))
+            )
+            for d in fql
+        },
+        "FQL needs less than half of Diffusion-QL's time for 1000 actions": (
+            action_ms("fql") < action_ms("diffusion_ql") / 2
+        ),
+    },
+    observed={f"{MAZE}: FQL ends above Diffusion-QL": end(fql[MAZE]) > end(diffusion_ql[MAZE])},
+    finding="FQL is level with Diffusion-QL on hopper-medium-replay and above it on PointMaze, and needs a fraction of "
+    "its time per action (results/speed.md).",
+)

@@ -1,0 +1,23 @@
+from results.checks import Claim, end, noise
+from results.grid import benchmark
+
+MEDIUM, REPLAY, MAZE = "hopper-medium", "hopper-medium-replay", "pointmaze-umaze"
+EPISODES = {MEDIUM: "", REPLAY: "", MAZE: "--eval-episodes 20"}
+
+bc = {d: benchmark("bc", d, more) for d, more in EPISODES.items()}
+iql = {d: benchmark("iql", d, more) for d, more in EPISODES.items()}
+
+BENCHMARK = list(iql.values())
+
+CLAIM = Claim(
+    title="IQL is better than behavioural cloning",
+    paper="IQL (arXiv 2110.06169) reports higher scores than behavioural cloning on D4RL's sets, by improving on "
+    "the data without unseen actions.",
+    runs=[*bc.values(), *iql.values()],
+    checks={
+        f"{d}: IQL ends above cloning, beyond noise": end(iql[d]) > end(bc[d]) + noise(end(iql[d]), end(bc[d]))
+        for d in iql
+    },
+    observed={f"{d}: IQL ends above cloning": end(iql[d]) > end(bc[d]) for d in iql},
+    finding="IQL ends above cloning on all three sets.",
+)

@@ -1,0 +1,64 @@
+from results.checks import Claim, course, end, gain, noise, start
+from results.grid import interaction, offline
+
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+ARGUMENTS = (
+    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --q-dims 128 128 "
+    "--value-dims 128 128 --model-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
+    "--online-batch 1000"
+)
+
+bc = {d: offline("bc", d, updates=12_000) for d in (PENDULUM, REPLAY, MAZE)}
+uni_o4 = {d: interaction("uni_o4", d, "1000+24000", ARGUMENTS) for d in bc}
+ungated = {d: interaction("uni_o4", d, "1000+24000", f"{ARGUMENTS} --no-gate", "no-gate") for d in bc}
+
+
+def above(a, b):
+    return a > b + noise(a, b)
+
+
+CLAIM = Claim(
+    title="Uni-O4 improves over its behaviour cloning, and again online",
+    paper="Uni-O4 (arXiv 2311.03351) claims that steps of PPO judged by a learned model improve the cloned ensemble "
+    "offline, and that online PPO goes on without a dip.",
+    runs=[*bc.values(), *(run for d in bc for run in (uni_o4[d], ungated[d]))],
+    checks={
+        **{f"{d}: offline it ends above cloning, beyond noise": above(start(uni_o4[d]), end(bc[d])) for d in bc},
+        **{
+            f"{d}: offline it ends above itself without the model's judgement, beyond noise": (
+                above(start(uni_o4[d]), start(ungated[d]))
+            )
+            for d in bc
+        },
+        **{
+            f"{d}: online it rises above its offline level, beyond noise": gain(uni_o4[d]) > noise(gain(uni_o4[d]))
+            for d in bc
+        },
+        **{
+            f"{d}: online it never falls more than 1 below its offline level": (
+                course(uni_o4[d]).min() > start(uni_o4[d]) - 1
+            )
+            for d in bc
+        },
+    },
+    observed={
+        **{
+            f"{d}: offline it ends more than {more} above cloning": start(uni_o4[d]) > end(bc[d]) + more
+            for d, more in ((PENDULUM, 5), (REPLAY, 1))
+        },
+        **{
+            f"{d}: offline it ends more than {more} above itself without the model's judgement": (
+                start(uni_o4[d]) > start(ungated[d]) + more
+            )
+            for d, more in ((PENDULUM, 5), (REPLAY, 1))
+        },
+        f"{MAZE}: offline it ends below cloning": start(uni_o4[MAZE]) < end(bc[MAZE]),
+        **{
+            f"{d}: online it rises by more than {more}": gain(uni_o4[d]) > more
+            for d, more in ((PENDULUM, 10), (REPLAY, 2), (MAZE, 8))
+        },
+    },
+    finding="On Pendulum and hopper-medium-replay the offline steps improve over the clones, and more so "
+    "with the gate; on PointMaze they do not. From there online PPO rises on all three without a dip, on "
+    "hopper-medium-replay by two points only.",
+)

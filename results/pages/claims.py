@@ -1,0 +1,156 @@
+"""results/claims/: each paper's claim, its checks, and the runs side by side."""
+
+from pathlib import Path
+
+from results.checks import DEGREES, RULE, Claim, Comparison, Missing, Raw, degree, holds
+from results.grid import claims, evaluation_file
+from results.pages.algorithms import Algorithm, algorithms
+from results.pages.scores import CAPTION
+from results.pages.text import budget, iqm_text, markdown, mean_std
+from results.pictures import claim_picture
+from results.raw import Row, baselines, online, read_evaluation
+from shared.evaluation import fine_tuning
+
+NO_CLAIM = "no claim yet"
+
+
+def claim_rows(claim: Claim, files: Raw) -> list[Row]:
+    """The finished runs of a claim, in its order, each followed by its evaluations under changed arguments."""
+    rows = []
+    for entry in dict.fromkeys(claim.runs):
+        try:
+            own = files.rows(entry)
+        except Missing:
+            continue
+        rows += own
+        for change in entry.evaluations:
+            if evaluation_file(files.root / entry.directory(), change).exists():
+                rows += [read_evaluation(row, change) for row in own]
+    return rows
+
+
+def checks_table(checks: dict[str, Comparison], files: Raw) -> str:
+    """Each sentence with the two numbers that are compared."""
+    body = []
+    for sentence, comparison in checks.items():
+        try:
+            left, right = comparison.sides(files)
+            decimals = 1 if max(abs(left), abs(right)) >= 10 else 2
+            numbers = f"{left:,.{decimals}f} {comparison.sign.replace('<', '&lt;')} {right:,.{decimals}f}"
+        except Missing as error:
+            numbers = f"– ({error})"
+        body.append([sentence, numbers, {True: "yes", False: "**no**", None: "not run yet"}[holds(comparison, files)]])
+    return markdown(["check", "compared", "holds"], body)
+
+
+def claim_table(rows: list[Row]) -> str:
+    body = []
+    for row in sorted(rows, key=lambda r: r.dataset):  # stable: the claim's own order within a dataset
+        name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
+        score = mean_std(row.final, row.metric) + (" †" if row.marked else "")
+        body.append(
+            [row.dataset, name, score, iqm_text(row.final, row.metric) or "–", f"{len(row.lanes)} × {budget(row)}"]
+        )
+    for label, values in baselines(rows).items():
+        body += [[d, f"*{label}*", f"{value:.1f}", "", ""] for d, value in values.items()]
+    body.sort(key=lambda cells: cells[0])
+    return markdown(["dataset", "run", "score", "IQM [95 %]", "lanes × budget"], body)
+
+
+def fine_tuning_table(rows: list[Row]) -> str:
+    """What interaction did to the policies of offline runs; empty where there are none."""
+    rows = [row for row in rows if online(row) and row.steps["env_step"].any()]
+    body = []
+    for row in sorted(rows, key=lambda r: r.dataset):
+        name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
+        result = fine_tuning(row.steps["env_step"], row.curve.T, row.metric == "score")
+        regret = iqm_text(100 * result.regret, row.metric)
+        cells = [iqm_text(x, row.metric) for x in (result.offline, result.dip, result.final)]
+        body.append([row.dataset, name, *(text or "–" for text in (*cells, regret))])
+    header = ["dataset", "run", "end of offline training", "dip at the onset", "final", "100 × cumulative regret"]
+    return markdown(header, body) if body else ""
+
+
+def claim_head(name: str, claim: Claim, files: Raw) -> str:
+    """What the paper says, how far it is seen, the checks, and what was found."""
+    held = [holds(comparison, files) for comparison in claim.checks.values()]
+    parts = [
+        f"# {claim.title}",
+        f"Made by `make report` from the raw files; the runs and checks: [{name}.py]({name}.py).",
+        claim.paper,
+        f"**{degree(claim, files).capitalize()}**: {held.count(True)} of {len(held)} checks hold "
+        "([how this is computed](README.md)).",
+        checks_table(claim.checks, files),
+        *([claim.finding] if claim.finding else []),
+        *(["What else this rests on:", checks_table(claim.observed, files)] if claim.observed else []),
+    ]
+    return "\n\n".join(parts)
+
+
+def claim_page(name: str, claim: Claim, files: Raw) -> str:
+    """The head, then the runs side by side and their curves."""
+    rows = claim_rows(claim, files)
+    parts = [
+        claim_head(name, claim, files),
+        "## Runs",
+        *([CAPTION, claim_table(rows)] if rows else ["No finished runs."]),
+        *([f"![{claim.title}](../curves/{claim_picture(name)})"] if drawn(rows) else []),
+        *([table] if (table := fine_tuning_table(rows)) else []),
+    ]
+    missing = [e for e in claim.runs if not (files.root / e.directory() / "run.json").exists()]
+    if missing:
+        parts += [f"Not run yet: {', '.join(f'`{e.directory().as_posix()}`' for e in missing)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def drawn(rows: list[Row]) -> list[Row]:
+    """Those with a curve: an evaluation under changed arguments is one point."""
+    return [row for row in rows if row.curve.shape[1] > 1]
+
+
+def overview(root: Path, files: Raw) -> str:
+    """One line per claim, by family."""
+    parts = ["# What the papers claim, and how far it is seen here"]
+    parts += ["Made by `make report`; do not edit. One file for each algorithm says what is checked.", RULE]
+    found = claims(root)
+    for family, members in by_family(root).items():
+        body = []
+        for member in members:
+            if claim := found.get(member.name):
+                held = sum(holds(comparison, files) is True for comparison in claim.checks.values())
+                datasets = ", ".join(dict.fromkeys(row.dataset.split("+")[0] for row in claim_rows(claim, files)))
+                link = f"[{claim.title}]({member.name}.md)"
+                body.append(
+                    [member.title, link, degree(claim, files), f"{held} of {len(claim.checks)}", datasets or "–"]
+                )
+        if body:
+            header = ["algorithm", "claim", "how far", "checks that hold", "on"]
+            parts += [f"## {family.replace('_', ' ').capitalize()}", markdown(header, body)]
+        if without := [member.title for member in members if member.name not in found]:
+            parts += [] if body else [f"## {family.replace('_', ' ').capitalize()}"]
+            parts += [f"No claim yet: {', '.join(without)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_family(root: Path) -> dict[str, list[Algorithm]]:
+    families: dict[str, list[Algorithm]] = {}
+    for one in algorithms(root):
+        families.setdefault(one.family, []).append(one)
+    return families
+
+
+def degrees(root: Path, files: Raw) -> dict[str, str]:
+    """{algorithm: how far its claim is seen}."""
+    return {name: degree(claim, files) for name, claim in claims(root).items()}
+
+
+def evidence(root: Path, files: Raw) -> str:
+    """How many claims of each family are seen how far."""
+    found = degrees(root, files)
+    body = []
+    for family, members in by_family(root).items():
+        own = [found.get(member.name, NO_CLAIM) for member in members]
+        body.append([family.replace("_", " "), *(str(own.count(one) or "–") for one in (*DEGREES, NO_CLAIM))])
+    totals = [sum(int(row[n]) for row in body if row[n] != "–") for n in range(1, len(DEGREES) + 2)]
+    body.append(["all", *(str(total or "–") for total in totals)])
+    return markdown(["family", *DEGREES, NO_CLAIM], body)

@@ -1,0 +1,108 @@
+"""results/speed.md: the measurements of speed.py, peer_speed.py, online_speed.py and action_time.py."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from results.pages.text import markdown, rate
+
+
+def speed_section(root: Path) -> str:
+    """The measurements of speed.py, peer_speed.py, online_speed.py and action_time.py, where they exist."""
+    made = {"speed": speed_table, "peer_speed": peer_table, "online_speed": online_table, "action_time": action_table}
+    paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
+    parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def speed_table(measured: dict) -> str:
+    """One row per algorithm and shape, one column per number of lanes."""
+    cases = [c for c in measured["cases"] if "updates_per_s" in c]
+    lanes = sorted({c["lanes"] for c in cases})
+    body = []
+    order = sorted(cases, key=lambda c: (c["shape"] != cases[0]["shape"], c["algorithm"]))
+    for key in dict.fromkeys((c["algorithm"], c["shape"]) for c in order):
+        of = {c["lanes"]: c for c in cases if (c["algorithm"], c["shape"]) == key}
+        one = next(iter(of.values()))
+        nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, batch {one['batch_size']}"
+        rates = [rate(of[n]["updates_per_s"]["median"]) if n in of else "" for n in lanes]
+        memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
+        data = f"{one['dataset_mib']:,.0f} MiB"
+        compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
+        cores = "/".join(sorted({str(c.get("cores", measured["hardware"]["cores"])) for c in of.values()}))
+        body.append([*key, nets, cores, *rates, compile_s, memory, data])
+    titles = [f"{n} lane{'s' * (n > 1)}" for n in lanes]
+    header = ["algorithm", "data", "networks", "cores", *titles, "compile", "peak memory", "dataset"]
+    device = next(c["device"] for c in measured["cases"])
+    note = (
+        f"Gradient updates per second, all lanes together, compile time apart, on 1M synthetic transitions "
+        f"(hopper: obs 11, act 3; ant: obs 111, act 8); {device}, on as many cores as stated (rows with other "
+        f"numbers of cores were not measured together); median of the timed calls "
+        f"(`make speed`). On CPU every device holds the dataset once."
+    )
+    evaluation = [
+        f"{c['env_steps_per_s']:,.0f} environment steps/s with {c['lanes']} lane{'s' * (c['lanes'] > 1)}"
+        for c in measured["cases"]
+        if "env_steps_per_s" in c
+    ]
+    parts = [note, markdown(header, body)]
+    if evaluation:
+        parts.append(f"Evaluation in HalfCheetah-v5, 10 episodes a lane: {'; '.join(evaluation)}.")
+    return "\n\n".join(parts)
+
+
+def peer_table(measured: dict) -> str:
+    """Median of the rounds' rates, and of their ratios: both sides of a round ran back to back."""
+    body = []
+    for case in measured["cases"]:
+        ours = np.array(case["updates_per_s"]["ours"])
+        for name, rates in case["updates_per_s"].items():
+            ratio = ours / np.array(rates)
+            text = f"{np.median(ratio):.2f} ({ratio.min():.2f}–{ratio.max():.2f})"
+            compile_s = f"{case['compile_s'][name]:.1f} s"
+            rate = f"{np.median(rates):,.0f}"
+            body.append([case["name"], name, rate, "" if name == "ours" else text, compile_s])
+    header = ["", "code", "updates/s, all lanes", "ours / theirs (lowest–highest round)", "compile"]
+    return "\n\n".join([measured["note"] + " (`python results/peer_speed.py`)", markdown(header, body)])
+
+
+def online_table(measured: dict) -> str:
+    """Of rlpd, beside a plain loop over one environment with one jitted update per call."""
+    body = [
+        [
+            f"{case['name']}, {case['lanes']} lane{'s' * (case['lanes'] > 1)}",
+            str(case["utd"]),
+            rate(case["env_steps_per_s"]["median"]),
+            rate(case["gradient_steps_per_s"]),
+            f"{case['ratio_to_plain_loop']:.2f}",
+        ]
+        for case in measured["cases"]
+    ]
+    header = ["", "updates per step", "environment steps/s", "gradient steps/s", "ratio to the plain loop"]
+    note = "Interaction with Hopper-v5, sums over the lanes, ratios within rounds, " + made_on(measured)
+    return "\n\n".join([note, markdown(header, body)])
+
+
+def action_table(measured: dict) -> str:
+    """Of the generative policies."""
+    body = [
+        [
+            case["algorithm"],
+            f"{case['batch']:,}",
+            str(case["candidates"]),
+            f"{case['ms']['median']:,.2f}",
+            f"{case['over_ofql']:.2f}",
+        ]
+        for case in measured["cases"]
+    ]
+    header = ["", "observations", "candidates", "milliseconds", "over ofql's"]
+    sizes = "×".join(map(str, measured["hidden_dims"]))
+    note = f"Time to choose actions with networks of {sizes}, ratios within rounds, " + made_on(measured)
+    return "\n\n".join([note, markdown(header, body)])
+
+
+def made_on(measured: dict) -> str:
+    """How many cores and which command."""
+    cores = measured["hardware"]["cores"]
+    return f"{cores} core{'s' * (cores > 1)} (`python {measured['command']}`)."
