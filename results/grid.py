@@ -127,7 +127,7 @@ CLAIMS = [
         "deviation in observations, actions or next observations, or random rewards.",
         [
             *claim("iql", BOTH),
-            *claim("riql", BOTH, "--sigma 0.1", "clean"),
+            *claim("riql", BOTH, "--huber-sigma 0.1", "clean"),
             *(
                 entry
                 for dataset in BOTH
@@ -192,9 +192,9 @@ CLAIMS = [
         [
             *claim("bc", (MIXED, REPLAY)),
             *claim("td3_bc", (MIXED, REPLAY)),
-            *claim("spot", (MIXED, REPLAY), "--vae-updates 15000 --vae-dims 128 128"),
+            *claim("spot", (MIXED, REPLAY), "--vae-updates 15000 --vae-hidden-dims 128 128"),
             *claim("prdc", (MIXED, REPLAY)),
-            *claim("a2pr", (MIXED, REPLAY), "--vae-dims 128 128 --actor-hidden-dims 128 128"),
+            *claim("a2pr", (MIXED, REPLAY), "--vae-hidden-dims 128 128 --actor-hidden-dims 128 128"),
         ],
         "Not seen. On the mixture no constraint is better than TD3+BC's, and all four stay far below "
         "what sampling by return makes of TD3+BC itself (trajectory weighting, above): what is missing there is the "
@@ -210,9 +210,9 @@ CLAIMS = [
         [
             *claim("iql", BOTH),
             *claim("f_dvl", BOTH, "--divergence chi_square", "chi-square"),
-            *claim("f_dvl", BOTH, "--divergence total_variation --temperature 0.5 0.8", "tv"),
-            *claim("f_dvl", [REPLAY], "--preset xql-gym --temperature 0.1 0.5 2 10", "xql"),
-            *claim("f_dvl", [MAZE], "--preset xql-pointmaze --temperature 0.1 0.5 2 10", "xql"),
+            *claim("f_dvl", BOTH, "--divergence total_variation --loss-temperature 0.5 0.8", "tv"),
+            *claim("f_dvl", [REPLAY], "--preset xql-gym --loss-temperature 0.1 0.5 2 10", "xql"),
+            *claim("f_dvl", [MAZE], "--preset xql-pointmaze --loss-temperature 0.1 0.5 2 10", "xql"),
         ],
         "Seen in part. XQL is worst at its lowest temperature on both datasets, by far on "
         "hopper-medium-replay. f-DVL ends above IQL on PointMaze in two of three settings, and below it on "
@@ -225,8 +225,8 @@ CLAIMS = [
         "expectile critic.",
         [
             *claim("bc", BOTH),
-            *claim("crr_plus", BOTH, "--preset crr --n-actions 4", "crr"),
-            *claim("crr_plus", BOTH, "--n-actions 16", "plus"),
+            *claim("crr_plus", BOTH, "--preset crr --value-samples 4", "crr"),
+            *claim("crr_plus", BOTH, "--value-samples 16", "plus"),
         ],
         "Seen in part. On PointMaze CRR+ ends above CRR and CRR above cloning. On hopper-medium-replay the means are "
         "in the same order, but CRR's lanes differ so much that CRR+ lies within their spread.",
@@ -251,7 +251,7 @@ CLAIMS = [
         "FQL (arXiv 2502.02538) and OFQL (arXiv 2508.13904) claim them with one-step actions.",
         [
             *claim("diffusion_ql", BOTH),
-            *claim("edp", BOTH, "--improvement td3 --grad-norm 4", "td3"),
+            *claim("edp", BOTH, "--improvement td3 --max-grad-norm 4", "td3"),
             *claim("edp", [REPLAY], "--improvement crr", "crr"),
             *claim("edp", [REPLAY], "--improvement iql", "iql"),
             *claim("fql", BOTH),
@@ -310,19 +310,19 @@ def lock(algorithm: str, length: str, more: str = "", variant: str = "", quality
 
 
 HY_Q = "--offline-samples 2000 --env-steps 82500 --eval-every 2750"
-HNPG = "--offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
+HNPG = "--offline-samples 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
 RLPD = "--learning-starts 500 --utd 5 --n-critics 5"
 CAL_QL = "--actor-hidden-dims 128 128 --n-actions 4"
 WSRL = f"{CAL_QL} --n-critics 3 --eval-episodes 10"
 E2O = "--n-actions 4 --learning-starts 500"
-PLAIN_E2O = f"{E2O} --target min --reweight none --exploration policy"
+PLAIN_E2O = f"{E2O} --online-q-aggregation min --reweight none --exploration policy"
 
 UNI_O4 = (
-    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --q-dims 128 128 "
-    "--value-dims 128 128 --model-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
-    "--online-batch 1000"
+    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --critic-hidden-dims 128 128 "
+    "--value-hidden-dims 128 128 --model-hidden-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
+    "--steps-per-iteration 1000"
 )
-SUNG = "--vae-updates 10000 --vae-dims 128 128"
+SUNG = "--vae-updates 10000 --vae-hidden-dims 128 128"
 
 CLAIMS += [
     Claim(
@@ -365,9 +365,9 @@ CLAIMS += [
                 "rlpd",
                 {PENDULUM: "6000", REPLAY: "9000", MAZE: "6000"},
                 RLPD,
-                {"": "", "online-only": "--offline-ratio 0"},
+                {"": "", "online-only": "--online-share 1"},
             ),
-            *arms("rlpd", {PENDULUM: "6000", REPLAY: "9000"}, RLPD, {"no-layer-norm": "--no-layer-norm"}),
+            *arms("rlpd", {PENDULUM: "6000", REPLAY: "9000"}, RLPD, {"no-layer-norm": "--no-critic-layer-norm"}),
         ],
         "Seen in part. On PointMaze RLPD is at the online-only version's last score after three quarters of the "
         "steps and ends far above it, with all lanes close together where those of the online-only version spread "
@@ -399,9 +399,9 @@ CLAIMS += [
             {PENDULUM: "4000+3000", MAZE: "8000+3000", REPLAY: "8000+3000"},
             WSRL,
             {
-                "": "--warmup-steps 500",
-                "no-warm-up": "--warmup-steps 0",
-                "retention": "--warmup-steps 500 --online-share 0.5",
+                "": "--learning-starts 500",
+                "no-warm-up": "--learning-starts 0",
+                "retention": "--learning-starts 500 --online-share 0.5",
             },
         ),
         "Seen in part. On hopper-medium-replay the score falls to a third at the onset without a warm-up and has "
@@ -425,7 +425,7 @@ CLAIMS += [
                 *(
                     interaction("h2o", dataset, "12000", f"--sim-gravity {gravity} {more}", variant)
                     for more, variant in (
-                        ("--no-weights --no-adaptive --beta 0", "plain-mix"),
+                        ("--no-weights --no-adaptive --penalty-weight 0", "plain-mix"),
                         ("--sim-share 1 --backup-entropy", "simulator-only"),
                     )
                 ),
@@ -562,8 +562,8 @@ CLAIMS += [
             SUNG,
             {
                 "": "",
-                "td3": "--online-bc 0 --num-candidates 1 --num-finalists 1",
-                "td3-bc": "--online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
+                "td3": "--online-bc 0 --n-candidates 1 --n-finalists 1",
+                "td3-bc": "--online-bc 1 --constrained-share 1 --n-candidates 1 --n-finalists 1",
             },
         ),
         "Seen in part. On Pendulum SUNG ends far above the constraint kept on all samples, and rises at once where "

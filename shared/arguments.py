@@ -41,7 +41,7 @@ class DatasetArgs:
     preset: str = "auto"
     """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
     env: str = ""
-    """Gymnasium id to evaluate (and to interact) in; empty: the one stored with the dataset."""
+    """Gymnasium id of the environment, to evaluate and to interact in; empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
 

@@ -70,7 +70,7 @@ def test_mcep():
 
 @pytest.mark.parametrize("dataset", [REPLAY, MAZE])
 def test_f_dvl(dataset):
-    temperatures = [end("f-dvl", "f_dvl", dataset, "xql", f"temperature={t}") for t in ("0.1", "0.5", "2", "10")]
+    temperatures = [end("f-dvl", "f_dvl", dataset, "xql", f"loss_temperature={t}") for t in ("0.1", "0.5", "2", "10")]
     assert min(temperatures) == temperatures[0]
 
 

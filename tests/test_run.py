@@ -433,7 +433,7 @@ MISTAKES = [
     ("typo in a dataset", "bc", ["--dataset", "pendulum-mixd"], ["'pendulum-mixd'", "pendulum-mixed"]),
     ("typo in an environment", "bc", ["--env", "RunTest/Lin-v0"], ["'RunTest/Lin-v0'", "RunTest/Line-v0"]),
     ("unknown preset", "cql", ["--preset", "hoper"], ["'hoper'", "hopper"]),
-    ("actions are continuous", "bc", ["--policy", "categorical"], ["discrete", "continuous"]),
+    ("actions are continuous", "bc", ["--head", "categorical"], ["discrete", "continuous"]),
     ("no common divisor", "bc", ["--updates", "5000", "--log-every", "7"], ["--log-every 7", "common divisor"]),
     ("not a multiple of the policy delay", "td3_bc", ["--updates", "5"], ["common divisor"]),
     ("no seeds", "bc", ["--seeds", "0"], ["--seeds", "at least 1"]),
@@ -492,7 +492,7 @@ def test_every_share_and_discount_is_checked():
 
 
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
-    for name, more in (("td3_bc", []), ("bc", ["--policy", "gaussian"])):
+    for name, more in (("td3_bc", []), ("bc", ["--head", "gaussian"])):
         assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)
 
 

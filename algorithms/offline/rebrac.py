@@ -40,31 +40,31 @@ class Args(OfflineArgs):
     critic_bc: Float = 0.01
     """beta_critic: weight of (pi(s') - a')^2 in the critic's target."""
     discount: Float = 0.99
-    """gamma, in [0, 1] (0.999 for AntMaze)."""
+    """gamma, in [0, 1]."""
     tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-3
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 1e-3
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     normalize_q: bool = True
     """Divide Q in the actor's loss by its mean absolute value."""
     critic_layer_norm: bool = True
-    """Layer normalisation after the critics' activations."""
+    """Layer normalisation in the critics."""
     batch_size: int = 1024
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (100 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
 
 
 _adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}

@@ -48,19 +48,19 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(FinetuneArgs):
     calibrate: bool = True
-    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1); without it this is CQL."""
+    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1 of Cal-QL); without it: CQL."""
     failure_reward: float | None = None
     """Sparse tasks: the environment's reward of a step without success (0 in AntMaze, -1 in binary Adroit); an
     episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
     endless: bool = False
-    """An episode's last reward goes on for ever where it did not terminate (Kitchen)."""
+    """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
     online_share: float = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     cql_alpha: Float = 5.0
-    """Weight of the conservative penalty against the Bellman error, in both phases."""
+    """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    temperature: Float = 1.0
+    cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -68,28 +68,28 @@ class Args(FinetuneArgs):
     """Tune the penalty's weight so that the gap stays near target_gap."""
     target_gap: Float = 1.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
-    max_target_backup: bool = True
-    """Bootstrap from the best of n_actions policy actions instead of one."""
+    max_q_backup: bool = True
+    """Bootstrap from the best of several actions of the policy instead of one."""
     discount: Float = 0.99
     """gamma, in [0, 1]."""
     tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 1e-4
-    """Adam, policy and temperature."""
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and the Lagrange multiplier."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     actor_hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the policy."""
+    """Hidden layers of the actor."""
     hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
-    """Hidden layers of the critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-5 for AntMaze): failures must cost something."""
+    """Added to every reward in training, after the scale."""
 
 
 _sparse = {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0}
@@ -116,7 +116,7 @@ dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 last_init = nn.initializers.orthogonal(1e-2)
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -147,7 +147,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
@@ -157,8 +157,8 @@ class Agent(flax.struct.PyTreeNode):
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
     critic_opt: optax.OptState
-    policy: Any
-    policy_opt: optax.OptState
+    actor: Any
+    actor_opt: optax.OptState
     log_alpha: Any
     """Of SAC's entropy temperature."""
     alpha_opt: optax.OptState
@@ -198,16 +198,15 @@ def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
@@ -228,11 +227,13 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient. Calibrated, a policy
     action counts with max(Q(s, a), R(s)) (eq. 5.1): where the return is higher, there is no gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     (B, A), n = batch.action.shape, args.n_actions
     uniform = jax.random.uniform(uniform_key, (n, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, n)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, n)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, n)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, n
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
     chex.assert_shape(all_q, (2, 3 * n, B))
@@ -246,14 +247,14 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
         all_q = all_q - jax.lax.stop_gradient(log_density)
     else:
         all_q = jnp.concatenate([all_q, q[:, None]], axis=1)
-    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    soft_max = args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=1)
     return (soft_max - q).mean(1), bound_rate
 
 
 def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
     """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
-    n = args.n_actions if args.max_target_backup else 1
-    action, _ = sample_policy(agent, agent.policy, batch.next_obs, key, n)
+    n = args.n_actions if args.max_q_backup else 1
+    action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key, n)
     return q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0).max(0)
 
 
@@ -279,9 +280,9 @@ def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
@@ -294,21 +295,21 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Policy(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
-    critic_key, policy_key = jax.random.split(key)
+    nets = Networks(Actor(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
     return Agent(
         nets=nets,
         critic=critic,
         target_critic=critic,
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        policy=policy,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor=actor,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         log_alpha=log_alpha,
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         log_alpha_prime=log_alpha_prime,
         alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
     )
@@ -327,14 +328,14 @@ def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
 def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
     """One gradient step of everything, offline and online alike; all losses are of the old parameters."""
     new = {}
-    critic_key, policy_key = jax.random.split(key)
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -348,18 +349,18 @@ def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, 
         updates, new["alpha_prime_opt"] = optax.adam(args.critic_lr).update(slope, agent.alpha_prime_opt)
         new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
         info_q["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
-    metrics = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
     return agent.replace(**new), metrics
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Sampled actions [B, A]."""
-    return sample_policy(agent, agent.policy, obs, key, 1)[0][0]
+    return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
 def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
