@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -48,14 +48,14 @@ class Args(OfflineArgs):
     eta: Float = 1.0
     """eta: weight of the normalised Q against cloning; 0 clones."""
     diffusion_steps: int = 5
-    """T: steps of the diffusion, in training and acting."""
+    """T: steps of the diffusion."""
     max_q_backup: bool = False
     """Bootstrap from the best of several actions of the policy instead of one."""
     n_candidates: int = 50
     """Candidate actions at each step of an episode, of which one is taken."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
     """Updates between two Polyak steps of the target actor."""

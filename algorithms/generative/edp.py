@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -65,17 +65,17 @@ class Args(OfflineArgs):
     """iql: the advantage is multiplied by this; 0 clones."""
     iql_max_weight: Float = 100.0
     """iql: the weights are clipped here."""
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     diffusion_steps: int = 1000
-    """T: steps of the diffusion in training, more than 20."""
+    """T: steps of the diffusion."""
     solver_steps: int = 15
     """Steps of the ODE solver, one network call each."""
     n_candidates: int = 50
     """Candidate actions at each step of an episode, of which one is taken."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
     """Updates between two Polyak steps of the target actor."""

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -43,9 +43,9 @@ class Args(OfflineArgs):
     """How the two target critics are combined."""
     flow_steps: int = 10
     """Euler steps of the flow policy's integration."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,7 +47,7 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     eta: Float = 0.1
     """eta: weight of the normalised Q against cloning; 0 clones."""
-    flow_ratio: Float = 0.5
+    flow_ratio: Fraction = 0.5
     """lambda: probability of r = t, plain flow matching; 0 and 1 fail (table 3)."""
     time_mean: Float = -0.4
     """Times are the sigmoid of Gaussians of this mean ..."""
@@ -57,9 +57,9 @@ class Args(OfflineArgs):
     """Bootstrap from the best of several actions of the policy instead of one."""
     n_candidates: int = 50
     """Candidate actions at each step of an episode, of which one is taken."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
     """Updates between two Polyak steps of the target actor."""

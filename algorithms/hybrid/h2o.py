@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.environments import changed_physics
 from shared.errors import InputError
@@ -59,7 +59,7 @@ class Args(HybridArgs):
     """The simulator's friction, likewise (0.3 in the paper; MuJoCo only)."""
     sim_noise: float = 0.0
     """Standard deviation of the noise on the simulator's actions, which are in [-1, 1] (1 in the paper)."""
-    sim_share: float = 0.5
+    sim_share: StaticFraction = 0.5
     """Share of simulated transitions in a batch, in (0, 1]; 1: in the simulator, without real data."""
     weights: bool = True
     """Weigh simulated Bellman errors by P_real / P_sim, at most 1."""
@@ -77,9 +77,9 @@ class Args(HybridArgs):
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
     learning_starts: int = 1_000
     """Environment steps before the first online update."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, OnlineArgs, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, hyperparameters
 from shared.environments import BAD, LOGIT_LIMIT, Lock, lock_data, lock_reset, lock_step, lock_task
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,7 +47,7 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(OnlineArgs):
     horizon: int = 50
-    """Steps H of an episode, each with a policy and a critic of its own."""
+    """Steps H of an episode, each with networks of its own."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
     offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
@@ -62,7 +62,7 @@ class Args(OnlineArgs):
     """KL divergence of one policy step, in its quadratic model."""
     damping: Float = 0.1
     """Added to the diagonal of the Fisher matrix."""
-    gae_lambda: Float = 0.97
+    gae_lambda: Fraction = 0.97
     """lambda of the generalised advantage estimate, in [0, 1]."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
@@ -74,7 +74,7 @@ class Args(OnlineArgs):
     """Conjugate gradient steps."""
     backtracks: int = 10
     """Step lengths 1, 1/2, 1/4, ... that the line search tries."""
-    accept_ratio: Float = 0.1
+    accept_ratio: Fraction = 0.1
     """Least improvement that the line search accepts, as a share of the linear model's."""
     actor_hidden_dims: tuple[int, ...] = (16, 16)
     """Hidden layers of the actor."""

@@ -49,7 +49,7 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(OnlineArgs):
     horizon: int = 100
-    """Steps H of an episode, each with a Q function of its own."""
+    """Steps H of an episode, each with networks of its own."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
     offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"

@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -51,9 +51,9 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(HybridArgs):
-    reptile_step: Float = 0.5
+    reptile_step: Fraction = 0.5
     """epsilon: how far the meta parameters go towards the adapted ones, in (0, 1]; 1 replaces them."""
-    offline_probability: Float = 0.5
+    offline_probability: Fraction = 0.5
     """Probability that a round's source is the dataset, in [0, 1]."""
     inner_steps: int = 5
     """K: updates of a round; all from one source, after which the meta parameters move."""
@@ -73,9 +73,9 @@ class Args(HybridArgs):
     """Layer normalisation in the critics."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
     """First value of the entropy temperature."""

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -46,7 +46,7 @@ class Args(HybridArgs):
     """Environment steps before the first online update."""
     utd: int = 20
     """Gradient updates of the critics per environment step."""
-    online_share: float = 0.5
+    online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     n_critics: int = 10
     """Critics in the ensemble."""
@@ -62,9 +62,9 @@ class Args(HybridArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
     """First value of the entropy temperature."""

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -38,9 +38,9 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     head: Literal["auto", "deterministic", "gaussian", "categorical"] = "auto"
     """Head of the policy; auto: deterministic, or categorical where actions are discrete."""
-    top_fraction: float = 1.0
+    top_fraction: StaticFraction = 1.0
     """Share of the episodes that is used, those with the highest return, in (0, 1]."""
-    sort_discount: float = 0.99
+    sort_discount: StaticFraction = 0.99
     """Discount of the returns that episodes are sorted by (CORL; the Decision Transformer's is 1)."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

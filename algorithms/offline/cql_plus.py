@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -61,9 +61,9 @@ class Args(OfflineArgs):
     """Bootstrap from actions of the actor's Polyak average instead of the actor's own."""
     bc_steps: int = 0
     """First updates in which the actor clones the data instead of following Q."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -52,15 +52,15 @@ class Args(OfflineArgs):
     """What the advantage is over: the mean or the largest Q of the policy's n_actions actions."""
     value_samples: int = 50
     """Actions of the policy that the value of a state is estimated from."""
-    critic_expectile: Float = 0.7
+    critic_expectile: Fraction = 0.7
     """Weight of a Q that is too high, 1 - critic_expectile of one that is too low, in (0, 1); 0.5: squared error."""
     layer_norm: bool = True
     """Layer normalisation before every activation, of actor and critics."""
     last_layer_scale: float = 0.01
     """Variance of the last layers' first weights, times their inputs (1: not scaled down)."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

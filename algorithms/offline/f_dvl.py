@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -60,9 +60,9 @@ class Args(OfflineArgs):
     """Value updates per step, on the same batch."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -74,7 +74,7 @@ class Args(OfflineArgs):
     """TD errors count as a square up to here and linearly beyond."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: float = 0.0
+    dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 1024
     """Transitions per gradient update."""

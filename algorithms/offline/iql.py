@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -37,13 +37,13 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -53,7 +53,7 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: float = 0.0
+    dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
     """Transitions per gradient update."""
@@ -67,7 +67,7 @@ class Args(OfflineArgs):
     """Observations to mean 0 and standard deviation 1."""
     corruption: tuple[str, ...] = ()
     """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""
-    corruption_rate: float = 0.3
+    corruption_rate: StaticFraction = 0.3
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""

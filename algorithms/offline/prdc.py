@@ -39,7 +39,7 @@ import optax
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -57,9 +57,9 @@ class Args(OfflineArgs):
     The latter costs about 0.15 us per row and actor update at batch 256 on one CPU core."""
     neighbours: int = 64
     """Candidates per state, 4 bytes each; more of them for smaller beta (see `proven` in metrics.csv)."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -45,13 +45,13 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     updates: int = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     huber_sigma: Float = 1.0
     """sigma: Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
-    quantile: Float = 0.25
+    quantile: Fraction = 0.25
     """alpha: quantile over the critics that V and the policy learn from, in [0, 1]; 0 is their minimum."""
     n_critics: int = 5
     """Critics in the ensemble."""
@@ -61,9 +61,9 @@ class Args(OfflineArgs):
     """... and to at most this."""
     deterministic: bool = True
     """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -85,7 +85,7 @@ class Args(OfflineArgs):
     """Observations to mean 0 and standard deviation 1."""
     corruption: tuple[str, ...] = ()
     """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""
-    corruption_rate: float = 0.3
+    corruption_rate: StaticFraction = 0.3
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -55,7 +55,7 @@ class Args(OfflineArgs):
     """Perturbation of Q's smoothing."""
     q_smooth_reg: Float = 1e-4
     """Weight of Q's smoothing (eta_1 in RO2O)."""
-    q_smooth_tau: Float = 0.2
+    q_smooth_tau: Fraction = 0.2
     """Share of decreases in Q's smoothing, in [0, 1]; increases have the rest."""
     ood_eps: Float = 0.01
     """Perturbation of the observations where Q is lowered."""
@@ -69,9 +69,9 @@ class Args(OfflineArgs):
     """What lambda loses at every offline update."""
     n_critics: int = 10
     """Critics in the ensemble."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

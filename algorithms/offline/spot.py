@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -48,9 +48,9 @@ class Args(OfflineArgs):
     """lambda: weight of the policy's negative log density against Q; small: TD3, large: cloning."""
     kl_weight: Float = 0.5
     """Weight of the VAE's KL divergence."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -62,7 +62,7 @@ class Args(OfflineArgs):
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
-    dropout: float = 0.1
+    dropout: StaticFraction = 0.1
     """Dropout after the actor's hidden layers, in [0, 1]."""
     density: Literal["elbo", "iwae"] = "elbo"
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""

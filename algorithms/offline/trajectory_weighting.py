@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -52,9 +52,9 @@ class Args(OfflineArgs):
     """How transitions are drawn: by advantage, by return, from the best episodes only, or all alike."""
     weight_temperature: float = 0.1
     """Of rw and aw, over 0, with returns scaled to [0, 1]; large is uniform."""
-    top_fraction: float = 0.1
+    top_fraction: StaticFraction = 0.1
     """Share of the episodes that is used, those with the highest return, in (0, 1]."""
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -68,9 +68,9 @@ class Args(OfflineArgs):
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    dropout: float = 0.0
+    dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
     """Transitions per gradient update."""

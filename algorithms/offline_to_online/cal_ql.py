@@ -36,13 +36,13 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
-from shared.data import Dataset, load_dataset, return_to_go
+from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.data import load_dataset, return_to_go
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
-from shared.task import Spec, Task
-from shared.transitions import Batch, Transitions
+from shared.task import Spec
+from shared.transitions import Batch, TransitionsWithReturns
 
 
 @hyperparameters
@@ -54,7 +54,7 @@ class Args(FinetuneArgs):
     episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
     endless: bool = False
     """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
-    online_share: float = 0.5
+    online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
@@ -70,9 +70,9 @@ class Args(FinetuneArgs):
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     max_q_backup: bool = True
     """Bootstrap from the best of several actions of the policy instead of one."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -165,36 +165,6 @@ class Agent(flax.struct.PyTreeNode):
     log_alpha_prime: Any
     """Of the Lagrange multiplier."""
     alpha_prime_opt: optax.OptState
-
-
-class OfflineData(NamedTuple):
-    """The dataset with its returns-to-go, once for every discount that a lane has."""
-
-    transitions: Transitions
-    discounts: Any
-    """[D]"""
-    return_to_go: Any
-    """[D, N]"""
-
-
-def episode_ends(task: Task, args: Args) -> dict:
-    """Options of `return_to_go`: what an episode's rewards, as they are trained on, say about after its end."""
-    failure = None if args.failure_reward is None else task.training_reward(args.failure_reward)
-    return {"failure": failure, "endless": args.endless}
-
-
-def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineData:
-    """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
-    discounts = np.unique(discounts)
-    returns = [data.return_to_go(float(d), **episode_ends(data.task, args)) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns))
-
-
-def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
-    """n rows of the dataset, uniformly, with their returns-to-go under the lane's discount."""
-    row = jax.random.randint(key, (n,), 0, len(data.transitions.rows))
-    mine = jnp.abs(data.discounts - args.discount).argmin()
-    return data.transitions.take(row)._replace(return_to_go=data.return_to_go[mine, row])
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
@@ -315,12 +285,12 @@ def init(key, args: Args, spec: Spec) -> Agent:
     )
 
 
-def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
+def sample(key, data: TransitionsWithReturns, replay: Replay, args: Args) -> Batch:
     """[B]: data, and a share of the lane's finished episodes; data in their place until there is one."""
     data_key, replay_key = jax.random.split(key)
     online = round(args.online_share * args.batch_size)
     offline = args.batch_size - online
-    old, new = sample_data(data_key, data, args.batch_size, args), replay.sample(replay_key, online)
+    old, new = data.sample(data_key, args.batch_size, args.discount), replay.sample(replay_key, online)
     new = jax.tree.map(lambda x, stand_in: jnp.where(replay.size() > 0, x, stand_in[offline:]), new, old)
     return concatenate(jax.tree.map(lambda x: x[:offline], old), new)
 
@@ -363,12 +333,12 @@ def explore(agent: Agent, obs, key, args: Args):
     return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
-def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple[Agent, dict]:
     """One lane, offline: one update per key; mean metrics."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
-        return update(agent, sample_data(batch_key, data, args.batch_size, args), update_key, args)
+        return update(agent, data.sample(batch_key, args.batch_size, args.discount), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -380,14 +350,13 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         discounts = np.asarray(run.lane_args.discount)
-        offline_data = run.replicate(with_returns(data, discounts, args))
+        failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
+        offline_data = run.replicate(data.with_returns(discounts, failure, args.endless))
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
 
         def finished(lane, reward, terminated):
             last = np.arange(len(reward)) == len(reward) - 1
-            return return_to_go(
-                reward, last & terminated, last, float(discounts[lane]), **episode_ends(data.task, args)
-            )
+            return return_to_go(reward, last & terminated, last, float(discounts[lane]), failure, args.endless)
 
         online = Interaction(
             run, offline_data, explore, sample, update, capacity=args.buffer_size, return_to_go=finished

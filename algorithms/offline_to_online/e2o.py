@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -77,9 +77,9 @@ class Args(FinetuneArgs):
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-5
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

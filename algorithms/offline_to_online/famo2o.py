@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -44,15 +44,15 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(FinetuneArgs):
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta_min: Float = 1.0
     """Least beta of the family: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     beta_max: Float = 5.0
     """Greatest beta of the family; beta_min itself makes this IQL with that inverse temperature."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -72,7 +72,7 @@ class Args(FinetuneArgs):
     """Sines and cosines that beta enters the universal policy as."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: float = 0.0
+    dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
     """Transitions per gradient update."""

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay
@@ -72,7 +72,7 @@ class Args(FinetuneArgs):
     """Perturbation of Q's smoothing."""
     q_smooth_reg: Float = 1e-4
     """Weight of Q's smoothing (eta_1 in RO2O)."""
-    q_smooth_tau: Float = 0.2
+    q_smooth_tau: Fraction = 0.2
     """Share of decreases in Q's smoothing, in [0, 1]; increases have the rest."""
     ood_eps: Float = 0.01
     """Perturbation of the observations where Q is lowered."""
@@ -94,9 +94,9 @@ class Args(FinetuneArgs):
     """Each critic's target is of its own target critic, not of the least of all (AntMaze)."""
     n_critics: int = 10
     """Critics in the ensemble."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

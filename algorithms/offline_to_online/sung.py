@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -58,7 +58,7 @@ class Args(FinetuneArgs):
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
     online_bc: Float = 0.05
     """lambda: weight of behaviour cloning online (offline it is 1); 0: TD3."""
-    constrained_share: float = 0.05
+    constrained_share: StaticFraction = 0.05
     """Most uncertain share of a batch that this cloning is laid on, in (0, 1], of at least one transition."""
     n_candidates: int = 100
     """Candidate actions at each step of an episode, of which one is taken."""
@@ -68,11 +68,11 @@ class Args(FinetuneArgs):
     """Standard deviation of the noise on the actor's actions in the environment."""
     recent_size: int = 20_000
     """Newest transitions that most of a batch comes from online."""
-    mixed_share: float = 0.1
+    mixed_share: StaticFraction = 0.1
     """p: share of an online batch that comes from the dataset and all online transitions together, in [0, 1]."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""

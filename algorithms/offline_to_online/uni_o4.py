@@ -52,7 +52,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
@@ -67,13 +67,13 @@ class Args(FinetuneArgs):
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: int = 10_000
     """Gradient updates of each lane before its first environment step."""
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     disagreement_weight: Float = 0.1
     """alpha: weight of the policies' disagreement in cloning; 0: plain cloning."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.0025
+    tau: Fraction = 0.0025
     """Polyak step of the target networks, in [0, 1]."""
     critic_lr: Float = 1e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
@@ -91,7 +91,7 @@ class Args(FinetuneArgs):
     """Adam's step size: value function, in the environment."""
     online_clip: Float = 0.05
     """Online: the ratio counts within 1 +- online_clip."""
-    gae_lambda: Float = 0.95
+    gae_lambda: Fraction = 0.95
     """lambda of the generalised advantage estimate, in [0, 1]."""
     entropy_weight: Float = 0.01
     """Weight of the actor's entropy online (offline 0)."""

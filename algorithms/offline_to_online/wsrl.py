@@ -42,13 +42,13 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
 from shared.task import Spec
-from shared.transitions import Batch, Transitions
+from shared.transitions import Batch, TransitionsWithReturns
 
 
 @hyperparameters
@@ -61,7 +61,7 @@ class Args(FinetuneArgs):
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
-    online_share: float = 1.0
+    online_share: StaticFraction = 1.0
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     utd: int = 4
     """Gradient updates of the critics per environment step."""
@@ -90,9 +90,9 @@ class Args(FinetuneArgs):
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     max_q_backup: bool = True
     """Bootstrap from the best of several actions of the policy instead of one."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -203,31 +203,6 @@ class Agent(flax.struct.PyTreeNode):
     log_alpha_prime: Any
     """Of the Lagrange multiplier."""
     alpha_prime_opt: optax.OptState
-
-
-class OfflineData(NamedTuple):
-    """The dataset with its returns-to-go, once for every discount that a lane has."""
-
-    transitions: Transitions
-    discounts: Any
-    """[D]"""
-    return_to_go: Any
-    """[D, N]"""
-
-
-def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineData:
-    """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
-    discounts = np.unique(discounts)
-    failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
-    returns = [data.return_to_go(float(d), failure, args.endless) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns))
-
-
-def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
-    """n rows of the dataset, uniformly, with their returns-to-go under the lane's discount."""
-    row = jax.random.randint(key, (n,), 0, len(data.transitions.rows))
-    mine = jnp.abs(data.discounts - args.discount).argmin()
-    return data.transitions.take(row)._replace(return_to_go=data.return_to_go[mine, row])
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
@@ -366,7 +341,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     )
 
 
-def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
+def sample(key, data: TransitionsWithReturns, replay: Replay, args: Args) -> Batch:
     """[utd, B] uniform over the replay buffer; with online_share below 1 the rest uniform over the dataset."""
     online = round(args.online_share * args.batch_size)
     if online == args.batch_size:
@@ -438,12 +413,12 @@ def explore(agent: Agent, obs, key, args: Args):
     return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
-def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple[Agent, dict]:
     """One lane, offline: one update per key; mean metrics."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
-        return update(agent, sample_data(batch_key, data, args.batch_size, args), update_key, args)
+        return update(agent, data.sample(batch_key, args.batch_size, args.discount), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -454,7 +429,8 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
-        offline_data = run.replicate(with_returns(data, np.asarray(run.lane_args.discount), args))
+        failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
+        offline_data = run.replicate(data.with_returns(np.asarray(run.lane_args.discount), failure, args.endless))
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         online = Interaction(
             run, offline_data, explore, sample, update_online,

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OnlineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OnlineArgs, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -51,9 +51,9 @@ class Args(OnlineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
+    tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
     """First value of the entropy temperature."""

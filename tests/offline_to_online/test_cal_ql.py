@@ -127,33 +127,15 @@ def test_cal_ql_policy_temperature_and_multiplier(agent, batch):
     assert slope(0.3, 2.0, args) < 0 < slope(0.3, 0.5, args)
 
 
-def log_of(reward, terminal, last, **options):
-    n = len(reward)
-    obs = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
-    task = Task("log", "", SPEC, options=options)
-    return Dataset(task, obs, np.zeros((n, 2), np.float32), np.float32(reward), obs, np.bool_(terminal), np.bool_(last))
-
-
-def test_cal_ql_data_carries_the_returns_of_the_lanes_own_discount():
-    """AntMaze's transform: failures -5, successes 5; an episode of failures alone is worth -5 / (1 - gamma)."""
-    module = load("cal_ql")
-    data = log_of([-5, 5, -5, -5, -5], [0, 1, 0, 0, 0], [0, 1, 0, 0, 1], reward_scale=10.0, reward_shift=-5.0)
-    stored = module.with_returns(data, np.float32([0.5, 0.9, 0.5]), tiny(failure_reward=0.0))
-    expected = {0.5: [-2.5, 5, -10, -10, -10], 0.9: [-0.5, 5, -50, -50, -50]}
-    assert stored.return_to_go.shape == (2, 5)
-    for discount, returns in expected.items():
-        seen = module.sample_data(jax.random.key(0), stored, 50, tiny(discount=discount))
-        close(seen.return_to_go, np.array(returns)[(np.asarray(seen.obs[:, 0]) / 3).astype(int)])
-        assert len(set(np.asarray(seen.obs[:, 0]))) == 5
-    dense = module.with_returns(data, np.float32([0.5]), tiny())
-    close(dense.return_to_go[0], [-2.5, 5, -8.75, -7.5, -5])
-
-
 @pytest.mark.parametrize("share, online", [(0.5, 4), (0.25, 2), (1.0, 8), (0.0, 0)])
 def test_cal_ql_batches_are_half_finished_episodes(share, online):
     module = load("cal_ql")
     args = tiny(batch_size=8, online_share=share)
-    data = module.with_returns(log_of([1.0] * 6, [0] * 6, [0] * 5 + [1]), np.float32([args.discount]), args)
+    obs, last = np.arange(18, dtype=np.float32).reshape(6, 3), np.arange(6) == 5
+    log = Dataset(
+        Task("log", "", SPEC), obs, np.zeros((6, 2), np.float32), np.ones(6, np.float32), obs, np.zeros(6, bool), last
+    )
+    data = log.with_returns(np.float32([args.discount]))
     fields = (*FIELDS, "return_to_go")
     replay = init_replay(1, 20, SPEC, SingleDeviceSharding(jax.devices()[0]), fields)
     replay = jax.tree.map(lambda x: x[0], replay)

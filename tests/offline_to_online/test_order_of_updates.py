@@ -28,7 +28,7 @@ def test_all_losses_are_of_the_old_parameters_and_the_temperature_follows_the_en
     loss_of_actor, of_policy = module.actor_loss(agent.actor, agent, batch, actor_key, args)
     close(info["actor_loss"], loss_of_actor)
     if name != "wsrl":  # whose critics share a subset drawn with the key
-        other = loss(agent.critic, agent.replace(policy=new.policy), batch, critic_key, args)[0]
+        other = loss(agent.critic, agent.replace(actor=new.actor), batch, critic_key, args)[0]
         assert abs(other - info["critic_loss"]) > 1e-3
     assert abs(module.actor_loss(agent.actor, new, batch, actor_key, args)[0] - loss_of_actor) > 1e-3
     too_low = of_policy["entropy"] < -batch.action.shape[-1]

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from test_lanes import train
 
 from shared.replay import init_replay
-from shared.transitions import FIELDS, Transitions
+from shared.transitions import FIELDS, Transitions, TransitionsWithReturns
 
 E, N, UTD = 4, 3, 2
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])
@@ -159,7 +159,7 @@ def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(b
 def test_wsrl_batches_are_online_unless_data_is_retained(share, online):
     module, args = load("wsrl"), tiny(batch_size=8, online_share=share)
     rows = jnp.ones((6, 10))
-    data = module.OfflineData(Transitions(rows, None, None, SPEC, FIELDS), jnp.array([0.99]), jnp.zeros((1, 6)))
+    data = TransitionsWithReturns(Transitions(rows, None, None, SPEC, FIELDS), jnp.array([0.99]), jnp.zeros((1, 6)))
     replay = init_replay(1, 20, SPEC, SingleDeviceSharding(jax.devices()[0]))
     replay = jax.tree.map(lambda x: x[0], replay).insert(jnp.full(10, 7.0))
     batch = module.sample(jax.random.key(0), data, replay, args)
@@ -171,14 +171,14 @@ def test_wsrl_warm_up_acts_with_the_frozen_pretrained_policy(pendulum, tmp_path)
     """Nothing is learned or reset in it; then utd critic updates a step, from a buffer that began empty."""
     settings = {"actor_lr": (1e-3, 1e-1), "calibrate": False}
     warm = train("wsrl", pendulum, tmp_path / "warm", **settings, learning_starts=8)
-    assert (warm["[0].critic_opt[0].count"] == 4).all() and (warm["[0].policy_opt[0].count"] == 4).all()
+    assert (warm["[0].critic_opt[0].count"] == 4).all() and (warm["[0].actor_opt[0].count"] == 4).all()
     assert (warm["[0].log_alpha"] != 0.0).all()
     with np.load(tmp_path / "warm" / "checkpoint" / "state.npz") as file:
         rows, inserted = (file[f"[1]['replay'].{name}"] for name in ("rows", "inserted"))
     assert inserted.tolist() == [8, 8]
     assert (rows[0, :, 3] != rows[1, :, 3]).all()  # the policies' own actions: uniform ones would be the same
     later = train("wsrl", pendulum, tmp_path / "later", **settings, learning_starts=4)
-    assert (later["[0].critic_opt[0].count"] == 4 + 2 * 4).all() and (later["[0].policy_opt[0].count"] == 4 + 4).all()
+    assert (later["[0].critic_opt[0].count"] == 4 + 2 * 4).all() and (later["[0].actor_opt[0].count"] == 4 + 4).all()
     with (tmp_path / "later" / "metrics.csv").open() as f:
         assert [(r["update"], r["env_step"]) for r in csv.DictReader(f)][::2] == [("8", "6"), ("12", "8")]
 
