@@ -31,6 +31,12 @@ Float = Annotated[
     ),
 ]
 
+_IN_UNIT_INTERVAL = object()
+Fraction = Annotated[Float, _IN_UNIT_INTERVAL]
+"""A `Float` that must lie in [0, 1]."""
+StaticFraction = Annotated[float, _IN_UNIT_INTERVAL]
+"""A float that must lie in [0, 1] and may not be swept: it decides about shapes, or is used before training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetArgs:
@@ -41,7 +47,7 @@ class DatasetArgs:
     preset: str = "auto"
     """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
     env: str = ""
-    """Gymnasium id to evaluate (and to interact) in; empty: the one stored with the dataset."""
+    """Gymnasium id of the environment, to evaluate and to interact in; empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
 
@@ -125,7 +131,7 @@ def hyperparameters(cls: type) -> type:
 
 def float_fields(cls: type) -> list[str]:
     """Names of the fields that may be swept."""
-    return [f.name for f in dataclasses.fields(cls) if f.type == Float]
+    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction)]
 
 
 def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
@@ -140,12 +146,6 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
     return max((key for key in presets if f"-{key}" in slug), key=len, default=None)
 
 
-def is_fraction(name: str) -> bool:
-    """Whether an argument of this name lies in [0, 1]."""
-    usual = ("discount", "tau", "expectile", "quantile", "dropout", "corruption_rate")
-    return name in usual or name.endswith(("_share", "_ratio", "_fraction", "_lambda", "_tau"))
-
-
 def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
     """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
     options = {"description": inspect.cleandoc(doc), "args": argv}
@@ -153,11 +153,12 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
     key = preset_for(args.dataset, presets, args.preset) if isinstance(args, DatasetArgs) else None
     if key is not None:
         args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
+    swept = float_fields(cls)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
+        if (field.name in swept or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
-        if is_fraction(field.name) and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
+        if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
     counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):

@@ -13,7 +13,7 @@ import numpy as np
 from shared.errors import InputError, nearest
 from shared.formats import checked, content_hash, guessed_env, read_dataset
 from shared.task import Spec, Task, reference_score, registered_env
-from shared.transitions import FIELDS, Transitions, alias_table
+from shared.transitions import FIELDS, Transitions, TransitionsWithReturns, alias_table
 
 
 def return_to_go(
@@ -259,6 +259,14 @@ class Dataset:
         packed = [x[keep].reshape(len(x[keep]), -1).astype(np.float32) for x in packed]
         table = None if weights is None else alias_table(weights[keep])
         return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields, table)
+
+    def with_returns(
+        self, discounts: np.ndarray, failure: float | None = None, endless: bool = False
+    ) -> TransitionsWithReturns:
+        """All rows with their returns-to-go, for every one of `discounts` [L] that differs; see `return_to_go`."""
+        discounts = np.unique(discounts)
+        returns = [self.return_to_go(float(discount), failure, endless) for discount in discounts]
+        return TransitionsWithReturns(self.transitions(), discounts, np.stack(returns))
 
 
 # ---------------------------------------------------------------------------------------- loading

@@ -28,18 +28,18 @@ def small(name: str, dataset: str, out, **changes):
     values = {
         "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
         "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
-        "actor_hidden_dims": (8, 8), "vae_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
-        "num_candidates": 2, "num_finalists": 2, "target_start": 0, "target_every": 1,
+        "gap_samples": 2, "latent_samples": 2, "value_samples": 2, "actor_hidden_dims": (8, 8),
+        "vae_hidden_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
+        "n_candidates": 2, "n_finalists": 2, "target_start": 0, "target_every": 1,
         # interaction
-        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "warmup_steps": 4, "utd": 2, "inner_steps": 2,
-        "offline_updates": 4, "offline_eval_every": 4,
+        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "utd": 2 if name != "moorl" else 1,
+        "inner_steps": 2, "offline_updates": 4, "offline_eval_every": 4,
         # the combination lock
-        "horizon": 2, "num_envs": 2, "offline_samples": 16, "offline_episodes": 16, "fit_updates": 2,
-        "critic_updates": 2, "policy_dims": (8, 8),
+        "horizon": 2, "episodes_per_step": 2, "offline_samples": 16, "critic_updates": 2,
         # PPO after offline stages
-        "pretrain_updates": 4, "critic_per_clone": 2, "q_dims": (8, 8), "value_dims": (8, 8), "model_dims": (8, 8),
-        "n_policies": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4, "gate_every": 2, "online_batch": 4,
-        "minibatch_size": 2, "epochs": 2,
+        "pretrain_updates": 4, "critic_per_clone": 2, "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
+        "model_hidden_dims": (8, 8), "n_actors": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4,
+        "gate_every": 2, "steps_per_iteration": 8 if name == "hnpg" else 4, "minibatch_size": 2, "epochs": 2,
     } | changes  # fmt: skip
     if "env_steps" not in fields:
         values["env"] = ""

@@ -6,9 +6,11 @@ then fits, backwards in h, Q_h to r + max_a' Q_{h+1}(s', a') on the union of the
 Neither optimism nor pessimism is needed: the dataset covers a good policy, and what the dataset does not cover and Q
 overestimates is visited and corrected.
 
-A round explores every step h with its own `num_envs` episodes: h greedy actions, then a uniformly random one, whose
-transition is stored. Steps are environment steps: a round has num_envs H (H + 1) / 2 of them; intervals are rounded up
+A round explores every step h with its own --episodes-per-step: h greedy actions, then a uniformly random one, whose
+transition is stored. Steps are environment steps: a round has H (H + 1) / 2 of them for each; intervals are rounded up
 to whole rounds.
+
+Adam's state is kept from round to round.
 
 Choose it when actions are discrete, episodes short, and exploration alone does not find the reward that a dataset
 shows.
@@ -50,31 +52,31 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(OnlineArgs):
     horizon: int = 100
-    """Steps H of an episode, each with a Q function of its own."""
+    """Steps H of an episode, each with networks of its own."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
-    """What is fitted: both kinds of data, or only what was collected, or only the dataset."""
+    """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
     offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
     """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
     offline_samples: int = 10_000
     """Transitions of the dataset per step h."""
     lock_seed: int = 0
     """Seed of the correct actions and of the dataset, the same in all lanes."""
-    num_envs: int = 50
+    episodes_per_step: int = 50
     """Episodes that explore each step h in a round."""
     learning_rate: Float = 2.5e-3
-    """Adam; its state is kept from round to round."""
-    temperature: Float = 1.0
+    """Adam's step size: everything that is learned."""
+    encoder_temperature: Float = 1.0
     """Of the softmax over latent states."""
-    fit_updates: int = 500
-    """Gradient updates of each step's Q in a round."""
+    critic_updates: int = 500
+    """Gradient updates of each step's critic in a fit."""
     batch_size: int = 512
-    """Transitions per update."""
+    """Transitions per gradient update."""
     state_dim: int = 3
     """Latent states of the encoder."""
     env_steps: EnvSteps = 50_500_000
-    """Environment steps of each lane, rounded up to whole rounds (200 of the paper's size)."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     log_every: int = 1
-    """Steps between two rows of metrics.csv, rounded up to whole rounds."""
+    """Steps between two rows of metrics.csv (means of the steps between)."""
     eval_episodes: int = 20
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
 
@@ -86,15 +88,15 @@ class Critic(nn.Module):
     """Q(s, a) = w . (onehot(a) x softmax(E s / temperature)) + b; of all actions where none is given."""
 
     state_dim: int
-    num_actions: int
+    n_actions: int
 
     @nn.compact
     def __call__(self, obs, temperature, action=None):
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal())
         state = nn.softmax(dense(self.state_dim, use_bias=False, name="encoder")(obs) / temperature)
         if action is None:
-            action, state = jnp.arange(self.num_actions), state[..., None, :]
-        chosen = jax.nn.one_hot(action, self.num_actions)
+            action, state = jnp.arange(self.n_actions), state[..., None, :]
+        chosen = jax.nn.one_hot(action, self.n_actions)
         features = chosen[..., :, None] * state[..., None, :]
         return dense(1, name="head")(features.reshape(*features.shape[:-2], -1))[..., 0]
 
@@ -126,7 +128,7 @@ def lock_of(args: Args) -> Lock:
 
 def round_steps(args: Args) -> int:
     """Environment steps of a round: step h is explored after h greedy steps."""
-    return args.num_envs * args.horizon * (args.horizon + 1) // 2
+    return args.episodes_per_step * args.horizon * (args.horizon + 1) // 2
 
 
 def whole_rounds(args: Args) -> Args:
@@ -138,14 +140,14 @@ def whole_rounds(args: Args) -> Args:
 
 def targets(critic, net: Critic, pool: Batch, last, args: Args):
     """r + max_a' Q_{h+1}(s', a') [P] for step h's rows, r alone at the last step; `critic`: step h + 1's."""
-    next_v = net.apply(critic, pool.next_obs, args.temperature).max(-1)
+    next_v = net.apply(critic, pool.next_obs, args.encoder_temperature).max(-1)
     chex.assert_equal_shape([next_v, pool.reward])
     return pool.reward + jnp.where(last, 0.0, next_v)
 
 
 def critic_loss(critic, net: Critic, obs, action, y, args: Args):
     """(Q_h(s, a) - y)^2 (algorithm 1, line 5)."""
-    q = net.apply(critic, obs, args.temperature, action)
+    q = net.apply(critic, obs, args.encoder_temperature, action)
     chex.assert_shape([q, y], (args.batch_size,))
     return ((q - y) ** 2).mean(), {"q": q.mean()}
 
@@ -155,14 +157,16 @@ def init(key, args: Args, spec: Spec) -> Agent:
     nets = Networks(Critic(args.state_dim, spec.action_dim))
     obs = jnp.zeros((1, spec.obs_shape[0] - 1))
     keys = jax.random.split(key, args.horizon)
-    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, args.temperature), keys)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, args.encoder_temperature), keys)
     return Agent(nets=nets, critic=critic, critic_opt=jax.vmap(optax.adam(args.learning_rate).init)(critic))
 
 
 def init_buffer(args: Args) -> Buffer:
     """Empty rings for all that is collected, or the newest `buffer_size` rows of all steps together."""
-    rounds = min(args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.num_envs)))
-    shape, obs = (args.horizon, rounds * args.num_envs), (lock_of(args).obs_dim,)
+    rounds = min(
+        args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.episodes_per_step))
+    )
+    shape, obs = (args.horizon, rounds * args.episodes_per_step), (lock_of(args).obs_dim,)
     rows = Batch(
         obs=jnp.zeros(shape + obs),
         action=jnp.zeros(shape, jnp.int32),
@@ -173,12 +177,12 @@ def init_buffer(args: Args) -> Buffer:
 
 
 def sample(key, collected, args: Args):
-    """[fit_updates, B] rows of a step's pool: the dataset's come first, then `collected` [] ones.
+    """[critic_updates, B] rows of a step's pool: the dataset's come first, then `collected` [] ones.
 
     Hybrid: uniform over the dataset, the collected rows, and as many again of the dataset.
     """
     kind_key, old_key, new_key = jax.random.split(key, 3)
-    shape, n = (args.fit_updates, args.batch_size), args.offline_samples
+    shape, n = (args.critic_updates, args.batch_size), args.offline_samples
     share = {"hybrid": collected / (n + 2 * collected), "online": 1.0, "offline": 0.0}[args.mode]
     old = jax.random.randint(old_key, shape, 0, n)
     new = n + jax.random.randint(new_key, shape, 0, jnp.maximum(collected, 1))
@@ -216,7 +220,7 @@ def act(agent: Agent, obs, key, args: Args):
     """Greedy actions [B], each by the critic of its observation's step."""
     h = obs[:, -1].astype(jnp.int32)
     critic = jax.tree.map(lambda x: x[h], agent.critic)
-    q = jax.vmap(agent.nets.critic.apply, (0, 0, None))(critic, obs[:, :-1], args.temperature)
+    q = jax.vmap(agent.nets.critic.apply, (0, 0, None))(critic, obs[:, :-1], args.encoder_temperature)
     return q.argmax(-1)
 
 
@@ -231,7 +235,7 @@ def play(agent: Agent, key, args: Args, explores) -> tuple[Batch, jax.Array, jax
         state, obs = carry
         critic, key = x
         random_key, step_key = jax.random.split(key)
-        greedy = agent.nets.critic.apply(critic, obs, args.temperature).argmax(-1)
+        greedy = agent.nets.critic.apply(critic, obs, args.encoder_temperature).argmax(-1)
         action = jnp.where(explores == state.h, lock_random(lock, random_key, n), greedy)
         new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
         return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), state.latent)
@@ -244,7 +248,7 @@ def play(agent: Agent, key, args: Args, explores) -> tuple[Batch, jax.Array, jax
 
 def collect(agent: Agent, buffer: Buffer, key, args: Args) -> tuple[Buffer, dict]:
     """One round's transitions: of the episodes that explore step h, that of step h alone."""
-    n, horizon = args.num_envs, jnp.arange(args.horizon)
+    n, horizon = args.episodes_per_step, jnp.arange(args.horizon)
     rows, latent, _ = play(agent, key, args, jnp.repeat(horizon, n))
     own = lambda x: x.reshape(args.horizon, args.horizon, n, *x.shape[2:])[horizon, horizon]  # noqa: E731
     at = buffer.inserted % buffer.rows.reward.shape[1]
@@ -264,7 +268,7 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[t
         pool = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), data, buffer.rows)
         collected = jnp.minimum(buffer.inserted, buffer.rows.reward.shape[1])
         agent, metrics = update(agent, pool, collected, update_key, args)
-        greedy = play(agent, play_key, args, jnp.full(args.num_envs, args.horizon))[2]  # not counted as steps
+        greedy = play(agent, play_key, args, jnp.full(args.episodes_per_step, args.horizon))[2]  # not counted as steps
         return (agent, buffer), {**metrics, **info, "greedy_return": greedy.mean()}
 
     carry, metrics = jax.lax.scan(one_round, carry, keys[:: round_steps(args)])
@@ -285,7 +289,7 @@ def main(args: Args) -> None:
         for keys in run.chunks():
             (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, data)
             rounds = (run.done + run.chunk) // round_steps(args)
-            run.log(agent, metrics, updates=rounds * args.horizon * args.fit_updates, state=buffer)
+            run.log(agent, metrics, updates=rounds * args.horizon * args.critic_updates, state=buffer)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@ from results.checks import Claim, end
 from results.grid import Entry
 
 LOCK = "combination-lock-h10-trajectory"
-LENGTH = "--horizon 10 --seeds 4 --offline-episodes 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
+LENGTH = "--horizon 10 --seeds 4 --offline-samples 2000 --env-steps 300000 --log-every 5000 --eval-every 50000"
 
 
 def lock(variant, more=""):

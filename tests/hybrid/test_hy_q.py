@@ -20,8 +20,8 @@ SPEC = Spec((D + 1,), A, True)
 
 
 def args_of(**changes):
-    values = {"horizon": H, "num_envs": 4, "offline_samples": 30, "fit_updates": 3, "batch_size": B, "env_steps": 48}
-    return hy_q.Args(**(values | changes))
+    values = {"horizon": H, "episodes_per_step": 4, "offline_samples": 30, "critic_updates": 3, "batch_size": B}
+    return hy_q.Args(**(values | {"env_steps": 48} | changes))
 
 
 def agent_of(args, seed=0):
@@ -32,10 +32,10 @@ def agent_of(args, seed=0):
     return agent.replace(critic=jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape) for x in leaves]))
 
 
-def q_numpy(critic, h, obs, temperature=1.0):
+def q_numpy(critic, h, obs, encoder_temperature=1.0):
     """[B, A]"""
     p = jax.tree.map(lambda x: np.float64(x[h]), critic)["params"]
-    z = np.float64(obs) @ p["encoder"]["kernel"] / temperature
+    z = np.float64(obs) @ p["encoder"]["kernel"] / encoder_temperature
     state = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     return np.stack([np.kron(np.eye(A)[a], state) @ p["head"]["kernel"][:, 0] for a in range(A)], 1) + p["head"]["bias"]
 
@@ -53,7 +53,7 @@ def one(tree, h):
 
 
 def test_critic_targets_and_loss():
-    args = args_of(temperature=0.7)
+    args = args_of(encoder_temperature=0.7)
     agent, pool = agent_of(args), rows()
     net = agent.nets.critic
     assert "bias" not in agent.critic["params"]["encoder"]
@@ -68,7 +68,7 @@ def test_critic_targets_and_loss():
 
 def test_targets_are_those_of_the_critic_just_fitted():
     """With one update per fit: step h's target is from the new Q_{h+1}, the last step's is the reward."""
-    args = args_of(fit_updates=1, learning_rate=0.1, batch_size=7, mode="offline")
+    args = args_of(critic_updates=1, learning_rate=0.1, batch_size=7, mode="offline")
     agent, data = agent_of(args), jax.tree.map(lambda *x: jnp.stack(x), *[rows(30, seed=h) for h in range(H)])
     key = jax.random.key(3)
     new, _ = hy_q.update(agent, data, jnp.int32(0), key, args)
@@ -91,7 +91,7 @@ def test_every_fit_takes_its_updates_and_begins_with_the_next_steps_encoder():
     agent = agent_of(args)
     data = jax.tree.map(lambda x: jnp.stack([x] * H), rows(40))
     new, _ = hy_q.update(agent, data, jnp.int32(10), jax.random.key(0), args)
-    assert (np.asarray(new.critic_opt[0].count) == args.fit_updates).all()
+    assert (np.asarray(new.critic_opt[0].count) == args.critic_updates).all()
     for h in range(H):
         np.testing.assert_array_equal(
             one(new.critic, h)["params"]["encoder"]["kernel"], one(agent.critic, H - 1)["params"]["encoder"]["kernel"]
@@ -103,7 +103,7 @@ def test_every_fit_takes_its_updates_and_begins_with_the_next_steps_encoder():
 
 @pytest.mark.parametrize("collected", (0, 10, 300))
 def test_the_mixture_keeps_as_many_offline_as_online_rows_beside_the_dataset(collected):
-    args = args_of(fit_updates=200, batch_size=100)
+    args = args_of(critic_updates=200, batch_size=100)
     draw = lambda **c: np.asarray(hy_q.sample(jax.random.key(1), jnp.int32(collected), dataclasses.replace(args, **c)))  # noqa: E731
     x = draw()
     assert x.shape == (200, 100) and x.min() == 0 and x.max() == 29 + collected
@@ -128,7 +128,7 @@ def knowing(agent, args):
 
 
 def test_a_round_explores_each_step_with_random_actions_after_greedy_ones():
-    args = args_of(num_envs=4_000, env_steps=1)
+    args = args_of(episodes_per_step=4_000, env_steps=1)
     args = hy_q.whole_rounds(args)
     lock = hy_q.lock_of(args)
     agent = knowing(agent_of(args), args)
