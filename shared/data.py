@@ -154,13 +154,7 @@ class Dataset:
 
     def require(self, discrete: bool | None = None) -> "Dataset":
         """This dataset, or InputError where its actions are of the other kind or it has images."""
-        if discrete is not None and discrete != self.spec.discrete:
-            kinds = {True: "discrete", False: "continuous"}
-            raise InputError(
-                f"This needs {kinds[discrete]} actions; those of '{self.task.id}' are {kinds[not discrete]}."
-            )
-        if len(self.spec.obs_shape) != 1:
-            raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
+        self.task.require(discrete)
         return self
 
     def reward_range(self) -> tuple[float, float]:

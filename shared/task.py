@@ -52,6 +52,15 @@ class Task:
         """The evaluation environment (with its time limit)."""
         return gym.make(self.env_spec, **kwargs)
 
+    def require(self, discrete: bool | None = None) -> "Task":
+        """This task, or InputError where its actions are of the other kind or it has images."""
+        if discrete is not None and discrete != self.spec.discrete:
+            kinds = {True: "discrete", False: "continuous"}
+            raise InputError(f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}.")
+        if len(self.spec.obs_shape) != 1:
+            raise InputError(f"'{self.id}' has image observations; this needs vectors.")
+        return self
+
     def in_env(self, env_id: str, **kwargs) -> "Task":
         """This task in another environment of the same observations and actions, with this one's time limit.
 
