@@ -50,8 +50,7 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(HybridArgs):
     dataset: str = "continuous-combination-lock-h50-trajectory"
-    """A dataset of a continuous combination lock: near-optimal episodes (trajectory), random actions in the optimal
-    policy's states (occupancy), or random episodes."""
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     horizon: int = 0
     """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"

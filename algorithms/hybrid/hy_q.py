@@ -53,8 +53,7 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(HybridArgs):
     dataset: str = "combination-lock-h100-trajectory"
-    """A dataset of a combination lock: near-optimal episodes (trajectory), random actions in the optimal policy's
-    states (occupancy), or random episodes."""
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     horizon: int = 0
     """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
@@ -275,7 +274,8 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> t
         pool = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), data, buffer.rows)
         collected = jnp.minimum(buffer.inserted, buffer.rows.reward.shape[1])
         agent, metrics = update(agent, pool, data.reward.shape[1], collected, update_key, args)
-        greedy = play(agent, play_key, args, lock, jnp.full(args.episodes_per_step, args.horizon))[2]  # not counted as steps
+        never = jnp.full(args.episodes_per_step, args.horizon)
+        greedy = play(agent, play_key, args, lock, never)[2]  # not counted as steps
         return (agent, buffer), {**metrics, **info, "greedy_return": greedy.mean()}
 
     carry, metrics = jax.lax.scan(one_round, carry, keys[:: round_steps(args)])
