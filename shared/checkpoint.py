@@ -40,7 +40,6 @@ FORMER = {
     "num_candidates": ("n_candidates",),
     "num_envs": ("episodes_per_step",),
     "num_finalists": ("n_finalists",),
-    "offline_episodes": ("offline_samples",),
     "offline_ratio": ("online_share",),
     "offline_share": ("offline_probability", "mixed_share"),
     "old_policy": ("old_actors",),
@@ -63,6 +62,8 @@ FORMER = {
     "warmup_steps": ("learning_starts",),
     "weight_temperature": ("reweight_temperature",),
 }
+# Arguments of earlier runs that are gone: the dataset says it now.
+GONE = {"lock_seed", "offline_data", "offline_episodes", "offline_samples"}
 _FORMER_VALUES = {"offline_ratio": lambda share: 1.0 - share}
 
 
@@ -71,6 +72,7 @@ def renamed(stored: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
     return {
         _current(name, known): _FORMER_VALUES[name](value) if name in _FORMER_VALUES and name not in known else value
         for name, value in stored.items()
+        if name in known or name not in GONE
     }
 
 

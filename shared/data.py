@@ -13,7 +13,7 @@ import numpy as np
 from shared.errors import InputError, nearest
 from shared.formats import checked, content_hash, guessed_env, read_dataset
 from shared.task import Spec, Task, reference_score, registered_env
-from shared.transitions import FIELDS, Transitions, TransitionsWithReturns, alias_table
+from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
 
 
 def return_to_go(
@@ -131,15 +131,30 @@ class Dataset:
         rows = np.arange(len(self.obs))[:, None] + np.arange(length)
         return np.minimum(rows, end[:, None]), rows <= end[:, None]
 
+    def by_step(self, horizon: int) -> Batch:
+        """Rows (obs, action, reward, next_obs) by the step h = 0 .. H - 1 that ends their observation: [H, n, ...].
+
+        For data of a finite horizon; observations are without the step. n: as many as the rarest step has.
+
+        Raises:
+          InputError: there is a step without rows.
+        """
+        step = self.obs[:, -1]
+        of_step = [np.flatnonzero(step == h) for h in range(horizon)]
+        rarest = min(range(horizon), key=lambda h: len(of_step[h]))
+        if len(of_step[rarest]) == 0:
+            raise InputError(f"'{self.task.id}' has no rows of step {rarest}.")
+        rows = np.stack([found[: len(of_step[rarest])] for found in of_step])
+        return Batch(
+            obs=self.obs[rows, :-1],
+            action=self.action[rows],
+            reward=self.reward[rows],
+            next_obs=self.next_obs[rows, :-1],
+        )
+
     def require(self, discrete: bool | None = None) -> "Dataset":
         """This dataset, or InputError where its actions are of the other kind or it has images."""
-        if discrete is not None and discrete != self.spec.discrete:
-            kinds = {True: "discrete", False: "continuous"}
-            raise InputError(
-                f"This needs {kinds[discrete]} actions; those of '{self.task.id}' are {kinds[not discrete]}."
-            )
-        if len(self.spec.obs_shape) != 1:
-            raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
+        self.task.require(discrete)
         return self
 
     def reward_range(self) -> tuple[float, float]:
@@ -272,12 +287,13 @@ class Dataset:
 # ---------------------------------------------------------------------------------------- loading
 
 
-def load_dataset(name: str, env: str = "", clip_actions: bool = False) -> Dataset:
+def load_dataset(name: str, env: str = "", clip_actions: bool = False, env_units: bool = False) -> Dataset:
     """Loads a Minari id or directory, a D4RL hdf5, an OGBench npz, a plain npz, or a recipe's dataset.
 
     A recipe of datasets/ that was not made yet is made first; another Minari id is downloaded when
     there is a network. `env` replaces the evaluation environment stored with (or guessed for) the
-    data. Flat arrays are cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by content.
+    data. `env_units`: actions stay in the environment's units, instead of [-1, 1]. Flat arrays are
+    cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by content.
 
     Raises:
       InputError: unknown id, missing or unreadable file, no network, NaN, shapes that disagree,
@@ -290,11 +306,13 @@ def load_dataset(name: str, env: str = "", clip_actions: bool = False) -> Datase
         env_spec = registered_env(meta["env"], meta.get("env_kwargs"), meta.get("max_episode_steps"))
     else:
         env_spec = guessed_env(name)
-    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions)
+    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, env_units)
     reference = reference_score(name, env_spec.id if env_spec else None) or meta.get("reference")
     options = {"clip_actions": True} if clip_actions else {}
     data = Dataset(Task(name, meta["hash"], spec, env_spec, reference=reference, options=options), **arrays)
     if not meta.get("same_env", True):  # the data's returns are of another problem than the scores
+        return data
+    if data.last.all() and not data.terminal.all():  # single rows that were cut out of episodes: no returns
         return data
     returns = data.episode_returns()
     baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}

@@ -252,8 +252,10 @@ def guessed_env(name: str) -> gym.envs.registration.EnvSpec | None:
     return registered_env(env_id) if env_id else None
 
 
-def checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) -> tuple[Spec, dict[str, np.ndarray]]:
-    """What `read_dataset` returned, in the types of `Dataset`, with actions rescaled to [-1, 1].
+def checked(
+    name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool, env_units: bool = False
+) -> tuple[Spec, dict[str, np.ndarray]]:
+    """What `read_dataset` returned, in the types of `Dataset`, with actions rescaled to [-1, 1] unless `env_units`.
 
     Raises:
       InputError: NaN, shapes that disagree with each other or with the environment's, actions outside the action
@@ -294,13 +296,13 @@ def checked(name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool) -
         if action.shape[1] != spec.action_dim:
             raise InputError(f"{name} has actions of {action.shape[1]} dimensions, {space} has {spec.action_dim}.")
         low, high = np.float32(spec.action_low), np.float32(spec.action_high)
-        action = 2.0 * (action - low) / (high - low) - 1.0
-        if not clip_actions and np.abs(action).max() > 1.0 + 1e-4:
+        scaled = 2.0 * (action - low) / (high - low) - 1.0
+        if not clip_actions and np.abs(scaled).max() > 1.0 + 1e-4:
             raise InputError(
-                f"{name} has actions outside {space} (up to {np.abs(action).max():.2f} times its half-width); "
+                f"{name} has actions outside {space} (up to {np.abs(scaled).max():.2f} times its half-width); "
                 "pass --clip-actions to clip them."
             )
-        action = np.clip(action, -1.0, 1.0)
+        action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
     if env_spec and (shape := flat_obs_shape(_made(env_spec).observation_space)) != obs.shape[1:]:
         raise InputError(f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}.")
     flags = {flag: arrays[flag].astype(bool) for flag in ("terminal", "last")}

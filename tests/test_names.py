@@ -18,7 +18,7 @@ from reference import SPEC
 import shared.arguments
 from results.raw import changed_settings, read_run
 from shared.arguments import Fraction, StaticFraction, float_fields, parse
-from shared.checkpoint import comparable, load_lanes, refuse_another_run, save_tree
+from shared.checkpoint import comparable, load_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
 from shared.lanes import with_settings
@@ -258,3 +258,9 @@ def test_the_raw_files_of_a_run_with_former_names_are_read_under_todays(tmp_path
     rows = read_run(tmp_path)
     assert [row.setting for row in rows] == ["loss_temperature=0.5", "loss_temperature=2"]
     assert changed_settings(rows[0], ROOT) == {"batch_size": ("64", "1,024")}
+
+
+def test_an_argument_that_the_dataset_replaced_is_left_out_of_an_old_record():
+    old = {"horizon": 10, "lock_seed": 1, "offline_data": "random", "offline_episodes": 5, "policy_dims": (8,)}
+    assert renamed(old, {"horizon", "actor_hidden_dims"}) == {"horizon": 10, "actor_hidden_dims": (8,)}
+    assert renamed({"unknown": 1}, {"horizon"}) == {"unknown": 1}

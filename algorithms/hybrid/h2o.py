@@ -44,7 +44,6 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, HybridArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
-from shared.environments import changed_physics
 from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -360,7 +359,8 @@ def main(args: Args) -> None:
         raise InputError(f"--sim-share must lie in (0, 1] and give a row of {args.batch_size}, not {args.sim_share}.")
     data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
-    simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)
+    change = {"gravity": args.sim_gravity, "friction": args.sim_friction, "noise": args.sim_noise}
+    simulator = data.task.in_env("ChangedPhysics-v0", env=data.task.describe()["env"], **change)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)

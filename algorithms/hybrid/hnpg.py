@@ -18,11 +18,11 @@ Choose it when you want an on-policy method that also learns from a dataset; lon
 Deviations from the paper:
 - the natural gradient step is TRPO's, with its line search, as in the authors' code;
 - float32, where the authors' code has float64;
-- the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
+- the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
 - the lock clips actions (logits) to [-10, 10], far outside of what the policies need.
 
-    python algorithms/hybrid/hnpg.py --horizon 10 --offline-samples 2000 --env-steps 300000 --seeds 4
-    python algorithms/hybrid/hnpg.py --horizon 10 --env-steps 300000 --seeds 4 --mode online
+    python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-trajectory --env-steps 300000 --seeds 4
+    python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-random --env-steps 300000 --mode online
 """
 
 import dataclasses
@@ -39,25 +39,22 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, hyperparameters
-from shared.environments import BAD, LOGIT_LIMIT, Lock, lock_data, lock_reset, lock_step, lock_task
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
-from shared.task import Spec
+from shared.task import Spec, Task
 from shared.transitions import Batch
 
 
 @hyperparameters
-class Args(OnlineArgs):
-    horizon: int = 50
-    """Steps H of an episode, each with networks of its own."""
+class Args(HybridArgs):
+    dataset: str = "continuous-combination-lock-h50-trajectory"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    horizon: int = 0
+    """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
-    offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
-    """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
-    offline_samples: int = 50_000
-    """Transitions of the dataset per step h."""
-    lock_seed: int = 0
-    """Seed of the correct actions and of the dataset, the same in all lanes."""
     steps_per_iteration: int = 1_000
     """Environment steps between two updates of the policy, which learns from these alone."""
     max_kl: Float = 0.01
@@ -132,6 +129,8 @@ class Critic(nn.Module):
 class Networks(NamedTuple):
     actor: Actor
     critic: Critic
+    action_limit: float
+    """Actions are logits, up to this size in the lock."""
 
 
 class Agent(flax.struct.PyTreeNode):
@@ -142,8 +141,14 @@ class Agent(flax.struct.PyTreeNode):
     """[H, ...]"""
 
 
-def lock_of(args: Args) -> Lock:
-    return Lock(args.horizon, continuous=True, seed=args.lock_seed)
+def lock_of(task: Task, args: Args):
+    """The lock of the task's environment, as functions of many episodes at the same step."""
+    lock = getattr(task.env_spec and task.make_env().unwrapped, "lock", None)
+    if lock is None:
+        raise InputError(f"'{task.id}' is no lock; try --dataset continuous-combination-lock-h10-trajectory.")
+    if args.horizon not in (0, lock.horizon):
+        raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
+    return lock
 
 
 def episodes(args: Args) -> int:
@@ -258,7 +263,7 @@ def trust_region_step(actor, net: Actor, obs, action, adv, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane; the last entry of observations is the step h, which chooses the networks."""
-    nets = Networks(Actor(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    nets = Networks(Actor(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims), spec.action_high[0])
     obs, action = jnp.zeros((1, spec.obs_shape[0] - 1)), jnp.zeros((1, spec.action_dim))
     actor_key, critic_key = jax.random.split(key)
     actor = jax.lax.map(lambda k: nets.actor.init(k, obs), jax.random.split(actor_key, args.horizon))
@@ -268,7 +273,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 def sample(key, data: Batch, args: Args) -> Batch:
     """[H, E] offline transitions, uniform with replacement: as many of each step as the policy has made."""
-    row = jax.random.randint(key, (args.horizon, episodes(args)), 0, args.offline_samples)
+    row = jax.random.randint(key, (args.horizon, episodes(args)), 0, data.reward.shape[1])
     return jax.tree.map(lambda x: jax.vmap(lambda column, i: column[i])(x, row), data)
 
 
@@ -316,33 +321,32 @@ def act(agent: Agent, obs, key, args: Args):
     h = obs[:, -1].astype(jnp.int32)
     mean, log_std = jax.vmap(agent.nets.actor.apply)(jax.tree.map(lambda x: x[h], agent.actor), obs[:, :-1])
     noise = jax.random.normal(key, mean.shape) if args.sample_actions else 0.0
-    return (mean + jnp.exp(log_std) * noise) / LOGIT_LIMIT
+    return (mean + jnp.exp(log_std) * noise) / agent.nets.action_limit
 
 
-def collect(agent: Agent, key, args: Args) -> tuple[Batch, dict]:
+def collect(agent: Agent, key, args: Args, lock) -> tuple[Batch, dict]:
     """Episodes of the policy [H, E, ...]."""
-    lock = lock_of(args)
 
     def step(carry, x):
         state, obs = carry
         actor, key = x
         action_key, step_key = jax.random.split(key)
         action = sample_actions(agent.nets.actor, actor, obs, action_key)
-        new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
-        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward), (state.latent != BAD).mean())
+        new, next_obs, reward, _ = lock.step(state, action, step_key)
+        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward), lock.good(state).mean())
 
     first_key, key = jax.random.split(key)
     steps = (agent.actor, jax.random.split(key, args.horizon))
-    rows, good = jax.lax.scan(step, lock_reset(lock, first_key, (episodes(args),)), steps)[1]
+    rows, good = jax.lax.scan(step, lock.reset(first_key, (episodes(args),)), steps)[1]
     return rows, {"train_return": rows.reward.sum(0).mean(), "good_state": good.mean(), "good_state_at_end": good[-1]}
 
 
-def train(agent: Agent, keys, args: Args, data: Batch) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: Batch, lock) -> tuple[Agent, dict]:
     """One lane: an iteration for every `iteration_steps` keys; mean metrics."""
 
     def iteration(agent, key):
         collect_key, sample_key, update_key = jax.random.split(key, 3)
-        online, info = collect(agent, collect_key, args)
+        online, info = collect(agent, collect_key, args, lock)
         agent, metrics = update(agent, online, sample(sample_key, data, args), update_key, args)
         return agent, {**metrics, **info}
 
@@ -351,17 +355,16 @@ def train(agent: Agent, keys, args: Args, data: Batch) -> tuple[Agent, dict]:
 
 
 def main(args: Args) -> None:
-    args, lock = whole_iterations(args), lock_of(args)
-    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
-    data = lock_data(lock, data_key, args.offline_samples, args.offline_data)
-    task = lock_task(lock, data, args.offline_data)
-    with Run(__file__, args, task, act, unit=iteration_steps(args)) as run:
-        data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    data = load_dataset(args.dataset, args.env, args.clip_actions, env_units=True).require(discrete=False)
+    lock = lock_of(data.task, args)
+    args = whole_iterations(dataclasses.replace(args, horizon=lock.horizon))
+    with Run(__file__, args, data.task, act, unit=iteration_steps(args)) as run:
+        rows = run.replicate(data.by_step(lock.horizon))
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         agent = run.restore(agent)
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():
-            agent, metrics = train_lanes(agent, keys, run.lane_args, data)
+            agent, metrics = train_lanes(agent, keys, run.lane_args, rows)
             iterations = (run.done + run.chunk) // iteration_steps(args)
             run.log(agent, metrics, updates=iterations * args.horizon * args.critic_updates)
 

@@ -16,7 +16,7 @@ Choose it when actions are discrete, episodes short, and exploration alone does 
 shows.
 
 Deviations from the paper:
-- the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
+- the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
 - the buffers of the authors' code are not built (the dataset, and with every collected row another of the dataset):
   rows are drawn with the probabilities that they would have there;
 - the regression targets of a fit, which stand still, are computed once for all rows;
@@ -24,8 +24,8 @@ Deviations from the paper:
 - the dataset takes all steps h from the same episodes (the authors roll in anew for every h);
 - training goes on after the return has reached 1.
 
-    python algorithms/hybrid/hy_q.py --horizon 10 --offline-samples 2000 --env-steps 82500 --seeds 4
-    python algorithms/hybrid/hy_q.py --horizon 10 --env-steps 82500 --seeds 4 --mode online
+    python algorithms/hybrid/hy_q.py --dataset combination-lock-h10-trajectory --env-steps 82500 --seeds 4
+    python algorithms/hybrid/hy_q.py --dataset combination-lock-h10-trajectory --env-steps 82500 --seeds 4 --mode online
 """
 
 import dataclasses
@@ -42,25 +42,22 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, OnlineArgs, hyperparameters
-from shared.environments import BAD, Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
+from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
-from shared.task import Spec
+from shared.task import Spec, Task
 from shared.transitions import Batch
 
 
 @hyperparameters
-class Args(OnlineArgs):
-    horizon: int = 100
-    """Steps H of an episode, each with networks of its own."""
+class Args(HybridArgs):
+    dataset: str = "combination-lock-h100-trajectory"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    horizon: int = 0
+    """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
-    offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
-    """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
-    offline_samples: int = 10_000
-    """Transitions of the dataset per step h."""
-    lock_seed: int = 0
-    """Seed of the correct actions and of the dataset, the same in all lanes."""
     episodes_per_step: int = 50
     """Episodes that explore each step h in a round."""
     learning_rate: Float = 2.5e-3
@@ -122,8 +119,14 @@ class Buffer(NamedTuple):
     """[] rows ever inserted into each ring"""
 
 
-def lock_of(args: Args) -> Lock:
-    return Lock(args.horizon, seed=args.lock_seed)
+def lock_of(task: Task, args: Args):
+    """The lock of the task's environment, as functions of many episodes at the same step."""
+    lock = getattr(task.env_spec and task.make_env().unwrapped, "lock", None)
+    if lock is None:
+        raise InputError(f"'{task.id}' is no combination lock; try --dataset combination-lock-h10-trajectory.")
+    if args.horizon not in (0, lock.horizon):
+        raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
+    return lock
 
 
 def round_steps(args: Args) -> int:
@@ -161,12 +164,12 @@ def init(key, args: Args, spec: Spec) -> Agent:
     return Agent(nets=nets, critic=critic, critic_opt=jax.vmap(optax.adam(args.learning_rate).init)(critic))
 
 
-def init_buffer(args: Args) -> Buffer:
+def init_buffer(args: Args, spec: Spec) -> Buffer:
     """Empty rings for all that is collected, or the newest `buffer_size` rows of all steps together."""
     rounds = min(
         args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.episodes_per_step))
     )
-    shape, obs = (args.horizon, rounds * args.episodes_per_step), (lock_of(args).obs_dim,)
+    shape, obs = (args.horizon, rounds * args.episodes_per_step), (spec.obs_shape[0] - 1,)
     rows = Batch(
         obs=jnp.zeros(shape + obs),
         action=jnp.zeros(shape, jnp.int32),
@@ -176,21 +179,24 @@ def init_buffer(args: Args) -> Buffer:
     return Buffer(rows, jnp.int32(0))
 
 
-def sample(key, collected, args: Args):
-    """[critic_updates, B] rows of a step's pool: the dataset's come first, then `collected` [] ones.
+def sample(key, offline: int, collected, args: Args):
+    """[critic_updates, B] rows of a step's pool: `offline` ones of the dataset come first, then `collected` [] ones.
 
     Hybrid: uniform over the dataset, the collected rows, and as many again of the dataset.
     """
     kind_key, old_key, new_key = jax.random.split(key, 3)
-    shape, n = (args.critic_updates, args.batch_size), args.offline_samples
+    shape, n = (args.critic_updates, args.batch_size), offline
     share = {"hybrid": collected / (n + 2 * collected), "online": 1.0, "offline": 0.0}[args.mode]
     old = jax.random.randint(old_key, shape, 0, n)
     new = n + jax.random.randint(new_key, shape, 0, jnp.maximum(collected, 1))
     return jnp.where(jax.random.bernoulli(kind_key, share, shape), new, old)
 
 
-def update(agent: Agent, pool: Batch, collected, key, args: Args) -> tuple[Agent, dict]:
-    """Fits all steps of `pool` [H, P, ...], the last one first; Q_h begins with the encoder of Q_{h+1}."""
+def update(agent: Agent, pool: Batch, offline: int, collected, key, args: Args) -> tuple[Agent, dict]:
+    """Fits all steps of `pool` [H, P, ...], the last one first; Q_h begins with the encoder of Q_{h+1}.
+
+    Of each step's P rows, the first `offline` are the dataset's and the next `collected` [] were collected.
+    """
     net, adam = agent.nets.critic, optax.adam(args.learning_rate)
 
     def fit(next_critic, x):
@@ -207,7 +213,7 @@ def update(agent: Agent, pool: Batch, collected, key, args: Args) -> tuple[Agent
             updates, opt = adam.update(grads, opt)
             return (optax.apply_updates(critic, updates), opt), {"critic_loss": loss, **info}
 
-        (critic, opt), metrics = jax.lax.scan(step, (critic, opt), sample(key, collected, args))
+        (critic, opt), metrics = jax.lax.scan(step, (critic, opt), sample(key, offline, collected, args))
         return critic, (critic, opt, jax.tree.map(lambda m: m[-1], metrics))
 
     steps = (jnp.arange(args.horizon), agent.critic, agent.critic_opt, pool, jax.random.split(key, args.horizon))
@@ -224,51 +230,52 @@ def act(agent: Agent, obs, key, args: Args):
     return q.argmax(-1)
 
 
-def play(agent: Agent, key, args: Args, explores) -> tuple[Batch, jax.Array, jax.Array]:
+def play(agent: Agent, key, args: Args, lock, explores) -> tuple[Batch, jax.Array, jax.Array]:
     """Episodes [N] of the greedy policy, with a random action at step `explores` [N] (H: none).
 
-    Returns their transitions [H, N, ...], the latent states [H, N] acted in, and the returns [N].
+    Returns their transitions [H, N, ...], whether the states [H, N] acted in are good, and the returns [N].
     """
-    lock, n = lock_of(args), explores.shape
+    n = explores.shape
 
     def step(carry, x):
         state, obs = carry
         critic, key = x
         random_key, step_key = jax.random.split(key)
         greedy = agent.nets.critic.apply(critic, obs, args.encoder_temperature).argmax(-1)
-        action = jnp.where(explores == state.h, lock_random(lock, random_key, n), greedy)
-        new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
-        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), state.latent)
+        action = jnp.where(explores == state.h, lock.random_action(random_key, n), greedy)
+        new, next_obs, reward, _ = lock.step(state, action, step_key)
+        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), lock.good(state))
 
     first_key, key = jax.random.split(key)
     steps = (agent.critic, jax.random.split(key, args.horizon))
-    rows, latent = jax.lax.scan(step, lock_reset(lock, first_key, n), steps)[1]
-    return rows, latent, rows.reward.sum(0)
+    rows, good = jax.lax.scan(step, lock.reset(first_key, n), steps)[1]
+    return rows, good, rows.reward.sum(0)
 
 
-def collect(agent: Agent, buffer: Buffer, key, args: Args) -> tuple[Buffer, dict]:
+def collect(agent: Agent, buffer: Buffer, key, args: Args, lock) -> tuple[Buffer, dict]:
     """One round's transitions: of the episodes that explore step h, that of step h alone."""
     n, horizon = args.episodes_per_step, jnp.arange(args.horizon)
-    rows, latent, _ = play(agent, key, args, jnp.repeat(horizon, n))
+    rows, good, _ = play(agent, key, args, lock, jnp.repeat(horizon, n))
     own = lambda x: x.reshape(args.horizon, args.horizon, n, *x.shape[2:])[horizon, horizon]  # noqa: E731
     at = buffer.inserted % buffer.rows.reward.shape[1]
     insert = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, at, axis=1)  # noqa: E731
     rows = jax.tree.map(insert, buffer.rows, jax.tree.map(own, rows))
-    good = (own(latent) != BAD).mean(1)
+    good = own(good).mean(1)
     return Buffer(rows, buffer.inserted + n), {"good_state": good.mean(), "good_state_at_end": good[-1]}
 
 
-def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[tuple[Agent, Buffer], dict]:
+def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> tuple[tuple[Agent, Buffer], dict]:
     """One lane: a round for every `round_steps` keys; mean metrics."""
 
     def one_round(carry, key):
         agent, buffer = carry
         collect_key, update_key, play_key = jax.random.split(key, 3)
-        buffer, info = collect(agent, buffer, collect_key, args)
+        buffer, info = collect(agent, buffer, collect_key, args, lock)
         pool = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), data, buffer.rows)
         collected = jnp.minimum(buffer.inserted, buffer.rows.reward.shape[1])
-        agent, metrics = update(agent, pool, collected, update_key, args)
-        greedy = play(agent, play_key, args, jnp.full(args.episodes_per_step, args.horizon))[2]  # not counted as steps
+        agent, metrics = update(agent, pool, data.reward.shape[1], collected, update_key, args)
+        never = jnp.full(args.episodes_per_step, args.horizon)
+        greedy = play(agent, play_key, args, lock, never)[2]  # not counted as steps
         return (agent, buffer), {**metrics, **info, "greedy_return": greedy.mean()}
 
     carry, metrics = jax.lax.scan(one_round, carry, keys[:: round_steps(args)])
@@ -276,18 +283,17 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[t
 
 
 def main(args: Args) -> None:
-    args, lock = whole_rounds(args), lock_of(args)
-    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
-    data = lock_data(lock, data_key, args.offline_samples, args.offline_data)
-    task = lock_task(lock, data, args.offline_data)
-    with Run(__file__, args, task, act, unit=round_steps(args)) as run:
-        data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
-        buffer = run.over_lanes(init_buffer, in_axes=(0,))(run.lane_args)
+    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=True)
+    lock = lock_of(data.task, args)
+    args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
+    with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
+        rows = run.replicate(data.by_step(lock.horizon))
+        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        buffer = run.over_lanes(partial(init_buffer, spec=data.spec), in_axes=(0,))(run.lane_args)
         agent, buffer = run.restore(agent, buffer)
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():
-            (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, data)
+            (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, rows)
             rounds = (run.done + run.chunk) // round_steps(args)
             run.log(agent, metrics, updates=rounds * args.horizon * args.critic_updates, state=buffer)
 

@@ -15,6 +15,7 @@ from test_lanes import train
 
 from shared.errors import InputError
 from shared.replay import init_replay
+from shared.task import Task
 from shared.transitions import FIELDS, Batch, Transitions
 
 
@@ -247,18 +248,20 @@ def test_h2o_interacts_with_the_simulator_and_is_evaluated_in_the_real_environme
 def test_h2o_evaluates_what_the_task_of_the_data_makes(pendulum, tmp_path, monkeypatch):
     h2o, made = load("h2o"), []
 
-    def changed(task, *change):
-        made.append((task, change))
+    def changed(task, *change, **kwargs):
+        made.append((task, change, kwargs))
         return dataclasses.replace(task, id="simulator")
 
     def run(file, args, task, act):
         made.append(task)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(h2o, "changed_physics", changed)
+    monkeypatch.setattr(Task, "in_env", changed)
     monkeypatch.setattr(h2o, "Run", run)
     with pytest.raises(KeyboardInterrupt):
         h2o.main(tiny(dataset=pendulum, env="Pendulum-v1", sim_gravity=3.0, sim_friction=0.5, sim_noise=0.1))
-    assert made[0][1] == (3.0, 0.5, 0.1) and made[1] is made[0][0]
+    real = {"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 200}
+    assert made[0][1:] == (("ChangedPhysics-v0",), {"env": real, "gravity": 3.0, "friction": 0.5, "noise": 0.1})
+    assert made[1] is made[0][0]
     with pytest.raises(InputError, match="sim-share"):
         h2o.main(dataclasses.replace(tiny(), sim_share=0.0))

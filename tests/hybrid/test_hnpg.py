@@ -1,28 +1,34 @@
 """HNPG: both critics' targets, advantages and the natural gradient step against plain numpy."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
+import locks
+import make
 import numpy as np
 import pytest
-from conftest import load
+from conftest import LOCK, SOFT_LOCK, load
+from environments.combination_lock import LOGIT_LIMIT, Lock
 from jax.flatten_util import ravel_pytree
 from reference import close, mlp
 from scipy.stats import norm
 
-from shared.environments import LOGIT_LIMIT, lock_data
+from shared.errors import InputError
+from shared.evaluation import load_run
 from shared.task import Spec
 from shared.transitions import Batch
 
 hnpg = load("hnpg")
 H, D, A, E = 3, 8, 10, 4
 SPEC = Spec((D + 1,), A, False, (-LOGIT_LIMIT,) * A, (LOGIT_LIMIT,) * A)
+LOCK_OF_3 = Lock(H, continuous=True)
 
 
 def args_of(**changes):
     values = {"horizon": H, "steps_per_iteration": H * E, "actor_hidden_dims": (5, 5), "hidden_dims": (6, 6)}
-    return hnpg.Args(**(values | {"offline_samples": 30, "critic_updates": 2, "value_samples": 3} | changes))
+    return hnpg.Args(**(values | {"critic_updates": 2, "value_samples": 3} | changes))
 
 
 def agent_of(args, seed=0):
@@ -228,26 +234,9 @@ def test_advantages_are_of_the_critics_that_were_just_fitted(monkeypatch):
     assert abs(advantage(new.critic) - advantage(agent.critic)) > 0.01 * abs(advantage(new.critic))
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_datasets_keys_are_no_lanes_keys(seed, tmp_path, monkeypatch):
-    """Not even where lane and lock have one seed."""
-    seen, taken = [], hnpg.lock_data
-    monkeypatch.setattr(hnpg, "lock_data", lambda lock, key, *rest: seen.append(key) or taken(lock, key, *rest))
-    small = {"env_steps": 120, "log_every": 12, "eval_every": 120, "checkpoint_every": 120}
-    args = args_of(lock_seed=seed, seed=seed, offline_samples=8, out=str(tmp_path), **small)
-    monkeypatch.setattr(hnpg.Run, "__enter__", lambda run: seen.append(run) or (_ for _ in ()).throw(KeyError))
-    with pytest.raises(KeyError):
-        hnpg.main(args)
-    data_key, run = seen
-    ours = {bytes(np.asarray(jax.random.key_data(k))) for k in (data_key, *jax.random.split(data_key, 8))}
-    root = jax.random.key(seed)
-    lanes = {bytes(np.asarray(jax.random.key_data(k))) for k in (root, *jax.random.split(root, 3), run.init_keys[0])}
-    assert not ours & lanes
-
-
 def test_offline_rows_are_of_their_step():
     args = args_of(steps_per_iteration=H * 500)
-    lock_rows = lock_data(hnpg.lock_of(args), jax.random.key(0), 30, "trajectory")
+    lock_rows = LOCK_OF_3.offline_data(jax.random.key(0), 30, "trajectory")
     batch = hnpg.sample(jax.random.key(1), lock_rows, args)
     assert batch.obs.shape == (H, 500, D)
     for h in range(H):
@@ -259,12 +248,12 @@ def test_offline_rows_are_of_their_step():
 def test_collected_episodes_and_their_policy():
     """Each step acts with its own policy: the step's mean is put where the correct actions are."""
     args = args_of(steps_per_iteration=H * 2_000)
-    agent, table = agent_of(args), hnpg.lock_of(args).correct()
+    agent, table = agent_of(args), LOCK_OF_3.correct()
     params = jax.tree.map(jnp.zeros_like, agent.actor)["params"]
     best = jax.nn.one_hot(table[:, 0], A) * 8.0
     last = params["Dense_2"] | {"bias": best}
     agent = agent.replace(actor={"params": params | {"Dense_2": last, "log_std": params["log_std"] - 3.0}})
-    rows, info = hnpg.collect(agent, jax.random.key(0), args)
+    rows, info = hnpg.collect(agent, jax.random.key(0), args, LOCK_OF_3)
     assert rows.obs.shape == (H, 2_000, D)
     np.testing.assert_allclose(rows.action.mean(1), best, atol=0.01)
     share = np.cumprod(np.r_[1.0, np.where(table[:, 0] == table[:, 1], 1.0, 0.5)])[:H]
@@ -290,3 +279,28 @@ def test_steps_are_environment_steps_of_whole_episodes():
     assert hnpg.episodes(args) == 34 and hnpg.iteration_steps(args) == 1_020
     whole = hnpg.whole_iterations(args)
     assert (whole.env_steps, whole.eval_every) == (10_200, 1_020)
+
+
+def test_a_run_learns_from_its_dataset_in_logits(tmp_path, monkeypatch):
+    """Rows reach the updates as the lock drew them; the horizon is the lock's, and is recorded."""
+    make.make(SOFT_LOCK, steps=80)
+    out, seen, taken = tmp_path / "run", [], hnpg.Run.replicate
+    monkeypatch.setattr(hnpg.Run, "replicate", lambda run, rows: seen.append(rows) or taken(run, rows))
+    hnpg.main(args_of(dataset=SOFT_LOCK, horizon=0, env_steps=1, out=str(out), eval_episodes=1))
+    lock = Lock(10, continuous=True)
+    drawn = lock.offline_data(locks.data_key(lock, 0), 8, "trajectory")
+    for name in ("obs", "action", "reward", "next_obs"):
+        np.testing.assert_array_equal(getattr(seen[0], name), getattr(drawn, name))
+    assert json.loads((out / "run.json").read_text())["args"]["horizon"] == 10
+    assert jax.tree.leaves(load_run(out).agent.critic)[0].shape[:2] == (1, 10)
+
+
+def test_data_of_something_else_are_refused(pendulum):
+    make.make(LOCK, steps=20)
+    with pytest.raises(InputError, match="continuous"):
+        hnpg.main(args_of(dataset=LOCK, horizon=0))
+    with pytest.raises(InputError, match="no lock"):
+        hnpg.main(args_of(dataset=pendulum, horizon=0))
+    make.make(SOFT_LOCK, steps=20)
+    with pytest.raises(InputError, match="10 steps"):
+        hnpg.main(args_of(dataset=SOFT_LOCK, horizon=7))
