@@ -353,7 +353,7 @@ def main(args: Args) -> None:
     simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             task=simulator, warmup=args.learning_starts, capacity=args.buffer_size,

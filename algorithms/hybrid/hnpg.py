@@ -355,7 +355,7 @@ def main(args: Args) -> None:
     task = lock_task(lock, data, args.offline_data)
     with Run(__file__, args, task, act, unit=iteration_steps(args)) as run:
         data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=task.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -275,7 +275,7 @@ def main(args: Args) -> None:
     task = lock_task(lock, data, args.offline_data)
     with Run(__file__, args, task, act, unit=round_steps(args)) as run:
         data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=task.spec))
         buffer = run.over_lanes(init_buffer, in_axes=(0,))(run.lane_args)
         agent, buffer = run.restore(agent, buffer)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

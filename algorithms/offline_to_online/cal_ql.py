@@ -380,7 +380,7 @@ def main(args: Args) -> None:
     with Run(__file__, args, data.task, act) as run:
         discounts = np.asarray(run.lane_args.discount)
         offline_data = run.replicate(with_returns(data, discounts, args))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
 
         def finished(lane, reward, terminated):
             last = np.arange(len(reward)) == len(reward) - 1

@@ -451,7 +451,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         offline_data = run.replicate(with_returns(data, np.asarray(run.lane_args.discount), args))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, offline_data, explore, sample, update_online,
             warmup=args.warmup_steps, updates_per_step=args.utd, capacity=args.buffer_size,
