@@ -24,7 +24,7 @@ from shared.checkpoint import renamed
 from shared.errors import ROOT, InputError
 
 # Arguments that say where and how a run was made, not what was computed.
-BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed"}
+BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed", "layout"}
 BOOKKEEPING |= {"log_every", "eval_every", "checkpoint_every"}
 
 

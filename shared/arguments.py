@@ -74,6 +74,9 @@ class RunArgs:
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Log to Weights & Biases too, one run per lane; its failure never stops training."""
+    layout: Literal["auto", "map", "vmap"] = "auto"
+    """How the lanes of one device are computed: one after the other (map), as one batch (vmap), or what is faster on
+    its kind (auto: map on CPU, vmap on GPU and TPU). The numbers agree to float tolerance, not to the last digit."""
     distributed: str = ""
     """Several processes share the lanes: auto (SLURM, TPU pods, Open MPI), or HOST:PORT,PROCESSES,PROCESS."""
 

@@ -124,8 +124,11 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
 
 
 def comparable(args: RunArgs) -> dict:
-    """The arguments that a resumed run must share, as JSON gives them back."""
-    free = ("out", "resume", "wandb", "preset", "distributed")
+    """The arguments that a resumed run must share, as JSON gives them back.
+
+    Not the layout of lanes: a run may go on on another kind of device, which has another.
+    """
+    free = ("out", "resume", "wandb", "preset", "distributed", "layout")
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in free}))
 
 

@@ -363,7 +363,7 @@ def main(args: Args) -> None:
     simulator = data.task.in_env("ChangedPhysics-v0", env=data.task.describe()["env"], **change)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             task=simulator, warmup=args.learning_starts, capacity=args.buffer_size,

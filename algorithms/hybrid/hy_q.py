@@ -288,7 +288,7 @@ def main(args: Args) -> None:
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
         rows = run.replicate(data.by_step(lock.horizon))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         buffer = run.over_lanes(partial(init_buffer, spec=data.spec), in_axes=(0,))(run.lane_args)
         agent, buffer = run.restore(agent, buffer)
         train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)

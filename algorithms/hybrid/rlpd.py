@@ -262,7 +262,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             warmup=args.learning_starts, random_warmup=True, updates_per_step=args.utd, capacity=args.buffer_size,

@@ -354,7 +354,7 @@ def main(args: Args) -> None:
         discounts = np.asarray(run.lane_args.discount)
         failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
         offline_data = run.replicate(data.with_returns(discounts, failure, args.endless))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
 
         def finished(lane, reward, terminated):
             last = np.arange(len(reward)) == len(reward) - 1

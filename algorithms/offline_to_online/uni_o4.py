@@ -670,7 +670,7 @@ def main(args: Args) -> None:
         transitions = cloned = run.replicate(data.transitions())
         if args.clone_successes:
             cloned = run.replicate(data.select(reached).transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Rollout(run)
         agent = online.restore(agent)
         seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 4)))(run.init_keys)

@@ -433,7 +433,7 @@ def main(args: Args) -> None:
     with Run(__file__, args, data.task, act) as run:
         failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
         offline_data = run.replicate(data.with_returns(np.asarray(run.lane_args.discount), failure, args.endless))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, offline_data, explore, sample, update_online,
             warmup=args.learning_starts, updates_per_step=args.utd, capacity=args.buffer_size,

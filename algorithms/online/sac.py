@@ -228,7 +228,7 @@ def export_policy(agent: Agent) -> dict[str, np.ndarray]:
 def main(args: Args) -> None:
     task = env_task(args.env).require(discrete=False)
     with Run(__file__, args, task, act) as run:
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=task.spec))
         online = Interaction(
             run, None, explore, sample, update,
             warmup=args.learning_starts, random_warmup=True, capacity=args.buffer_size,
