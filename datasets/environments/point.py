@@ -156,18 +156,21 @@ class State(NamedTuple):
 
 def reset(world: World, key: jax.Array, start: jax.Array | None = None, goal: jax.Array | None = None) -> State:
     """A first state; `start` and `goal` [n, 2] take the place of the world's own."""
-    keys = jax.random.split(key, 5)
-    level = jax.random.randint(keys[0], (), 0, world.levels)
+    level, distractors = jnp.int32(0), jnp.zeros(world.distractors)
+    if world.levels > 1:
+        level = jax.random.randint(jax.random.fold_in(key, 0), (), 0, world.levels)
     if start is None:
-        start = _place(world, world.start, world.grid.starts, level, keys[1])
-        if isinstance(world.start, str):
-            steps = jax.random.randint(keys[2], start.shape, -128, 129)  # whole ones: the same on every processor
+        start = _place(world, world.start, world.grid.starts, level, jax.random.fold_in(key, 1))
+        if isinstance(world.start, str) and world.jitter:  # in whole 128ths: the same on every processor
+            steps = jax.random.randint(jax.random.fold_in(key, 2), start.shape, -128, 129)
             start = start + world.jitter / 128 * steps
     if goal is None:
-        goal = _place(world, world.goal, world.grid.goals, level, keys[3], taken=start)
+        goal = _place(world, world.goal, world.grid.goals, level, jax.random.fold_in(key, 3), taken=start)
     start, goal = (jnp.broadcast_to(jnp.float32(x), (world.agents, 2)) for x in (start, goal))
-    distractors = jax.random.normal(keys[4], (world.distractors,)) * (0.1 / np.sqrt(1 - 0.9**2))
-    return State(start, jnp.zeros_like(start), goal, distractors.astype(jnp.float32), level)
+    if world.distractors:
+        spread = 0.1 / np.float32(np.sqrt(1 - 0.9**2))  # as they are in the long run
+        distractors = spread * jax.random.normal(jax.random.fold_in(key, 4), distractors.shape)
+    return State(start, jnp.zeros_like(start), goal, distractors, level)
 
 
 def transition(world: World, state: State, action: jax.Array, key: jax.Array) -> State:

@@ -55,7 +55,11 @@ class Rollout(NamedTuple):
     """[E]"""
 
 
-@partial(jax.jit, static_argnames=("world", "behaviour", "episodes", "steps"))
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""Compiling takes seconds and playing none: a third of the time in all."""
+
+
+@partial(jax.jit, static_argnames=("world", "behaviour", "episodes", "steps"), compiler_options=QUICKLY)
 def rollout(world: World, behaviour: Behaviour, key: jax.Array, first: int, episodes: int, steps: int) -> Rollout:
     """Episodes number `first`, `first` + 1, ...: each depends on (key, its number) alone."""
     act = partial(_act, world, behaviour)
@@ -97,7 +101,7 @@ class Memory(NamedTuple):
 
 
 def _begin(world: World, behaviour: Behaviour, key: jax.Array) -> tuple[State, Memory]:
-    keys = jax.random.split(key, 5)
+    keys = [jax.random.fold_in(key, i) for i in range(5)]
     state, n = reset(world, keys[0]), world.agents
     cells = np.broadcast_to(_inside(world, behaviour.region), world.grid.free.shape).reshape(world.levels, -1)
     cells = jnp.asarray(cells)[state.level]
@@ -116,16 +120,25 @@ def _begin(world: World, behaviour: Behaviour, key: jax.Array) -> tuple[State, M
         far = jnp.where(far < jnp.iinfo(jnp.int16).max, far, -1)
         wanted = jnp.minimum(behaviour.near, far.max())
         state = state._replace(goal=draw(keys[2], far == wanted, n))
-    detours = draw(keys[3], cells, n * behaviour.detours).reshape(n, behaviour.detours, 2)
-    passed = jax.random.randint(keys[4], (n,), 0, behaviour.detours + 1)
-    return state, Memory(detours, passed, jnp.zeros((n, 2)), jnp.int32(0))
+    memory = _nothing(world, behaviour)
+    if behaviour.detours:
+        detours = draw(keys[3], cells, n * behaviour.detours).reshape(memory.detours.shape)
+        passed = jax.random.randint(keys[4], (n,), 0, behaviour.detours + 1)
+        memory = memory._replace(detours=detours, passed=passed)
+    return state, memory
+
+
+def _nothing(world: World, behaviour: Behaviour) -> Memory:
+    n = world.agents
+    return Memory(
+        jnp.zeros((n, behaviour.detours, 2)), jnp.zeros(n, jnp.int32), jnp.zeros((n, 2)), jnp.zeros((), jnp.int32)
+    )
 
 
 def _act(world: World, behaviour: Behaviour, state: State, memory: Memory, key: jax.Array) -> tuple[Any, Memory]:
     """An action, and the memory after it."""
-    noise_key, choice_key, uniform_key, walk_key = jax.random.split(key, 4)
-    n, uniform = world.agents, _uniform(world, uniform_key)
-    target = state.goal
+    keys = [jax.random.fold_in(key, i) for i in range(4)]
+    n, target = world.agents, state.goal
     if behaviour.detours:
         there = jnp.minimum(memory.passed, behaviour.detours - 1)
         detour = memory.detours[np.arange(n), there]
@@ -133,16 +146,17 @@ def _act(world: World, behaviour: Behaviour, state: State, memory: Memory, key: 
         target = jnp.where(on_the_way[:, None], detour, target)
         met = on_the_way & (_cell(world, state.position) == _cell(world, detour))
         memory = memory._replace(passed=memory.passed + met)
-    if behaviour.kind == "walk":
-        direction = jnp.where(memory.time % behaviour.hold == 0, _uniform(world, walk_key), memory.direction)
-        memory = memory._replace(direction=direction)
-        push = direction
-    elif behaviour.kind == "plan":
+    if behaviour.kind == "plan":
         push = plan(world, state, target, behaviour.avoid_hazards)
     else:
-        push = uniform
-    push += behaviour.noise * _normal(noise_key, push.shape)
-    push = jnp.where(jax.random.uniform(choice_key, (n, 1)) < behaviour.random, uniform, push)
+        push = _uniform(world, keys[0])
+    if behaviour.kind == "walk":
+        push = jnp.where(memory.time % behaviour.hold == 0, push, memory.direction)
+        memory = memory._replace(direction=push)
+    if behaviour.noise:
+        push += behaviour.noise * _normal(keys[1], push.shape)
+    if behaviour.random:
+        push = jnp.where(jax.random.uniform(keys[2], (n, 1)) < behaviour.random, _uniform(world, keys[3]), push)
     memory = memory._replace(time=memory.time + 1)
     if not world.discrete:
         return jnp.round(jnp.clip(push, -1.0, 1.0) * 256).ravel() / 256, memory
@@ -171,8 +185,7 @@ def plan(world: World, state: State, target: jax.Array, avoid_hazards: bool = Fa
 def planner(world: World, noise: float = 0.0):
     """A policy `(state, key) -> action` that goes to the goal."""
     behaviour = Behaviour(noise=noise, avoid_hazards=bool(world.grid.hazard.any()))
-    none = Memory(jnp.zeros((world.agents, 0, 2)), jnp.zeros(world.agents, jnp.int32), jnp.zeros(()), jnp.int32(0))
-    return lambda state, key: _act(world, behaviour, state, none, key)[0]
+    return lambda state, key: _act(world, behaviour, state, _nothing(world, behaviour), key)[0]
 
 
 def _uniform(world: World, key: jax.Array) -> jax.Array:

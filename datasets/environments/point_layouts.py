@@ -167,7 +167,7 @@ class Grid(NamedTuple):
 
 @lru_cache(maxsize=256)
 def grid(layout: str, levels: int = 1) -> Grid:
-    """The tables of a layout: a name, the text itself, or `random-<rows>x<cols>-<seed>` (level k: the maze of seed + k).
+    """The tables of a layout: a name, the text itself, or `random-<rows>x<cols>-<seed>` (level k: of seed + k).
 
     Raises:
       ValueError: no such name; rows of several lengths; a free cell at the rim; a character that means nothing;
