@@ -66,6 +66,8 @@ class RunArgs:
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    max_episode_steps: int = 0
+    """Steps after which an episode of an evaluation is cut; 0: the environment's limit, or 10,000 where it has none."""
     checkpoint_every: int = 100_000
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
@@ -167,6 +169,7 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    if args.seed < 0:
-        raise InputError(f"--seed must be at least 0, not {args.seed}.")
+    for name in ("seed", "max_episode_steps"):
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

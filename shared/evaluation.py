@@ -44,6 +44,10 @@ class Returns(NamedTuple):
     """[L, episodes], environment steps."""
 
 
+class Stopped(Exception):
+    """An evaluation was told to stop before its end."""
+
+
 class Evaluator:
     """Rolls out every lane's policy for the same seeded episodes.
 
@@ -61,11 +65,14 @@ class Evaluator:
         lanes: int,
         episodes: int,
         seed: int = 10_000,
+        stopped: Callable[[], bool] = lambda: False,
     ):
         """`act(agent, obs [E, O], step, key, args) -> actions [E, A]` of one lane; `over_lanes(f, in_axes)` maps it.
 
-        `padded`: lanes that an agent has; `lanes`: those that are evaluated.
+        `padded`: lanes that an agent has; `lanes`: those that are evaluated. `stopped`: asked at every step of
+        gymnasium's environments, whether to raise Stopped.
         """
+        self.stopped = stopped
         self.task, self.act, self.over_lanes = task, act, over_lanes
         self.padded, self.lanes, self.episodes, self.seed = padded, lanes, episodes, seed
         self.per_lane = min(episodes, max(1, MAX_ENVS // lanes))
@@ -133,6 +140,8 @@ class Evaluator:
             with ThreadPoolExecutor(self.workers) as pool:
                 t = 0
                 while active:
+                    if self.stopped():
+                        raise Stopped
                     actions = self.task.to_env(np.asarray(policy(agent, obs, t, keys, args)))
                     shares = [active[w :: self.workers] for w in range(self.workers)]
                     list(pool.map(step, shares, [actions] * self.workers))
