@@ -47,7 +47,7 @@ from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
 from shared.task import Spec
-from shared.transitions import Batch, Transitions
+from shared.transitions import FIELDS, Batch, Transitions
 
 
 @hyperparameters
@@ -201,8 +201,10 @@ def discriminator_loss(discriminators, agent: Agent, batches: Batches, key, args
         logits_sa = agent.nets.discriminator.apply(d_sa, obs, action)
         logits_sas = agent.nets.discriminator.apply(d_sas, obs, action, next_obs)
         chex.assert_shape([logits_sa, logits_sas], (args.batch_size, 2))
+        known = jnp.ones(args.batch_size) if batch.successor is None else batch.successor
         log_p = jax.nn.log_softmax(logits_sa), jax.nn.log_softmax(logits_sa + logits_sas)
-        return -sum(p[:, label].mean() for p in log_p), (logits_sas[:, 1] - logits_sas[:, 0]).mean()
+        loss = -sum((known * p[:, label]).sum() for p in log_p) / jnp.maximum(known.sum(), 1.0)
+        return loss, (logits_sas[:, 1] - logits_sas[:, 0]).mean()
 
     real_key, sim_key = jax.random.split(key)
     real, gap_real = losses(batches.real, 0, real_key)
@@ -354,7 +356,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)
     with Run(__file__, args, data.task, act) as run:
-        transitions = run.replicate(data.transitions())
+        transitions = run.replicate(data.transitions(*FIELDS, "successor"))
         agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
         online = Interaction(
             run, transitions, explore, sample, update,

@@ -189,7 +189,7 @@ def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineDat
     """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
     discounts = np.unique(discounts)
     returns = [data.return_to_go(float(d), **episode_ends(data.task, args)) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns))
+    return OfflineData(data.transitions(), discounts, np.stack(returns)[:, data.usable()])
 
 
 def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:

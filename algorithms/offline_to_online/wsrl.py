@@ -219,7 +219,7 @@ def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineDat
     discounts = np.unique(discounts)
     failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
     returns = [data.return_to_go(float(d), failure, args.endless) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns))
+    return OfflineData(data.transitions(), discounts, np.stack(returns)[:, data.usable()])
 
 
 def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
