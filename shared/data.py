@@ -79,7 +79,7 @@ class Dataset:
     last: np.ndarray
     """[N] bool: the episode's last row: terminal, time limit or cut."""
     successor: np.ndarray = None
-    """[N] bool: next_obs is known (default: everywhere). Where it is not, the row counts in returns and rewards' ranges."""
+    """[N] bool: next_obs is known (default: everywhere). Elsewhere the row counts in returns and ranges of rewards."""
 
     def __post_init__(self):
         if self.successor is None:
@@ -182,8 +182,8 @@ class Dataset:
         between = float(np.ptp(self.episode_returns()))
         if not between > 0.0:
             raise InputError(
-                f"All episodes of '{self.task.id}' have one return: rewards cannot be scaled by the range of returns; "
-                "pass --no-normalize-return."
+                f"All episodes of '{self.task.id}' have one return, {self.episode_returns()[0]:g}: rewards cannot be "
+                "scaled by the range of returns; pass --no-normalize-return."
             )
         return between
 

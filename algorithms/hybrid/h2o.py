@@ -352,7 +352,7 @@ def explore(agent: Agent, obs, key, args: Args):
 def main(args: Args) -> None:
     if not (0.0 < args.sim_share <= 1.0 and real_rows(args) < args.batch_size):
         raise InputError(f"--sim-share must lie in (0, 1] and give a row of {args.batch_size}, not {args.sim_share}.")
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)
     with Run(__file__, args, data.task, act) as run:

@@ -652,7 +652,7 @@ class Rollout:
 def main(args: Args) -> None:
     if args.minibatch_size > args.online_batch:
         raise InputError(f"--minibatch-size {args.minibatch_size} is more than --online-batch {args.online_batch}.")
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     reached = data.return_to_go() > 0.0
     if args.clone_successes and not reached.any():
         raise InputError(f"--clone-successes: no reward above 0 is reached in '{data.task.id}'.")
