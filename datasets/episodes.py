@@ -27,8 +27,9 @@ class Recipe(NamedTuple):
     """Key in reference_scores.json."""
     expert: str
     """Whose returns are worth 100."""
-    returns: Callable[[str, int], np.ndarray]
-    """("random" | "expert", episodes) -> returns [episodes] in the evaluation environment."""
+    returns: Callable[[str, int], np.ndarray] | None
+    """("random" | "expert", episodes) -> returns [episodes] in the evaluation environment; None: the pair in
+    reference_scores.json is exact, and not measured."""
 
 
 def cores() -> int:

@@ -28,6 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gymnasium as gym
+import locks
 import locomotion
 import minari
 import numpy as np
@@ -49,6 +50,8 @@ MODULES = {
     "hopper": locomotion,
     "halfcheetah": locomotion,
     "walker2d": locomotion,
+    "combination": locks,
+    "continuous": locks,
 }
 REFERENCE_EPISODES = 100
 # (min, max) of D4RL's environments: Farama-Foundation/D4RL, d4rl/infos.py.
@@ -211,7 +214,7 @@ def measure_references(names: list[str]) -> None:
     0 is the mean return of 100 episodes of uniform actions, 100 that of 100 episodes of the expert:
     the trained policy (stochastic), or the scripted controller without its noise.
     """
-    known = {r.reference: r for r in map(recipe, recipes())}
+    known = {r.reference: r for r in map(recipe, recipes()) if r.returns}
     table = reference_scores()
     for name, (low, high) in D4RL.items():
         source = "D4RL infos.py (D4RL environments, not v5)"

@@ -41,8 +41,8 @@ def prepare(algorithm: str, batch: int, candidates: int) -> tuple | None:
     module = sys.modules[algorithm] = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     args = module.Args(hidden_dims=HIDDEN)
-    if hasattr(args, "num_candidates"):
-        args = dataclasses.replace(args, num_candidates=candidates)
+    if hasattr(args, "n_candidates"):
+        args = dataclasses.replace(args, n_candidates=candidates)
     elif candidates > 1:
         return None
     agent = jax.jit(module.init, static_argnums=2)(jax.random.key(0), args, SPEC)

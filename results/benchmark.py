@@ -70,12 +70,11 @@ def make_jobs(entries: list[Entry], name: str, more: list[str], root: Path) -> l
         algorithm, dataset = entry.algorithm, entry.dataset
         if algorithm not in files:
             raise InputError(f"There is no algorithm '{algorithm}'; {nearest(algorithm, files)}.")
-        if not entry.makes_data:
-            check_dataset(dataset, root)
+        check_dataset(dataset, root)
         arguments = [*shlex.split(entry.arguments), *more]
         out = entry.directory(name, more)
         command = [sys.executable, str(files[algorithm].relative_to(root))]
-        command += [*([] if entry.makes_data else ["--dataset", dataset]), *arguments, "--out", str(out)]
+        command += ["--dataset", dataset, *arguments, "--out", str(out)]
         jobs.append(Job(algorithm, dataset, command, root / out, entry.evaluations))
     return jobs
 

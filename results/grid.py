@@ -30,8 +30,6 @@ class Entry(NamedTuple):
     """How the run's name begins: `benchmark` stands in the score tables, `claim` only beside its claim."""
     evaluations: tuple[str, ...] = ()
     """Changed arguments under which the finished run is evaluated too: `a=1 b=2`, as shared.evaluation's --set."""
-    makes_data: bool = False
-    """Whether the algorithm makes its data itself: it has no --dataset, and `dataset` is only the directory's name."""
 
     def directory(self, name: str = "", more: Iterable[str] = ()) -> Path:
         """results/runs/<algorithm>/<dataset>/<series>-<variant>-<length>, from the repository's root."""

@@ -53,7 +53,7 @@ def ours(rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Pa
     )
     run = Run(rlpd.__file__, args, task, rlpd.act)
     data = run.replicate(Transitions(jnp.asarray(rows), None, None, task.spec, FIELDS))
-    agent = run.over_lanes(partial(rlpd.init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    agent = run.init(partial(rlpd.init, spec=task.spec))
     online = Interaction(run, data, rlpd.explore, rlpd.sample, rlpd.update, updates_per_step=utd)
     state = {"agent": agent}
 

@@ -4,6 +4,7 @@
 algorithm files, whose defaults and presets show which settings of a run were changed.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -19,10 +20,11 @@ import pandas as pd
 
 from results.grid import evaluation_file
 from shared.arguments import preset_for
-from shared.errors import InputError
+from shared.checkpoint import renamed
+from shared.errors import ROOT, InputError
 
 # Arguments that say where and how a run was made, not what was computed.
-BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed"}
+BOOKKEEPING = {"dataset", "env", "seeds", "seed", "out", "resume", "wandb", "preset", "distributed", "layout"}
 BOOKKEEPING |= {"log_every", "eval_every", "checkpoint_every"}
 
 
@@ -31,7 +33,7 @@ class Row(NamedTuple):
 
     run: Path
     record: dict
-    """run.json."""
+    """run.json, its arguments under today's names."""
     setting: str
     """Its values of the swept hyperparameters; empty if there are none."""
     lanes: list[int]
@@ -75,6 +77,9 @@ def read_run(run: Path) -> list[Row]:
         raise InputError(f"{run} is not a run directory: no readable run.json ({error}).") from None
     if not (run / "returns.csv").exists():
         return []
+    known = arguments_of(ROOT / record["file"])
+    record["args"] = renamed(record["args"], known)
+    record["lanes"] = [renamed(lane, known) for lane in record["lanes"]]
     table = pd.read_csv(run / "returns.csv")
     metric = "score" if np.isfinite(table["score"]).any() else "return"
     at = ["update", "env_step"]  # rows are appended in order, so that the last one is the latest
@@ -211,6 +216,15 @@ def default_settings(root: Path, file: str, dataset: str, preset: str) -> dict:
     key = preset_for(dataset, module.PRESETS, preset if known else "none")
     usual = dataclasses.asdict(module.Args()) | module.PRESETS.get(key, {})
     return json.loads(json.dumps(usual))
+
+
+@cache
+def arguments_of(script: Path) -> frozenset[str]:
+    """Names of the arguments of an algorithm's file that are its own; none where there is no such file any more."""
+    if (ROOT / "algorithms").resolve() not in script.resolve().parents or not script.exists():
+        return frozenset()
+    (cls,) = [x for x in ast.parse(script.read_text()).body if isinstance(x, ast.ClassDef) and x.name == "Args"]
+    return frozenset(x.target.id for x in cls.body if isinstance(x, ast.AnnAssign))
 
 
 @cache

@@ -115,7 +115,7 @@ def measure_evaluation(lanes: int, episodes: int) -> dict:
     task = env_task("HalfCheetah-v5")  # episodes of a fixed length
     args = dataclasses.replace(module.Args(), seeds=lanes, eval_episodes=episodes)
     run = Run(str(path), args, task, module.act)
-    agent = run.over_lanes(partial(module.init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    agent = run.init(partial(module.init, spec=task.spec))
     run._evaluate(agent, run._eval_keys, run.lane_args)  # makes the environments and compiles
     start = time.perf_counter()
     lengths = run._evaluate(agent, run._eval_keys, run.lane_args).lengths

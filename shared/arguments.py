@@ -33,6 +33,12 @@ Float = Annotated[
     ),
 ]
 
+_IN_UNIT_INTERVAL = object()
+Fraction = Annotated[Float, _IN_UNIT_INTERVAL]
+"""A `Float` that must lie in [0, 1]."""
+StaticFraction = Annotated[float, _IN_UNIT_INTERVAL]
+"""A float that must lie in [0, 1] and may not be swept: it decides about shapes, or is used before training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetArgs:
@@ -78,6 +84,9 @@ class RunArgs:
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Log to Weights & Biases too, one run per lane; its failure never stops training."""
+    layout: Literal["auto", "map", "vmap"] = "auto"
+    """How the lanes of one device are computed: one after the other (map), as one batch (vmap), or what is faster on
+    its kind (auto: map on CPU, vmap on GPU and TPU). The numbers agree to float tolerance, not to the last digit."""
     distributed: str = ""
     """Several processes share the lanes: auto (SLURM, TPU pods, Open MPI), or HOST:PORT,PROCESSES,PROCESS."""
 
@@ -135,7 +144,7 @@ def hyperparameters(cls: type) -> type:
 
 def float_fields(cls: type) -> list[str]:
     """Names of the fields that may be swept."""
-    return [f.name for f in dataclasses.fields(cls) if f.type == Float]
+    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction)]
 
 
 def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
@@ -147,12 +156,6 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
             raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
         return name
     return preset_of(dataset, presets)
-
-
-def is_fraction(name: str) -> bool:
-    """Whether an argument of this name lies in [0, 1]."""
-    usual = ("discount", "tau", "expectile", "quantile", "dropout", "corruption_rate")
-    return name in usual or name.endswith(("_share", "_ratio", "_fraction", "_lambda", "_tau"))
 
 
 def parse(
@@ -179,11 +182,12 @@ def parse(
             print(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}", flush=True)
             args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
         args = dataclasses.replace(args, preset=key or "none")
+    swept = float_fields(cls)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if (field.type == Float or isinstance(value, float)) and not np.all(np.isfinite(value)):
+        if (field.name in swept or isinstance(value, float)) and not np.all(np.isfinite(value)):
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
-        if is_fraction(field.name) and not (np.all(np.array(value) >= 0.0) and np.all(np.array(value) <= 1.0)):
+        if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
     counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):

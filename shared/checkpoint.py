@@ -5,8 +5,9 @@ import dataclasses
 import io
 import json
 import os
+import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,75 @@ from shared.arguments import RunArgs
 from shared.errors import InputError
 from shared.task import Task
 from shared.untrusted import read_npz
+
+# What arguments and parts of an agent were called in earlier runs: what they are called now, in one file or another.
+FORMER = {
+    "activation": ("critic_activation", "actor_activation"),
+    "alpha": ("distillation_weight",),
+    "batch_size": ("steps_per_iteration",),
+    "beta": ("penalty_weight", "state_weight"),
+    "expectile": ("critic_expectile",),
+    "fit_updates": ("critic_updates",),
+    "grad_norm": ("max_grad_norm",),
+    "layer_norm": ("critic_layer_norm",),
+    "mask": ("guide_weight",),
+    "max_target_backup": ("max_q_backup",),
+    "model_dims": ("model_hidden_dims",),
+    "n_actions": ("value_samples",),
+    "n_min": ("subset_size",),
+    "n_policies": ("n_actors",),
+    "n_samples": ("gap_samples", "latent_samples"),
+    "num_candidates": ("n_candidates",),
+    "num_envs": ("episodes_per_step",),
+    "num_finalists": ("n_finalists",),
+    "offline_ratio": ("online_share",),
+    "offline_share": ("offline_probability", "mixed_share"),
+    "old_policy": ("old_actors",),
+    "online_batch": ("steps_per_iteration",),
+    "online_max_target_backup": ("online_max_q_backup",),
+    "policy": ("head", "actors", "actor"),
+    "policy_dims": ("actor_hidden_dims",),
+    "policy_lr": ("actor_lr",),
+    "policy_opt": ("actors_opt", "actor_opt"),
+    "policy_q": ("actor_q",),
+    "q_dims": ("critic_hidden_dims",),
+    "sigma": ("huber_sigma",),
+    "target": ("online_q_aggregation",),
+    "target_policy": ("target_actor",),
+    "temperature": ("encoder_temperature", "cql_temperature", "loss_temperature"),
+    "updates_per_step": ("utd",),
+    "use_target_policy": ("use_target_actor",),
+    "vae_dims": ("vae_hidden_dims",),
+    "value_dims": ("value_hidden_dims",),
+    "warmup_steps": ("learning_starts",),
+    "weight_temperature": ("reweight_temperature",),
+}
+# Arguments of earlier runs that are gone: the dataset says it now.
+GONE = {"lock_seed", "offline_data", "offline_episodes", "offline_samples"}
+_FORMER_VALUES = {"offline_ratio": lambda share: 1.0 - share}
+
+
+def renamed(stored: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`stored` (arguments, or settings of a lane) under today's names: those of FORMER that are `known` now."""
+    return {
+        _current(name, known): _FORMER_VALUES[name](value) if name in _FORMER_VALUES and name not in known else value
+        for name, value in stored.items()
+        if name in known or name not in GONE
+    }
+
+
+def _current(name: str, known: Iterable[str]) -> str:
+    return name if name in known else next((new for new in FORMER.get(name, ()) if new in known), name)
+
+
+def _current_path(path: str, known: Iterable[str]) -> str:
+    """The path of a leaf in a tree, likewise: of an agent it is the field's name that may have changed."""
+    start, dot, rest = path.partition(".")
+    if path in known or not dot:
+        return path
+    field = re.match(r"\w*", rest).group()
+    paths = (f"{start}.{new}{rest[len(field) :]}" for new in FORMER.get(field, ()))
+    return next((new for new in paths if new in known), path)
 
 
 @contextlib.contextmanager
@@ -54,8 +124,11 @@ def save_tree(path: Path, tree: Any, header: dict) -> None:
 
 
 def comparable(args: RunArgs) -> dict:
-    """The arguments that a resumed run must share, as JSON gives them back."""
-    free = ("out", "resume", "wandb", "preset", "distributed")
+    """The arguments that a resumed run must share, as JSON gives them back.
+
+    Not the layout of lanes: a run may go on on another kind of device, which has another.
+    """
+    free = ("out", "resume", "wandb", "preset", "distributed", "layout")
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in free}))
 
 
@@ -92,10 +165,11 @@ def _read_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.
 def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
     """The tree of a checkpoint, with the structure, shapes and sharding of `template` (arrays or their shapes).
 
-    `partial`: the checkpoint may hold more.
+    `partial`: the checkpoint may hold more. What it holds under a former name is found.
     """
     names = _named_leaves(template)
-    stored = _read_checkpoint(path, lambda n: n in names or not (partial or n == "__header__"))
+    wanted = lambda n: _current_path(n, names) in names or not (partial or n == "__header__")  # noqa: E731
+    stored = {_current_path(n, names): value for n, value in _read_checkpoint(path, wanted).items()}
     if missing := sorted(names.keys() ^ stored.keys()):
         raise InputError(f"{path} does not fit this algorithm's networks: {missing[0]} is on one side only.")
 
@@ -112,13 +186,13 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
 
 
 def load_lanes(path: Path, agent: Any, lanes: np.ndarray) -> Any:
-    """`agent` with what a checkpoint of another run holds under the same names: its `lanes` [L] of every array.
+    """`agent` with what a checkpoint of another run holds under the same (or former) names: its `lanes` [L] of all.
 
     What the checkpoint lacks stays as it is, and so do the optimisers of another form; both are told.
     """
     names = _named_leaves(agent)
-    stored = _read_checkpoint(path, lambda n: f"{n.removeprefix('[0]')}" in names)
-    stored = {n.removeprefix("[0]"): value for n, value in stored.items()}
+    here = lambda n: _current_path(n.removeprefix("[0]"), names)  # noqa: E731
+    stored = {here(n): value for n, value in _read_checkpoint(path, lambda n: here(n) in names).items()}
     fields: dict[str, list[str]] = {}
     for name in names:
         fields.setdefault(name.split("[")[0].split(".")[1], []).append(name)
@@ -146,6 +220,12 @@ def refuse_another_run(run_dir: Path, header: dict, algorithm: str, task: Task, 
     if header["task"]["hash"] != task.hash:
         raise InputError(f"The dataset '{task.id}' has changed since the run in {run_dir} began.")
     for name, value in comparable(args).items():
+        former = [old for old in header["args"] if name in FORMER.get(old, ()) and name not in header["args"]]
+        if former:
+            raise InputError(
+                f"The run in {run_dir} is of a time when --{name.replace('_', '-')} was "
+                f"--{former[0].replace('_', '-')}: its policies can be loaded, but it cannot be resumed."
+            )
         if header["args"].get(name) != value:
             raise InputError(
                 f"--resume with --{name.replace('_', '-')} {value}, but the run was started with "
@@ -186,7 +266,7 @@ def pretrained_lanes(run_dir: Path, task: Task, settings: list[dict]) -> tuple[P
     lanes = []
     for setting in settings:
         shared = lambda other, s=setting: all(other[n] == s[n] for n in s.keys() & other.keys())  # noqa: E731
-        found = [i for i, other in enumerate(header["settings"]) if shared(other)]
+        found = [i for i, other in enumerate(header["settings"]) if shared(renamed(other, setting))]
         if len(found) != 1:
             raise InputError(
                 f"--from: {run_dir} has {len(found) or 'no'} lanes with "

@@ -86,9 +86,15 @@ def _is_image(obs: np.ndarray) -> bool:
 
 
 def checked(
-    name: str, arrays: dict, meta: dict, env_spec: EnvSpec | None, clip_actions: bool = False, discrete: bool = False
+    name: str,
+    arrays: dict,
+    meta: dict,
+    env_spec: EnvSpec | None,
+    clip_actions: bool = False,
+    discrete: bool = False,
+    env_units: bool = False,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
-    """What `read_dataset` returned, in the types of `Dataset`, with actions rescaled to [-1, 1].
+    """What `read_dataset` returned, in the types of `Dataset`, with actions rescaled to [-1, 1] unless `env_units`.
 
     `discrete`: actions are whole numbers, whatever their type. `meta["data"]["notes"]` tells of what was decided.
 
@@ -125,13 +131,13 @@ def checked(
         if action.shape[1] != spec.action_dim:
             raise InputError(f"{name} has actions of {action.shape[1]} dimensions, {space} has {spec.action_dim}.")
         low, high = np.float32(spec.action_low), np.float32(spec.action_high)
-        action = 2.0 * (action - low) / (high - low) - 1.0
-        if not clip_actions and np.abs(action).max() > 1.0 + 1e-4:
+        scaled = 2.0 * (action - low) / (high - low) - 1.0
+        if not clip_actions and np.abs(scaled).max() > 1.0 + 1e-4:
             raise InputError(
-                f"{name} has actions outside {space} (up to {np.abs(action).max():.2f} times its half-width); "
+                f"{name} has actions outside {space} (up to {np.abs(scaled).max():.2f} times its half-width); "
                 "pass --clip-actions to clip them."
             )
-        action = np.clip(action, -1.0, 1.0)
+        action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
     if env_spec and (shape := flat_obs_shape(_made(env_spec).observation_space)) != obs.shape[1:]:
         raise InputError(
             f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}; name the environment with "

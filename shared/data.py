@@ -17,7 +17,7 @@ from shared.errors import InputError, nearest
 from shared.fields import described
 from shared.formats import content_hash, read_dataset
 from shared.task import Spec, Task, named_env, reference_score
-from shared.transitions import FIELDS, Transitions, alias_table
+from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
 
 
 def return_to_go(
@@ -157,17 +157,32 @@ class Dataset:
         rows = np.arange(len(self.obs))[:, None] + np.arange(length)
         return np.minimum(rows, end[:, None]), rows <= end[:, None]
 
+    def by_step(self, horizon: int) -> Batch:
+        """Rows (obs, action, reward, next_obs) by the step h = 0 .. H - 1 that ends their observation: [H, n, ...].
+
+        For data of a finite horizon; observations are without the step. n: as many as the rarest step has.
+
+        Raises:
+          InputError: there is a step without rows.
+        """
+        step = self.obs[:, -1]
+        of_step = [np.flatnonzero(step == h) for h in range(horizon)]
+        rarest = min(range(horizon), key=lambda h: len(of_step[h]))
+        if len(of_step[rarest]) == 0:
+            raise InputError(f"'{self.task.id}' has no rows of step {rarest}.")
+        rows = np.stack([found[: len(of_step[rarest])] for found in of_step])
+        return Batch(
+            obs=self.obs[rows, :-1],
+            action=self.action[rows],
+            reward=self.reward[rows],
+            next_obs=self.next_obs[rows, :-1],
+        )
+
     def require(self, discrete: bool | None = None, reward: bool = True) -> "Dataset":
         """This dataset, or InputError where its actions are of the other kind, or it has images or no rewards."""
         if reward and not self.task.data.get("rewards", True):
             raise InputError(f"This learns from rewards; '{self.task.id}' has none (an array of another name?).")
-        if discrete is not None and discrete != self.spec.discrete:
-            kinds = {True: "discrete", False: "continuous"}
-            raise InputError(
-                f"This needs {kinds[discrete]} actions; those of '{self.task.id}' are {kinds[not discrete]}."
-            )
-        if len(self.spec.obs_shape) != 1:
-            raise InputError(f"'{self.task.id}' has image observations; this needs vectors.")
+        self.task.require(discrete)
         return self
 
     def reward_range(self) -> tuple[float, float]:
@@ -290,6 +305,14 @@ class Dataset:
         table = None if weights is None else alias_table(weights[keep])
         return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields, table)
 
+    def with_returns(
+        self, discounts: np.ndarray, failure: float | None = None, endless: bool = False
+    ) -> TransitionsWithReturns:
+        """All rows with their returns-to-go, for every one of `discounts` [L] that differs; see `return_to_go`."""
+        discounts = np.unique(discounts)
+        returns = [self.return_to_go(float(discount), failure, endless) for discount in discounts]
+        return TransitionsWithReturns(self.transitions(), discounts, np.stack(returns)[:, self.usable()])
+
 
 # ---------------------------------------------------------------------------------------- loading
 
@@ -298,6 +321,7 @@ def load_dataset(
     name: str | DatasetArgs,
     env: str = "",
     clip_actions: bool = False,
+    env_units: bool = False,
     fields: Iterable[str] = (),
     episode_length: int = 0,
     discrete: bool = False,
@@ -306,8 +330,9 @@ def load_dataset(
 
     `name`: the dataset, or the arguments of a script, which say all the rest. A recipe of datasets/ that was not made
     yet is made first; another Minari id is downloaded when there is a network. `env` replaces the evaluation
-    environment stored with (or guessed for) the data, as module:id it is registered first; "none": there is none. The
-    others are explained in `DatasetArgs`. Flat arrays are cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by
+    environment stored with (or guessed for) the data, as module:id it is registered first; "none": there is none.
+    `env_units`: actions stay in the environment's units, instead of [-1, 1]. The others are explained in
+    `DatasetArgs`. Flat arrays are cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by
     content. What was understood is printed, and is `task.data`.
 
     Raises:
@@ -316,7 +341,7 @@ def load_dataset(
     """
     if isinstance(name, DatasetArgs):
         a = name
-        return load_dataset(a.dataset, a.env, a.clip_actions, a.fields, a.episode_length, a.discrete)
+        return load_dataset(a.dataset, a.env, a.clip_actions, env_units, a.fields, a.episode_length, a.discrete)
     arrays, meta = read_dataset(name, fields, episode_length)
     understood, module, own_env = meta["data"], "", False
     if env == "none":
@@ -330,7 +355,7 @@ def load_dataset(
     env_id = env_spec.id if env_spec else None
     reference = meta.get("reference") if own_env or env_id in (None, meta.get("env")) else None
     reference = reference or reference_score(name, env_id, facts(arrays, meta))
-    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, discrete)
+    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, discrete, env_units)
     print(f"{name}: {described(understood)}", flush=True)
     if reference:
         print(f"scores: {reference['min']:g} is 0, {reference['max']:g} is 100 ({reference['source']})", flush=True)
@@ -338,6 +363,8 @@ def load_dataset(
     known = {"reference": reference, "options": options, "env_module": module, "data": understood}
     data = Dataset(Task(name, meta["hash"], spec, env_spec, **known), **arrays)
     if not (meta.get("same_env", True) and understood["rewards"]):  # returns of another problem than the scores'
+        return data
+    if data.last.all() and not data.terminal.all():  # single rows that were cut out of episodes: no returns
         return data
     returns = data.episode_returns()
     if data.task.counts_successes:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import scipy.stats
 
-from shared.checkpoint import load_tree, read_header, replacing
+from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
 from shared.lanes import with_settings
 from shared.task import Task
@@ -188,10 +188,12 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
         module_spec.loader.exec_module(module)
     header = read_header(path)
     try:
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in header["args"].items()}
-        task, settings = Task.from_description(header["task"]), header["settings"]
+        fields = {f.name for f in dataclasses.fields(module.Args)}
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in renamed(header["args"], fields).items()}
+        task = Task.from_description(header["task"])
+        settings = [renamed(setting, fields) for setting in header["settings"]]
         padded = next(shape[0] for name, shape in npz_shapes(path).items() if name != "__header__")
-        if unknown := stored.keys() - {f.name for f in dataclasses.fields(module.Args)}:
+        if unknown := stored.keys() - fields:
             raise InputError(f"The run in {run_dir} has --{min(unknown)}, which {file.name} does not know any more.")
         for name, text in (changes or {}).items():
             if name not in stored or name in settings[0]:

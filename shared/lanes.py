@@ -1,7 +1,7 @@
 """Lanes: one (seed, hyperparameter setting) each, all trained in one job.
 
 `--seeds 8 --alpha 1 2.5 4` makes 24 lanes: sharded over the local devices by a one-axis mesh, and on each device mapped
-one after the other (CPU) or vmapped (GPU, TPU). Lanes do not communicate.
+one after the other (CPU) or vmapped (GPU, TPU), unless --layout says which. Lanes do not communicate.
 """
 
 import contextlib
@@ -49,19 +49,26 @@ def make_mesh(lanes: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("lane",), (AxisType.Auto,), devices=devices)
 
 
+def layout_on(mesh: jax.sharding.Mesh, layout: str) -> str:
+    """ "map" or "vmap": `layout` itself, or for "auto" the faster one for networks on the mesh's kind of device.
+
+    On CPU vmap is 15-50 % slower than one lane after the other.
+    """
+    return layout if layout != "auto" else "map" if mesh.devices.flat[0].platform == "cpu" else "vmap"
+
+
 def over_lanes(
-    f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, vmap: bool = False
+    f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, layout: str = "auto"
 ) -> Callable:
     """Compiles `f`, written for one lane, for all lanes; `in_axes` as in vmap: 0 per lane, None shared.
 
-    Lanes are split over the mesh without communication; those of one device are vmapped, except on
-    CPU, where vmap is 15-50 % slower than one after the other for networks (not for what only moves
-    memory: `vmap` asks for it everywhere). `donate` gives up the first argument.
+    Lanes are split over the mesh without communication; those of one device are laid out as `layout_on` says.
+    `donate` gives up the first argument.
     """
     laned = [i for i, axis in enumerate(in_axes) if axis == 0]
 
     def on_device(*args):
-        if vmap or mesh.devices.flat[0].platform != "cpu":
+        if layout_on(mesh, layout) == "vmap":
             return jax.vmap(f, in_axes)(*args)
 
         def one_lane(lane_args):

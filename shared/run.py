@@ -40,7 +40,7 @@ from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
 from shared.errors import ROOT, InputError, Interrupted
 from shared.evaluation import Evaluator
-from shared.lanes import lane_settings, make_mesh, over_lanes, use_cpu_devices, with_settings
+from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
 from shared.record import LANE_COLUMNS, TABLES, Tables, WandbLanes, plot_curve, print_summary, status_of, write_record
 from shared.task import Task
 
@@ -71,6 +71,7 @@ class Run:
     Attributes:
       init_keys: [L] one PRNG key per lane, for `init`.
       lane_args: `args` with every `Float` field an array [L]; the other fields are static.
+      layout: "map" or "vmap", how the lanes of one device are computed.
       done: updates (online: environment steps) done so far; below 0 in the phases that come before them.
     L counts the lanes padded to a multiple of the devices (the last lane again; never reported).
     """
@@ -93,6 +94,7 @@ class Run:
         self.offline_updates = 0 if self.from_run else getattr(args, "offline_updates", 0)
         self.chunk = self._online_chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
+        self.layout = layout_on(self.mesh, args.layout)
         size = self.mesh.devices.size
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
         self.padded_settings = padded
@@ -115,8 +117,12 @@ class Run:
         self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
-        """`over_lanes` on this run's mesh."""
-        return over_lanes(f, self.mesh, in_axes, donate, vmap)
+        """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either."""
+        return over_lanes(f, self.mesh, in_axes, donate, "vmap" if vmap else self.layout)
+
+    def init(self, init: Callable) -> Any:
+        """The agents [L] of `init(key, args)`; on CPU always mapped: LAPACK on a batch can wait there for ever."""
+        return over_lanes(init, self.mesh, in_axes=(0, 0))(self.init_keys, self.lane_args)
 
     def replicate(self, tree: Any) -> Any:
         """`tree` once on every device of the mesh, so that no call copies it."""
@@ -394,6 +400,7 @@ class Run:
             "args": dataclasses.asdict(self.args),
             "task": self.task.describe(),
             "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings, self.first_lane)],
+            "layout": self.layout,
             "diverged": {str(self.first_lane + i): u for i, u in self.diverged.items()},
             "steps_done": self.done,
             "compile_s": round(self._compile, 2),

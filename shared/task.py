@@ -74,6 +74,31 @@ class Task:
         env.close()
         return env.observation_space
 
+    def require(self, discrete: bool | None = None) -> "Task":
+        """This task, or InputError where its actions are of the other kind or it has images."""
+        if discrete is not None and discrete != self.spec.discrete:
+            kinds = {True: "discrete", False: "continuous"}
+            raise InputError(f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}.")
+        if len(self.spec.obs_shape) != 1:
+            raise InputError(f"'{self.id}' has image observations; this needs vectors.")
+        return self
+
+    def in_env(self, env_id: str, **kwargs) -> "Task":
+        """This task in another environment of the same observations and actions, with this one's time limit.
+
+        Raises:
+          InputError: there is no environment here, no such id, or its observations or actions are others.
+        """
+        if self.env_spec is None:
+            raise InputError(f"'{self.id}' has no environment to change; give one with --env.")
+        env_spec = registered_env(env_id, kwargs, self.env_spec.max_episode_steps)
+        env = gym.make(env_spec)
+        spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
+        env.close()
+        if spec != self.spec:
+            raise InputError(f"{env_id} has other observations or actions than '{self.id}'.")
+        return dataclasses.replace(self, env_spec=env_spec)
+
     def observe(self, obs) -> np.ndarray:
         """An environment's observation -> the network's input."""
         obs = flatten_obs(obs, self.obs_space if self.env_spec else None)

@@ -117,3 +117,19 @@ class Transitions:
         row = jax.random.randint(row_key, shape, 0, len(self.rows))
         kept = jax.random.bits(keep_key, shape) < self.table.keep[row]
         return self.take(jnp.where(kept, row, self.table.other[row]))
+
+
+class TransitionsWithReturns(NamedTuple):
+    """A dataset on the device with its returns-to-go, once for every discount that a lane has."""
+
+    transitions: Transitions
+    discounts: jax.Array
+    """[D]"""
+    return_to_go: jax.Array
+    """[D, N]"""
+
+    def sample(self, key: jax.Array, n: int, discount: jax.Array) -> Batch:
+        """`n` rows with replacement, uniformly, with their returns-to-go under a lane's `discount`."""
+        row = jax.random.randint(key, (n,), 0, len(self.transitions.rows))
+        mine = jnp.abs(self.discounts - discount).argmin()
+        return self.transitions.take(row)._replace(return_to_go=self.return_to_go[mine, row])

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "datasets")]
 jax.config.update("jax_num_cpu_devices", 2)
 
 from shared.transitions import Batch
@@ -81,6 +82,25 @@ def write_pendulum(path: Path, n: int = 300, seed: int = 0) -> str:
 @pytest.fixture
 def pendulum(tmp_path) -> str:
     return write_pendulum(tmp_path / "pendulum.npz")
+
+
+LOCK, SOFT_LOCK = "combination-lock-h10-trajectory", "continuous-combination-lock-h10-trajectory"
+
+
+@pytest.fixture
+def data_for(pendulum) -> Callable[[str], str]:
+    """An algorithm's name -> a tiny dataset of the kind of its default one: of a lock, or of Pendulum's shapes."""
+    import make  # of datasets/
+
+    def data(name: str) -> str:
+        usual = getattr(load(name).Args, "dataset", "")
+        if "combination-lock" not in usual:
+            return pendulum
+        lock = SOFT_LOCK if usual.startswith("continuous") else LOCK
+        make.make(lock, steps=160)
+        return lock
+
+    return data
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from shared.errors import InputError
 from shared.task import Spec, Task, flatten_obs, reference_score, registered_env
 from shared.transitions import FIELDS, alias_table
 
+SPEC = Spec((1,), 1, False, (-1.0,), (1.0,))
 LAST = np.array([0, 0, 1, 0, 1, 0, 1], bool)
 TERMINAL = np.array([0, 0, 1, 0, 0, 0, 0], bool)
 REWARD = np.float32([1, 2, 3, 10, 20, 100, 200])
@@ -33,7 +34,7 @@ REWARD = np.float32([1, 2, 3, 10, 20, 100, 200])
 def log() -> Dataset:
     obs = np.arange(7, dtype=np.float32)[:, None] * 10
     action = np.linspace(-0.6, 0.6, 7, dtype=np.float32)[:, None]
-    return Dataset(Task("log", "", Spec((1,), 1, False, (-1.0,), (1.0,))), obs, action, REWARD, obs + 1, TERMINAL, LAST)
+    return Dataset(Task("log", "", SPEC), obs, action, REWARD, obs + 1, TERMINAL, LAST)
 
 
 def test_episodes(log):
@@ -52,6 +53,26 @@ def test_return_to_go_of_failures_and_of_episodes_without_an_end(log):
     np.testing.assert_allclose(failed.return_to_go(0.5, failure=-5.0), [-6.25, -2.5, 5, -10, -10, -7, -4])
     np.testing.assert_allclose(log.return_to_go(0.5, endless=True), [2.75, 3.5, 3, 30, 40, 300, 400])
     np.testing.assert_allclose(failed.return_to_go(0.5, endless=True)[3:5], -10)
+
+
+def test_rows_carry_the_returns_of_a_lanes_own_discount():
+    """AntMaze's transform: failures -5, successes 5; an episode of failures alone is worth -5 / (1 - gamma)."""
+    reward, terminal, last = np.float32([-5, 5, -5, -5, -5]), np.bool_([0, 1, 0, 0, 0]), np.bool_([0, 1, 0, 0, 1])
+    task = Task("log", "", SPEC, options={"reward_scale": 10.0, "reward_shift": -5.0})
+    obs = np.arange(5, dtype=np.float32)[:, None]
+    data = Dataset(task, obs, np.zeros((5, 1), np.float32), reward, obs, terminal, last)
+    stored = data.with_returns(np.float32([0.5, 0.9, 0.5]), task.training_reward(0.0))
+    expected = {0.5: [-2.5, 5, -10, -10, -10], 0.9: [-0.5, 5, -50, -50, -50]}
+    assert stored.return_to_go.shape == (2, 5)
+    for discount, returns in expected.items():
+        seen = stored.sample(jax.random.key(0), 50, discount)
+        row = np.asarray(seen.obs[:, 0]).astype(int)
+        np.testing.assert_allclose(seen.return_to_go, np.array(returns)[row], rtol=1e-6)
+        assert set(row) == set(range(5))
+    dense = data.with_returns(np.float32([0.5]))
+    np.testing.assert_allclose(dense.return_to_go[0], [-2.5, 5, -8.75, -7.5, -5])
+    endless = data.with_returns(np.float32([0.5]), endless=True)
+    np.testing.assert_allclose(endless.return_to_go[0], [-2.5, 5, -10, -10, -10])
 
 
 def test_next_action_does_not_exist_at_an_episodes_last_row(log):

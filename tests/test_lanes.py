@@ -28,20 +28,20 @@ def small(name: str, dataset: str, out, **changes):
     values = {
         "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
         "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
-        "actor_hidden_dims": (8, 8), "vae_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
-        "num_candidates": 2, "num_finalists": 2, "target_start": 0, "target_every": 1,
+        "gap_samples": 2, "latent_samples": 2, "value_samples": 2, "actor_hidden_dims": (8, 8),
+        "vae_hidden_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
+        "n_candidates": 2, "n_finalists": 2, "target_start": 0, "target_every": 1,
         # interaction
-        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "warmup_steps": 4, "utd": 2, "inner_steps": 2,
-        "offline_updates": 4, "offline_eval_every": 4,
+        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "utd": 2 if name != "moorl" else 1,
+        "inner_steps": 2, "offline_updates": 4, "offline_eval_every": 4,
         # the combination lock
-        "horizon": 2, "num_envs": 2, "offline_samples": 16, "offline_episodes": 16, "fit_updates": 2,
-        "critic_updates": 2, "policy_dims": (8, 8),
+        "horizon": 10, "episodes_per_step": 2, "critic_updates": 2,
         # PPO after offline stages
-        "pretrain_updates": 4, "critic_per_clone": 2, "q_dims": (8, 8), "value_dims": (8, 8), "model_dims": (8, 8),
-        "n_policies": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4, "gate_every": 2, "online_batch": 4,
-        "minibatch_size": 2, "epochs": 2,
+        "pretrain_updates": 4, "critic_per_clone": 2, "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
+        "model_hidden_dims": (8, 8), "n_actors": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4,
+        "gate_every": 2, "steps_per_iteration": 8 if name == "hnpg" else 4, "minibatch_size": 2, "epochs": 2,
     } | changes  # fmt: skip
-    if "env_steps" not in fields:
+    if "env_steps" not in fields or "lock" in dataset:
         values["env"] = ""
     return cls(**{k: v for k, v in values.items() if k in fields})
 
@@ -58,7 +58,7 @@ def learning_rate(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contracts_of_lanes(name, pendulum, tmp_path, capfd):
+def test_the_contracts_of_lanes(name, data_for, tmp_path, capfd):
     """One test, since compiling a job costs more than running it: three jobs serve all contracts.
 
     - A lane is the same seed and setting alone; the number of lanes need not divide the devices.
@@ -67,15 +67,15 @@ def test_the_contracts_of_lanes(name, pendulum, tmp_path, capfd):
     - A lane that diverges is named, and leaves the others alone to the last bit.
     - Targets are the networks themselves with tau = 1, and follow them more slowly with less.
     """
-    rate, steps = learning_rate(name), {"updates": 8, "env_steps": 12, "discount": 0.9}
+    data, rate, steps = data_for(name), learning_rate(name), {"updates": 8, "env_steps": 12, "discount": 0.9}
     fields = {f.name for f in dataclasses.fields(load(name).Args)}
     follows = {"tau": (0.01, 1.0)} if "tau" in fields else {}
     steps |= {"tau": 0.01} if follows else {}
     if {"policy_delay", "env_steps"} <= fields:
         steps["policy_delay"] = 1  # else the last step is the critics' alone
-    job = train(name, pendulum, tmp_path / "job", seeds=3, seed=5, **steps | {rate: (1e-3, 1e-2)} | follows)
+    job = train(name, data, tmp_path / "job", seeds=3, seed=5, **steps | {rate: (1e-3, 1e-2)} | follows)
     with jax.debug_key_reuse(True):
-        alone = train(name, pendulum, tmp_path / "alone", seed=6, **steps | {rate: 1e-2})
+        alone = train(name, data, tmp_path / "alone", seed=6, **steps | {rate: 1e-2})
     settings = json.loads((tmp_path / "job" / "run.json").read_text())["lanes"]
 
     def lanes(**wanted) -> list[int]:
@@ -100,7 +100,7 @@ def test_the_contracts_of_lanes(name, pendulum, tmp_path, capfd):
             followed += moved > 0
     assert followed or not follows
 
-    sick = train(name, pendulum, tmp_path / "sick", seeds=3, seed=5, **steps | {rate: (1e-3, 1e38)} | follows)
+    sick = train(name, data, tmp_path / "sick", seeds=3, seed=5, **steps | {rate: (1e-3, 1e38)} | follows)
     well, ill = lanes(**{rate: 1e-3}), lanes(**{rate: 1e-2})
     for path, value in job.items():
         np.testing.assert_array_equal(value[well], sick[path][well], err_msg=path)

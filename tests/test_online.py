@@ -440,7 +440,13 @@ def counter_log(tmp_path) -> str:
 def test_a_dataset_without_an_environment_is_refused(name, counter_log, tmp_path):
     module, small = load(name), {"dataset": counter_log, "batch_size": 4, "hidden_dims": (8,), "env_steps": 100}
     if name == "uni_o4":
-        small |= {"pretrain_updates": 5, "offline_updates": 5, "q_dims": (8,), "value_dims": (8,), "model_dims": (8,)}
+        small |= {
+            "pretrain_updates": 5,
+            "offline_updates": 5,
+            "critic_hidden_dims": (8,),
+            "value_hidden_dims": (8,),
+            "model_hidden_dims": (8,),
+        }
     with pytest.raises(InputError, match="has no environment to interact with; give one with --env"):
         module.main(module.Args(**small, out=str(tmp_path / "run")))
 

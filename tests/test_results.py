@@ -581,12 +581,9 @@ def test_the_name_says_how_long_each_phase_was():
     assert Entry("a", "b", "--env-steps 6000 --offline-updates 10000").directory().name == "benchmark-10k+6k"
 
 
-def test_an_algorithm_that_makes_its_data_gets_no_dataset(grid):
-    own = benchmark.Entry("bc", "a-lock", "--updates 2000", makes_data=True)
-    (job,) = benchmark.make_jobs([own], "", [], grid[0])
-    assert "--dataset" not in job.command and job.out == grid[0] / "results/runs/bc/a-lock/benchmark-2k"
+def test_a_dataset_that_is_not_there_is_said_before_anything_runs(grid):
     with pytest.raises(benchmark.InputError, match="no dataset 'a-lock'"):
-        benchmark.make_jobs([own._replace(makes_data=False)], "", [], grid[0])
+        benchmark.make_jobs([benchmark.Entry("bc", "a-lock", "--updates 2000")], "", [], grid[0])
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):

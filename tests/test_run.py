@@ -4,11 +4,9 @@ Training jobs are small ones of bc and td3_bc; what only concerns the loop uses 
 """
 
 import csv
-import dataclasses
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,12 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, load, timeless, write_pendulum
+from conftest import load, timeless, write_pendulum
 
-import shared.arguments
 import shared.run
 from results import benchmark
-from shared.arguments import Float, OfflineArgs, hyperparameters, parse, preset_for
+from shared.arguments import Float, OfflineArgs, float_fields, hyperparameters, parse, preset_for
 from shared.checkpoint import load_tree, read_header, save_tree
 from shared.errors import InputError, Interrupted
 from shared.lanes import make_mesh, over_lanes
@@ -433,7 +430,7 @@ MISTAKES = [
     ("typo in a dataset", "bc", ["--dataset", "pendulum-mixd"], ["'pendulum-mixd'", "pendulum-mixed"]),
     ("typo in an environment", "bc", ["--env", "RunTest/Lin-v0"], ["'RunTest/Lin-v0'", "RunTest/Line-v0"]),
     ("unknown preset", "cql", ["--preset", "hoper"], ["'hoper'", "hopper"]),
-    ("actions are continuous", "bc", ["--policy", "categorical"], ["discrete", "continuous"]),
+    ("actions are continuous", "bc", ["--head", "categorical"], ["discrete", "continuous"]),
     ("no common divisor", "bc", ["--updates", "5000", "--log-every", "7"], ["--log-every 7", "common divisor"]),
     ("not a multiple of the policy delay", "td3_bc", ["--updates", "5"], ["common divisor"]),
     ("no seeds", "bc", ["--seeds", "0"], ["--seeds", "at least 1"]),
@@ -466,33 +463,21 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
         ("td3_bc", "discount", "99"),
         ("td3_bc", "tau", "-0.1"),
         ("iql", "expectile", "1.2"),
-        ("rlpd", "offline_ratio", "2"),
+        ("rlpd", "online_share", "2"),
         ("rorl", "q_smooth_tau", "1.5"),
     ],
 )
 def test_a_fraction_lies_between_0_and_1(name, argument, value):
     """One value of a grid is enough to refuse it."""
     module, flag = load(name), f"--{argument.replace('_', '-')}"
-    swept = argument in shared.arguments.float_fields(module.Args)
+    swept = argument in float_fields(module.Args)
     with pytest.raises(InputError, match=f"^{flag} must lie in "):
         parse(module.Args, module.PRESETS, module.__doc__, [flag, *(["0.5"] if swept else []), value])
     parse(module.Args, module.PRESETS, module.__doc__, [flag, "0.5"])
 
 
-def test_every_share_and_discount_is_checked():
-    """By its name; what says in its help that it lies in [0, 1] is among them, and the defaults do."""
-    for path in ALGORITHMS:
-        module = load(path.stem)
-        for field in dataclasses.fields(module.Args):
-            if shared.arguments.is_fraction(field.name):
-                assert 0.0 <= field.default <= 1.0, (path.stem, field.name)
-        source = path.read_text()
-        said = re.findall(r"^    (\w+): (?:F|f)loat.*\n    \"\"\"[^\"]*in \[0, 1\]", source, re.M)
-        assert all(shared.arguments.is_fraction(name) for name in said), (path.stem, said)
-
-
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
-    for name, more in (("td3_bc", []), ("bc", ["--policy", "gaussian"])):
+    for name, more in (("td3_bc", []), ("bc", ["--head", "gaussian"])):
         assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)
 
 

@@ -6,6 +6,8 @@ turns noise into an action, and can express several modes. Its loss is the denoi
 (eq. 2), minus the normalised Q of the chain's action (eq. 3), whose gradient passes through all T steps; the
 critics bootstrap from actions of an averaged policy (eq. 4). Acting draws 50 actions and one of them by its Q.
 
+--reward-tuning: antmaze is 4 (r - 0.5); normalize is to mean 0 and standard deviation 1.
+
 Choose it when the data's actions have several modes and the time to act does not matter; the generative baseline.
 
 Deviations from the paper:
@@ -36,7 +38,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -46,59 +48,59 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     eta: Float = 1.0
-    """Weight of the normalised Q against cloning (eq. 3); 0 clones."""
+    """eta: weight of the normalised Q against cloning; 0 clones."""
     diffusion_steps: int = 5
-    """T: steps of the diffusion, in training and acting."""
+    """T: steps of the diffusion."""
     max_q_backup: bool = False
-    """Bootstrap from the best of 10 actions (AntMaze)."""
-    num_candidates: int = 50
-    """Actions drawn at each step of an episode; one is taken with probability softmax(Q)."""
-    discount: Float = 0.99
+    """Bootstrap from the best of several actions of the policy instead of one."""
+    n_candidates: int = 50
+    """Candidate actions at each step of an episode, of which one is taken."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update, and of the target policy."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
-    """Updates between two Polyak steps of the target policy."""
+    """Updates between two Polyak steps of the target actor."""
     target_start: int = 1000
-    """Updates before the first of them."""
+    """Updates before the first Polyak step of the target actor."""
     actor_lr: Float = 3e-4
-    """Adam, policy."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
-    grad_norm: Float = 0.0
-    """Global norm that the gradients of policy and critics are clipped to; 0: not clipped."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    max_grad_norm: Float = 0.0
+    """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of policy and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     time_dim: int = 16
-    """Size of the embedding of the diffusion step."""
+    """Size of the embedding of a time (of a diffusion step)."""
     reward_tuning: Literal["none", "antmaze", "normalize"] = "none"
-    """Rewards in training; antmaze: 4 (r - 0.5); normalize: to mean 0 and standard deviation 1."""
+    """How rewards are changed for training, suite by suite: see above."""
 
 
 _antmaze = {"reward_tuning": "antmaze", "max_q_backup": True}
 _pen = {"reward_tuning": "normalize", "actor_lr": 3e-5}
 PRESETS = {  # the table of the authors' code
-    "halfcheetah-medium": {"updates": 2_000_000, "grad_norm": 9.0},
-    "hopper-medium": {"updates": 2_000_000, "grad_norm": 9.0},
-    "walker2d-medium": {"updates": 2_000_000, "grad_norm": 1.0},
-    "halfcheetah-medium-replay": {"updates": 2_000_000, "grad_norm": 2.0},
-    "hopper-medium-replay": {"updates": 2_000_000, "grad_norm": 4.0},
-    "walker2d-medium-replay": {"updates": 2_000_000, "grad_norm": 4.0},
-    "halfcheetah-medium-expert": {"updates": 2_000_000, "grad_norm": 7.0},
-    "hopper-medium-expert": {"updates": 2_000_000, "grad_norm": 5.0},
-    "walker2d-medium-expert": {"updates": 2_000_000, "grad_norm": 5.0},
-    "antmaze-umaze": {**_antmaze, "max_q_backup": False, "eta": 0.5, "grad_norm": 2.0},
-    "antmaze-umaze-diverse": {**_antmaze, "eta": 2.0, "grad_norm": 3.0},
-    "antmaze-medium-play": {**_antmaze, "eta": 2.0, "grad_norm": 2.0, "actor_lr": 1e-3},
-    "antmaze-medium-diverse": {**_antmaze, "eta": 3.0, "grad_norm": 1.0},
-    "antmaze-large-play": {**_antmaze, "eta": 4.5, "grad_norm": 10.0},
-    "antmaze-large-diverse": {**_antmaze, "eta": 3.5, "grad_norm": 7.0},
-    "pen-human": {**_pen, "eta": 0.15, "grad_norm": 7.0},
-    "pen-cloned": {**_pen, "eta": 0.1, "grad_norm": 8.0},
-    "kitchen-complete": {"updates": 250_000, "eta": 0.005, "grad_norm": 9.0},
-    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"eta": 0.005, "grad_norm": 10.0}),
+    "halfcheetah-medium": {"updates": 2_000_000, "max_grad_norm": 9.0},
+    "hopper-medium": {"updates": 2_000_000, "max_grad_norm": 9.0},
+    "walker2d-medium": {"updates": 2_000_000, "max_grad_norm": 1.0},
+    "halfcheetah-medium-replay": {"updates": 2_000_000, "max_grad_norm": 2.0},
+    "hopper-medium-replay": {"updates": 2_000_000, "max_grad_norm": 4.0},
+    "walker2d-medium-replay": {"updates": 2_000_000, "max_grad_norm": 4.0},
+    "halfcheetah-medium-expert": {"updates": 2_000_000, "max_grad_norm": 7.0},
+    "hopper-medium-expert": {"updates": 2_000_000, "max_grad_norm": 5.0},
+    "walker2d-medium-expert": {"updates": 2_000_000, "max_grad_norm": 5.0},
+    "antmaze-umaze": {**_antmaze, "max_q_backup": False, "eta": 0.5, "max_grad_norm": 2.0},
+    "antmaze-umaze-diverse": {**_antmaze, "eta": 2.0, "max_grad_norm": 3.0},
+    "antmaze-medium-play": {**_antmaze, "eta": 2.0, "max_grad_norm": 2.0, "actor_lr": 1e-3},
+    "antmaze-medium-diverse": {**_antmaze, "eta": 3.0, "max_grad_norm": 1.0},
+    "antmaze-large-play": {**_antmaze, "eta": 4.5, "max_grad_norm": 10.0},
+    "antmaze-large-diverse": {**_antmaze, "eta": 3.5, "max_grad_norm": 7.0},
+    "pen-human": {**_pen, "eta": 0.15, "max_grad_norm": 7.0},
+    "pen-cloned": {**_pen, "eta": 0.1, "max_grad_norm": 8.0},
+    "kitchen-complete": {"updates": 250_000, "eta": 0.005, "max_grad_norm": 9.0},
+    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"eta": 0.005, "max_grad_norm": 10.0}),
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -245,9 +247,9 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     return bc - lam * q[i].mean(), {"bc_loss": bc, "q_pi": q.mean()}
 
 
-def optimiser(learning_rate, args: Args) -> optax.GradientTransformation:
+def optimizer(learning_rate, args: Args) -> optax.GradientTransformation:
     """Adam on clipped gradients."""
-    largest = jnp.where(args.grad_norm > 0.0, args.grad_norm, jnp.inf)
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
     return optax.chain(optax.clip_by_global_norm(largest), optax.adam(learning_rate))
 
 
@@ -264,8 +266,8 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_actor=actor,
         target_critic=critic,
-        actor_opt=optimiser(args.actor_lr, args).init(actor),
-        critic_opt=optimiser(args.critic_lr, args).init(critic),
+        actor_opt=optimizer(args.actor_lr, args).init(actor),
+        critic_opt=optimizer(args.critic_lr, args).init(critic),
         step=jnp.int32(0),
     )
 
@@ -275,12 +277,12 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     critic_key, actor_key = jax.random.split(key)
     grad = jax.value_and_grad(critic_loss, has_aux=True)
     (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
-    updates, critic_opt = optimiser(args.critic_lr, args).update(grads, agent.critic_opt)
+    updates, critic_opt = optimizer(args.critic_lr, args).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
-    updates, actor_opt = optimiser(args.actor_lr, args).update(grads, agent.actor_opt)
+    updates, actor_opt = optimizer(args.actor_lr, args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
 
     moves = (agent.step >= args.target_start) & (agent.step % args.target_every == 0)
@@ -293,11 +295,11 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
 
 def act(agent: Agent, obs, key, args: Args):
-    """Actions [B, A] in [-1, 1]: of num_candidates samples one, drawn with probability softmax(min_i target Q_i)."""
+    """Actions [B, A] in [-1, 1]: of n_candidates samples one, drawn with probability softmax(min_i target Q_i)."""
     sample_key, choice_key = jax.random.split(key)
-    obs = jnp.broadcast_to(obs, (args.num_candidates, *obs.shape))
+    obs = jnp.broadcast_to(obs, (args.n_candidates, *obs.shape))
     action = sample_actions(agent, agent.actor, obs, sample_key, args)
-    if args.num_candidates == 1:
+    if args.n_candidates == 1:
         return action[0]
     q = q_values(agent.nets.critic, agent.target_critic, obs, action).min(0)
     chosen = jax.random.categorical(choice_key, q, axis=0)
@@ -330,7 +332,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

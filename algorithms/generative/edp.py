@@ -8,6 +8,10 @@ acting, takes 15 network calls of an ODE solver instead of T = 1000. A Gaussian 
 likelihood, so that the policy can be improved by TD3's loss (eq. 10), CRR's or IQL's weighted regression
 (section 4.3). Acting is energy-based action selection: of several samples one with probability softmax(Q).
 
+Arguments of --improvement td3 alone: eta (alpha in the authors' code). Of crr: those with crr in their name, and
+value_samples; of iql: those with iql in their name, and expectile. --reward-tuning: antmaze is 4 (r - 0.5), with iql
+r - 1; range is to [-1, 1]; returns is IQL's, times 1000 / (highest - lowest episode return).
+
 Choose it when the data's actions have several modes and you want one diffusion policy under TD3, CRR or IQL.
 
 Deviations from the paper:
@@ -37,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -48,76 +52,75 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     updates: int = 2_000_000
-    """Gradient updates of each lane (the authors' 2000 epochs of 1000)."""
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
     improvement: Literal["td3", "crr", "iql"] = "td3"
     """What the critics learn and how they improve the policy (section 4.3)."""
     eta: Float = 2.0
-    """td3: weight of the normalised Q against cloning (alpha in the authors' code); 0 clones."""
+    """eta: weight of the normalised Q against cloning; 0 clones."""
     crr_temperature: Float = 1.0
     """crr: the advantage is divided by this, in units of Q; small follows it, large clones."""
     crr_max_weight: Float = 20.0
     """crr: the weights are clipped here."""
-    n_actions: int = 10
-    """crr: actions that the value of a state is averaged over."""
+    value_samples: int = 10
+    """Actions of the policy that the value of a state is estimated from."""
     iql_beta: Float = 3.0
     """iql: the advantage is multiplied by this; 0 clones."""
     iql_max_weight: Float = 100.0
     """iql: the weights are clipped here."""
-    expectile: Float = 0.7
-    """iql: expectile of Q that V estimates, in (0, 1)."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     diffusion_steps: int = 1000
-    """T: steps of the diffusion in training, more than 20."""
+    """T: steps of the diffusion."""
     solver_steps: int = 15
     """Steps of the ODE solver, one network call each."""
-    num_candidates: int = 50
-    """Actions drawn at each step of an episode; one is taken with probability softmax(Q)."""
-    discount: Float = 0.99
+    n_candidates: int = 50
+    """Candidate actions at each step of an episode, of which one is taken."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update, and of the target policy."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
-    """Updates between two Polyak steps of the target policy."""
+    """Updates between two Polyak steps of the target actor."""
     target_start: int = 1000
-    """Updates before the first of them."""
+    """Updates before the first Polyak step of the target actor."""
     actor_lr: Float = 3e-4
-    """Adam, policy."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and value function."""
-    grad_norm: Float = 0.0
-    """Global norm that the gradients of each network are clipped to; 0: not clipped."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    max_grad_norm: Float = 0.0
+    """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of all networks."""
+    """Hidden layers of every network that has no argument of its own for them."""
     time_dim: int = 16
-    """Size of the embedding of the diffusion step."""
+    """Size of the embedding of a time (of a diffusion step)."""
     reward_tuning: Literal["none", "antmaze", "range", "returns"] = "none"
-    """Rewards in training; antmaze: 4 (r - 0.5), with iql r - 1; range: to [-1, 1]; returns: IQL's, times 1000 /
-    (highest - lowest episode return)."""
+    """How rewards are changed for training, suite by suite: see above."""
 
 
 _iql = {"improvement": "iql", "reward_tuning": "range"}
 _antmaze = {"improvement": "iql", "reward_tuning": "antmaze", "expectile": 0.9, "iql_beta": 10.0}  # as in IQL
 PRESETS = {  # TD3 on MuJoCo and IQL elsewhere; clipping from the authors' code
-    "halfcheetah-medium": {"grad_norm": 9.0},
-    "hopper-medium": {"grad_norm": 9.0},
-    "walker2d-medium": {"grad_norm": 1.0},
-    "halfcheetah-medium-replay": {"grad_norm": 2.0},
-    "hopper-medium-replay": {"grad_norm": 4.0},
-    "walker2d-medium-replay": {"grad_norm": 4.0},
-    "halfcheetah-medium-expert": {"grad_norm": 7.0},
-    "hopper-medium-expert": {"grad_norm": 5.0},
-    "walker2d-medium-expert": {"grad_norm": 5.0},
-    "antmaze-umaze": {**_antmaze, "grad_norm": 2.0},
-    "antmaze-umaze-diverse": {**_antmaze, "grad_norm": 3.0},
-    "antmaze-medium-play": {**_antmaze, "grad_norm": 2.0},
-    "antmaze-medium-diverse": {**_antmaze, "grad_norm": 1.0},
-    "antmaze-large-play": {**_antmaze, "grad_norm": 10.0},
-    "antmaze-large-diverse": {**_antmaze, "grad_norm": 7.0},
-    "pen-human": {**_iql, "grad_norm": 7.0},
-    "pen-cloned": {**_iql, "grad_norm": 8.0},
-    "kitchen-complete": {**_iql, "grad_norm": 9.0},
-    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {**_iql, "grad_norm": 10.0}),
+    "halfcheetah-medium": {"max_grad_norm": 9.0},
+    "hopper-medium": {"max_grad_norm": 9.0},
+    "walker2d-medium": {"max_grad_norm": 1.0},
+    "halfcheetah-medium-replay": {"max_grad_norm": 2.0},
+    "hopper-medium-replay": {"max_grad_norm": 4.0},
+    "walker2d-medium-replay": {"max_grad_norm": 4.0},
+    "halfcheetah-medium-expert": {"max_grad_norm": 7.0},
+    "hopper-medium-expert": {"max_grad_norm": 5.0},
+    "walker2d-medium-expert": {"max_grad_norm": 5.0},
+    "antmaze-umaze": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-umaze-diverse": {**_antmaze, "max_grad_norm": 3.0},
+    "antmaze-medium-play": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-medium-diverse": {**_antmaze, "max_grad_norm": 1.0},
+    "antmaze-large-play": {**_antmaze, "max_grad_norm": 10.0},
+    "antmaze-large-diverse": {**_antmaze, "max_grad_norm": 7.0},
+    "pen-human": {**_iql, "max_grad_norm": 7.0},
+    "pen-cloned": {**_iql, "max_grad_norm": 8.0},
+    "kitchen-complete": {**_iql, "max_grad_norm": 9.0},
+    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {**_iql, "max_grad_norm": 10.0}),
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -295,8 +298,8 @@ def regression_loss(pi, agent: Agent, batch: Batch, key, args: Args):
     iql: w = exp(beta A), A = min_i target Q_i(s, a) - V(s); both clipped.
     """
     if args.improvement == "crr":
-        others = pi + jax.random.normal(key, (args.n_actions, *pi.shape))
-        obs = jnp.broadcast_to(batch.obs, (args.n_actions, *batch.obs.shape))
+        others = pi + jax.random.normal(key, (args.value_samples, *pi.shape))
+        obs = jnp.broadcast_to(batch.obs, (args.value_samples, *batch.obs.shape))
         v = q_values(agent.nets.critic, agent.critic, obs, others).min(0).mean(0)
         adv = q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
         weight = jnp.minimum(jnp.exp(adv / args.crr_temperature), args.crr_max_weight)
@@ -319,9 +322,9 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     return bc + loss, {"bc_loss": bc, **info}
 
 
-def optimiser(learning_rate, args: Args) -> optax.GradientTransformation:
+def optimizer(learning_rate, args: Args) -> optax.GradientTransformation:
     """Adam on clipped gradients."""
-    largest = jnp.where(args.grad_norm > 0.0, args.grad_norm, jnp.inf)
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
     return optax.chain(optax.clip_by_global_norm(largest), optax.adam(learning_rate))
 
 
@@ -339,11 +342,11 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_actor=actor,
         target_critic=critic,
-        actor_opt=optimiser(args.actor_lr, args).init(actor),
-        critic_opt=optimiser(args.critic_lr, args).init(critic),
+        actor_opt=optimizer(args.actor_lr, args).init(actor),
+        critic_opt=optimizer(args.critic_lr, args).init(critic),
         step=jnp.int32(0),
         value=value,
-        value_opt=optimiser(args.critic_lr, args).init(value),
+        value_opt=optimizer(args.critic_lr, args).init(value),
     )
 
 
@@ -353,16 +356,16 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     metrics = {}
     if args.improvement == "iql":
         (loss_v, info_v), grads = jax.value_and_grad(value_loss, has_aux=True)(agent.value, agent, batch, args)
-        updates, value_opt = optimiser(args.critic_lr, args).update(grads, agent.value_opt)
+        updates, value_opt = optimizer(args.critic_lr, args).update(grads, agent.value_opt)
         agent = agent.replace(value=optax.apply_updates(agent.value, updates), value_opt=value_opt)
         metrics = {"value_loss": loss_v, **info_v}
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
     (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
-    critic_updates, critic_opt = optimiser(args.critic_lr, args).update(grads, agent.critic_opt)
+    critic_updates, critic_opt = optimizer(args.critic_lr, args).update(grads, agent.critic_opt)
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
-    actor_updates, actor_opt = optimiser(args.actor_lr, args).update(grads, agent.actor_opt)
+    actor_updates, actor_opt = optimizer(args.actor_lr, args).update(grads, agent.actor_opt)
     agent = agent.replace(
         critic=optax.apply_updates(agent.critic, critic_updates),
         actor=optax.apply_updates(agent.actor, actor_updates),
@@ -380,11 +383,11 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
 
 def act(agent: Agent, obs, key, args: Args):
-    """Actions [B, A] in [-1, 1]: of num_candidates samples one, drawn with probability softmax(min_i Q_i)."""
+    """Actions [B, A] in [-1, 1]: of n_candidates samples one, drawn with probability softmax(min_i Q_i)."""
     sample_key, choice_key = jax.random.split(key)
-    obs = jnp.broadcast_to(obs, (args.num_candidates, *obs.shape))
+    obs = jnp.broadcast_to(obs, (args.n_candidates, *obs.shape))
     action = sample_actions(agent, agent.actor, obs, sample_key, args)
-    if args.num_candidates == 1:
+    if args.n_candidates == 1:
         return action[0]
     q = q_values(agent.nets.critic, agent.critic, obs, action).min(0)
     chosen = jax.random.categorical(choice_key, q, axis=0)
@@ -420,7 +423,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(*reward_map(data, args))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

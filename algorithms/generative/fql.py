@@ -8,11 +8,12 @@ Choose it when the data's actions have several modes and acting must take one ne
 family.
 
 Deviations from the paper:
-- datasets without a preset use the normalised Q loss with alpha 1, as the authors advise for new tasks;
+- datasets without a preset use the normalised Q loss with --distillation-weight 1 (the paper's alpha), as the authors
+  advise for new tasks;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
     python algorithms/generative/fql.py --dataset pointmaze-umaze --seeds 4 --updates 100000 --hidden-dims 128 128
-    python algorithms/generative/fql.py --dataset pointmaze-umaze --seeds 4 --alpha 0.3 1 3 10
+    python algorithms/generative/fql.py --dataset pointmaze-umaze --seeds 4 --distillation-weight 0.3 1 3 10
 """
 
 import sys
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -37,45 +38,45 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    alpha: Float = 1.0
-    """Weight of the distillation against Q; its scale depends on Q unless normalize_q."""
+    distillation_weight: Float = 1.0
+    """alpha: weight of the distillation against Q; its scale depends on Q unless normalize_q."""
     normalize_q: bool = True
-    """Divide Q in the policy's loss by its mean absolute value."""
+    """Divide Q in the actor's loss by its mean absolute value."""
     q_aggregation: Literal["mean", "min"] = "mean"
     """How the two target critics are combined."""
     flow_steps: int = 10
     """Euler steps of the flow policy's integration."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
-    """Adam, all networks."""
+    """Adam's step size: everything that is learned."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Hidden layers of all networks."""
+    """Hidden layers of every network that has no argument of its own for them."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _raw = {"normalize_q": False}
 _adroit = {**_raw, "q_aggregation": "min"}
-_d4rl_antmaze = {**_raw, "alpha": 10.0, "reward_shift": -1.0}
+_d4rl_antmaze = {**_raw, "distillation_weight": 10.0, "reward_shift": -1.0}
 PRESETS = {
-    "antmaze-large-navigate": {**_raw, "alpha": 10.0, "q_aggregation": "min"},
-    "antmaze-giant-navigate": {**_raw, "alpha": 10.0, "q_aggregation": "min", "discount": 0.995},
-    "humanoidmaze": {**_raw, "alpha": 30.0, "discount": 0.995},
-    "antsoccer": {**_raw, "alpha": 10.0, "discount": 0.995},
-    **dict.fromkeys(("cube-single", "cube-double", "scene-play"), {**_raw, "alpha": 300.0}),
-    "puzzle": {**_raw, "alpha": 1000.0},
+    "antmaze-large-navigate": {**_raw, "distillation_weight": 10.0, "q_aggregation": "min"},
+    "antmaze-giant-navigate": {**_raw, "distillation_weight": 10.0, "q_aggregation": "min", "discount": 0.995},
+    "humanoidmaze": {**_raw, "distillation_weight": 30.0, "discount": 0.995},
+    "antsoccer": {**_raw, "distillation_weight": 10.0, "discount": 0.995},
+    **dict.fromkeys(("cube-single", "cube-double", "scene-play"), {**_raw, "distillation_weight": 300.0}),
+    "puzzle": {**_raw, "distillation_weight": 1000.0},
     **dict.fromkeys(("antmaze-umaze", "antmaze-medium"), _d4rl_antmaze),
-    **dict.fromkeys(("antmaze-large-play", "antmaze-large-diverse"), {**_d4rl_antmaze, "alpha": 3.0}),
-    **dict.fromkeys(("pen-human", "pen-cloned"), {**_adroit, "alpha": 1e4}),
-    "pen-expert": {**_adroit, "alpha": 3e3},
-    **dict.fromkeys(("door-", "hammer-human", "hammer-expert"), {**_adroit, "alpha": 3e4}),
-    **dict.fromkeys(("relocate-cloned", "relocate-expert"), {**_adroit, "alpha": 3e4}),
-    **dict.fromkeys(("hammer-cloned", "relocate-human"), {**_adroit, "alpha": 1e4}),
+    **dict.fromkeys(("antmaze-large-play", "antmaze-large-diverse"), {**_d4rl_antmaze, "distillation_weight": 3.0}),
+    **dict.fromkeys(("pen-human", "pen-cloned"), {**_adroit, "distillation_weight": 1e4}),
+    "pen-expert": {**_adroit, "distillation_weight": 3e3},
+    **dict.fromkeys(("door-", "hammer-human", "hammer-expert"), {**_adroit, "distillation_weight": 3e4}),
+    **dict.fromkeys(("relocate-cloned", "relocate-expert"), {**_adroit, "distillation_weight": 3e4}),
+    **dict.fromkeys(("hammer-cloned", "relocate-human"), {**_adroit, "distillation_weight": 1e4}),
 }
 
 dense_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -162,7 +163,10 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     distillation = ((action - teacher) ** 2).mean()
     q = q_values(agent.nets.critic, agent.critic, batch.obs, jnp.clip(action, -1.0, 1.0)).mean(0)
     lam = 1.0 / jax.lax.stop_gradient(jnp.abs(q).mean()) if args.normalize_q else 1.0
-    return args.alpha * distillation - lam * q.mean(), {"distillation_loss": distillation, "q_pi": q.mean()}
+    return args.distillation_weight * distillation - lam * q.mean(), {
+        "distillation_loss": distillation,
+        "q_pi": q.mean(),
+    }
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
@@ -234,7 +238,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -7,6 +7,8 @@ from the data (t = 0) to noise (t = 1, eq. 8), the network learns the average ve
 comes from the mean-flow identity (eq. 13), with one Jacobian-vector product. Nothing is distilled, and Q is
 differentiated through one network call.
 
+--reward-tuning: antmaze is 4 (r - 0.5); normalize is to mean 0 and standard deviation 1.
+
 Choose it when the data's actions have several modes, acting must take one network call, and nothing shall be
 distilled.
 
@@ -16,7 +18,7 @@ Deviations from the paper:
   grow without bound on hopper-medium-replay (results/claims/ofql.md);
 - the loss is a mean over action dimensions, as Diffusion-QL's code has it, so that eta means the same as there;
 - acting is Diffusion-QL's: of 50 candidates one with probability softmax(Q); the paper follows a protocol that also
-  scales Q for each task. `--num-candidates 1` acts with one network call;
+  scales Q for each task. `--n-candidates 1` acts with one network call;
 - biases start at zero; the last policy is evaluated;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
@@ -37,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,63 +49,63 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     eta: Float = 0.1
-    """Weight of the normalised Q against cloning (eq. 17); 0 clones."""
-    flow_ratio: Float = 0.5
+    """eta: weight of the normalised Q against cloning; 0 clones."""
+    flow_ratio: Fraction = 0.5
     """lambda: probability of r = t, plain flow matching; 0 and 1 fail (table 3)."""
     time_mean: Float = -0.4
     """Times are the sigmoid of Gaussians of this mean ..."""
     time_std: Float = 1.0
     """... and this standard deviation."""
     max_q_backup: bool = False
-    """Bootstrap from the best of 10 actions (AntMaze)."""
-    num_candidates: int = 50
-    """Actions drawn at each step of an episode; one is taken with probability softmax(Q)."""
-    discount: Float = 0.99
+    """Bootstrap from the best of several actions of the policy instead of one."""
+    n_candidates: int = 50
+    """Candidate actions at each step of an episode, of which one is taken."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update, and of the target policy."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     target_every: int = 5
-    """Updates between two Polyak steps of the target policy."""
+    """Updates between two Polyak steps of the target actor."""
     target_start: int = 1000
-    """Updates before the first of them."""
+    """Updates before the first Polyak step of the target actor."""
     actor_lr: Float = 3e-4
-    """Adam, policy."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
-    grad_norm: Float = 0.0
-    """Global norm that the gradients of policy and critics are clipped to; 0: not clipped."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    max_grad_norm: Float = 0.0
+    """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of policy and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     time_dim: int = 64
-    """Size of the embeddings of t and r."""
+    """Size of the embedding of a time (of a diffusion step)."""
     reward_tuning: Literal["none", "antmaze", "normalize"] = "none"
-    """Rewards in training; antmaze: 4 (r - 0.5); normalize: to mean 0 and standard deviation 1."""
+    """How rewards are changed for training, suite by suite: see above."""
 
 
 _antmaze = {"reward_tuning": "antmaze", "max_q_backup": True}
 _pen = {"reward_tuning": "normalize", "actor_lr": 3e-5}
 PRESETS = {  # Diffusion-QL's, but eta
-    "halfcheetah-medium": {"grad_norm": 9.0},
-    "hopper-medium": {"grad_norm": 9.0},
-    "walker2d-medium": {"grad_norm": 1.0},
-    "halfcheetah-medium-replay": {"grad_norm": 2.0},
-    "hopper-medium-replay": {"grad_norm": 4.0},
-    "walker2d-medium-replay": {"grad_norm": 4.0},
-    "halfcheetah-medium-expert": {"grad_norm": 7.0},
-    "hopper-medium-expert": {"grad_norm": 5.0},
-    "walker2d-medium-expert": {"grad_norm": 5.0},
-    "antmaze-umaze": {**_antmaze, "grad_norm": 2.0},
-    "antmaze-umaze-diverse": {**_antmaze, "grad_norm": 3.0},
-    "antmaze-medium-play": {**_antmaze, "grad_norm": 2.0},
-    "antmaze-medium-diverse": {**_antmaze, "grad_norm": 1.0},
-    "antmaze-large-play": {**_antmaze, "grad_norm": 10.0},
-    "antmaze-large-diverse": {**_antmaze, "grad_norm": 7.0},
-    "pen-human": {**_pen, "grad_norm": 7.0},
-    "pen-cloned": {**_pen, "grad_norm": 8.0},
-    "kitchen-complete": {"grad_norm": 9.0},
-    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"grad_norm": 10.0}),
+    "halfcheetah-medium": {"max_grad_norm": 9.0},
+    "hopper-medium": {"max_grad_norm": 9.0},
+    "walker2d-medium": {"max_grad_norm": 1.0},
+    "halfcheetah-medium-replay": {"max_grad_norm": 2.0},
+    "hopper-medium-replay": {"max_grad_norm": 4.0},
+    "walker2d-medium-replay": {"max_grad_norm": 4.0},
+    "halfcheetah-medium-expert": {"max_grad_norm": 7.0},
+    "hopper-medium-expert": {"max_grad_norm": 5.0},
+    "walker2d-medium-expert": {"max_grad_norm": 5.0},
+    "antmaze-umaze": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-umaze-diverse": {**_antmaze, "max_grad_norm": 3.0},
+    "antmaze-medium-play": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-medium-diverse": {**_antmaze, "max_grad_norm": 1.0},
+    "antmaze-large-play": {**_antmaze, "max_grad_norm": 10.0},
+    "antmaze-large-diverse": {**_antmaze, "max_grad_norm": 7.0},
+    "pen-human": {**_pen, "max_grad_norm": 7.0},
+    "pen-cloned": {**_pen, "max_grad_norm": 8.0},
+    "kitchen-complete": {"max_grad_norm": 9.0},
+    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"max_grad_norm": 10.0}),
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -234,9 +236,9 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     return bc - lam * q[i].mean(), {"bc_loss": bc, "q_pi": q.mean()}
 
 
-def optimiser(learning_rate, args: Args) -> optax.GradientTransformation:
+def optimizer(learning_rate, args: Args) -> optax.GradientTransformation:
     """Adam on clipped gradients."""
-    largest = jnp.where(args.grad_norm > 0.0, args.grad_norm, jnp.inf)
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
     return optax.chain(optax.clip_by_global_norm(largest), optax.adam(learning_rate))
 
 
@@ -253,8 +255,8 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_actor=actor,
         target_critic=critic,
-        actor_opt=optimiser(args.actor_lr, args).init(actor),
-        critic_opt=optimiser(args.critic_lr, args).init(critic),
+        actor_opt=optimizer(args.actor_lr, args).init(actor),
+        critic_opt=optimizer(args.critic_lr, args).init(critic),
         step=jnp.int32(0),
     )
 
@@ -264,12 +266,12 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     critic_key, actor_key = jax.random.split(key)
     grad = jax.value_and_grad(critic_loss, has_aux=True)
     (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
-    updates, critic_opt = optimiser(args.critic_lr, args).update(grads, agent.critic_opt)
+    updates, critic_opt = optimizer(args.critic_lr, args).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
-    updates, actor_opt = optimiser(args.actor_lr, args).update(grads, agent.actor_opt)
+    updates, actor_opt = optimizer(args.actor_lr, args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
 
     moves = (agent.step >= args.target_start) & (agent.step % args.target_every == 0)
@@ -282,11 +284,11 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
 
 def act(agent: Agent, obs, key, args: Args):
-    """Actions [B, A] in [-1, 1]: of num_candidates samples one, drawn with probability softmax(min_i target Q_i)."""
+    """Actions [B, A] in [-1, 1]: of n_candidates samples one, drawn with probability softmax(min_i target Q_i)."""
     sample_key, choice_key = jax.random.split(key)
-    obs = jnp.broadcast_to(obs, (args.num_candidates, *obs.shape))
+    obs = jnp.broadcast_to(obs, (args.n_candidates, *obs.shape))
     action = sample_actions(agent, agent.actor, obs, sample_key)
-    if args.num_candidates == 1:
+    if args.n_candidates == 1:
         return action[0]
     q = q_values(agent.nets.critic, agent.target_critic, obs, action).min(0)
     chosen = jax.random.categorical(choice_key, q, axis=0)
@@ -319,7 +321,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -9,8 +9,11 @@ it pushes up Q of the data. The simulator here is the dataset's environment with
 its own, and --sim-noise on its actions.
 
 The methods that the paper compares with: --sim-share 1 --backup-entropy is SAC in the simulator alone, --no-weights
---no-adaptive --beta 0 a plain mix of both, --no-adaptive by itself a penalty on all simulated pairs alike; CQL on the
-data alone is offline/cql.py.
+--no-adaptive --penalty-weight 0 a plain mix of both, --no-adaptive by itself a penalty on all simulated pairs alike;
+CQL on the data alone is offline/cql.py.
+
+The first --learning-starts simulated steps are the first policy's; one update follows each step after them. The
+discriminators see --batch-size real and as many simulated transitions.
 
 Choose it when you have data of the real system and a simulator of it whose dynamics are wrong.
 
@@ -23,7 +26,7 @@ Deviations from the paper:
 - noise on actions is clipped to the action space; networks are initialised as Flax does.
 
     python algorithms/hybrid/h2o.py --dataset hopper-medium-replay --seeds 4 --sim-gravity 2
-    python algorithms/hybrid/h2o.py --dataset pendulum-mixed --seeds 4 --env-steps 20000 --sim-gravity 0.3 --beta 0 0.01
+    python algorithms/hybrid/h2o.py --dataset pendulum-mixed --env-steps 20000 --sim-gravity 0.3 --penalty-weight 0 0.01
 """
 
 import sys
@@ -39,9 +42,8 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
-from shared.environments import changed_physics
 from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -58,15 +60,15 @@ class Args(HybridArgs):
     """The simulator's friction, likewise (0.3 in the paper; MuJoCo only)."""
     sim_noise: float = 0.0
     """Standard deviation of the noise on the simulator's actions, which are in [-1, 1] (1 in the paper)."""
-    sim_share: float = 0.5
+    sim_share: StaticFraction = 0.5
     """Share of simulated transitions in a batch, in (0, 1]; 1: in the simulator, without real data."""
     weights: bool = True
     """Weigh simulated Bellman errors by P_real / P_sim, at most 1."""
-    beta: Float = 0.01
-    """Weight of the penalty on simulated pairs; 0: none."""
+    penalty_weight: Float = 0.01
+    """beta: weight of the penalty on simulated pairs; 0: none."""
     adaptive: bool = True
     """The penalty looks for pairs of a large dynamics gap; without, all simulated pairs are alike to it."""
-    n_samples: int = 10
+    gap_samples: int = 10
     """Noisy next observations that u(s, a) is the mean of."""
     next_obs_noise: Float = 1.0
     """Their noise, in units of the real observations' standard deviation."""
@@ -75,29 +77,29 @@ class Args(HybridArgs):
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
     learning_starts: int = 1_000
-    """Simulated steps of the first policy before the first update; one update per step after them."""
-    discount: Float = 0.99
+    """Environment steps before the first online update."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 3e-4
-    """Adam, policy and temperature."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 3e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     discriminator_lr: Float = 3e-4
-    """Adam, discriminators."""
+    """Adam's step size: discriminators."""
     batch_size: int = 256
-    """Transitions per update, and as many real and simulated ones for the discriminators."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of policy, critics and discriminators."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 of the dataset's (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {}
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -139,14 +141,14 @@ class Discriminator(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
     discriminator: Discriminator
 
 
 class Agent(flax.struct.PyTreeNode):
     nets: Networks = flax.struct.field(pytree_node=False)
-    policy: Any
+    actor: Any
     critic: Any
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
@@ -155,7 +157,7 @@ class Agent(flax.struct.PyTreeNode):
     """Discriminator of pairs (s, a)."""
     d_sas: Any
     """What s' adds to its logits."""
-    policy_opt: optax.OptState
+    actor_opt: optax.OptState
     critic_opt: optax.OptState
     alpha_opt: optax.OptState
     discriminator_opt: optax.OptState
@@ -175,12 +177,17 @@ def real_rows(args: Args) -> int:
     return round(args.batch_size * (1.0 - args.sim_share))
 
 
-def sample_tanh_gaussian(mean, log_std, key):
-    """a = tanh(u), u ~ N(mean, std) [B, A], and its log-density [B]."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -223,8 +230,8 @@ def log_ratio(agent: Agent, obs, action, next_obs):
 
 def dynamics_gap(agent: Agent, sim: Batch, std, key, args: Args):
     """u(s, a) ~ KL(P_sim || P_real): the mean of log P_sim / P_real over noisy next observations [B], at least 1e-8."""
-    noise = args.next_obs_noise * std * jax.random.normal(key, (args.n_samples, *sim.next_obs.shape))
-    obs, action = (jnp.broadcast_to(x, (args.n_samples, *x.shape)) for x in (sim.obs, sim.action))
+    noise = args.next_obs_noise * std * jax.random.normal(key, (args.gap_samples, *sim.next_obs.shape))
+    obs, action = (jnp.broadcast_to(x, (args.gap_samples, *x.shape)) for x in (sim.obs, sim.action))
     return jnp.maximum(-log_ratio(agent, obs, action, sim.next_obs + noise).mean(0), 1e-8)
 
 
@@ -234,7 +241,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, weight, omega, key, args: Ar
     beta (log sum_sim omega(s, a) exp Q_i(s, a) - mean_real Q_i(s, a)); `weight`, `omega` [B - real_rows].
     """
     n = real_rows(args)
-    next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.policy.apply(agent.policy, batch.next_obs), key)
+    next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)
     next_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     if args.backup_entropy:
         next_q = next_q - jnp.exp(agent.log_alpha) * next_log_prob
@@ -250,12 +257,12 @@ def critic_loss(critic, agent: Agent, batch: Batch, weight, omega, key, args: Ar
     soft_max = jax.nn.logsumexp(q[:, n:] + jnp.log(omega), axis=1)
     penalty = jnp.clip(soft_max - q[:, :n].mean(1), -1000.0, 1000.0).sum()
     info = {"loss_real": loss_real, "loss_sim": loss_sim, "penalty": penalty, "q": q[:, :n].mean()}
-    return loss_real + loss_sim + args.beta * penalty, {**info, "q_sim": q[:, n:].mean()}
+    return loss_real + loss_sim + args.penalty_weight * penalty, {**info, "q_sim": q[:, n:].mean()}
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi, in real and simulated states."""
-    action, log_prob = sample_tanh_gaussian(*agent.nets.policy.apply(policy, batch.obs), key)
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean()}
@@ -269,25 +276,25 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     d = args.hidden_dims
-    nets = Networks(Policy(d, spec.action_dim), Critic(d), Discriminator(d))
-    policy_key, critic_key, sa_key, sas_key = jax.random.split(key, 4)
+    nets = Networks(Actor(d, spec.action_dim), Critic(d), Discriminator(d))
+    actor_key, critic_key, sa_key, sas_key = jax.random.split(key, 4)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     d_sa = nets.discriminator.init(sa_key, obs, action)
     d_sas = nets.discriminator.init(sas_key, obs, action, obs)
     log_alpha = jnp.zeros(())
     return Agent(
         nets=nets,
-        policy=policy,
+        actor=actor,
         critic=critic,
         target_critic=critic,
         log_alpha=log_alpha,
         d_sa=d_sa,
         d_sas=d_sas,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         discriminator_opt=optax.adam(args.discriminator_lr).init((d_sa, d_sas)),
     )
 
@@ -304,7 +311,7 @@ def sample(key, data: Transitions, replay: Replay, args: Args) -> Batches:
 
 def update(agent: Agent, batches: Batches, key, args: Args, t=None) -> tuple[Agent, dict]:
     """One gradient step of the discriminators, then of all else, whose losses are of the old parameters."""
-    discriminator_key, gap_key, critic_key, policy_key = jax.random.split(key, 4)
+    discriminator_key, gap_key, critic_key, actor_key = jax.random.split(key, 4)
     new, info, n = {}, {}, real_rows(args)
     batch = batches.rows
     sim = jax.tree.map(lambda x: x[n:], batch)
@@ -321,13 +328,13 @@ def update(agent: Agent, batches: Batches, key, args: Args, t=None) -> tuple[Age
             u = dynamics_gap(agent, sim, batches.real.obs.std(0), gap_key, args)
         info |= {"discriminator_loss": loss_d, "weight": weight.mean(), "u": u.mean()}
 
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -335,18 +342,18 @@ def update(agent: Agent, batches: Batches, key, args: Args, t=None) -> tuple[Age
     updates, new["critic_opt"] = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     new["critic"] = optax.apply_updates(agent.critic, updates)
     new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
-    losses = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(new["log_alpha"])}
+    losses = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(new["log_alpha"])}
     return agent.replace(**new), {**losses, **info, **info_q, **info_pi}
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Sampled actions [B, A]."""
-    return sample_tanh_gaussian(*agent.nets.policy.apply(agent.policy, obs), key)[0]
+    return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
 def main(args: Args) -> None:
@@ -354,10 +361,11 @@ def main(args: Args) -> None:
         raise InputError(f"--sim-share must lie in (0, 1] and give a row of {args.batch_size}, not {args.sim_share}.")
     data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
-    simulator = changed_physics(data.task, args.sim_gravity, args.sim_friction, args.sim_noise)
+    change = {"gravity": args.sim_gravity, "friction": args.sim_friction, "noise": args.sim_noise}
+    simulator = data.task.in_env("ChangedPhysics-v0", env=data.task.describe()["env"], **change)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions(*FIELDS, "successor"))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             task=simulator, warmup=args.learning_starts, capacity=args.buffer_size,

@@ -7,19 +7,22 @@ and, on offline transitions, to r + Q_{h+1}(s', a') with a' from the current pol
 algorithm 2). The policy then takes a natural gradient step on the union of both kinds of states (algorithm 3): the
 advantages are GAE's on-policy, and Q - V with actions drawn anew from the policy in offline states.
 
-Steps are environment steps: an iteration has `batch_size` of them in whole episodes; intervals are rounded up to
-whole iterations.
+Steps are environment steps: an iteration has --steps-per-iteration of them, rounded up to
+whole episodes, and draws as many offline transitions; intervals are rounded up to whole iterations.
+
+--critic-lr is of an Adam that begins anew in every fit. --buffer-size is not used: an iteration learns from its own
+episodes.
 
 Choose it when you want an on-policy method that also learns from a dataset; long chains in which exploration is hard.
 
 Deviations from the paper:
 - the natural gradient step is TRPO's, with its line search, as in the authors' code;
 - float32, where the authors' code has float64;
-- the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
+- the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
 - the lock clips actions (logits) to [-10, 10], far outside of what the policies need.
 
-    python algorithms/hybrid/hnpg.py --horizon 10 --offline-episodes 2000 --env-steps 300000 --seeds 4
-    python algorithms/hybrid/hnpg.py --horizon 10 --env-steps 300000 --seeds 4 --mode online
+    python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-trajectory --env-steps 300000 --seeds 4
+    python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-random --env-steps 300000 --mode online
 """
 
 import dataclasses
@@ -36,55 +39,50 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, OnlineArgs, hyperparameters
-from shared.environments import BAD, LOGIT_LIMIT, Lock, lock_data, lock_reset, lock_step, lock_task
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
-from shared.task import Spec
+from shared.task import Spec, Task
 from shared.transitions import Batch
 
 
 @hyperparameters
-class Args(OnlineArgs):
-    buffer_size: int = 1_000_000
-    """Not used: every iteration learns from its own episodes."""
-    horizon: int = 50
-    """Steps H of an episode, each with a policy and a critic of its own."""
+class Args(HybridArgs):
+    dataset: str = "continuous-combination-lock-h50-trajectory"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    horizon: int = 0
+    """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
-    """What is learned from: both kinds of data, or only the policy's own (TRPO), or only the dataset."""
-    offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
-    """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
-    offline_episodes: int = 50_000
-    """Transitions of the dataset per step h."""
-    lock_seed: int = 0
-    """Seed of the correct actions and of the dataset, the same in all lanes."""
-    batch_size: int = 1_000
-    """Environment steps of an iteration, rounded up to whole episodes; as many offline transitions are drawn."""
+    """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
+    steps_per_iteration: int = 1_000
+    """Environment steps between two updates of the policy, which learns from these alone."""
     max_kl: Float = 0.01
     """KL divergence of one policy step, in its quadratic model."""
     damping: Float = 0.1
     """Added to the diagonal of the Fisher matrix."""
-    gae_lambda: Float = 0.97
-    """Of the on-policy advantages, in [0, 1]."""
+    gae_lambda: Fraction = 0.97
+    """lambda of the generalised advantage estimate, in [0, 1]."""
     critic_lr: Float = 3e-4
-    """Adam, begun anew in every fit."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     critic_updates: int = 30
-    """Full-batch gradient updates of each critic in an iteration."""
+    """Gradient updates of each step's critic in a fit."""
     value_samples: int = 10
-    """Actions that V(s), the mean of Q(s, a), is estimated with."""
+    """Actions of the policy that the value of a state is estimated from."""
     cg_steps: int = 10
     """Conjugate gradient steps."""
     backtracks: int = 10
     """Step lengths 1, 1/2, 1/4, ... that the line search tries."""
-    accept_ratio: Float = 0.1
+    accept_ratio: Fraction = 0.1
     """Least improvement that the line search accepts, as a share of the linear model's."""
-    policy_dims: tuple[int, ...] = (16, 16)
-    """Hidden layers of the policies."""
+    actor_hidden_dims: tuple[int, ...] = (16, 16)
+    """Hidden layers of the actor."""
     hidden_dims: tuple[int, ...] = (64, 64)
-    """Hidden layers of the critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     sample_actions: bool = True
-    """Evaluate with sampled actions, as the authors do, instead of the mean's."""
+    """Evaluate with sampled actions instead of the mean's."""
     env_steps: EnvSteps = 1_500_000
-    """Environment steps of each lane, rounded up to whole iterations (1500 of the paper's size)."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     eval_episodes: int = 30
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
 
@@ -102,7 +100,7 @@ def dense(x, size: int, scale: float | None = None):
     return nn.Dense(size, kernel_init=uniform, bias_init=uniform if scale is None else nn.initializers.zeros)(x)
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Mean and a log standard deviation that does not depend on the state."""
 
     hidden_dims: tuple[int, ...]
@@ -129,25 +127,33 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
+    action_limit: float
+    """Actions are logits, up to this size in the lock."""
 
 
 class Agent(flax.struct.PyTreeNode):
     nets: Networks = flax.struct.field(pytree_node=False)
-    policy: Any
+    actor: Any
     """One for each step, stacked on a leading axis [H, ...]."""
     critic: Any
     """[H, ...]"""
 
 
-def lock_of(args: Args) -> Lock:
-    return Lock(args.horizon, continuous=True, seed=args.lock_seed)
+def lock_of(task: Task, args: Args):
+    """The lock of the task's environment, as functions of many episodes at the same step."""
+    lock = getattr(task.env_spec and task.make_env().unwrapped, "lock", None)
+    if lock is None:
+        raise InputError(f"'{task.id}' is no lock; try --dataset continuous-combination-lock-h10-trajectory.")
+    if args.horizon not in (0, lock.horizon):
+        raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
+    return lock
 
 
 def episodes(args: Args) -> int:
     """Episodes E of an iteration."""
-    return -(-args.batch_size // args.horizon)
+    return -(-args.steps_per_iteration // args.horizon)
 
 
 def iteration_steps(args: Args) -> int:
@@ -161,22 +167,21 @@ def whole_iterations(args: Args) -> Args:
     return dataclasses.replace(args, **{n: -(-getattr(args, n) // length) * length for n in names})
 
 
-def draw(net: Policy, policy, obs, key):
+def sample_actions(net: Actor, actor, obs, key):
     """Actions [..., A] of one step's policy."""
-    mean, log_std = net.apply(policy, obs)
+    mean, log_std = net.apply(actor, obs)
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 
-def log_prob(net: Policy, policy, obs, action):
-    """log pi(a|s) [B]"""
-    mean, log_std = net.apply(policy, obs)
+def gaussian_log_prob(mean, log_std, action):
+    """log N(a; mean, std) [...] of actions [..., A]."""
     return jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
 
 
-def value(nets: Networks, policy, critic, obs, key, args: Args):
+def value(nets: Networks, actor, critic, obs, key, args: Args):
     """V_h(s) [B]: the mean of Q_h(s, a) over actions of the policy."""
     keys = jax.random.split(key, args.value_samples)
-    return jax.vmap(lambda k: nets.critic.apply(critic, obs, draw(nets.policy, policy, obs, k)))(keys).mean(0)
+    return jax.vmap(lambda k: nets.critic.apply(critic, obs, sample_actions(nets.actor, actor, obs, k)))(keys).mean(0)
 
 
 def returns_to_go(reward):
@@ -204,35 +209,35 @@ def critic_loss(critic, net: Critic, online: Batch, offline: Batch, y, args: Arg
     return loss, {"online_loss": loss_on, "offline_loss": loss_off}
 
 
-def targets(nets: Networks, policy, critic, offline: Batch, last, key):
+def targets(nets: Networks, actor, critic, offline: Batch, last, key):
     """r + Q_{h+1}(s', a') [E], a' ~ pi_{h+1}: of the current policy, no maximum; `policy`, `critic`: step h + 1's."""
-    next_q = nets.critic.apply(critic, offline.next_obs, draw(nets.policy, policy, offline.next_obs, key))
+    next_q = nets.critic.apply(critic, offline.next_obs, sample_actions(nets.actor, actor, offline.next_obs, key))
     return offline.reward + jnp.where(last, 0.0, next_q)
 
 
-def policy_loss(policy, net: Policy, obs, action, adv, old_log_prob):
+def actor_loss(actor, net: Actor, obs, action, adv, old_log_prob):
     """-A pi(a|s) / pi_old(a|s)"""
     chex.assert_equal_shape([adv, old_log_prob])
-    return -(adv * jnp.exp(log_prob(net, policy, obs, action) - old_log_prob)).mean()
+    return -(adv * jnp.exp(gaussian_log_prob(*net.apply(actor, obs), action) - old_log_prob)).mean()
 
 
-def kl_divergence(policy, net: Policy, old, obs):
+def kl_divergence(actor, net: Actor, old, obs):
     """KL(pi_old || pi), the mean over states."""
-    (mean, log_std), (old_mean, old_log_std) = net.apply(policy, obs), old
+    (mean, log_std), (old_mean, old_log_std) = net.apply(actor, obs), old
     ratio = (jnp.exp(2.0 * old_log_std) + (old_mean - mean) ** 2) / (2.0 * jnp.exp(2.0 * log_std))
     return (log_std - old_log_std + ratio - 0.5).sum(-1).mean()
 
 
-def trust_region_step(policy, net: Policy, obs, action, adv, args: Args):
+def trust_region_step(actor, net: Actor, obs, action, adv, args: Args):
     """x = F^-1 g, scaled to x' F x / 2 = max_kl, and a line search on the loss; the old policy if that fails."""
-    old_log_prob, old = log_prob(net, policy, obs, action), net.apply(policy, obs)
-    loss_of = partial(policy_loss, net=net, obs=obs, action=action, adv=adv, old_log_prob=old_log_prob)
-    loss, grads = jax.value_and_grad(loss_of)(policy)
+    old_log_prob, old = gaussian_log_prob(*net.apply(actor, obs), action), net.apply(actor, obs)
+    loss_of = partial(actor_loss, net=net, obs=obs, action=action, adv=adv, old_log_prob=old_log_prob)
+    loss, grads = jax.value_and_grad(loss_of)(actor)
     descent = jax.tree.map(jnp.negative, grads)
     grad_kl = jax.grad(partial(kl_divergence, net=net, old=old, obs=obs))
 
     def fisher(x):
-        product = jax.jvp(grad_kl, (policy,), (x,))[1]
+        product = jax.jvp(grad_kl, (actor,), (x,))[1]
         return jax.tree.map(lambda f, x: f + args.damping * x, product, x)
 
     x, _ = jax.scipy.sparse.linalg.cg(fisher, descent, tol=0.0, atol=1e-5, maxiter=args.cg_steps)
@@ -242,7 +247,7 @@ def trust_region_step(policy, net: Policy, obs, action, adv, args: Args):
     def at(k):
         """Policy, loss and whether they are accepted, at the step length 1 / 2^k."""
         length = 0.5**k
-        new = jax.tree.map(lambda p, x: p + length * scale * x, policy, x)
+        new = jax.tree.map(lambda p, x: p + length * scale * x, actor, x)
         new_loss = loss_of(new)
         gain = loss - new_loss
         return new, new_loss, (gain > args.accept_ratio * length * expected) & (gain > 0.0)
@@ -250,7 +255,7 @@ def trust_region_step(policy, net: Policy, obs, action, adv, args: Args):
     search = lambda c: (c[0] + 1, *at(jnp.float32(c[0] + 1)))  # noqa: E731
     goes_on = lambda c: ~c[3] & (c[0] + 1 < args.backtracks)  # noqa: E731
     _, new, new_loss, accepted = jax.lax.while_loop(goes_on, search, (jnp.int32(0), *at(jnp.float32(0))))
-    new = jax.tree.map(partial(jnp.where, accepted), new, policy)
+    new = jax.tree.map(partial(jnp.where, accepted), new, actor)
     gain = jnp.where(accepted, loss - new_loss, 0.0)
     kl = kl_divergence(new, net, old, obs)
     return new, {"improvement": gain, "accepted": jnp.float32(accepted), "kl": kl, "std": jnp.exp(old[1]).mean()}
@@ -258,17 +263,17 @@ def trust_region_step(policy, net: Policy, obs, action, adv, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane; the last entry of observations is the step h, which chooses the networks."""
-    nets = Networks(Policy(args.policy_dims, spec.action_dim), Critic(args.hidden_dims))
+    nets = Networks(Actor(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims), spec.action_high[0])
     obs, action = jnp.zeros((1, spec.obs_shape[0] - 1)), jnp.zeros((1, spec.action_dim))
-    policy_key, critic_key = jax.random.split(key)
-    policy = jax.lax.map(lambda k: nets.policy.init(k, obs), jax.random.split(policy_key, args.horizon))
+    actor_key, critic_key = jax.random.split(key)
+    actor = jax.lax.map(lambda k: nets.actor.init(k, obs), jax.random.split(actor_key, args.horizon))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.horizon))
-    return Agent(nets=nets, policy=policy, critic=critic)
+    return Agent(nets=nets, actor=actor, critic=critic)
 
 
 def sample(key, data: Batch, args: Args) -> Batch:
     """[H, E] offline transitions, uniform with replacement: as many of each step as the policy has made."""
-    row = jax.random.randint(key, (args.horizon, episodes(args)), 0, args.offline_episodes)
+    row = jax.random.randint(key, (args.horizon, episodes(args)), 0, data.reward.shape[1])
     return jax.tree.map(lambda x: jax.vmap(lambda column, i: column[i])(x, row), data)
 
 
@@ -279,8 +284,8 @@ def update(agent: Agent, online: Batch, offline: Batch, key, args: Args) -> tupl
     online = online._replace(return_to_go=returns_to_go(online.reward))
 
     def fit(next_critic, x):
-        h, next_policy, critic, on, off, key = x
-        y = targets(nets, next_policy, next_critic, off, h == args.horizon - 1, key)
+        h, next_actor, critic, on, off, key = x
+        y = targets(nets, next_actor, next_critic, off, h == args.horizon - 1, key)
 
         def step(carry, _):
             critic, opt = carry
@@ -292,57 +297,56 @@ def update(agent: Agent, online: Batch, offline: Batch, key, args: Args) -> tupl
         return critic, (critic, jax.tree.map(lambda m: m[-1], info))
 
     split = partial(jax.random.split, num=args.horizon)
-    next_policy = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), agent.policy)
-    steps = (jnp.arange(args.horizon), next_policy, agent.critic, online, offline, split(target_key))
+    next_actor = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), agent.actor)
+    steps = (jnp.arange(args.horizon), next_actor, agent.critic, online, offline, split(target_key))
     none = jax.tree.map(lambda x: x[0], agent.critic)
     critic, info_q = jax.lax.scan(fit, none, steps, reverse=True)[1]
 
     values = jax.vmap(lambda p, c, obs, k: value(nets, p, c, obs, k, args))
-    adv_on = gae(online.reward, values(agent.policy, critic, online.obs, split(value_key)), args)
-    action_off = jax.vmap(partial(draw, nets.policy))(agent.policy, offline.obs, split(action_key))
+    adv_on = gae(online.reward, values(agent.actor, critic, online.obs, split(value_key)), args)
+    action_off = jax.vmap(partial(sample_actions, nets.actor))(agent.actor, offline.obs, split(action_key))
     q_off = jax.vmap(nets.critic.apply)(critic, offline.obs, action_off)
-    adv_off = q_off - values(agent.policy, critic, offline.obs, split(off_value_key))
+    adv_off = q_off - values(agent.actor, critic, offline.obs, split(off_value_key))
     on, off = (online.obs, online.action, adv_on), (offline.obs, action_off, adv_off)
     union = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), on, off)
     states = {"hybrid": union, "online": on, "offline": off}[args.mode]
 
-    improve = lambda x: trust_region_step(x[0], nets.policy, *x[1:], args)  # noqa: E731
-    policy, info_pi = jax.lax.map(improve, (agent.policy, *states))
-    return agent.replace(policy=policy, critic=critic), jax.tree.map(jnp.mean, {**info_q, **info_pi})
+    improve = lambda x: trust_region_step(x[0], nets.actor, *x[1:], args)  # noqa: E731
+    actor, info_pi = jax.lax.map(improve, (agent.actor, *states))
+    return agent.replace(actor=actor, critic=critic), jax.tree.map(jnp.mean, {**info_q, **info_pi})
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1], each by the policy of its observation's step: samples, or means."""
     h = obs[:, -1].astype(jnp.int32)
-    mean, log_std = jax.vmap(agent.nets.policy.apply)(jax.tree.map(lambda x: x[h], agent.policy), obs[:, :-1])
+    mean, log_std = jax.vmap(agent.nets.actor.apply)(jax.tree.map(lambda x: x[h], agent.actor), obs[:, :-1])
     noise = jax.random.normal(key, mean.shape) if args.sample_actions else 0.0
-    return (mean + jnp.exp(log_std) * noise) / LOGIT_LIMIT
+    return (mean + jnp.exp(log_std) * noise) / agent.nets.action_limit
 
 
-def collect(agent: Agent, key, args: Args) -> tuple[Batch, dict]:
+def collect(agent: Agent, key, args: Args, lock) -> tuple[Batch, dict]:
     """Episodes of the policy [H, E, ...]."""
-    lock = lock_of(args)
 
     def step(carry, x):
         state, obs = carry
-        policy, key = x
+        actor, key = x
         action_key, step_key = jax.random.split(key)
-        action = draw(agent.nets.policy, policy, obs, action_key)
-        new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
-        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward), (state.latent != BAD).mean())
+        action = sample_actions(agent.nets.actor, actor, obs, action_key)
+        new, next_obs, reward, _ = lock.step(state, action, step_key)
+        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward), lock.good(state).mean())
 
     first_key, key = jax.random.split(key)
-    steps = (agent.policy, jax.random.split(key, args.horizon))
-    rows, good = jax.lax.scan(step, lock_reset(lock, first_key, (episodes(args),)), steps)[1]
+    steps = (agent.actor, jax.random.split(key, args.horizon))
+    rows, good = jax.lax.scan(step, lock.reset(first_key, (episodes(args),)), steps)[1]
     return rows, {"train_return": rows.reward.sum(0).mean(), "good_state": good.mean(), "good_state_at_end": good[-1]}
 
 
-def train(agent: Agent, keys, args: Args, data: Batch) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: Batch, lock) -> tuple[Agent, dict]:
     """One lane: an iteration for every `iteration_steps` keys; mean metrics."""
 
     def iteration(agent, key):
         collect_key, sample_key, update_key = jax.random.split(key, 3)
-        online, info = collect(agent, collect_key, args)
+        online, info = collect(agent, collect_key, args, lock)
         agent, metrics = update(agent, online, sample(sample_key, data, args), update_key, args)
         return agent, {**metrics, **info}
 
@@ -351,17 +355,16 @@ def train(agent: Agent, keys, args: Args, data: Batch) -> tuple[Agent, dict]:
 
 
 def main(args: Args) -> None:
-    args, lock = whole_iterations(args), lock_of(args)
-    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
-    data = lock_data(lock, data_key, args.offline_episodes, args.offline_data)
-    task = lock_task(lock, data, args.offline_data)
-    with Run(__file__, args, task, act, unit=iteration_steps(args)) as run:
-        data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+    data = load_dataset(args, env_units=True).require(discrete=False)
+    lock = lock_of(data.task, args)
+    args = whole_iterations(dataclasses.replace(args, horizon=lock.horizon))
+    with Run(__file__, args, data.task, act, unit=iteration_steps(args)) as run:
+        rows = run.replicate(data.by_step(lock.horizon))
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():
-            agent, metrics = train_lanes(agent, keys, run.lane_args, data)
+            agent, metrics = train_lanes(agent, keys, run.lane_args, rows)
             iterations = (run.done + run.chunk) // iteration_steps(args)
             run.log(agent, metrics, updates=iterations * args.horizon * args.critic_updates)
 

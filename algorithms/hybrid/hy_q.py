@@ -6,15 +6,17 @@ then fits, backwards in h, Q_h to r + max_a' Q_{h+1}(s', a') on the union of the
 Neither optimism nor pessimism is needed: the dataset covers a good policy, and what the dataset does not cover and Q
 overestimates is visited and corrected.
 
-A round explores every step h with its own `num_envs` episodes: h greedy actions, then a uniformly random one, whose
-transition is stored. Steps are environment steps: a round has num_envs H (H + 1) / 2 of them; intervals are rounded up
+A round explores every step h with its own --episodes-per-step: h greedy actions, then a uniformly random one, whose
+transition is stored. Steps are environment steps: a round has H (H + 1) / 2 of them for each; intervals are rounded up
 to whole rounds.
+
+Adam's state is kept from round to round.
 
 Choose it when actions are discrete, episodes short, and exploration alone does not find the reward that a dataset
 shows.
 
 Deviations from the paper:
-- the lock and its dataset are drawn once (--lock-seed) for all lanes; lanes differ in initialisation and samples;
+- the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
 - the buffers of the authors' code are not built (the dataset, and with every collected row another of the dataset):
   rows are drawn with the probabilities that they would have there;
 - the regression targets of a fit, which stand still, are computed once for all rows;
@@ -22,8 +24,8 @@ Deviations from the paper:
 - the dataset takes all steps h from the same episodes (the authors roll in anew for every h);
 - training goes on after the return has reached 1.
 
-    python algorithms/hybrid/hy_q.py --horizon 10 --offline-samples 2000 --env-steps 82500 --seeds 4
-    python algorithms/hybrid/hy_q.py --horizon 10 --env-steps 82500 --seeds 4 --mode online
+    python algorithms/hybrid/hy_q.py --dataset combination-lock-h10-trajectory --env-steps 82500 --seeds 4
+    python algorithms/hybrid/hy_q.py --dataset combination-lock-h10-trajectory --env-steps 82500 --seeds 4 --mode online
 """
 
 import dataclasses
@@ -40,41 +42,38 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, OnlineArgs, hyperparameters
-from shared.environments import BAD, Lock, lock_data, lock_random, lock_reset, lock_step, lock_task
+from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
-from shared.task import Spec
+from shared.task import Spec, Task
 from shared.transitions import Batch
 
 
 @hyperparameters
-class Args(OnlineArgs):
-    horizon: int = 100
-    """Steps H of an episode, each with a Q function of its own."""
+class Args(HybridArgs):
+    dataset: str = "combination-lock-h100-trajectory"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    horizon: int = 0
+    """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
-    """What is fitted: both kinds of data, or only what was collected, or only the dataset."""
-    offline_data: Literal["trajectory", "occupancy", "random"] = "trajectory"
-    """Dataset: near-optimal episodes, random actions in the optimal policy's states, or random episodes."""
-    offline_samples: int = 10_000
-    """Transitions of the dataset per step h."""
-    lock_seed: int = 0
-    """Seed of the correct actions and of the dataset, the same in all lanes."""
-    num_envs: int = 50
+    """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
+    episodes_per_step: int = 50
     """Episodes that explore each step h in a round."""
     learning_rate: Float = 2.5e-3
-    """Adam; its state is kept from round to round."""
-    temperature: Float = 1.0
+    """Adam's step size: everything that is learned."""
+    encoder_temperature: Float = 1.0
     """Of the softmax over latent states."""
-    fit_updates: int = 500
-    """Gradient updates of each step's Q in a round."""
+    critic_updates: int = 500
+    """Gradient updates of each step's critic in a fit."""
     batch_size: int = 512
-    """Transitions per update."""
+    """Transitions per gradient update."""
     state_dim: int = 3
     """Latent states of the encoder."""
     env_steps: EnvSteps = 50_500_000
-    """Environment steps of each lane, rounded up to whole rounds (200 of the paper's size)."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     log_every: int = 1
-    """Steps between two rows of metrics.csv, rounded up to whole rounds."""
+    """Steps between two rows of metrics.csv (means of the steps between)."""
     eval_episodes: int = 20
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
 
@@ -86,15 +85,15 @@ class Critic(nn.Module):
     """Q(s, a) = w . (onehot(a) x softmax(E s / temperature)) + b; of all actions where none is given."""
 
     state_dim: int
-    num_actions: int
+    n_actions: int
 
     @nn.compact
     def __call__(self, obs, temperature, action=None):
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal())
         state = nn.softmax(dense(self.state_dim, use_bias=False, name="encoder")(obs) / temperature)
         if action is None:
-            action, state = jnp.arange(self.num_actions), state[..., None, :]
-        chosen = jax.nn.one_hot(action, self.num_actions)
+            action, state = jnp.arange(self.n_actions), state[..., None, :]
+        chosen = jax.nn.one_hot(action, self.n_actions)
         features = chosen[..., :, None] * state[..., None, :]
         return dense(1, name="head")(features.reshape(*features.shape[:-2], -1))[..., 0]
 
@@ -120,13 +119,19 @@ class Buffer(NamedTuple):
     """[] rows ever inserted into each ring"""
 
 
-def lock_of(args: Args) -> Lock:
-    return Lock(args.horizon, seed=args.lock_seed)
+def lock_of(task: Task, args: Args):
+    """The lock of the task's environment, as functions of many episodes at the same step."""
+    lock = getattr(task.env_spec and task.make_env().unwrapped, "lock", None)
+    if lock is None:
+        raise InputError(f"'{task.id}' is no combination lock; try --dataset combination-lock-h10-trajectory.")
+    if args.horizon not in (0, lock.horizon):
+        raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
+    return lock
 
 
 def round_steps(args: Args) -> int:
     """Environment steps of a round: step h is explored after h greedy steps."""
-    return args.num_envs * args.horizon * (args.horizon + 1) // 2
+    return args.episodes_per_step * args.horizon * (args.horizon + 1) // 2
 
 
 def whole_rounds(args: Args) -> Args:
@@ -138,14 +143,14 @@ def whole_rounds(args: Args) -> Args:
 
 def targets(critic, net: Critic, pool: Batch, last, args: Args):
     """r + max_a' Q_{h+1}(s', a') [P] for step h's rows, r alone at the last step; `critic`: step h + 1's."""
-    next_v = net.apply(critic, pool.next_obs, args.temperature).max(-1)
+    next_v = net.apply(critic, pool.next_obs, args.encoder_temperature).max(-1)
     chex.assert_equal_shape([next_v, pool.reward])
     return pool.reward + jnp.where(last, 0.0, next_v)
 
 
 def critic_loss(critic, net: Critic, obs, action, y, args: Args):
     """(Q_h(s, a) - y)^2 (algorithm 1, line 5)."""
-    q = net.apply(critic, obs, args.temperature, action)
+    q = net.apply(critic, obs, args.encoder_temperature, action)
     chex.assert_shape([q, y], (args.batch_size,))
     return ((q - y) ** 2).mean(), {"q": q.mean()}
 
@@ -155,14 +160,16 @@ def init(key, args: Args, spec: Spec) -> Agent:
     nets = Networks(Critic(args.state_dim, spec.action_dim))
     obs = jnp.zeros((1, spec.obs_shape[0] - 1))
     keys = jax.random.split(key, args.horizon)
-    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, args.temperature), keys)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, args.encoder_temperature), keys)
     return Agent(nets=nets, critic=critic, critic_opt=jax.vmap(optax.adam(args.learning_rate).init)(critic))
 
 
-def init_buffer(args: Args) -> Buffer:
+def init_buffer(args: Args, spec: Spec) -> Buffer:
     """Empty rings for all that is collected, or the newest `buffer_size` rows of all steps together."""
-    rounds = min(args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.num_envs)))
-    shape, obs = (args.horizon, rounds * args.num_envs), (lock_of(args).obs_dim,)
+    rounds = min(
+        args.env_steps // round_steps(args), max(1, args.buffer_size // (args.horizon * args.episodes_per_step))
+    )
+    shape, obs = (args.horizon, rounds * args.episodes_per_step), (spec.obs_shape[0] - 1,)
     rows = Batch(
         obs=jnp.zeros(shape + obs),
         action=jnp.zeros(shape, jnp.int32),
@@ -172,21 +179,24 @@ def init_buffer(args: Args) -> Buffer:
     return Buffer(rows, jnp.int32(0))
 
 
-def sample(key, collected, args: Args):
-    """[fit_updates, B] rows of a step's pool: the dataset's come first, then `collected` [] ones.
+def sample(key, offline: int, collected, args: Args):
+    """[critic_updates, B] rows of a step's pool: `offline` ones of the dataset come first, then `collected` [] ones.
 
     Hybrid: uniform over the dataset, the collected rows, and as many again of the dataset.
     """
     kind_key, old_key, new_key = jax.random.split(key, 3)
-    shape, n = (args.fit_updates, args.batch_size), args.offline_samples
+    shape, n = (args.critic_updates, args.batch_size), offline
     share = {"hybrid": collected / (n + 2 * collected), "online": 1.0, "offline": 0.0}[args.mode]
     old = jax.random.randint(old_key, shape, 0, n)
     new = n + jax.random.randint(new_key, shape, 0, jnp.maximum(collected, 1))
     return jnp.where(jax.random.bernoulli(kind_key, share, shape), new, old)
 
 
-def update(agent: Agent, pool: Batch, collected, key, args: Args) -> tuple[Agent, dict]:
-    """Fits all steps of `pool` [H, P, ...], the last one first; Q_h begins with the encoder of Q_{h+1}."""
+def update(agent: Agent, pool: Batch, offline: int, collected, key, args: Args) -> tuple[Agent, dict]:
+    """Fits all steps of `pool` [H, P, ...], the last one first; Q_h begins with the encoder of Q_{h+1}.
+
+    Of each step's P rows, the first `offline` are the dataset's and the next `collected` [] were collected.
+    """
     net, adam = agent.nets.critic, optax.adam(args.learning_rate)
 
     def fit(next_critic, x):
@@ -203,7 +213,7 @@ def update(agent: Agent, pool: Batch, collected, key, args: Args) -> tuple[Agent
             updates, opt = adam.update(grads, opt)
             return (optax.apply_updates(critic, updates), opt), {"critic_loss": loss, **info}
 
-        (critic, opt), metrics = jax.lax.scan(step, (critic, opt), sample(key, collected, args))
+        (critic, opt), metrics = jax.lax.scan(step, (critic, opt), sample(key, offline, collected, args))
         return critic, (critic, opt, jax.tree.map(lambda m: m[-1], metrics))
 
     steps = (jnp.arange(args.horizon), agent.critic, agent.critic_opt, pool, jax.random.split(key, args.horizon))
@@ -216,55 +226,56 @@ def act(agent: Agent, obs, key, args: Args):
     """Greedy actions [B], each by the critic of its observation's step."""
     h = obs[:, -1].astype(jnp.int32)
     critic = jax.tree.map(lambda x: x[h], agent.critic)
-    q = jax.vmap(agent.nets.critic.apply, (0, 0, None))(critic, obs[:, :-1], args.temperature)
+    q = jax.vmap(agent.nets.critic.apply, (0, 0, None))(critic, obs[:, :-1], args.encoder_temperature)
     return q.argmax(-1)
 
 
-def play(agent: Agent, key, args: Args, explores) -> tuple[Batch, jax.Array, jax.Array]:
+def play(agent: Agent, key, args: Args, lock, explores) -> tuple[Batch, jax.Array, jax.Array]:
     """Episodes [N] of the greedy policy, with a random action at step `explores` [N] (H: none).
 
-    Returns their transitions [H, N, ...], the latent states [H, N] acted in, and the returns [N].
+    Returns their transitions [H, N, ...], whether the states [H, N] acted in are good, and the returns [N].
     """
-    lock, n = lock_of(args), explores.shape
+    n = explores.shape
 
     def step(carry, x):
         state, obs = carry
         critic, key = x
         random_key, step_key = jax.random.split(key)
-        greedy = agent.nets.critic.apply(critic, obs, args.temperature).argmax(-1)
-        action = jnp.where(explores == state.h, lock_random(lock, random_key, n), greedy)
-        new, next_obs, reward, _ = lock_step(lock, state, action, step_key)
-        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), state.latent)
+        greedy = agent.nets.critic.apply(critic, obs, args.encoder_temperature).argmax(-1)
+        action = jnp.where(explores == state.h, lock.random_action(random_key, n), greedy)
+        new, next_obs, reward, _ = lock.step(state, action, step_key)
+        return (new, next_obs), (Batch(obs=obs, action=action, reward=reward, next_obs=next_obs), lock.good(state))
 
     first_key, key = jax.random.split(key)
     steps = (agent.critic, jax.random.split(key, args.horizon))
-    rows, latent = jax.lax.scan(step, lock_reset(lock, first_key, n), steps)[1]
-    return rows, latent, rows.reward.sum(0)
+    rows, good = jax.lax.scan(step, lock.reset(first_key, n), steps)[1]
+    return rows, good, rows.reward.sum(0)
 
 
-def collect(agent: Agent, buffer: Buffer, key, args: Args) -> tuple[Buffer, dict]:
+def collect(agent: Agent, buffer: Buffer, key, args: Args, lock) -> tuple[Buffer, dict]:
     """One round's transitions: of the episodes that explore step h, that of step h alone."""
-    n, horizon = args.num_envs, jnp.arange(args.horizon)
-    rows, latent, _ = play(agent, key, args, jnp.repeat(horizon, n))
+    n, horizon = args.episodes_per_step, jnp.arange(args.horizon)
+    rows, good, _ = play(agent, key, args, lock, jnp.repeat(horizon, n))
     own = lambda x: x.reshape(args.horizon, args.horizon, n, *x.shape[2:])[horizon, horizon]  # noqa: E731
     at = buffer.inserted % buffer.rows.reward.shape[1]
     insert = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, at, axis=1)  # noqa: E731
     rows = jax.tree.map(insert, buffer.rows, jax.tree.map(own, rows))
-    good = (own(latent) != BAD).mean(1)
+    good = own(good).mean(1)
     return Buffer(rows, buffer.inserted + n), {"good_state": good.mean(), "good_state_at_end": good[-1]}
 
 
-def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[tuple[Agent, Buffer], dict]:
+def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> tuple[tuple[Agent, Buffer], dict]:
     """One lane: a round for every `round_steps` keys; mean metrics."""
 
     def one_round(carry, key):
         agent, buffer = carry
         collect_key, update_key, play_key = jax.random.split(key, 3)
-        buffer, info = collect(agent, buffer, collect_key, args)
+        buffer, info = collect(agent, buffer, collect_key, args, lock)
         pool = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), data, buffer.rows)
         collected = jnp.minimum(buffer.inserted, buffer.rows.reward.shape[1])
-        agent, metrics = update(agent, pool, collected, update_key, args)
-        greedy = play(agent, play_key, args, jnp.full(args.num_envs, args.horizon))[2]  # not counted as steps
+        agent, metrics = update(agent, pool, data.reward.shape[1], collected, update_key, args)
+        never = jnp.full(args.episodes_per_step, args.horizon)
+        greedy = play(agent, play_key, args, lock, never)[2]  # not counted as steps
         return (agent, buffer), {**metrics, **info, "greedy_return": greedy.mean()}
 
     carry, metrics = jax.lax.scan(one_round, carry, keys[:: round_steps(args)])
@@ -272,20 +283,19 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch) -> tuple[t
 
 
 def main(args: Args) -> None:
-    args, lock = whole_rounds(args), lock_of(args)
-    data_key = jax.random.fold_in(jax.random.key(args.lock_seed), 3)  # 0 to 2 are the keys of a lane of that seed
-    data = lock_data(lock, data_key, args.offline_samples, args.offline_data)
-    task = lock_task(lock, data, args.offline_data)
-    with Run(__file__, args, task, act, unit=round_steps(args)) as run:
-        data = run.replicate(data)
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
-        buffer = run.over_lanes(init_buffer, in_axes=(0,))(run.lane_args)
+    data = load_dataset(args).require(discrete=True)
+    lock = lock_of(data.task, args)
+    args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
+    with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
+        rows = run.replicate(data.by_step(lock.horizon))
+        agent = run.init(partial(init, spec=data.spec))
+        buffer = run.over_lanes(partial(init_buffer, spec=data.spec), in_axes=(0,))(run.lane_args)
         agent, buffer = run.restore(agent, buffer)
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():
-            (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, data)
+            (agent, buffer), metrics = train_lanes((agent, buffer), keys, run.lane_args, rows)
             rounds = (run.done + run.chunk) // round_steps(args)
-            run.log(agent, metrics, updates=rounds * args.horizon * args.fit_updates, state=buffer)
+            run.log(agent, metrics, updates=rounds * args.horizon * args.critic_updates, state=buffer)
 
 
 if __name__ == "__main__":

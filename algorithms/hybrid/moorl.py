@@ -6,14 +6,16 @@ SAC on batches from it alone adapt a copy of the meta actor and meta critics, an
 towards the adapted ones (algorithm 1). They also act. Averaging over the sources stands where other hybrid methods
 have large ensembles, many updates per step, pessimism or mixed batches. `--batches` and K = 1 give what it is
 compared with: `--batches mixed --inner-steps 1 --reptile-step 1` is SAC on batches half from each source (its critics
-layer-normalised but for --no-layer-norm), `--batches online` with the same SAC without data, `--batches alternate`
-with the same SAC with alternating sources.
+layer-normalised but for --no-critic-layer-norm), `--batches online` with the same SAC without data, `--batches
+alternate` with the same SAC with alternating sources.
+
+The first --learning-starts steps take uniform random actions.
 
 Choose it when you have a dataset and an environment and can afford neither large ensembles nor many updates per step.
 
 Deviations from the paper:
 - one inner step follows each environment step, so that K steps of both make one round of the outer loop; algorithm 1
-  makes K inner steps after each environment step: --updates-per-step K;
+  makes K inner steps after each environment step: --utd K;
 - the outer step is Reptile's, a convex combination of meta and adapted parameters; Adam's state lives on from round to
   round (--reset-optimizer begins it anew), and the temperature is no meta parameter: it is adapted in the inner loop;
 - targets follow the meta critics, once per round by 1 - (1 - tau)^K: they move as fast as SAC's and do not jump with
@@ -39,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, HybridArgs, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -51,36 +53,36 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(HybridArgs):
-    reptile_step: Float = 0.5
+    reptile_step: Fraction = 0.5
     """epsilon: how far the meta parameters go towards the adapted ones, in (0, 1]; 1 replaces them."""
-    offline_share: Float = 0.5
+    offline_probability: Fraction = 0.5
     """Probability that a round's source is the dataset, in [0, 1]."""
     inner_steps: int = 5
     """K: updates of a round; all from one source, after which the meta parameters move."""
-    updates_per_step: int = 1
-    """Updates per environment step (algorithm 1: K)."""
+    utd: int = 1
+    """Gradient updates of the critics per environment step."""
     batches: Literal["alternate", "mixed", "online"] = "alternate"
     """Every batch from the round's source; or half from each; or from the replay buffer alone, without data."""
     reset_optimizer: bool = False
     """Begin every round with Adam's state empty."""
     learning_starts: int = 5_000
-    """Environment steps with uniform random actions before the first update."""
+    """Environment steps before the first online update."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
-    layer_norm: bool = True
+    """Hidden layers of every network that has no argument of its own for them."""
+    critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
     learning_rate: Float = 3e-4
-    """Adam, for actor, critics and temperature."""
-    discount: Float = 0.99
+    """Adam's step size: everything that is learned."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
-    """First value of the entropy temperature alpha."""
+    """First value of the entropy temperature."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {"antmaze": {"reward_shift": -1.0}}  # ours: the usual one, none is published
@@ -135,12 +137,17 @@ class Agent(flax.struct.PyTreeNode):
     alpha_opt: optax.OptState
 
 
-def sample_tanh_gaussian(mean, log_std, key):
-    """a = tanh(u), u ~ N(mean, std) [B, A], and its log-density [B]."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    log_prob = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -174,7 +181,7 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.layer_norm))
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.critic_layer_norm))
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
@@ -199,7 +206,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
     """[updates, sources, B]: one batch of either source for every update, or the one there is."""
     online_key, offline_key = jax.random.split(key)
-    shape = (args.updates_per_step, 1)
+    shape = (args.utd, 1)
     if args.batches == "online":
         return replay.sample(online_key, (*shape, args.batch_size))
     half = args.batch_size // 2
@@ -246,8 +253,8 @@ def reptile(agent: Agent, args: Args) -> Agent:
 def update(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent, dict]:
     """The inner steps after environment step `t`; a round begins and ends at every `inner_steps` of them."""
     sources = 2 if args.batches == "alternate" else 1
-    chex.assert_shape(batch.reward, (args.updates_per_step, sources, args.batch_size))
-    first = (t - args.learning_starts) * args.updates_per_step
+    chex.assert_shape(batch.reward, (args.utd, sources, args.batch_size))
+    first = (t - args.learning_starts) * args.utd
 
     def step(agent, x):
         i, batch, key = x  # i is the same in all lanes, so that both conditions stay conditions
@@ -255,7 +262,7 @@ def update(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent, dict]
         if sources == 2:
             source = jax.lax.cond(
                 i % args.inner_steps == 0,
-                lambda: jax.random.bernoulli(source_key, args.offline_share).astype(jnp.int32),
+                lambda: jax.random.bernoulli(source_key, args.offline_probability).astype(jnp.int32),
                 lambda: agent.source,
             )
             agent = agent.replace(source=source)
@@ -265,7 +272,7 @@ def update(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent, dict]
         agent = jax.lax.cond(ends, partial(reptile, args=args), lambda agent: agent, agent)
         return agent, {**metrics, "offline": jnp.float32(agent.source)}
 
-    xs = first + jnp.arange(args.updates_per_step), batch, jax.random.split(key, args.updates_per_step)
+    xs = first + jnp.arange(args.utd), batch, jax.random.split(key, args.utd)
     agent, metrics = jax.lax.scan(step, agent, xs)
     return agent, jax.tree.map(jnp.mean, metrics)
 
@@ -287,11 +294,11 @@ def main(args: Args) -> None:
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             warmup=args.learning_starts, random_warmup=True,
-            updates_per_step=args.updates_per_step, capacity=args.buffer_size,
+            updates_per_step=args.utd, capacity=args.buffer_size,
         )  # fmt: skip
         agent = online.restore(agent)
         for keys in run.chunks():

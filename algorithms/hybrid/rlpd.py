@@ -5,6 +5,9 @@ arXiv 2302.02948. SAC from scratch that has a dataset beside its replay buffer: 
 half experience (section 4.1), the critics have LayerNorm, which bounds what they extrapolate (section 4.2), and an
 ensemble of them takes many updates per environment step (section 4.3; algorithm 1). There is no pre-training.
 
+The first --learning-starts steps take uniform random actions. Every environment step is followed by --utd critic
+updates (G), each on a minibatch of its own, and one of actor and temperature on the last. --subset-size is Z.
+
 Choose it when you have a dataset and an environment from the start: the first hybrid method to try.
 
 Deviations from the paper:
@@ -12,7 +15,7 @@ Deviations from the paper:
   moved away from +-1, since no density of a data action is ever taken.
 
     python algorithms/hybrid/rlpd.py --dataset hopper-medium-replay --seeds 4
-    python algorithms/hybrid/rlpd.py --dataset hopper-medium-replay --seeds 4 --offline-ratio 0   # without the data
+    python algorithms/hybrid/rlpd.py --dataset hopper-medium-replay --seeds 4 --online-share 1   # without the data
 """
 
 import sys
@@ -28,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -40,41 +43,41 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(HybridArgs):
     env_steps: EnvSteps = 250_000
-    """Environment steps of each lane."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     learning_starts: int = 5_000
-    """Environment steps with uniform random actions before the first update."""
+    """Environment steps before the first online update."""
     utd: int = 20
-    """Critic updates per environment step (G); one actor update after them."""
-    offline_ratio: float = 0.5
-    """Share of every minibatch that comes from the dataset, in [0, 1]; 0: SAC with an ensemble, without data."""
+    """Gradient updates of the critics per environment step."""
+    online_share: StaticFraction = 0.5
+    """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     n_critics: int = 10
-    """Critics in the ensemble (E)."""
-    n_min: int = 2
-    """Target critics, drawn anew for every update, whose minimum is the target (Z): 2, or 1 on AntMaze."""
+    """Critics in the ensemble."""
+    subset_size: int = 2
+    """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     backup_entropy: bool = True
-    """The next action's entropy in the target; not in the paper's sparse suites."""
-    layer_norm: bool = True
-    """LayerNorm in the critics; without it they diverge on narrow data (section 4.2)."""
+    """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     learning_rate: Float = 3e-4
-    """Adam, for actor, critics and temperature."""
-    discount: Float = 0.99
+    """Adam's step size: everything that is learned."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per critic update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
-    """First value of the entropy temperature alpha."""
+    """First value of the entropy temperature."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _sparse = {"backup_entropy": False, "hidden_dims": (256, 256, 256)}
 PRESETS = {
-    "antmaze": {**_sparse, "n_min": 1, "reward_shift": -1.0, "env_steps": 300_000},
-    "pointmaze": {**_sparse, "n_min": 1, "reward_shift": -1.0},  # ours, after AntMaze: the paper has no PointMaze
+    "antmaze": {**_sparse, "subset_size": 1, "reward_shift": -1.0, "env_steps": 300_000},
+    "pointmaze": {**_sparse, "subset_size": 1, "reward_shift": -1.0},  # ours, after AntMaze: the paper has no PointMaze
     # the paper's hands pay -1 until success; the dense rewards under these names take the same settings
     **dict.fromkeys(("pen-", "door-", "relocate-"), {**_sparse, "env_steps": 1_000_000}),
 }
@@ -125,12 +128,17 @@ class Agent(flax.struct.PyTreeNode):
     alpha_opt: optax.OptState
 
 
-def sample_tanh_gaussian(mean, log_std, key):
-    """a = tanh(u), u ~ N(mean, std) [B, A], and its log-density [B]."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    log_prob = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -138,9 +146,9 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
-def subset(critics, key, n_critics: int, n_min: int):
-    """`n_min` of the E critics, each at most once."""
-    index = jax.random.permutation(key, n_critics)[:n_min]
+def random_subset(critics, key, args: Args):
+    """`subset_size` of the E critics, each at most once."""
+    index = jax.random.permutation(key, args.n_critics)[: args.subset_size]
     return jax.tree.map(lambda x: x[index], critics)
 
 
@@ -148,7 +156,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """(r + gamma (min over Z target critics - alpha log pi) - Q_i)^2, mean over batch and ensemble (algorithm 1)."""
     subset_key, action_key = jax.random.split(key)
     next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), action_key)
-    targets = subset(agent.target_critic, subset_key, args.n_critics, args.n_min)
+    targets = random_subset(agent.target_critic, subset_key, args)
     target_v = q_values(agent.nets.critic, targets, batch.next_obs, next_action).min(0)
     if args.backup_entropy:
         target_v = target_v - jnp.exp(agent.log_alpha) * next_log_prob
@@ -173,7 +181,7 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.layer_norm))
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.critic_layer_norm))
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
@@ -195,7 +203,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
     """[G, B]: in every minibatch the stated share from the dataset, the rest from the replay buffer."""
     data_key, replay_key = jax.random.split(key)
-    offline = round(args.offline_ratio * args.batch_size)
+    offline = round((1.0 - args.online_share) * args.batch_size)
     old = data.sample(data_key, (args.utd, offline))
     new = replay.sample(replay_key, (args.utd, args.batch_size - offline))
     return concatenate(old, new, axis=1)
@@ -254,7 +262,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,
             warmup=args.learning_starts, random_warmup=True, updates_per_step=args.utd, capacity=args.buffer_size,

@@ -18,8 +18,8 @@ Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
-    python algorithms/offline/a2pr.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --vae-dims 256 256
-    python algorithms/offline/a2pr.py --dataset hopper-medium-replay --seeds 4 --mask 0 0.4 1
+    python algorithms/offline/a2pr.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --vae-hidden-dims 256 256
+    python algorithms/offline/a2pr.py --dataset hopper-medium-replay --seeds 4 --guide-weight 0 0.4 1
 """
 
 import sys
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -45,53 +45,53 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     alpha: Float = 2.5
-    """Weight of Q against the guides; large: TD3, small: imitation of good actions."""
-    mask: Float = 0.5
-    """Weight of the pull to the guide, where one of the two is better than V."""
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
+    guide_weight: Float = 0.5
+    """Weight of the pull to the guide, where one of the two is better than V (the authors' mask)."""
     vae_weight: Float = 1.0
     """Weight of the VAE's reconstruction of actions better than V (of the others: 0)."""
     kl_weight: Float = 0.5
-    """Weight of the VAE's KL divergence, which covers all actions."""
+    """Weight of the VAE's KL divergence."""
     detach_guide: bool = False
     """Take the VAE's guide as a constant; else the actor is also moved through it, as in the authors' code."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """Adam, V."""
+    """Adam's step size: value function."""
     vae_lr: Float = 1e-3
-    """Adam, VAE."""
+    """Adam's step size: VAE."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
-    """Hidden layers of critics and V."""
+    """Hidden layers of every network that has no argument of its own for them."""
     actor_hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of the actor."""
-    vae_dims: tuple[int, ...] = (750, 750)
-    """Hidden layers of the VAE's encoder and decoder: most of the time of an update goes there."""
+    vae_hidden_dims: tuple[int, ...] = (750, 750)
+    """Hidden layers of the VAE's encoder and decoder."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {
-    "halfcheetah": {"alpha": 40.0, "mask": 1.0},
-    "hopper": {"mask": 0.4, "discount": 0.995},
-    "walker2d": {"mask": 1.0, "vae_weight": 1.5},
+    "halfcheetah": {"alpha": 40.0, "guide_weight": 1.0},
+    "hopper": {"guide_weight": 0.4, "discount": 0.995},
+    "walker2d": {"guide_weight": 1.0, "vae_weight": 1.5},
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -239,7 +239,7 @@ def guide(agent: Agent, batch: Batch, pi, key, args: Args):
     q_decoded, q_data = first_q(agent, batch.obs, decoded), first_q(agent, batch.obs, batch.action)
     v = value_of(agent, agent.value, batch.obs)
     chosen = q_decoded >= q_data
-    gate = args.mask * jnp.logical_or(q_decoded >= v, q_data > v)
+    gate = args.guide_weight * jnp.logical_or(q_decoded >= v, q_data > v)
     info = {"gate": gate.mean(), "vae_share": chosen.mean()}
     return jnp.where(chosen[:, None], decoded, batch.action), gate, info
 
@@ -262,7 +262,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         Actor(args.actor_hidden_dims, spec.action_dim),
         Critic(args.hidden_dims),
         MLP(args.hidden_dims, 1),
-        VAE(args.vae_dims, spec.action_dim),
+        VAE(args.vae_hidden_dims, spec.action_dim),
     )
     actor_key, critic_key, value_key, vae_key, latent_key = jax.random.split(key, 5)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
@@ -353,7 +353,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

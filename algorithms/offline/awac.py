@@ -8,8 +8,8 @@ the advantage from a critic of the policy itself. Networks and settings as in CO
 Choose it when rewards are sparse, or you want the simplest weighted cloning, which also goes on online.
 
 Deviations from the paper:
-- weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch as
-  the authors' code does;
+- weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch, times
+  its size, as the authors' code does;
 - three hidden layers, batch 256 and 1M offline updates (CORL; the paper: 25k updates of batch 1024, then online).
 
     python algorithms/offline/awac.py --dataset hopper-medium-replay --seeds 4 --updates 50000
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -39,27 +39,27 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     temperature: Float = 0.1
-    """lambda, in units of Q: small follows the advantage, large clones."""
+    """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "softmax"] = "exp"
-    """exp: clipped exponential (CORL); softmax: over the batch, times its size (the authors' code)."""
+    """How advantages become weights: see above."""
     max_weight: Float = 100.0
-    """Clip of the exponential weights."""
-    discount: Float = 0.99
+    """Clip of the exponential advantage weights."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {
@@ -117,7 +117,7 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
-def sample_action(agent: Agent, obs, key):
+def sample_actions(agent: Agent, obs, key):
     """Actions [B, A] of the current policy, clipped to [-1, 1]."""
     mean, log_std = agent.nets.actor.apply(agent.actor, obs)
     return jnp.clip(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape), -1.0, 1.0)
@@ -125,7 +125,7 @@ def sample_action(agent: Agent, obs, key):
 
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """(r + gamma min_i target Q_i(s', a') - Q(s, a))^2, a' ~ pi; summed over the two critics."""
-    next_action = sample_action(agent, batch.next_obs, key)
+    next_action = sample_actions(agent, batch.next_obs, key)
     target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
@@ -135,7 +135,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
 
 def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """-w log pi(a|s), w = exp(A / lambda), A = min_i Q_i(s, a) - min_i Q_i(s, a~pi), both from the online critics."""
-    v = q_values(agent.nets.critic, agent.critic, batch.obs, sample_action(agent, batch.obs, key)).min(0)
+    v = q_values(agent.nets.critic, agent.critic, batch.obs, sample_actions(agent, batch.obs, key)).min(0)
     adv = q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
     if args.weight_mode == "softmax":
         weight = jax.nn.softmax(adv / args.temperature) * len(adv)
@@ -205,7 +205,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

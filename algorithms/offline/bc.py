@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -38,20 +38,20 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    policy: Literal["auto", "deterministic", "gaussian", "categorical"] = "auto"
+    head: Literal["auto", "deterministic", "gaussian", "categorical"] = "auto"
     """Head of the policy; auto: deterministic, or categorical where actions are discrete."""
-    top_fraction: float = 1.0
-    """Clone this fraction of the episodes, those with the highest return, in (0, 1]; 0.1 is 10%-BC."""
-    sort_discount: float = 0.99
+    top_fraction: StaticFraction = 1.0
+    """Share of the episodes that is used, those with the highest return, in (0, 1]."""
+    sort_discount: StaticFraction = 0.99
     """Discount of the returns that episodes are sorted by (CORL; the Decision Transformer's is 1)."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the actor."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
-    """Observations to mean 0 and standard deviation 1 (of the episodes that are cloned)."""
+    """Observations to mean 0 and standard deviation 1."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {}
@@ -64,7 +64,7 @@ class Actor(nn.Module):
 
     hidden_dims: tuple[int, ...]
     action_dim: int
-    policy: str
+    head: str
 
     @nn.compact
     def __call__(self, obs):
@@ -72,9 +72,9 @@ class Actor(nn.Module):
         for size in self.hidden_dims:
             x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
         x = nn.Dense(self.action_dim, kernel_init=dense_init)(x)
-        if self.policy == "categorical":
+        if self.head == "categorical":
             return x, None
-        if self.policy == "deterministic":
+        if self.head == "deterministic":
             return jnp.tanh(x), None
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
         return jnp.tanh(x), jnp.clip(log_std, -5.0, 2.0)
@@ -89,12 +89,12 @@ class Agent(flax.struct.PyTreeNode):
 def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
     """Mean over the batch of (pi(s) - a)^2, meaned over dimensions, or of -log pi(a|s)."""
     out, log_std = agent.net.apply(actor, batch.obs)
-    if agent.net.policy == "categorical":
+    if agent.net.head == "categorical":
         log_prob = jax.nn.log_softmax(out)[jnp.arange(args.batch_size), batch.action]
         return -log_prob.mean(), {"accuracy": (out.argmax(-1) == batch.action).mean()}
     chex.assert_equal_shape([out, batch.action])
     mse = ((out - batch.action) ** 2).mean()
-    if agent.net.policy == "deterministic":
+    if agent.net.head == "deterministic":
         return mse, {"mse": mse}
     log_prob = jax.scipy.stats.norm.logpdf(batch.action, out, jnp.exp(log_std)).sum(-1)
     return -log_prob.mean(), {"mse": mse}
@@ -102,10 +102,10 @@ def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    policy = args.policy
-    if policy == "auto":
-        policy = "categorical" if spec.discrete else "deterministic"
-    net = Actor(args.hidden_dims, spec.action_dim, policy)
+    head = args.head
+    if head == "auto":
+        head = "categorical" if spec.discrete else "deterministic"
+    net = Actor(args.hidden_dims, spec.action_dim, head)
     actor = net.init(key, jnp.zeros((1, *spec.obs_shape)))
     return Agent(net=net, actor=actor, actor_opt=optax.adam(args.actor_lr).init(actor))
 
@@ -122,7 +122,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 def act(agent: Agent, obs, key, args: Args):
     """The mode: actions [B, A] in [-1, 1], or [B] indices."""
     out, _ = agent.net.apply(agent.actor, obs)
-    return out.argmax(-1) if agent.net.policy == "categorical" else out
+    return out.argmax(-1) if agent.net.head == "categorical" else out
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
@@ -138,12 +138,12 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args)
-    data = data.require({"auto": None, "categorical": True}.get(args.policy, False), reward=args.top_fraction != 1)
+    data = data.require({"auto": None, "categorical": True}.get(args.head, False), reward=args.top_fraction != 1)
     data = data.top_episodes(args.top_fraction, args.sort_discount) if args.top_fraction != 1 else data
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions("obs", "action"))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -43,7 +43,7 @@ class Args(OfflineArgs):
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    temperature: Float = 1.0
+    cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
     lagrange: bool = False
     """Tune the penalty's weight so that the gap stays near target_gap."""
@@ -51,40 +51,40 @@ class Args(OfflineArgs):
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     clip_diff_min: float = -1e9
     """The gap is not pushed under this (-200 in CORL's AntMaze)."""
-    max_target_backup: bool = False
-    """Bootstrap from the best of n_actions policy actions instead of one."""
+    max_q_backup: bool = False
+    """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
     bc_steps: int = 0
-    """First updates in which the policy clones the data instead of following Q."""
-    discount: Float = 0.99
+    """First updates in which the actor clones the data instead of following Q."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 3e-4
-    """Adam, policy and temperature."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 3e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and the Lagrange multiplier."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of policy and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-5 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _antmaze = {
-    "cql_alpha": 5.0, "lagrange": True, "target_gap": 0.8, "max_target_backup": True, "clip_diff_min": -200.0,
-    "policy_lr": 1e-4, "hidden_dims": (256,) * 5, "normalize_obs": False, "reward_scale": 10.0, "reward_shift": -5.0,
+    "cql_alpha": 5.0, "lagrange": True, "target_gap": 0.8, "max_q_backup": True, "clip_diff_min": -200.0,
+    "actor_lr": 1e-4, "hidden_dims": (256,) * 5, "normalize_obs": False, "reward_scale": 10.0, "reward_shift": -5.0,
 }  # fmt: skip
 PRESETS = {
-    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"cql_alpha": 10.0, "policy_lr": 3e-5}),
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"cql_alpha": 10.0, "actor_lr": 3e-5}),
     **dict.fromkeys(("maze2d", "pointmaze"), {"cql_alpha": 10.0, "lagrange": True, "target_gap": 5.0}),
-    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), {"cql_alpha": 1.0, "policy_lr": 1e-4}),
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), {"cql_alpha": 1.0, "actor_lr": 1e-4}),
     "antmaze": _antmaze,
     "cartpole": {"cql_alpha": 1.0, "hidden_dims": (64, 64)},  # ours: the paper's discrete tasks are Atari games
 }
@@ -92,7 +92,7 @@ PRESETS = {
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -125,7 +125,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy | None
+    actor: Actor | None
     """None: discrete actions, the policy is the greedy one."""
     critic: Critic
 
@@ -136,8 +136,8 @@ class Agent(flax.struct.PyTreeNode):
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
     critic_opt: optax.OptState
-    policy: Any = None
-    policy_opt: optax.OptState = None
+    actor: Any = None
+    actor_opt: optax.OptState = None
     log_alpha: Any = None
     """Of SAC's entropy temperature."""
     alpha_opt: optax.OptState = None
@@ -148,17 +148,21 @@ class Agent(flax.struct.PyTreeNode):
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def before_tanh(action):
+    """u [..., A] with tanh(u) = a, of actions kept away from -1 and 1."""
+    return jnp.arctanh(jnp.clip(action, -1.0 + 1e-3, 1.0 - 1e-3))
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -177,23 +181,25 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
     pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     B, A = batch.action.shape
     uniform = jax.random.uniform(uniform_key, (args.n_actions, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, args.n_actions)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, args.n_actions)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, args.n_actions)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, args.n_actions
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     log_density = jnp.concatenate([jnp.full((args.n_actions, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions) - jax.lax.stop_gradient(log_density)
     chex.assert_shape(all_q, (2, 3 * args.n_actions, B))
-    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    soft_max = args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=1)
     return jnp.maximum(soft_max - q, args.clip_diff_min).mean(1)
 
 
 def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
     """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
-    n = args.n_actions if args.max_target_backup else 1
-    action, log_prob = sample_policy(agent, agent.policy, batch.next_obs, key, n)
+    n = args.n_actions if args.max_q_backup else 1
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key, n)
     q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0)
     best = q.argmax(0)[None]
     q, log_prob = (jnp.take_along_axis(x, best, axis=0)[0] for x in (q, log_prob))
@@ -221,14 +227,14 @@ def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi; in the first bc_steps -log pi(a_data|s) for Q."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     if args.bc_steps:
-        mean, log_std = agent.nets.policy.apply(policy, batch.obs)
-        u = jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-3, 1.0 - 1e-3))
-        q = jnp.where(agent.step < args.bc_steps, tanh_gaussian_log_prob(mean, log_std, u), q)
+        mean, log_std = agent.nets.actor.apply(actor, batch.obs)
+        of_data = tanh_gaussian_log_prob(mean, log_std, before_tanh(batch.action))
+        q = jnp.where(agent.step < args.bc_steps, of_data, q)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
 
@@ -249,32 +255,32 @@ def discrete_critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     q = all_q[:, rows, batch.action]
     chex.assert_shape([y, q[0]], (args.batch_size,))
     bellman = ((q - y) ** 2).mean(1).sum(0)
-    gap = (args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=-1) - q).mean(1)
+    gap = (args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=-1) - q).mean(1)
     return bellman + args.cql_alpha * gap.sum(), {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean()}
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     inputs = (obs,) if spec.discrete else (obs, action)
     net = Critic(args.hidden_dims, spec.action_dim if spec.discrete else 1)
     critic = jax.lax.map(lambda k: net.init(k, *inputs), jax.random.split(critic_key, 2))
     agent = Agent(
-        nets=Networks(None if spec.discrete else Policy(args.hidden_dims, spec.action_dim), net),
+        nets=Networks(None if spec.discrete else Actor(args.hidden_dims, spec.action_dim), net),
         critic=critic,
         target_critic=critic,
         critic_opt=optax.adam(args.critic_lr).init(critic),
     )
     if spec.discrete:
         return agent
-    policy = agent.nets.policy.init(policy_key, obs)
+    actor = agent.nets.actor.init(actor_key, obs)
     log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
     return agent.replace(
-        policy=policy,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor=actor,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         log_alpha=log_alpha,
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         log_alpha_prime=log_alpha_prime,
         alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
         step=jnp.int32(0),
@@ -284,19 +290,19 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of everything; all losses are of the old parameters."""
     new = {}
-    if agent.nets.policy is None:
+    if agent.nets.actor is None:
         grad = jax.value_and_grad(discrete_critic_loss, has_aux=True)
         (loss, info), grads = grad(agent.critic, agent, batch, args)
         info["critic_loss"] = loss
     else:
-        critic_key, policy_key = jax.random.split(key)
-        grad = jax.value_and_grad(policy_loss, has_aux=True)
-        (policy_value, policy_info), grads = grad(agent.policy, agent, batch, policy_key, args)
-        updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-        new["policy"] = optax.apply_updates(agent.policy, updates)
+        critic_key, actor_key = jax.random.split(key)
+        grad = jax.value_and_grad(actor_loss, has_aux=True)
+        (actor_value, actor_info), grads = grad(agent.actor, agent, batch, actor_key, args)
+        updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+        new["actor"] = optax.apply_updates(agent.actor, updates)
 
-        grads = jax.grad(alpha_loss)(agent.log_alpha, policy_info["entropy"], batch.action.shape[-1])
-        updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+        grads = jax.grad(alpha_loss)(agent.log_alpha, actor_info["entropy"], batch.action.shape[-1])
+        updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
         new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
         grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -307,7 +313,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
             new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
             info["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
         new["step"] = agent.step + 1
-        info |= {"critic_loss": loss, "policy_loss": policy_value, "alpha": jnp.exp(agent.log_alpha), **policy_info}
+        info |= {"critic_loss": loss, "actor_loss": actor_value, "alpha": jnp.exp(agent.log_alpha), **actor_info}
     updates, new["critic_opt"] = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     new["critic"] = optax.apply_updates(agent.critic, updates)
     new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
@@ -316,9 +322,9 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean; discrete: [B] indices, greedy in min_i Q_i."""
-    if agent.nets.policy is None:
+    if agent.nets.actor is None:
         return jax.vmap(agent.nets.critic.apply, (0, None))(agent.critic, obs).min(0).argmax(-1)
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
@@ -338,7 +344,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -42,12 +42,12 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     updates: int = 1_200_000
-    """Gradient updates of each lane (the authors' 1200 epochs of 1000)."""
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 50
-    """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum (CQL: 10)."""
-    temperature: Float = 1.0
+    """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
+    cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
     lagrange: bool = False
     """Tune the penalty's weight so that the gap stays near target_gap."""
@@ -55,45 +55,45 @@ class Args(OfflineArgs):
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     clip_diff_min: float = -1e9
     """The gap is not pushed under this (-200 in CORL's AntMaze)."""
-    max_target_backup: bool = False
-    """Bootstrap from the best of n_actions policy actions instead of one."""
+    max_q_backup: bool = False
+    """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
-    use_target_policy: bool = False
-    """Bootstrap from actions of the policy's Polyak average instead of the policy's own."""
+    use_target_actor: bool = False
+    """Bootstrap from actions of the actor's Polyak average instead of the actor's own."""
     bc_steps: int = 0
-    """First updates in which the policy clones the data instead of following Q."""
-    discount: Float = 0.99
+    """First updates in which the actor clones the data instead of following Q."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, per update."""
-    policy_lr: Float = 1e-4
-    """Adam, policy and temperature (CQL: 3e-4)."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and the Lagrange multiplier."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the critics and of each of the policy's networks."""
-    activation: Literal["elu", "relu"] = "elu"
+    """Hidden layers of every network that has no argument of its own for them."""
+    critic_activation: Literal["elu", "relu"] = "elu"
     """Of the critics (CQL: relu)."""
     last_layer_scale: float = 0.01
-    """Variance of the last layers' first weights, times their inputs (CQL: 1)."""
+    """Variance of the last layers' first weights, times their inputs (1: not scaled down)."""
     separate_std: bool = True
     """A network of its own for the policy's standard deviation (CQL: shared with the mean's)."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
     max_reward: float = 1e9
     """Rewards are clipped from above in training (20 or 40 for Adroit)."""
     normalize_reward: bool = False
-    """Rewards to [-1, 1] by their range in the data (the paper's Adroit and Kitchen)."""
+    """Rewards to [-1, 1] by their range in the data."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (4 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-2 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
-_cql = {"n_actions": 10, "policy_lr": 3e-4, "activation": "relu", "last_layer_scale": 1.0, "separate_std": False}
+_cql = {"n_actions": 10, "actor_lr": 3e-4, "critic_activation": "relu", "last_layer_scale": 1.0, "separate_std": False}
 PRESETS = {
     "cql": _cql,  # by name only
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0},
@@ -109,7 +109,7 @@ def last_init(scale: float):
     return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -146,18 +146,18 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
 class Agent(flax.struct.PyTreeNode):
     nets: Networks = flax.struct.field(pytree_node=False)
-    policy: Any
+    actor: Any
     critic: Any
     """Two critics, stacked on a leading axis [E=2, ...]."""
-    target_policy: Any
+    target_actor: Any
     target_critic: Any
-    policy_opt: optax.OptState
+    actor_opt: optax.OptState
     critic_opt: optax.OptState
     log_alpha: Any
     """Of SAC's entropy temperature."""
@@ -169,17 +169,21 @@ class Agent(flax.struct.PyTreeNode):
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def before_tanh(action):
+    """u [..., A] with tanh(u) = a, of actions kept away from -1 and 1."""
+    return jnp.arctanh(jnp.clip(action, -1.0 + 1e-3, 1.0 - 1e-3))
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -198,24 +202,26 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
     pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     B, A = batch.action.shape
     uniform = jax.random.uniform(uniform_key, (args.n_actions, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, args.n_actions)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, args.n_actions)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, args.n_actions)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, args.n_actions
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     log_density = jnp.concatenate([jnp.full((args.n_actions, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions) - jax.lax.stop_gradient(log_density)
     chex.assert_shape(all_q, (2, 3 * args.n_actions, B))
-    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    soft_max = args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=1)
     return jnp.maximum(soft_max - q, args.clip_diff_min).mean(1)
 
 
 def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
     """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
-    n = args.n_actions if args.max_target_backup else 1
-    policy = agent.target_policy if args.use_target_policy else agent.policy
-    action, log_prob = sample_policy(agent, policy, batch.next_obs, key, n)
+    n = args.n_actions if args.max_q_backup else 1
+    actor = agent.target_actor if args.use_target_actor else agent.actor
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.next_obs), key, n)
     q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0)
     best = q.argmax(0)[None]
     q, log_prob = (jnp.take_along_axis(x, best, axis=0)[0] for x in (q, log_prob))
@@ -243,14 +249,14 @@ def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi; in the first bc_steps -log pi(a_data|s) for Q."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     if args.bc_steps:
-        mean, log_std = agent.nets.policy.apply(policy, batch.obs)
-        u = jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-3, 1.0 - 1e-3))
-        q = jnp.where(agent.step < args.bc_steps, tanh_gaussian_log_prob(mean, log_std, u), q)
+        mean, log_std = agent.nets.actor.apply(actor, batch.obs)
+        of_data = tanh_gaussian_log_prob(mean, log_std, before_tanh(batch.action))
+        q = jnp.where(agent.step < args.bc_steps, of_data, q)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
 
@@ -263,24 +269,24 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
-        Policy(args.hidden_dims, spec.action_dim, args.separate_std, args.last_layer_scale),
-        Critic(args.hidden_dims, args.activation, args.last_layer_scale),
+        Actor(args.hidden_dims, spec.action_dim, args.separate_std, args.last_layer_scale),
+        Critic(args.hidden_dims, args.critic_activation, args.last_layer_scale),
     )
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
     return Agent(
         nets=nets,
-        policy=policy,
+        actor=actor,
         critic=critic,
-        target_policy=policy,
+        target_actor=actor,
         target_critic=critic,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
         log_alpha=log_alpha,
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         log_alpha_prime=log_alpha_prime,
         alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
         step=jnp.int32(0),
@@ -290,14 +296,14 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of everything; all losses are of the old parameters."""
     new = {"step": agent.step + 1}
-    critic_key, policy_key = jax.random.split(key)
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (policy_value, policy_info), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (actor_value, actor_info), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
-    grads = jax.grad(alpha_loss)(agent.log_alpha, policy_info["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    grads = jax.grad(alpha_loss)(agent.log_alpha, actor_info["entropy"], batch.action.shape[-1])
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -310,14 +316,14 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
         new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
         info["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
     new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
-    new["target_policy"] = optax.incremental_update(new["policy"], agent.target_policy, args.tau)
-    info |= {"critic_loss": loss, "policy_loss": policy_value, "alpha": jnp.exp(agent.log_alpha), **policy_info}
+    new["target_actor"] = optax.incremental_update(new["actor"], agent.target_actor, args.tau)
+    info |= {"critic_loss": loss, "actor_loss": actor_value, "alpha": jnp.exp(agent.log_alpha), **actor_info}
     return agent.replace(**new), info
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1]: the mean's."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
@@ -343,7 +349,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -6,6 +6,9 @@ clones the data weighted by exp(A / beta) or 1[A > 0], with the advantage over t
 are sampled. The plus is in the choices: layer normalisation, small last layers, and a critic that learns a lower
 expectile of its target. `--preset crr` is CRR without them; each has its own flag too.
 
+--weight-mode: exp is the clipped exponential; indicator 1 where the advantage is positive; softmax is over the batch,
+times its size.
+
 Choose it when you want weighted cloning with an advantage over the policy's own actions.
 
 Deviations from the paper:
@@ -13,8 +16,8 @@ Deviations from the paper:
   plain critics and Polyak averages of the authors' code of CRR+, so that only the choices differ;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
-    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --n-actions 10
-    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --expectile 0.5 0.7 0.9
+    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --value-samples 10
+    python algorithms/offline/crr_plus.py --dataset hopper-medium-replay --seeds 4 --critic-expectile 0.5 0.7 0.9
 """
 
 import sys
@@ -30,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -40,47 +43,47 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     updates: int = 1_200_000
-    """Gradient updates of each lane (the authors' 1200 epochs of 1000)."""
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
     temperature: Float = 1.0
-    """beta, in units of Q: small follows the advantage, large clones."""
+    """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "indicator", "softmax"] = "exp"
-    """exp: clipped exponential; indicator: 1 where the advantage is positive; softmax: over the batch."""
+    """How advantages become weights: see above."""
     max_weight: Float = 20.0
-    """Clip of the exponential weights."""
+    """Clip of the exponential advantage weights."""
     baseline: Literal["mean", "max"] = "mean"
     """What the advantage is over: the mean or the largest Q of the policy's n_actions actions."""
-    n_actions: int = 50
-    """The policy's actions per state in the baseline (CRR: 4)."""
-    expectile: Float = 0.7
-    """Weight of a Q that is too high, 1 - expectile of one that is too low, in (0, 1); 0.5: squared error."""
+    value_samples: int = 50
+    """Actions of the policy that the value of a state is estimated from."""
+    critic_expectile: Fraction = 0.7
+    """Weight of a Q that is too high, 1 - critic_expectile of one that is too low, in (0, 1); 0.5: squared error."""
     layer_norm: bool = True
-    """Layer normalisation before the activations, of actor and critics."""
+    """Layer normalisation before every activation, of actor and critics."""
     last_layer_scale: float = 0.01
-    """Variance of the last layers' first weights, times their inputs."""
-    discount: Float = 0.99
+    """Variance of the last layers' first weights, times their inputs (1: not scaled down)."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the critics and of each of the actor's two networks."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
     normalize_reward: bool = False
-    """Rewards to [-1, 1] by their range in the data (the paper's Adroit and Kitchen)."""
+    """Rewards to [-1, 1] by their range in the data."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (4 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-2 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {
-    "crr": {"expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
+    "crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0},
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), {"normalize_reward": True}),
 }
@@ -143,17 +146,22 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
-def sample_actions(agent: Agent, actor, obs, key, n: int):
-    """n actions per observation [n, B, A]."""
-    mean, log_std = agent.nets.actor.apply(actor, obs)
-    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape)))
-
-
-def log_prob_of(action, mean, log_std):
-    """log pi(a|s) of the data's actions under the tanh-Gaussian, summed over dimensions: [B]."""
-    u = jnp.arctanh(jnp.clip(action, -0.999, 0.999))
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return (jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std)) - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def before_tanh(action):
+    """u [..., A] with tanh(u) = a, of actions kept away from -1 and 1."""
+    return jnp.arctanh(jnp.clip(action, -0.999, 0.999))
 
 
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
@@ -161,18 +169,18 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
 
     It is a Q that is too HIGH that weighs more: the critic is pessimistic (IQL's V is the reverse).
     """
-    next_action = sample_actions(agent, agent.target_actor, batch.next_obs, key, 1)[0]
+    next_action = sample_tanh_gaussian(*agent.nets.actor.apply(agent.target_actor, batch.next_obs), key)[0]
     target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
     d = q_values(agent.nets.critic, critic, batch.obs, batch.action) - y
     chex.assert_shape([y, d[0]], (args.batch_size,))
-    weight = jnp.where(d > 0, args.expectile, 1.0 - args.expectile)
+    weight = jnp.where(d > 0, args.critic_expectile, 1.0 - args.critic_expectile)
     return (weight * d**2).mean(1).sum(0), {"q": (d + y).mean(), "td_error": jnp.abs(d).mean()}
 
 
 def advantage(agent: Agent, batch: Batch, key, args: Args):
     """min_i Q_i(s, a) - mean_j (or max_j) min_i Q_i(s, a_j), a_j ~ pi: [B]; online networks."""
-    actions = sample_actions(agent, agent.actor, batch.obs, key, args.n_actions)
+    actions, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), key, args.value_samples)
     v = q_values(agent.nets.critic, agent.critic, batch.obs, actions).min(0)
     v = v.max(0) if args.baseline == "max" else v.mean(0)
     return q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
@@ -187,7 +195,7 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
         weight = jax.nn.softmax(adv / args.temperature) * len(adv)
     else:
         weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
-    log_prob = log_prob_of(batch.action, *agent.nets.actor.apply(actor, batch.obs))
+    log_prob = tanh_gaussian_log_prob(*agent.nets.actor.apply(actor, batch.obs), before_tanh(batch.action))
     chex.assert_shape([weight, log_prob], (args.batch_size,))
     info = {"adv": adv.mean(), "weight": weight.mean(), "clipped": (weight >= args.max_weight).mean()}
     return -(jax.lax.stop_gradient(weight) * log_prob).mean(), info
@@ -257,7 +265,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

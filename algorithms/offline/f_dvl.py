@@ -9,6 +9,8 @@ whose exponential is unstable at low temperatures; total variation and Pearson's
 square instead. All the rest is IQL: Q regresses to r + gamma V(s'), and the policy is cloned with weights
 exp(beta (Q - V)).
 
+The actor's step size decays to zero over the run as a cosine, as IQL's does.
+
 Choose it when you would use IQL and want another regulariser than the expectile; XQL is one of its settings.
 
 Deviations from the paper:
@@ -36,7 +38,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,7 +49,7 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     divergence: Literal["chi_square", "chi_square_monotone", "total_variation", "reverse_kl"] = "chi_square"
     """f of the value's loss; reverse_kl is XQL."""
-    temperature: Float = 1.0
+    loss_temperature: Float = 1.0
     """lambda: weight of f* in (0, 1] (the larger, the nearer V is to the maximum); for reverse_kl the scale
     that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
     max_clip: Float = 7.0
@@ -59,37 +61,37 @@ class Args(OfflineArgs):
     value_updates: int = 1
     """Value updates per step, on the same batch."""
     beta: Float = 3.0
-    """Inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    discount: Float = 0.99
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor; decays to zero over the run as a cosine."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """Adam, value function."""
+    """Adam's step size: value function."""
     huber_delta: Float = 20.0
     """TD errors count as a square up to here and linearly beyond."""
     max_weight: Float = 100.0
-    """Advantage weights are clipped here."""
-    dropout: float = 0.0
-    """Dropout after the actor's hidden layers."""
+    """Clip of the exponential advantage weights."""
+    dropout: StaticFraction = 0.0
+    """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 1024
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor, critics and value function."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_return: bool = False
-    """Rewards times 1000 / (highest - lowest episode return), as in the paper's MuJoCo runs."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does)."""
+    """Observations to mean 0 and standard deviation 1."""
 
 
 def _xql(temperature: float, max_clip: float, batch_size: int = 1024, **more) -> dict[str, Any]:
-    own = {"divergence": "reverse_kl", "temperature": temperature, "max_clip": max_clip, "batch_size": batch_size}
+    own = {"divergence": "reverse_kl", "loss_temperature": temperature, "max_clip": max_clip, "batch_size": batch_size}
     return own | more
 
 
@@ -98,9 +100,9 @@ _antmaze = {"beta": 10.0, "reward_shift": -1.0}
 _kitchen = {"beta": 0.5, "dropout": 0.1}
 _random, _noise = {"n_random_actions": 1}, {"action_noise": 0.1}
 PRESETS = {
-    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"temperature": 1.0, "n_random_actions": 1, **_gym}),
-    "antmaze": {"divergence": "total_variation", "temperature": 0.8, **_antmaze},
-    "pointmaze": {"divergence": "total_variation", "temperature": 0.8, "beta": 10.0},  # ours, after AntMaze
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"loss_temperature": 1.0, "n_random_actions": 1, **_gym}),
+    "antmaze": {"divergence": "total_variation", "loss_temperature": 0.8, **_antmaze},
+    "pointmaze": {"divergence": "total_variation", "loss_temperature": 0.8, "beta": 10.0},  # ours, after AntMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _xql(8.0, 5.0, **_random, **_kitchen)),
     # XQL, by name: one setting per domain ("consistent") ...
     "xql-gym": _xql(2.0, 7.0, 256, **_gym),
@@ -191,7 +193,7 @@ def conjugate_loss(adv, args: Args):
     total variation: f* = max(d, 0); chi-square: f* = max(d + d^2 / 4, 0); reverse KL: XQL's Gumbel regression
     exp(z) - z - 1, z = d / lambda, its gradient rescaled by exp(-max z) of the batch.
     """
-    lam = args.temperature
+    lam = args.loss_temperature
     if args.divergence == "reverse_kl":
         z = jnp.minimum(adv / lam, args.max_clip)
         max_z = jax.lax.stop_gradient(jnp.maximum(z.max(), -1.0))
@@ -245,7 +247,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     return optax.huber_loss(q, y[None], delta=args.huber_delta).mean(1).sum(0), {"q": q.mean()}
 
 
-def actor_optimiser(args: Args) -> optax.GradientTransformation:
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
 
 
@@ -263,7 +265,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_critic=critic,
         value=value,
-        actor_opt=actor_optimiser(args).init(actor),
+        actor_opt=actor_optimizer(args).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
         value_opt=optax.adam(args.value_lr).init(value),
     )
@@ -287,7 +289,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
-    updates, actor_opt = actor_optimiser(args).update(grads, agent.actor_opt)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
 
     (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, args)
@@ -322,7 +324,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

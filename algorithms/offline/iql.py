@@ -5,6 +5,8 @@ arXiv 2110.06169. The value of the best action *in the data* is an upper expecti
 actions (eq. 5), so that no unseen action is ever evaluated; Q regresses to r + gamma V(s') (eq. 6), and the
 policy is cloned with weights exp(beta (Q - V)) (eq. 7).
 
+The actor's step size decays to zero over the run as a cosine.
+
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
 
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -38,37 +40,37 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    expectile: Float = 0.7
-    """Expectile of Q that V estimates (eq. 5), in (0, 1); 0.5 is the mean: one-step policy improvement."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
-    """Inverse temperature of the advantage weights (eq. 7); 0 is behaviour cloning."""
-    discount: Float = 0.99
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor; decays to zero over the run as a cosine."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """Adam, value function."""
+    """Adam's step size: value function."""
     max_weight: Float = 100.0
-    """Advantage weights are clipped here."""
-    dropout: float = 0.0
-    """Dropout after the actor's hidden layers."""
+    """Clip of the exponential advantage weights."""
+    dropout: StaticFraction = 0.0
+    """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor, critics and value function."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_return: bool = False
-    """Rewards times 1000 / (highest - lowest episode return), as in the paper's MuJoCo runs."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does)."""
+    """Observations to mean 0 and standard deviation 1."""
     corruption: tuple[str, ...] = ()
-    """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward (not in the paper)."""
-    corruption_rate: float = 0.3
+    """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""
+    corruption_rate: StaticFraction = 0.3
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""
@@ -172,7 +174,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
 
 
-def actor_optimiser(args: Args) -> optax.GradientTransformation:
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
 
 
@@ -190,7 +192,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_critic=critic,
         value=value,
-        actor_opt=actor_optimiser(args).init(actor),
+        actor_opt=actor_optimizer(args).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
         value_opt=optax.adam(args.value_lr).init(value),
     )
@@ -204,7 +206,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, key, args)
-    updates, actor_opt = actor_optimiser(args).update(grads, agent.actor_opt)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
 
     (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, args)
@@ -240,7 +242,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

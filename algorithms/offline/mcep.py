@@ -9,6 +9,10 @@ both (or one: python -m shared.evaluation RUN_DIR --set act_with=target). With -
 of td3_bc.py to the last bit (there rewards are raw: --no-normalize-return). The control, a mild constraint in the
 values too, is --alpha 10 --act-with target.
 
+Arguments of --base td3_bc alone: alpha, evaluation_alpha, actor_lr, policy_noise, noise_clip, policy_delay,
+normalize_obs. Of --base awac alone: temperature, evaluation_temperature, max_weight, max_q, awac_actor_lr; there
+every update is one of the actors, too.
+
 Choose it when the constraint that keeps the values stable leaves the policy too close to poor data.
 
 Deviations from the paper:
@@ -33,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -43,47 +47,47 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     base: Literal["td3_bc", "awac"] = "td3_bc"
-    """Algorithm of the values and of the target policy."""
+    """Base algorithm, by whose losses critics and actor learn."""
     act_with: Literal["evaluation", "target"] = "evaluation"
     """Policy that is evaluated; training is the same."""
     alpha: Float = 2.5
-    """td3_bc: weight of Q against cloning in the target policy's loss; larger is milder."""
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
     evaluation_alpha: Float = 10.0
-    """td3_bc: that of the evaluation policy, over alpha."""
+    """With --base td3_bc: alpha of the evaluation policy, over --alpha."""
     temperature: Float = 1.0
-    """awac: lambda of the target policy, in units of Q: small follows the advantage, large clones."""
+    """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     evaluation_temperature: Float = 0.6
-    """awac: weight of log pi(a|s) against Q in the evaluation policy's loss, under temperature."""
-    discount: Float = 0.99
+    """With --base awac: weight of log pi(a|s) against Q in the evaluation policy's loss, under --temperature."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """td3_bc: Adam, both actors."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     awac_actor_lr: Float = 3e-5
-    """awac: Adam, both actors."""
+    """Adam's step size with --base awac: both actors."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     policy_noise: Float = 0.2
-    """td3_bc: standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
+    """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """td3_bc: that noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
-    """td3_bc: critic updates per update of the actors and of the targets (awac: one)."""
+    """Critic updates per update of the actor and of the targets."""
     max_weight: Float = 1000.0
-    """awac: clip of the target policy's weights."""
+    """Clip of the exponential advantage weights."""
     max_q: Float = 10_000.0
-    """awac: clip of Q in the evaluation policy's loss."""
+    """With --base awac: clip of Q in the evaluation policy's loss."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actors and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
-    """td3_bc: observations to mean 0 and standard deviation 1 (awac: never)."""
+    """Observations to mean 0 and standard deviation 1."""
     normalize_return: bool = False
-    """Rewards times 1000 / (highest - lowest episode return), as in the paper's MuJoCo runs."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (100 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
 
 
 _adroit = {"alpha": 10.0, "evaluation_alpha": 100.0, "max_weight": 100.0, "max_q": 100.0}
@@ -151,22 +155,28 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
-def sample_action(mean, log_std, key):
-    """Actions [B, A] of the tanh-Gaussian."""
-    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
-
-
-def log_prob_of(action, mean, log_std):
-    """log pi(a|s) of the data's actions under the tanh-Gaussian, summed over dimensions: [B]."""
-    u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-5, 1.0 - 1e-5))
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return (jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std)) - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def before_tanh(action):
+    """u [..., A] with tanh(u) = a, of actions kept away from -1 and 1."""
+    return jnp.arctanh(jnp.clip(action, -1.0 + 1e-5, 1.0 - 1e-5))
 
 
 def next_action_of(agent: Agent, batch: Batch, key, args: Args):
     """a' of the target policy [B, A]: td3_bc, the target actor's with clipped noise; awac, a sample."""
     if args.base == "awac":
-        return sample_action(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)
+        return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)[0]
     noise = args.policy_noise * jax.random.normal(key, batch.action.shape)
     noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
     next_action = agent.nets.actor.apply(agent.target_actor, batch.next_obs) + noise
@@ -196,11 +206,11 @@ def td3_bc_actor_loss(actor, agent: Agent, batch: Batch, alpha):
 
 def awac_actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """-w log pi~(a|s), w = exp((min_i Q_i(s, a) - min_i Q_i(s, a~pi~)) / lambda), clipped."""
-    sampled = sample_action(*agent.nets.actor.apply(agent.actor, batch.obs), key)
+    sampled = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), key)[0]
     v = q_values(agent.nets.critic, agent.critic, batch.obs, sampled).min(0)
     adv = q_values(agent.nets.critic, agent.critic, batch.obs, batch.action).min(0) - v
     weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
-    log_prob = log_prob_of(batch.action, *agent.nets.actor.apply(actor, batch.obs))
+    log_prob = tanh_gaussian_log_prob(*agent.nets.actor.apply(actor, batch.obs), before_tanh(batch.action))
     chex.assert_shape([weight, log_prob], (args.batch_size,))
     info = {"adv": adv.mean(), "weight": weight.mean(), "clipped": (weight >= args.max_weight).mean()}
     return -(jax.lax.stop_gradient(weight) * log_prob).mean(), {"log_prob": log_prob.mean(), "q_pi": v.mean(), **info}
@@ -209,28 +219,28 @@ def awac_actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
 def awac_evaluation_loss(evaluation, agent: Agent, batch: Batch, key, args: Args):
     """-mean_i Q_i(s, a_e) - lambda_e log pi_e(a|s), a_e ~ pi_e reparameterised, Q clipped from above."""
     mean, log_std = agent.nets.actor.apply(evaluation, batch.obs)
-    q = q_values(agent.nets.critic, agent.critic, batch.obs, sample_action(mean, log_std, key)).mean(0)
-    log_prob = log_prob_of(batch.action, mean, log_std)
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, sample_tanh_gaussian(mean, log_std, key)[0]).mean(0)
+    log_prob = tanh_gaussian_log_prob(mean, log_std, before_tanh(batch.action))
     chex.assert_shape([q, log_prob], (args.batch_size,))
     loss = -jnp.minimum(q, args.max_q) - args.evaluation_temperature * log_prob
     return loss.mean(), {"log_prob": log_prob.mean(), "q_pi": q.mean()}
 
 
-def target_policy_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """The base algorithm's."""
     if args.base == "awac":
         return awac_actor_loss(actor, agent, batch, key, args)
     return td3_bc_actor_loss(actor, agent, batch, args.alpha)
 
 
-def evaluation_policy_loss(evaluation, agent: Agent, batch: Batch, key, args: Args):
+def evaluation_loss(evaluation, agent: Agent, batch: Batch, key, args: Args):
     """The milder one; nothing else depends on its outcome."""
     if args.base == "awac":
         return awac_evaluation_loss(evaluation, agent, batch, key, args)
     return td3_bc_actor_loss(evaluation, agent, batch, args.evaluation_alpha)
 
 
-def actor_optimiser(args: Args) -> optax.GradientTransformation:
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(args.awac_actor_lr if args.base == "awac" else args.actor_lr)
 
 
@@ -254,8 +264,8 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_actor=actor,
         target_critic=critic,
-        actor_opt=actor_optimiser(args).init(actor),
-        evaluation_opt=actor_optimiser(args).init(evaluation),
+        actor_opt=actor_optimizer(args).init(actor),
+        evaluation_opt=actor_optimizer(args).init(evaluation),
         critic_opt=optax.adam(args.critic_lr).init(critic),
     )
 
@@ -272,13 +282,13 @@ def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, d
 def update_actors(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of both policies, and a Polyak step of the targets."""
     target_key, evaluation_key = jax.random.split(key)
-    grad = jax.value_and_grad(target_policy_loss, has_aux=True)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss, info), grads = grad(agent.actor, agent, batch, target_key, args)
-    updates, actor_opt = actor_optimiser(args).update(grads, agent.actor_opt)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
 
-    grad = jax.value_and_grad(evaluation_policy_loss, has_aux=True)
+    grad = jax.value_and_grad(evaluation_loss, has_aux=True)
     (loss_e, info_e), grads_e = grad(agent.evaluation, agent, batch, evaluation_key, args)
-    updates_e, evaluation_opt = actor_optimiser(args).update(grads_e, agent.evaluation_opt)
+    updates_e, evaluation_opt = actor_optimizer(args).update(grads_e, agent.evaluation_opt)
 
     agent = agent.replace(
         actor=optax.apply_updates(agent.actor, updates),
@@ -329,7 +339,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs and args.base == "td3_bc" else data
     with Run(__file__, args, data.task, act, unit=delay(args)) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -23,7 +23,7 @@ Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
     python algorithms/offline/prdc.py --dataset hopper-medium-replay --seeds 4 --updates 50000
-    python algorithms/offline/prdc.py --dataset hopper-medium-replay --seeds 4 --beta 0.5 2 8
+    python algorithms/offline/prdc.py --dataset hopper-medium-replay --seeds 4 --state-weight 0.5 2 8
 """
 
 import sys
@@ -41,7 +41,7 @@ import optax
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -51,43 +51,43 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     alpha: Float = 2.5
-    """Weight of Q against the dataset constraint; large: TD3, small: imitation."""
-    beta: Float = 2.0
-    """Weight of the state in the distance of state-action pairs; large: TD3+BC."""
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
+    state_weight: Float = 2.0
+    """beta: weight of the state in the distance of state-action pairs; large: TD3+BC."""
     search: Literal["neighbours", "all"] = "neighbours"
     """Where to look for the nearest pair: among the nearest states of each state, or in the whole dataset.
     The latter costs about 0.15 us per row and actor update at batch 256 on one CPU core."""
     neighbours: int = 64
     """Candidates per state, 4 bytes each; more of them for smaller beta (see `proven` in metrics.csv)."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (10000 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {
     "halfcheetah": {"alpha": 40.0},
-    "antmaze": {"alpha": 7.5, "beta": 7.5, "reward_scale": 10_000.0, "reward_shift": -1.0},
+    "antmaze": {"alpha": 7.5, "state_weight": 7.5, "reward_scale": 10_000.0, "reward_shift": -1.0},
 }
 BLOCK = 1000
 """Rows compared at once by --search all."""
@@ -248,7 +248,7 @@ def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, d
 def update_actor(agent: Agent, batch: Batch, index, pairs: Pairs, args: Args) -> tuple[Agent, dict]:
     """One gradient step of the actor, and a Polyak step of all targets."""
     pi = agent.nets.actor.apply(agent.actor, batch.obs)
-    nearest, proven = nearest_action(batch.obs, pi, index, pairs, args.beta)
+    nearest, proven = nearest_action(batch.obs, pi, index, pairs, args.state_weight)
     (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, nearest, args)
     updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
@@ -292,7 +292,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         transitions, pairs = run.replicate((data.transitions(), pairs_of(data, args)))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, None), donate=True)
         for keys in run.chunks():

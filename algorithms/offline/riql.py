@@ -6,6 +6,8 @@ corrupted ones; what it suffers from is heavy-tailed targets, above all of corru
 normalises the observations, regresses Q with Huber's loss, and has V and the policy learn from a quantile
 of an ensemble of Q, low where corruption makes its members disagree.
 
+The actor's step size decays to zero over the run as a cosine, as IQL's does.
+
 Choose it when the data may be corrupted: noise or errors in observations, actions, rewards or next observations.
 
 Deviations from the paper:
@@ -34,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -45,47 +47,47 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     updates: int = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    expectile: Float = 0.7
+    expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
-    """Inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    sigma: Float = 1.0
-    """Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
-    quantile: Float = 0.25
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    huber_sigma: Float = 1.0
+    """sigma: Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
+    quantile: Fraction = 0.25
     """alpha: quantile over the critics that V and the policy learn from, in [0, 1]; 0 is their minimum."""
     n_critics: int = 5
-    """K: critics of the ensemble."""
+    """Critics in the ensemble."""
     min_target: Float = -100.0
     """Targets of Q are clipped to at least this (fits D4RL's rewards of MuJoCo tasks) ..."""
     max_target: Float = 1000.0
     """... and to at most this."""
     deterministic: bool = True
     """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor; decays to zero over the run as a cosine."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """Adam, value function."""
+    """Adam's step size: value function."""
     max_weight: Float = 100.0
-    """Advantage weights are clipped here."""
+    """Clip of the exponential advantage weights."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor, critics and value function."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_return: bool = False
-    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs (not in the paper)."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
     normalize_obs: bool = True
-    """Observations to mean 0 and standard deviation 1 of the corrupted data (section 4.1)."""
+    """Observations to mean 0 and standard deviation 1."""
     corruption: tuple[str, ...] = ()
     """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""
-    corruption_rate: float = 0.3
+    corruption_rate: StaticFraction = 0.3
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""
@@ -94,21 +96,21 @@ class Args(OfflineArgs):
 
 
 PRESETS = {  # by name: --preset hopper-obs
-    "halfcheetah-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.1},
-    "halfcheetah-action": {"corruption": ("action",), "sigma": 0.5, "quantile": 0.25, "n_critics": 3},
-    "halfcheetah-reward": {"corruption": ("reward",), "sigma": 3.0, "quantile": 0.25},
-    "halfcheetah-dynamics": {"corruption": ("dynamics",), "sigma": 3.0, "quantile": 0.25},
-    "halfcheetah-adversarial": {"corruption": ("adversarial_reward",), "sigma": 1.0, "quantile": 0.1},
-    "walker2d-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.25},
-    "walker2d-action": {"corruption": ("action",), "sigma": 0.5, "quantile": 0.1},
-    "walker2d-reward": {"corruption": ("reward",), "sigma": 3.0, "quantile": 0.1},
-    "walker2d-dynamics": {"corruption": ("dynamics",), "sigma": 1.0, "quantile": 0.25, "n_critics": 3},
-    "walker2d-adversarial": {"corruption": ("adversarial_reward",), "sigma": 3.0, "quantile": 0.1},
-    "hopper-obs": {"corruption": ("obs",), "sigma": 0.1, "quantile": 0.25, "n_critics": 3},
-    "hopper-action": {"corruption": ("action",), "sigma": 0.1, "quantile": 0.25},
-    "hopper-reward": {"corruption": ("reward",), "sigma": 1.0, "quantile": 0.25, "n_critics": 3},
-    "hopper-dynamics": {"corruption": ("dynamics",), "sigma": 1.0, "quantile": 0.5},
-    "hopper-adversarial": {"corruption": ("adversarial_reward",), "sigma": 0.1, "quantile": 0.25},
+    "halfcheetah-obs": {"corruption": ("obs",), "huber_sigma": 0.1, "quantile": 0.1},
+    "halfcheetah-action": {"corruption": ("action",), "huber_sigma": 0.5, "quantile": 0.25, "n_critics": 3},
+    "halfcheetah-reward": {"corruption": ("reward",), "huber_sigma": 3.0, "quantile": 0.25},
+    "halfcheetah-dynamics": {"corruption": ("dynamics",), "huber_sigma": 3.0, "quantile": 0.25},
+    "halfcheetah-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 1.0, "quantile": 0.1},
+    "walker2d-obs": {"corruption": ("obs",), "huber_sigma": 0.1, "quantile": 0.25},
+    "walker2d-action": {"corruption": ("action",), "huber_sigma": 0.5, "quantile": 0.1},
+    "walker2d-reward": {"corruption": ("reward",), "huber_sigma": 3.0, "quantile": 0.1},
+    "walker2d-dynamics": {"corruption": ("dynamics",), "huber_sigma": 1.0, "quantile": 0.25, "n_critics": 3},
+    "walker2d-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 3.0, "quantile": 0.1},
+    "hopper-obs": {"corruption": ("obs",), "huber_sigma": 0.1, "quantile": 0.25, "n_critics": 3},
+    "hopper-action": {"corruption": ("action",), "huber_sigma": 0.1, "quantile": 0.25},
+    "hopper-reward": {"corruption": ("reward",), "huber_sigma": 1.0, "quantile": 0.25, "n_critics": 3},
+    "hopper-dynamics": {"corruption": ("dynamics",), "huber_sigma": 1.0, "quantile": 0.5},
+    "hopper-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 0.1, "quantile": 0.25},
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
@@ -220,10 +222,10 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     y = jnp.clip(y, args.min_target, args.max_target)
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
     chex.assert_shape([y, q[0]], (args.batch_size,))
-    return huber(y - q, args.sigma).mean(), {"q": q.mean()}
+    return huber(y - q, args.huber_sigma).mean(), {"q": q.mean()}
 
 
-def actor_optimiser(args: Args) -> optax.GradientTransformation:
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
 
 
@@ -241,7 +243,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         critic=critic,
         target_critic=critic,
         value=value,
-        actor_opt=actor_optimiser(args).init(actor),
+        actor_opt=actor_optimizer(args).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
         value_opt=optax.adam(args.value_lr).init(value),
     )
@@ -255,7 +257,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     agent = agent.replace(value=optax.apply_updates(old.value, updates), value_opt=value_opt)
 
     (loss_pi, info_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(old.actor, old, batch, args)
-    updates, actor_opt = actor_optimiser(args).update(grads, old.actor_opt)
+    updates, actor_opt = actor_optimizer(args).update(grads, old.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(old.actor, updates), actor_opt=actor_opt)
 
     (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(old.critic, old, batch, args)
@@ -291,7 +293,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -46,45 +46,45 @@ class Args(OfflineArgs):
     updates: int = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     terms: tuple[Literal["policy", "q", "ood"], ...] = ("policy", "q", "ood")
-    """Which of the three terms are computed at all; none of them: SAC-N."""
+    """Which of the terms are computed at all; none of them: SAC-N."""
     n_samples: int = 20
     """n: perturbed observations per observation, in each term."""
     policy_smooth_eps: Float = 0.005
     """Perturbation of the policy's smoothing, in standard deviations of the data (as all of them)."""
     policy_smooth_reg: Float = 0.1
-    """Weight of the policy's smoothing."""
+    """Weight of the policy's smoothing (eta_3 in RO2O)."""
     q_smooth_eps: Float = 0.005
     """Perturbation of Q's smoothing."""
     q_smooth_reg: Float = 1e-4
-    """Weight of Q's smoothing."""
-    q_smooth_tau: Float = 0.2
+    """Weight of Q's smoothing (eta_1 in RO2O)."""
+    q_smooth_tau: Fraction = 0.2
     """Share of decreases in Q's smoothing, in [0, 1]; increases have the rest."""
     ood_eps: Float = 0.01
     """Perturbation of the observations where Q is lowered."""
     ood_reg: Float = 0.5
-    """Weight of the lowering."""
+    """Weight of the lowering (eta_2 in RO2O)."""
     uncertainty: Float = 2.0
     """lambda: standard deviations of the critics by which Q is lowered, at first."""
     uncertainty_min: Float = 0.1
-    """What lambda falls to."""
+    """What lambda falls to, and what it is online."""
     uncertainty_decay: Float = 1e-6
-    """What lambda loses at every update."""
+    """What lambda loses at every offline update."""
     n_critics: int = 10
-    """N: critics of the ensemble."""
-    discount: Float = 0.99
+    """Critics in the ensemble."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 3e-4
-    """Adam, policy and temperature."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 3e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of policy and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
-    """Observations to mean 0 and standard deviation 1; else perturbations are in the observations' own units."""
+    """Observations to mean 0 and standard deviation 1."""
     attack: Literal["none", "random", "action_diff", "min_q"] = "none"
     """What evaluation does to the observations that the policy sees; training does not know of it."""
     attack_scale: Float = 0.1
@@ -136,7 +136,7 @@ def uniform(scale: float):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation."""
 
     hidden_dims: tuple[int, ...]
@@ -164,31 +164,36 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
 class Agent(flax.struct.PyTreeNode):
     nets: Networks = flax.struct.field(pytree_node=False)
-    policy: Any
+    actor: Any
     critic: Any
     """N critics, stacked on a leading axis [E=N, ...]."""
     target_critic: Any
     log_alpha: jax.Array
     """Of SAC's entropy temperature."""
-    policy_opt: optax.OptState
+    actor_opt: optax.OptState
     critic_opt: optax.OptState
     alpha_opt: optax.OptState
     step: jax.Array
     """Updates done, by which lambda has fallen."""
 
 
-def sample_tanh_gaussian(mean, log_std, key):
-    """a = tanh(u), u ~ N(mean, std) [..., A], and its log-density [...]."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -213,10 +218,10 @@ def symmetric_kl(one, other):
     return (2.0 * jnp.sinh(log_std - other_log_std) ** 2 + precision * (mean - other_mean) ** 2).sum(-1)
 
 
-def policy_smoothing(policy, agent: Agent, batch: Batch, key, args: Args):
+def policy_smoothing(actor, agent: Agent, batch: Batch, key, args: Args):
     """max over s^ of KL(pi(s) || pi(s^)) + KL(pi(s^) || pi(s)), mean over the batch."""
     near = perturbed(batch.obs, args.policy_smooth_eps, key, args.n_samples)
-    divergence = symmetric_kl(agent.nets.policy.apply(policy, batch.obs), agent.nets.policy.apply(policy, near))
+    divergence = symmetric_kl(agent.nets.actor.apply(actor, batch.obs), agent.nets.actor.apply(actor, near))
     chex.assert_shape(divergence, (args.n_samples, args.batch_size))
     return divergence.max(0).mean()
 
@@ -234,7 +239,7 @@ def ood_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """(Q_i(s^, a^) - stop[Q_i(s^, a^) - lambda std_i Q_i(s^, a^)])^2, a^ ~ pi(s^) without gradient."""
     near_key, action_key = jax.random.split(key)
     near = perturbed(batch.obs, args.ood_eps, near_key, args.n_samples)
-    action, _ = sample_tanh_gaussian(*agent.nets.policy.apply(agent.policy, near), action_key)
+    action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, near), action_key)
     action = jax.lax.stop_gradient(action)
     q = q_values(agent.nets.critic, critic, near, action)
     chex.assert_shape(q, (args.n_critics, args.n_samples, args.batch_size))
@@ -247,8 +252,8 @@ def ood_loss(critic, agent: Agent, batch: Batch, key, args: Args):
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """SAC's Bellman error with the least of N target critics, summed over the critics; smoothing and lowering."""
     target_key, smooth_key, ood_key = jax.random.split(key, 3)
-    policy = agent.nets.policy.apply(agent.policy, batch.next_obs)
-    next_action, next_log_prob = sample_tanh_gaussian(*policy, target_key)
+    mean, log_std = agent.nets.actor.apply(agent.actor, batch.next_obs)
+    next_action, next_log_prob = sample_tanh_gaussian(mean, log_std, target_key)
     target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     target_v = target_q - jnp.exp(agent.log_alpha) * next_log_prob
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_v
@@ -265,16 +270,16 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     return loss, info
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi; and smoothing."""
     action_key, smooth_key = jax.random.split(key)
-    action, log_prob = sample_tanh_gaussian(*agent.nets.policy.apply(policy, batch.obs), action_key)
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), action_key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     loss = (jnp.exp(agent.log_alpha) * log_prob - q).mean()
     info = {"entropy": -log_prob.mean(), "q_pi": q.mean()}
     if "policy" in args.terms:
-        info["policy_smooth_loss"] = policy_smoothing(policy, agent, batch, smooth_key, args)
+        info["policy_smooth_loss"] = policy_smoothing(actor, agent, batch, smooth_key, args)
         loss = loss + args.policy_smooth_reg * info["policy_smooth_loss"]
     return loss, info
 
@@ -286,21 +291,21 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Policy(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
-    policy_key, critic_key = jax.random.split(key)
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
     log_alpha = jnp.zeros(())
     return Agent(
         nets=nets,
-        policy=policy,
+        actor=actor,
         critic=critic,
         target_critic=critic,
         log_alpha=log_alpha,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         step=jnp.int32(0),
     )
 
@@ -308,14 +313,14 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of everything; all losses are of the old parameters."""
     new = {}
-    critic_key, policy_key = jax.random.split(key)
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -324,7 +329,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     new["critic"] = optax.apply_updates(agent.critic, updates)
     new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
 
-    metrics = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
     return agent.replace(**new, step=agent.step + 1), metrics
 
 
@@ -342,9 +347,9 @@ def attacked(agent: Agent, obs, key, args: Args):
         return obs + noise[0]
 
     def harm(noise):
-        out = agent.nets.policy.apply(agent.policy, obs + noise)
+        out = agent.nets.actor.apply(agent.actor, obs + noise)
         if args.attack == "action_diff":
-            return symmetric_kl(agent.nets.policy.apply(agent.policy, obs), out)
+            return symmetric_kl(agent.nets.actor.apply(agent.actor, obs), out)
         return -q_values(agent.nets.critic, agent.critic, obs, jnp.tanh(out[0])).mean(0)
 
     def climb(noise, _):
@@ -359,7 +364,7 @@ def attacked(agent: Agent, obs, key, args: Args):
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean, at the observations that the attack makes of obs."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, attacked(agent, obs, key, args))[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, attacked(agent, obs, key, args))[0])
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
@@ -378,7 +383,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

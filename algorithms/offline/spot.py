@@ -6,6 +6,8 @@ bound estimates the density of the policy's action under the behaviour policy, a
 lambda times the negative bound, so that it is held inside the data's support instead of near single actions.
 Everything else is TD3.
 
+Dropout is in the actor's update only. --kl-weight is the paper's beta; the decoder's variance is a quarter of it.
+
 Choose it when the policy shall stay in the data's support by a density model, with one weight to tune.
 
 Deviations from the paper:
@@ -35,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,41 +49,41 @@ class Args(OfflineArgs):
     support_weight: Float = 0.1
     """lambda: weight of the policy's negative log density against Q; small: TD3, large: cloning."""
     kl_weight: Float = 0.5
-    """beta: weight of the VAE's KL divergence; the decoder's variance is a quarter of it."""
-    discount: Float = 0.99
+    """Weight of the VAE's KL divergence."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     vae_lr: Float = 1e-3
-    """Adam, VAE."""
+    """Adam's step size: VAE."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
-    dropout: float = 0.1
-    """Dropout after the actor's hidden layers, in the actor's update only."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
+    dropout: StaticFraction = 0.1
+    """Dropout after the actor's hidden layers, in [0, 1]."""
     density: Literal["elbo", "iwae"] = "elbo"
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""
-    n_samples: int = 1
+    latent_samples: int = 1
     """Latent samples of that estimate (L in the paper)."""
     vae_updates: int = 100_000
     """Updates of the VAE before the first one of the agent."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
-    vae_dims: tuple[int, ...] = (750, 750)
+    """Hidden layers of every network that has no argument of its own for them."""
+    vae_hidden_dims: tuple[int, ...] = (750, 750)
     """Hidden layers of the VAE's encoder and decoder."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _antmaze = {"reward_shift": -1.0, "normalize_obs": False, "dropout": 0.0, "actor_lr": 1e-4}
@@ -197,7 +199,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
 
 def negative_elbo(vae, agent: Agent, obs, action, key, args: Args):
     """[B] mean (a_z - a)^2 + beta KL(q(z|s,a) | N(0, 1)), means over samples and dimensions."""
-    mean, log_std, _, decoded = agent.nets.vae.apply(vae, obs, action, key, args.n_samples)
+    mean, log_std, _, decoded = agent.nets.vae.apply(vae, obs, action, key, args.latent_samples)
     reconstruction = ((decoded - action) ** 2).mean((0, 2))
     kl = (-0.5 * (1 + 2 * log_std - mean**2 - jnp.exp(2 * log_std))).mean(-1)
     return reconstruction + args.kl_weight * kl
@@ -205,11 +207,11 @@ def negative_elbo(vae, agent: Agent, obs, action, key, args: Args):
 
 def negative_iwae(vae, agent: Agent, obs, action, key, args: Args):
     """[B] -log mean_z p(a|s,z) p(z) / q(z|s,a), the decoder's variance being beta / 4."""
-    mean, log_std, z, decoded = agent.nets.vae.apply(vae, obs, action, key, args.n_samples)
+    mean, log_std, z, decoded = agent.nets.vae.apply(vae, obs, action, key, args.latent_samples)
     logpdf = jax.scipy.stats.norm.logpdf
     log_p = logpdf(action, decoded, jnp.sqrt(args.kl_weight / 4)).sum(-1) + logpdf(z).sum(-1)
     log_q = logpdf(z, mean, jnp.exp(log_std)).sum(-1)
-    return jnp.log(args.n_samples) - jax.nn.logsumexp(log_p - log_q, axis=0)
+    return jnp.log(args.latent_samples) - jax.nn.logsumexp(log_p - log_q, axis=0)
 
 
 def vae_loss(vae, agent: Agent, batch: Batch, key, args: Args):
@@ -237,7 +239,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     nets = Networks(
         Actor(args.hidden_dims, spec.action_dim, args.dropout),
         Critic(args.hidden_dims),
-        VAE(args.vae_dims, spec.action_dim),
+        VAE(args.vae_hidden_dims, spec.action_dim),
     )
     actor_key, critic_key, vae_key, latent_key = jax.random.split(key, 4)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
@@ -329,7 +331,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.vae_updates) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         fit_lanes = run.over_lanes(fit_vae, in_axes=(0, 0, 0, None), donate=True)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

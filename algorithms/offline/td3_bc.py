@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -38,29 +38,29 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     alpha: Float = 2.5
-    """Weight of Q against behaviour cloning (eq. 5); large: TD3, small: cloning."""
-    discount: Float = 0.99
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
-    """Observations to mean 0 and standard deviation 1 (eq. 4)."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {"antmaze": {"reward_shift": -1.0}}
@@ -207,7 +207,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

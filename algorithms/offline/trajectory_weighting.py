@@ -8,6 +8,10 @@ the data of a better policy, from the same log. Nothing is corrected for it, on 
 the best episodes only. Below it: IQL (arXiv 2110.06169) or TD3+BC (arXiv 2106.06860), the very ones of iql.py and
 td3_bc.py, which --sampler uniform gives back.
 
+Arguments of --base iql alone: beta, expectile, max_weight, value_lr, dropout, normalize_return; its actor's step size
+decays to zero over the run as a cosine. Of --base td3_bc alone: alpha, policy_noise, noise_clip, policy_delay,
+normalize_obs.
+
 Choose it when few episodes of the data are good and most are bad; it goes with IQL and TD3+BC.
 
 Deviations from the paper:
@@ -34,7 +38,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -45,49 +49,49 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     base: Literal["iql", "td3_bc"] = "iql"
-    """Algorithm that learns from the sampled transitions."""
+    """Base algorithm, by whose losses critics and actor learn."""
     sampler: Literal["aw", "rw", "top", "uniform"] = "aw"
     """How transitions are drawn: by advantage, by return, from the best episodes only, or all alike."""
     weight_temperature: float = 0.1
     """Of rw and aw, over 0, with returns scaled to [0, 1]; large is uniform."""
-    top_fraction: float = 0.1
-    """top: share of the episodes that is used, in (0, 1]."""
-    expectile: Float = 0.7
-    """iql: expectile of Q that V estimates, in (0, 1)."""
+    top_fraction: StaticFraction = 0.1
+    """Share of the episodes that is used, those with the highest return, in (0, 1]."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
-    """iql: inverse temperature of the actor's advantage weights."""
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     max_weight: Float = 100.0
-    """iql: the actor's advantage weights are clipped here."""
+    """Clip of the exponential advantage weights."""
     alpha: Float = 2.5
-    """td3_bc: weight of Q against behaviour cloning."""
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
     policy_noise: Float = 0.2
-    """td3_bc: standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
+    """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """td3_bc: that noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
-    """td3_bc: critic updates per update of the actor and of the targets."""
-    discount: Float = 0.99
+    """Critic updates per update of the actor and of the targets."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks (td3_bc: at every actor update)."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor; with iql it decays to zero over the run as a cosine."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """iql: Adam, value function."""
-    dropout: float = 0.0
-    """iql: dropout after the actor's hidden layers."""
+    """Adam's step size: value function."""
+    dropout: StaticFraction = 0.0
+    """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of all networks."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_return: bool = False
-    """iql: rewards times 1000 / (highest - lowest episode return), as in its paper's MuJoCo runs."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     normalize_obs: bool = True
-    """td3_bc: observations to mean 0 and standard deviation 1 (iql: never)."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _human = {"beta": 0.5, "dropout": 0.1}
@@ -246,7 +250,7 @@ def td3_bc_actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     return -lam * q.mean() + bc, {"bc_loss": bc, "q_pi": q.mean()}
 
 
-def actor_optimiser(args: Args) -> optax.GradientTransformation:
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
     if args.base == "td3_bc":
         return optax.adam(args.actor_lr)
     return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
@@ -265,7 +269,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         actor=actor,
         critic=critic,
         target_critic=critic,
-        actor_opt=actor_optimiser(args).init(actor),
+        actor_opt=actor_optimizer(args).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
     )
     if args.base == "td3_bc":
@@ -295,7 +299,7 @@ def update_actor(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, di
     """One gradient step of the actor."""
     grad = jax.value_and_grad(iql_actor_loss if args.base == "iql" else td3_bc_actor_loss, has_aux=True)
     (loss, info), grads = grad(agent.actor, agent, batch, key, args)
-    updates, actor_opt = actor_optimiser(args).update(grads, agent.actor_opt)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
     return agent, {"actor_loss": loss, **info}
 
@@ -357,7 +361,7 @@ def main(args: Args) -> None:
     data = data if weights is None else data.replace({"effective_rows": effective_rows(weights)})
     with Run(__file__, args, data.task, act, unit=delay(args)) as run:
         transitions = run.replicate(data.transitions(weights=weights))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():

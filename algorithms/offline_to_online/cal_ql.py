@@ -38,31 +38,31 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
-from shared.data import Dataset, load_dataset, return_to_go
+from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.data import load_dataset, return_to_go
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
-from shared.task import Spec, Task
-from shared.transitions import Batch, Transitions
+from shared.task import Spec
+from shared.transitions import Batch, TransitionsWithReturns
 
 
 @hyperparameters
 class Args(FinetuneArgs):
     calibrate: bool = True
-    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1); without it this is CQL."""
+    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1 of Cal-QL); without it: CQL."""
     failure_reward: float | None = None
     """Sparse tasks: the environment's reward of a step without success (0 in AntMaze, -1 in binary Adroit); an
     episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
     endless: bool = False
-    """An episode's last reward goes on for ever where it did not terminate (Kitchen)."""
-    online_share: float = 0.5
+    """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
+    online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     cql_alpha: Float = 5.0
-    """Weight of the conservative penalty against the Bellman error, in both phases."""
+    """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    temperature: Float = 1.0
+    cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -70,28 +70,28 @@ class Args(FinetuneArgs):
     """Tune the penalty's weight so that the gap stays near target_gap."""
     target_gap: Float = 1.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
-    max_target_backup: bool = True
-    """Bootstrap from the best of n_actions policy actions instead of one."""
-    discount: Float = 0.99
+    max_q_backup: bool = True
+    """Bootstrap from the best of several actions of the policy instead of one."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 1e-4
-    """Adam, policy and temperature."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and the Lagrange multiplier."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     actor_hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the policy."""
+    """Hidden layers of the actor."""
     hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
-    """Hidden layers of the critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-5 for AntMaze): failures must cost something."""
+    """Added to every reward in training, after the scale."""
 
 
 _sparse = {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0}
@@ -118,7 +118,7 @@ dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 last_init = nn.initializers.orthogonal(1e-2)
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -149,7 +149,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
@@ -159,8 +159,8 @@ class Agent(flax.struct.PyTreeNode):
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
     critic_opt: optax.OptState
-    policy: Any
-    policy_opt: optax.OptState
+    actor: Any
+    actor_opt: optax.OptState
     log_alpha: Any
     """Of SAC's entropy temperature."""
     alpha_opt: optax.OptState
@@ -169,47 +169,16 @@ class Agent(flax.struct.PyTreeNode):
     alpha_prime_opt: optax.OptState
 
 
-class OfflineData(NamedTuple):
-    """The dataset with its returns-to-go, once for every discount that a lane has."""
-
-    transitions: Transitions
-    discounts: Any
-    """[D]"""
-    return_to_go: Any
-    """[D, N]"""
-
-
-def episode_ends(task: Task, args: Args) -> dict:
-    """Options of `return_to_go`: what an episode's rewards, as they are trained on, say about after its end."""
-    failure = None if args.failure_reward is None else task.training_reward(args.failure_reward)
-    return {"failure": failure, "endless": args.endless}
-
-
-def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineData:
-    """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
-    discounts = np.unique(discounts)
-    returns = [data.return_to_go(float(d), **episode_ends(data.task, args)) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns)[:, data.usable()])
-
-
-def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
-    """n rows of the dataset, uniformly, with their returns-to-go under the lane's discount."""
-    row = jax.random.randint(key, (n,), 0, len(data.transitions.rows))
-    mine = jnp.abs(data.discounts - args.discount).argmin()
-    return data.transitions.take(row)._replace(return_to_go=data.return_to_go[mine, row])
-
-
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
@@ -230,11 +199,13 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient. Calibrated, a policy
     action counts with max(Q(s, a), R(s)) (eq. 5.1): where the return is higher, there is no gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     (B, A), n = batch.action.shape, args.n_actions
     uniform = jax.random.uniform(uniform_key, (n, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, n)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, n)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, n)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, n
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
     chex.assert_shape(all_q, (2, 3 * n, B))
@@ -248,14 +219,14 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
         all_q = all_q - jax.lax.stop_gradient(log_density)
     else:
         all_q = jnp.concatenate([all_q, q[:, None]], axis=1)
-    soft_max = args.temperature * jax.nn.logsumexp(all_q / args.temperature, axis=1)
+    soft_max = args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=1)
     return (soft_max - q).mean(1), bound_rate
 
 
 def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
     """min_i target Q_i(s', a'), a' ~ pi; or the largest over n_actions of them."""
-    n = args.n_actions if args.max_target_backup else 1
-    action, _ = sample_policy(agent, agent.policy, batch.next_obs, key, n)
+    n = args.n_actions if args.max_q_backup else 1
+    action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key, n)
     return q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0).max(0)
 
 
@@ -281,9 +252,9 @@ def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
@@ -296,32 +267,32 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Policy(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
-    critic_key, policy_key = jax.random.split(key)
+    nets = Networks(Actor(args.actor_hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
     return Agent(
         nets=nets,
         critic=critic,
         target_critic=critic,
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        policy=policy,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor=actor,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         log_alpha=log_alpha,
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         log_alpha_prime=log_alpha_prime,
         alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
     )
 
 
-def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
+def sample(key, data: TransitionsWithReturns, replay: Replay, args: Args) -> Batch:
     """[B]: data, and a share of the lane's finished episodes; data in their place until there is one."""
     data_key, replay_key = jax.random.split(key)
     online = round(args.online_share * args.batch_size)
     offline = args.batch_size - online
-    old, new = sample_data(data_key, data, args.batch_size, args), replay.sample(replay_key, online)
+    old, new = data.sample(data_key, args.batch_size, args.discount), replay.sample(replay_key, online)
     new = jax.tree.map(lambda x, stand_in: jnp.where(replay.size() > 0, x, stand_in[offline:]), new, old)
     return concatenate(jax.tree.map(lambda x: x[:offline], old), new)
 
@@ -329,14 +300,14 @@ def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
 def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
     """One gradient step of everything, offline and online alike; all losses are of the old parameters."""
     new = {}
-    critic_key, policy_key = jax.random.split(key)
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
     grad = jax.value_and_grad(critic_loss, has_aux=True)
@@ -350,26 +321,26 @@ def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, 
         updates, new["alpha_prime_opt"] = optax.adam(args.critic_lr).update(slope, agent.alpha_prime_opt)
         new["log_alpha_prime"] = optax.apply_updates(agent.log_alpha_prime, updates)
         info_q["alpha_prime"] = jnp.exp(agent.log_alpha_prime)
-    metrics = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
     return agent.replace(**new), metrics
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Sampled actions [B, A]."""
-    return sample_policy(agent, agent.policy, obs, key, 1)[0][0]
+    return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
-def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple[Agent, dict]:
     """One lane, offline: one update per key; mean metrics."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
-        return update(agent, sample_data(batch_key, data, args.batch_size, args), update_key, args)
+        return update(agent, data.sample(batch_key, args.batch_size, args.discount), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -381,14 +352,13 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         discounts = np.asarray(run.lane_args.discount)
-        offline_data = run.replicate(with_returns(data, discounts, args))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
+        offline_data = run.replicate(data.with_returns(discounts, failure, args.endless))
+        agent = run.init(partial(init, spec=data.spec))
 
         def finished(lane, reward, terminated):
             last = np.arange(len(reward)) == len(reward) - 1
-            return return_to_go(
-                reward, last & terminated, last, float(discounts[lane]), **episode_ends(data.task, args)
-            )
+            return return_to_go(reward, last & terminated, last, float(discounts[lane]), failure, args.endless)
 
         online = Interaction(
             run, offline_data, explore, sample, update, capacity=args.buffer_size, return_to_go=finished

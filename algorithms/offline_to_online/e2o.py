@@ -7,6 +7,9 @@ the pessimism is loosened: the target is the mean over all pairs of critics of t
 errors weigh less where the critics disagree, and of N actions that with the highest upper confidence bound is done
 (both as in SUNRISE, arXiv 2007.04938). The replay buffer begins empty.
 
+The first --learning-starts environment steps are the offline agent's; one update follows each step after them.
+Online the next action's entropy is always in the target, and there is no conservative penalty.
+
 Choose it when you would pre-train with CQL and can afford an ensemble in place of its penalty online.
 
 Deviations from the paper:
@@ -20,8 +23,8 @@ Deviations from the paper:
 - mazes, where the paper starts from another offline algorithm, have no settings of their own.
 
     python algorithms/offline_to_online/e2o.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/e2o.py --dataset hopper-medium --n-critics 2 --target min --reweight none \\
-        --exploration policy
+    python algorithms/offline_to_online/e2o.py --dataset hopper-medium --n-critics 2 --online-q-aggregation min \\
+        --reweight none --exploration policy
 
 The second one is CQL, then SAC, which collapses; with --n-critics 10 it is CQL-N, then SAC-N.
 """
@@ -40,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -53,17 +56,17 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(FinetuneArgs):
     env_steps: EnvSteps = 250_000
-    """Environment steps of each lane."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     learning_starts: int = 1_000
-    """Environment steps with the offline agent before the first online update; one update per step after them."""
+    """Environment steps before the first online update."""
     n_critics: int = 10
-    """N: critics of the ensemble; at least 2."""
-    target: Literal["pair_min", "min", "mean"] = "pair_min"
+    """Critics in the ensemble."""
+    online_q_aggregation: Literal["pair_min", "min", "mean"] = "pair_min"
     """Of the N target critics' values online: mean over all pairs of the lesser one, least of all, or mean."""
     reweight: Literal["sample", "batch", "none"] = "sample"
     """Whose disagreement weighs the online Bellman errors: each transition's, or the whole batch's (Adam, blind to
     the scale of a loss, almost undoes that)."""
-    weight_temperature: Float = 10.0
+    reweight_temperature: Float = 10.0
     """T: how much the weights fall with the critics' standard deviation."""
     exploration: Literal["ucb", "policy"] = "ucb"
     """The best of N actions of the policy by their upper confidence bound, or one action of the policy."""
@@ -71,27 +74,27 @@ class Args(FinetuneArgs):
     """lambda: standard deviations of the critics in the upper confidence bound; 10 may drown Q itself where rewards
     are dense."""
     cql_alpha: Float = 5.0
-    """Weight of each critic's conservative penalty against its Bellman error, offline (5 / N is the authors' code)."""
+    """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     backup_entropy: bool = False
-    """Subtract alpha log pi from the bootstrapped Q offline, as in SAC (online it always is)."""
-    discount: Float = 0.99
+    """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
-    policy_lr: Float = 3e-5
-    """Adam, policy."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 3e-5
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     alpha_lr: Float = 1e-4
-    """Adam, temperature."""
+    """Adam's step size: entropy temperature."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of policy and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (needed after cql, which does)."""
+    """Observations to mean 0 and standard deviation 1."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {}
@@ -99,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {}
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
 
     hidden_dims: tuple[int, ...]
@@ -130,7 +133,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
@@ -140,24 +143,23 @@ class Agent(flax.struct.PyTreeNode):
     """N critics, stacked on a leading axis [E=N, ...]."""
     target_critic: Any
     critic_opt: optax.OptState
-    policy: Any
-    policy_opt: optax.OptState
+    actor: Any
+    actor_opt: optax.OptState
     log_alpha: jax.Array
     """Of SAC's entropy temperature."""
     alpha_opt: optax.OptState
 
 
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
@@ -177,11 +179,13 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     Importance-weighted: uniform actions have density 0.5^dim(A), policy actions pi(a|s). Policy actions at s'
     are evaluated at s. None of the actions carries a gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     B, A = batch.action.shape
     uniform = jax.random.uniform(uniform_key, (args.n_actions, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, args.n_actions)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, args.n_actions)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, args.n_actions)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, args.n_actions
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     log_density = jnp.concatenate([jnp.full((args.n_actions, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions) - jax.lax.stop_gradient(log_density)
@@ -192,7 +196,7 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """Offline: Bellman error with the least of N target critics plus the conservative penalty, summed over critics."""
     target_key, gap_key = jax.random.split(key)
-    next_action, next_log_prob = (x[0] for x in sample_policy(agent, agent.policy, batch.next_obs, target_key, 1))
+    next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), target_key)
     target_v = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     target_v = target_v - jnp.exp(agent.log_alpha) * next_log_prob if args.backup_entropy else target_v
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_v
@@ -220,18 +224,19 @@ def bellman_weight(agent: Agent, batch: Batch, target_q, key, args: Args):
         return jnp.ones(args.batch_size)
     std = target_q.std(0)
     if args.reweight == "batch":
-        action, _ = sample_policy(agent, agent.policy, batch.next_obs, key, args.n_critics)
+        action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key, args.n_critics)
         q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action)
         std = jnp.full(args.batch_size, q.mean(-1).std(0).mean())
-    return nn.sigmoid(-args.weight_temperature * std) + 0.5
+    return nn.sigmoid(-args.reweight_temperature * std) + 0.5
 
 
 def online_critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """Online: w (Q_i(s, a) - y)^2, y = r + gamma (pair_min target Q(s', a') - alpha log pi(a'|s')), summed over i."""
     target_key, weight_key = jax.random.split(key)
-    next_action, next_log_prob = (x[0] for x in sample_policy(agent, agent.policy, batch.next_obs, target_key, 1))
+    next_action, next_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), target_key)
     target_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, next_action)
-    reduced = {"pair_min": pair_min, "min": partial(jnp.min, axis=0), "mean": partial(jnp.mean, axis=0)}[args.target]
+    aggregates = {"pair_min": pair_min, "min": partial(jnp.min, axis=0), "mean": partial(jnp.mean, axis=0)}
+    reduced = aggregates[args.online_q_aggregation]
     target_v = reduced(target_q) - jnp.exp(agent.log_alpha) * next_log_prob
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_v
     weight = bellman_weight(agent, batch, target_q, weight_key, args)
@@ -242,9 +247,9 @@ def online_critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     return loss, {"q": q.mean(), "q_std": q.std(0).mean(), "weight": weight.mean()}
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi; offline and online."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_shape([q, log_prob], (args.batch_size,))
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
@@ -257,18 +262,18 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
-    nets = Networks(Policy(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
-    policy, log_alpha = nets.policy.init(policy_key, obs), jnp.zeros(())
+    actor, log_alpha = nets.actor.init(actor_key, obs), jnp.zeros(())
     return Agent(
         nets=nets,
         critic=critic,
         target_critic=critic,
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        policy=policy,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor=actor,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         log_alpha=log_alpha,
         alpha_opt=optax.adam(args.alpha_lr).init(log_alpha),
     )
@@ -282,11 +287,11 @@ def sample(key, data, replay: Replay, args: Args) -> Batch:
 def update(agent: Agent, batch: Batch, key, args: Args, loss_of_critics: Callable = critic_loss) -> tuple[Agent, dict]:
     """One gradient step of everything; all losses are of the old parameters."""
     new = {}
-    critic_key, policy_key = jax.random.split(key)
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss_pi, info_pi), grads = grad(agent.policy, agent, batch, policy_key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
     updates, new["alpha_opt"] = optax.adam(args.alpha_lr).update(grads, agent.alpha_opt)
@@ -298,7 +303,7 @@ def update(agent: Agent, batch: Batch, key, args: Args, loss_of_critics: Callabl
     new["critic"] = optax.apply_updates(agent.critic, updates)
     new["target_critic"] = optax.incremental_update(new["critic"], agent.target_critic, args.tau)
 
-    metrics = {"critic_loss": loss_q, "policy_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
+    metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": jnp.exp(agent.log_alpha), **info_q, **info_pi}
     return agent.replace(**new), metrics
 
 
@@ -309,12 +314,14 @@ def update_online(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Of N sampled actions that with the highest mean_i Q_i(s, a) + lambda std_i Q_i(s, a) [B, A]; or one."""
-    actions, _ = sample_policy(agent, agent.policy, obs, key, args.n_critics if args.exploration == "ucb" else 1)
+    actions, _ = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, obs), key, args.n_critics if args.exploration == "ucb" else 1
+    )
     q = q_values(agent.nets.critic, agent.critic, obs, actions)
     best = (q.mean(0) + args.ucb * q.std(0)).argmax(0)
     return jnp.take_along_axis(actions, best[None, :, None], axis=0)[0]
@@ -338,7 +345,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, None, explore, sample, update_online, warmup=args.learning_starts, capacity=args.buffer_size
         )

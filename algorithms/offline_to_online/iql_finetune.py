@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -42,34 +42,34 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(FinetuneArgs):
-    expectile: Float = 0.7
-    """Expectile of Q that V estimates (eq. 5), in (0, 1); 0.5 is the mean: one-step policy improvement."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
-    """Inverse temperature of the advantage weights (eq. 7); 0 is behaviour cloning."""
-    discount: Float = 0.99
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
-    """Adam, value function."""
+    """Adam's step size: value function."""
     max_weight: Float = 100.0
-    """Advantage weights are clipped here."""
-    dropout: float = 0.0
-    """Dropout after the actor's hidden layers."""
+    """Clip of the exponential advantage weights."""
+    dropout: StaticFraction = 0.0
+    """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor, critics and value function."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_return: bool = False
-    """Rewards times 1000 / (highest - lowest episode return), as in the paper's MuJoCo runs."""
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper; CORL does)."""
+    """Observations to mean 0 and standard deviation 1."""
 
 
 _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
@@ -242,7 +242,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update, capacity=args.buffer_size)
         agent = online.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

@@ -21,6 +21,7 @@ Deviations from the paper:
 """
 
 import dataclasses
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -48,84 +49,43 @@ class Args(FinetuneArgs):
     actor_bc: Float = 0.01
     """beta_actor: weight of (pi(s) - a)^2 in the actor's loss."""
     critic_bc: Float = 0.01
-    """beta_critic: weight of (pi(s') - a')^2 in the critic's target, offline only."""
-    min_decay: Float = 0.5
+    """beta_critic: weight of (pi(s') - a')^2 in the critic's target."""
+    min_decay: Fraction = 0.5
     """Share of beta_actor under which its linear decay over the environment steps does not go; 1: no decay."""
-    online_share: float = 0.5
+    online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     exploration_noise: Float = 0.0
-    """Standard deviation of the noise added to the policy's actions in the environment."""
-    discount: Float = 0.99
-    """gamma, in [0, 1] (0.999 for AntMaze)."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    """Standard deviation of the noise on the actor's actions in the environment."""
+    discount: Fraction = 0.99
+    """gamma, in [0, 1]."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 1e-3
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 1e-3
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     normalize_q: bool = True
     """Divide Q in the actor's loss by its mean absolute value."""
     critic_layer_norm: bool = True
-    """Layer normalisation after the critics' activations."""
+    """Layer normalisation in the critics."""
     batch_size: int = 1024
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = False
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (100 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
 
 
-_adroit = {"actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
-_antmaze = {
-    "actor_lr": 3e-4, "critic_lr": 5e-5, "batch_size": 256, "discount": 0.999, "reward_scale": 100.0,
-    "eval_episodes": 100,
-}  # fmt: skip
-PRESETS = {  # of the authors' configurations
-    "halfcheetah-random": {"actor_bc": 0.001, "critic_bc": 0.1},
-    "halfcheetah-medium": {"actor_bc": 0.001, "critic_bc": 0.01},
-    "halfcheetah-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
-    "halfcheetah-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.1},
-    "halfcheetah-medium-replay": {"actor_bc": 0.01, "critic_bc": 0.001},
-    "halfcheetah-full-replay": {"actor_bc": 0.001, "critic_bc": 0.1},
-    "hopper-random": {"actor_bc": 0.001, "critic_bc": 0.01},
-    "hopper-medium": {"actor_bc": 0.01, "critic_bc": 0.01},
-    "hopper-expert": {"actor_bc": 0.1, "critic_bc": 0.1},
-    "hopper-medium-expert": {"actor_bc": 0.1, "critic_bc": 0.01},
-    "hopper-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.5},
-    "hopper-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
-    "walker2d-random": {"actor_bc": 0.01, "critic_bc": 0.0},
-    "walker2d-medium": {"actor_bc": 0.05, "critic_bc": 0.1},
-    "walker2d-expert": {"actor_bc": 0.01, "critic_bc": 0.5},
-    "walker2d-medium-expert": {"actor_bc": 0.01, "critic_bc": 0.01},
-    "walker2d-medium-replay": {"actor_bc": 0.05, "critic_bc": 0.01},
-    "walker2d-full-replay": {"actor_bc": 0.01, "critic_bc": 0.01},
-    "antmaze-umaze": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.002},
-    "antmaze-umaze-diverse": {**_antmaze, "actor_bc": 0.003, "critic_bc": 0.001},
-    "antmaze-medium-play": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0005},
-    "antmaze-medium-diverse": {**_antmaze, "actor_bc": 0.001, "critic_bc": 0.0},
-    "antmaze-large-play": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.001},
-    "antmaze-large-diverse": {**_antmaze, "actor_bc": 0.002, "critic_bc": 0.002},
-    "pen-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
-    "pen-cloned": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.5},
-    "pen-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
-    "door-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.1},
-    "door-cloned": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.1},
-    "door-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
-    "hammer-human": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.5},
-    "hammer-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.5},
-    "hammer-expert": {**_adroit, "actor_bc": 0.01, "critic_bc": 0.01},
-    "relocate-human": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
-    "relocate-cloned": {**_adroit, "actor_bc": 0.1, "critic_bc": 0.01},
-    "relocate-expert": {**_adroit, "actor_bc": 0.05, "critic_bc": 0.01},
-}
+# The authors' configurations, which the offline script and its fine-tuning share.
+PRESETS = json.loads((Path(__file__).resolve().parents[1] / "rebrac_presets.json").read_text())
 
 hidden_init = {
     "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
@@ -319,7 +279,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         transitions = run.replicate(data.transitions(*FIELDS, "next_action"))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)
         agent = online.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

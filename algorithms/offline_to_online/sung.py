@@ -8,6 +8,9 @@ them is done, the likelier the more uncertain it is. Adaptive exploitation: the 
 is laid only on those actions of a batch that are the most uncertain; everything else is TD3. Batches come mostly
 from the newest transitions, and for a small share from all there are, the dataset among them.
 
+With --vae-updates the VAE is trained before the agent; online it has one update per environment step. --kl-weight is
+its KL divergence's. Offline cloning has weight 1.
+
 Choose it when you pre-train with TD3+BC and few environment steps are left to improve in.
 
 Deviations from the paper:
@@ -22,7 +25,7 @@ Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
-    python algorithms/offline_to_online/sung.py --dataset hopper-medium --seeds 4 --vae-dims 256 256
+    python algorithms/offline_to_online/sung.py --dataset hopper-medium --seeds 4 --vae-hidden-dims 256 256
     python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/runs/td3_bc/hopper-medium/RUN
 """
 
@@ -40,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -52,55 +55,55 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(FinetuneArgs):
     env_steps: EnvSteps = 100_000
-    """Environment steps of each lane."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     alpha: Float = 2.5
-    """Weight of Q against behaviour cloning, in both phases."""
+    """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
     online_bc: Float = 0.05
     """lambda: weight of behaviour cloning online (offline it is 1); 0: TD3."""
-    constrained_share: float = 0.05
+    constrained_share: StaticFraction = 0.05
     """Most uncertain share of a batch that this cloning is laid on, in (0, 1], of at least one transition."""
-    num_candidates: int = 100
-    """Noisy copies of the policy's action to choose from in the environment."""
-    num_finalists: int = 10
+    n_candidates: int = 100
+    """Candidate actions at each step of an episode, of which one is taken."""
+    n_finalists: int = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
     exploration_noise: Float = 0.1
-    """Standard deviation of the candidates' noise."""
+    """Standard deviation of the noise on the actor's actions in the environment."""
     recent_size: int = 20_000
     """Newest transitions that most of a batch comes from online."""
-    offline_share: float = 0.1
+    mixed_share: StaticFraction = 0.1
     """p: share of an online batch that comes from the dataset and all online transitions together, in [0, 1]."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target networks, at every actor update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     actor_lr: Float = 3e-4
-    """Adam, actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     vae_lr: Float = 1e-3
-    """Adam, VAE."""
+    """Adam's step size: VAE."""
     kl_weight: Float = 0.5
     """Weight of the VAE's KL divergence."""
     squash: bool = True
     """The VAE's decoder ends in a tanh."""
     vae_updates: int = 100_000
-    """Updates of the VAE before the first one of the agent; online it has one per environment step."""
+    """Updates of the VAE before the first one of the agent."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
-    """That noise is clipped to [-noise_clip, noise_clip]."""
+    """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: int = 2
     """Critic updates per update of the actor and of the targets."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
-    vae_dims: tuple[int, ...] = (750, 750)
+    """Hidden layers of every network that has no argument of its own for them."""
+    vae_hidden_dims: tuple[int, ...] = (750, 750)
     """Hidden layers of the VAE's encoder and decoder."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
-    """Added to every reward in training (-1 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 PRESETS = {"antmaze": {"reward_shift": -1.0}}  # ours, after td3_bc: the paper has CQL there
@@ -243,12 +246,12 @@ def online_actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
 
 
 def finalists(agent: Agent, obs, key, args: Args):
-    """Of num_candidates noisy actions in one state obs [O], those [K, A] with the highest Q_1, and their U [K]."""
+    """Of n_candidates noisy actions in one state obs [O], those [K, A] with the highest Q_1, and their U [K]."""
     noise_key, vae_key = jax.random.split(key)
     pi = agent.nets.actor.apply(agent.actor, obs)
-    candidates = pi + args.exploration_noise * jax.random.normal(noise_key, (args.num_candidates, *pi.shape))
-    obs = jnp.broadcast_to(obs, (args.num_candidates, *obs.shape))
-    _, best = jax.lax.top_k(first_q(agent, obs, candidates), args.num_finalists)
+    candidates = pi + args.exploration_noise * jax.random.normal(noise_key, (args.n_candidates, *pi.shape))
+    obs = jnp.broadcast_to(obs, (args.n_candidates, *obs.shape))
+    _, best = jax.lax.top_k(first_q(agent, obs, candidates), args.n_finalists)
     return candidates[best], uncertainty(agent.vae, agent, obs[best], candidates[best], vae_key, args)
 
 
@@ -258,7 +261,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     nets = Networks(
         Actor(args.hidden_dims, spec.action_dim),
         Critic(args.hidden_dims),
-        VAE(args.vae_dims, obs_dim, spec.action_dim, args.squash),
+        VAE(args.vae_hidden_dims, obs_dim, spec.action_dim, args.squash),
     )
     actor_key, critic_key, vae_key, latent_key = jax.random.split(key, 4)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
@@ -283,7 +286,7 @@ def sample(key, data: Transitions, replay: Replay, args: Args) -> Batch:
     all_key, recent_key = jax.random.split(key)
     everything = sample_union(all_key, data, replay, args.batch_size)
     recent = replay.sample(recent_key, args.batch_size, args.recent_size)
-    most = min(args.batch_size - round(args.offline_share * args.batch_size), args.recent_size)
+    most = min(args.batch_size - round(args.mixed_share * args.batch_size), args.recent_size)
     is_recent = jnp.arange(args.batch_size) < jnp.minimum(most, replay.size())
 
     def choose(a, b):
@@ -338,7 +341,7 @@ def update_online(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent
         loss_of = partial(online_actor_loss, agent=agent, batch=batch, key=actor_key, args=args)
         agent, info = update_actor(agent, loss_of, args)
         p = jax.nn.softmax(finalists(agent, batch.obs[0], finalists_key, args)[1])
-        info["perplexity"] = jnp.exp(jax.scipy.special.entr(p).sum())  # num_finalists: U makes no difference
+        info["perplexity"] = jnp.exp(jax.scipy.special.entr(p).sum())  # n_finalists: U makes no difference
         return agent, jax.tree.map(lambda x: args.policy_delay * x, info)
 
     def stay(agent):
@@ -391,7 +394,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.vae_updates) as run:
         transitions = run.replicate(data.transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)
         agent = online.restore(agent)
         fit_lanes = run.over_lanes(fit_vae, in_axes=(0, 0, 0, None), donate=True)

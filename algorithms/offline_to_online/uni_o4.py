@@ -8,9 +8,12 @@ rollouts in a learned model, has risen. The policy of highest AM-Q and V then go
 The stages, in the order of `Run`:
 1. --pretrain-updates, logged to before.csv: what needs no policy. Every update is one step of IQL's Q and V; every
    `critic_per_clone`-th is also one of the clones and one of the model, which need neither Q nor V nor each other.
-2. --offline-updates, logged to offline.csv and evaluated: PPO on the dataset's states, gated by AM-Q. The clones are
-   judged before the first of these updates.
+2. --offline-updates of the actors, logged to offline.csv and evaluated: PPO on the dataset's states, gated by AM-Q.
+   The clones are judged before the first of these updates.
 3. --env-steps, logged to metrics.csv: PPO on rollouts.
+
+Step sizes of stage 2 and 3 (--actor-lr, --online-actor-lr, --online-value-lr) fall to 0 over their stage; gradients
+of the actors are clipped one by one. --buffer-size is not used: PPO learns from its last steps.
 
 Choose it when environment steps are cheap and you want PPO to go on from offline data without a dip.
 
@@ -51,7 +54,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
@@ -62,46 +65,44 @@ from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 @hyperparameters
 class Args(FinetuneArgs):
-    buffer_size: int = 1_000_000
-    """Not used: PPO learns from its last `online_batch` steps."""
     pretrain_updates: int = 2_000_000
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: int = 10_000
-    """Updates of the policies on the dataset's states (stage 2)."""
-    expectile: Float = 0.7
-    """Expectile of Q that V estimates, in (0, 1)."""
+    """Gradient updates of each lane before its first environment step."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     disagreement_weight: Float = 0.1
     """alpha: weight of the policies' disagreement in cloning; 0: plain cloning."""
-    discount: Float = 0.99
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.0025
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.0025
+    """Polyak step of the target networks, in [0, 1]."""
     critic_lr: Float = 1e-4
-    """Adam, Q and V in stage 1."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     clone_lr: Float = 1e-4
-    """Adam, policies in stage 1."""
+    """Adam's step size: actors, in cloning (stage 1)."""
     model_lr: Float = 1e-3
-    """Adam, model."""
-    policy_lr: Float = 1e-4
-    """Adam, policies in stage 2; falls to 0 over it."""
+    """Adam's step size: model of the dynamics."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     clip: Float = 0.25
     """Offline: the ratio counts within 1 +- clip, which falls towards 0 for the first `clip_decay_updates`."""
     online_actor_lr: Float = 2e-5
-    """Adam, actor in the environment; falls to 0 over the environment steps."""
+    """Adam's step size: actor, in the environment."""
     online_value_lr: Float = 2e-4
-    """Adam, V in the environment; falls to 0 over the environment steps."""
+    """Adam's step size: value function, in the environment."""
     online_clip: Float = 0.05
     """Online: the ratio counts within 1 +- online_clip."""
-    gae_lambda: Float = 0.95
+    gae_lambda: Fraction = 0.95
     """lambda of the generalised advantage estimate, in [0, 1]."""
     entropy_weight: Float = 0.01
     """Weight of the actor's entropy online (offline 0)."""
     max_grad_norm: Float = 0.5
-    """Gradients of a PPO step are scaled down to this norm, each policy's by itself."""
-    n_policies: int = 4
-    """Policies of the ensemble."""
+    """Global norm that gradients are clipped to; 0: not clipped."""
+    n_actors: int = 4
+    """Actors in the ensemble."""
     n_models: int = 7
-    """Members of the model."""
+    """Models in the ensemble."""
     critic_per_clone: int = 5
     """Updates of Q and V per update of the clones and of the model."""
     clip_decay_updates: int = 200
@@ -122,8 +123,8 @@ class Args(FinetuneArgs):
     """Q counts 0 after a rollout's end (good or bad by the sign of Q), or the mean is over what comes before it."""
     deploy: Literal["accepted", "last"] = "accepted"
     """Which state of the policies is taken to the environment."""
-    online_batch: int = 2_048
-    """Environment steps between two PPO updates."""
+    steps_per_iteration: int = 2_048
+    """Environment steps between two updates of the policy, which learns from these alone."""
     epochs: int = 10
     """Passes of a PPO update over them (5-30 in the authors' scripts)."""
     minibatch_size: int = 128
@@ -131,32 +132,38 @@ class Args(FinetuneArgs):
     clip_value: bool = True
     """Online: V moves by at most `online_clip` per PPO update."""
     batch_size: int = 512
-    """Transitions per offline update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """Hidden layers of the policies."""
-    q_dims: tuple[int, ...] = (1024, 1024)
-    """Hidden layers of Q."""
-    value_dims: tuple[int, ...] = (512, 512, 512)
-    """Hidden layers of V."""
-    model_dims: tuple[int, ...] = (200, 200, 200, 200)
-    """Hidden layers of the model."""
-    activation: Literal["relu", "tanh"] = "relu"
-    """Of the policies."""
+    """Hidden layers of every network that has no argument of its own for them."""
+    critic_hidden_dims: tuple[int, ...] = (1024, 1024)
+    """Hidden layers of the critics."""
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512)
+    """Hidden layers of the value function."""
+    model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
+    """Hidden layers of the model of the dynamics."""
+    actor_activation: Literal["relu", "tanh"] = "relu"
+    """Of the actors."""
     reward_scale: float = 0.1
-    """Factor of every reward in training."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every reward in training, after the factor."""
+    """Added to every reward in training, after the scale."""
 
 
-_maze = {"expectile": 0.9, "policy_lr": 3e-5, "rollout_length": 150, "q_dims": (256,) * 3, "value_dims": (256,) * 3}
-_adroit = {"policy_lr": 1e-5, "rollout_length": 50, "pretrain_updates": 1_000_000, "online_actor_lr": 3e-6}
+_maze = {
+    "expectile": 0.9,
+    "actor_lr": 3e-5,
+    "rollout_length": 150,
+    "critic_hidden_dims": (256,) * 3,
+    "value_hidden_dims": (256,) * 3,
+}
+_adroit = {"actor_lr": 1e-5, "rollout_length": 50, "pretrain_updates": 1_000_000, "online_actor_lr": 3e-6}
 PRESETS = {
-    "halfcheetah": {"activation": "tanh"},
+    "halfcheetah": {"actor_activation": "tanh"},
     "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0, "clone_successes": True},
     "pointmaze": _maze,  # ours, after AntMaze: the paper has no PointMaze
-    "kitchen": {"policy_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000},
+    "kitchen": {"actor_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000},
     "kitchen-mixed": {
-        "policy_lr": 1e-5,
+        "actor_lr": 1e-5,
         "rollout_length": 5,
         "offline_updates": 1_000,
         "pretrain_updates": 1_000_000,
@@ -168,7 +175,7 @@ PRESETS = {
 dense_init = nn.initializers.orthogonal(1.0)
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Mean (through tanh) and log standard deviation in [-5, 0]."""
 
     hidden_dims: tuple[int, ...]
@@ -214,7 +221,7 @@ class Model(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
     value: Critic
     model: Model
@@ -222,9 +229,9 @@ class Networks(NamedTuple):
 
 class Agent(flax.struct.PyTreeNode):
     nets: Networks = flax.struct.field(pytree_node=False)
-    policy: Any
+    actors: Any
     """The ensemble, stacked on a leading axis [P, ...]."""
-    old_policy: Any
+    old_actors: Any
     """What the ratios are taken to: the policies when they were last accepted."""
     score: jax.Array
     """[P] AM-Q of the old policies"""
@@ -241,7 +248,7 @@ class Agent(flax.struct.PyTreeNode):
     model: Any
     """Stacked on a leading axis [M, ...]."""
     clone_opt: optax.OptState
-    policy_opt: optax.OptState
+    actors_opt: optax.OptState
     actor_opt: optax.OptState
     critic_opt: optax.OptState
     value_opt: optax.OptState
@@ -255,8 +262,8 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
-def log_probs(mean, log_std, action):
-    """log N(a; mean, std) summed over the dimensions [..., A] of an action."""
+def gaussian_log_prob(mean, log_std, action):
+    """log N(a; mean, std) [...] of actions [..., A]."""
     return jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
 
 
@@ -287,19 +294,19 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean()}
 
 
-def clone_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def clone_loss(actors, agent: Agent, batch: Batch, key, args: Args):
     """-log pi_i(a|s) - alpha (log pi_i(b|s) - max_{j != i} log pi_j(b|s)), b ~ pi_i (or b = a); summed over i."""
-    mean, log_std = jax.vmap(agent.nets.policy.apply, (0, None))(policy, batch.obs)  # [P, B, A]
-    log_prob = log_probs(mean, log_std, batch.action)
-    chex.assert_shape(log_prob, (args.n_policies, args.batch_size))
+    mean, log_std = jax.vmap(agent.nets.actor.apply, (0, None))(actors, batch.obs)  # [P, B, A]
+    log_prob = gaussian_log_prob(mean, log_std, batch.action)
+    chex.assert_shape(log_prob, (args.n_actors, args.batch_size))
     disagreement = jnp.zeros_like(log_prob)
-    if args.n_policies > 1:
+    if args.n_actors > 1:
         own = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         action = own if args.disagreement == "kl" else jnp.broadcast_to(batch.action, mean.shape)
         others = jax.lax.stop_gradient((mean, log_std))
-        of_others = log_probs(*others, action[:, None])  # [P, P, B]: i's action under j
-        same = jnp.eye(args.n_policies, dtype=bool)[:, :, None]
-        disagreement = log_probs(mean, log_std, action) - jnp.where(same, -jnp.inf, of_others).max(1)
+        of_others = gaussian_log_prob(*others, action[:, None])  # [P, P, B]: i's action under j
+        same = jnp.eye(args.n_actors, dtype=bool)[:, :, None]
+        disagreement = gaussian_log_prob(mean, log_std, action) - jnp.where(same, -jnp.inf, of_others).max(1)
     loss = -log_prob - args.disagreement_weight * disagreement
     return loss.mean(1).sum(0), {"log_prob": log_prob.mean(), "disagreement": disagreement.mean()}
 
@@ -310,7 +317,7 @@ def model_loss(model, agent: Agent, batch: Batch):
     What follows an end is learned only where the data has it.
     """
     mean, log_std, end = jax.vmap(agent.nets.model.apply)(model, batch.obs, batch.action)
-    log_prob = log_probs(mean, log_std, batch.next_obs - batch.obs)
+    log_prob = gaussian_log_prob(mean, log_std, batch.next_obs - batch.obs)
     end_loss = optax.sigmoid_binary_cross_entropy(end, batch.terminal)
     known = jnp.ones_like(log_prob) if batch.successor is None else batch.successor
     chex.assert_equal_shape([log_prob, end_loss, batch.reward, known])
@@ -321,33 +328,33 @@ def model_loss(model, agent: Agent, batch: Batch):
 # ------------------------------------------------------------------------ stage 2: PPO on the dataset
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, clip, args: Args):
+def actor_loss(actors, agent: Agent, batch: Batch, key, clip, args: Args):
     """The surrogate at a ~ pi_old,i(.|s), A = min_e Q_e(s, a) - V(s) normalised over the batch; summed over i."""
-    apply = jax.vmap(agent.nets.policy.apply, (0, None))
-    old = apply(agent.old_policy, batch.obs)
+    apply = jax.vmap(agent.nets.actor.apply, (0, None))
+    old = apply(agent.old_actors, batch.obs)
     action = jnp.clip(old[0] + jnp.exp(old[1]) * jax.random.normal(key, old[0].shape), -1.0, 1.0)
     q = jax.vmap(lambda a: q_values(agent.nets.critic, agent.critic, batch.obs, a).min(0))(action)
     adv = q - agent.nets.value.apply(agent.value, batch.obs)
-    chex.assert_shape(adv, (args.n_policies, args.batch_size))
+    chex.assert_shape(adv, (args.n_actors, args.batch_size))
     normal = (adv - adv.mean(1, keepdims=True)) / (adv.std(1, keepdims=True) + 1e-8)
-    log_prob, old_log_prob = log_probs(*apply(policy, batch.obs), action), log_probs(*old, action)
+    log_prob, old_log_prob = gaussian_log_prob(*apply(actors, batch.obs), action), gaussian_log_prob(*old, action)
     loss = surrogate(log_prob, old_log_prob, normal, clip).mean(1).sum(0)
     clipped = (jnp.abs(jnp.exp(log_prob - old_log_prob) - 1.0) > clip).mean()
     return loss, {"adv": adv.mean(), "clipped": clipped}
 
 
-def am_q(policy, agent: Agent, key, args: Args, transitions: Transitions):
+def am_q(actors, agent: Agent, key, args: Args, transitions: Transitions):
     """[P] (1/H) sum_t min_e Q_e(s_t, a_t) of the mean's actions, in the model from the dataset's states."""
-    members, policies = args.n_models, args.n_policies
+    members, n_actors = args.n_models, args.n_actors
     start_key, noise_key = jax.random.split(key)
     seen = unpack(transitions.rows, transitions.spec, transitions.fields).obs
     low, high = seen.min(0), seen.max(0)
     start = transitions.sample(start_key, (members, 1, max(1, args.rollout_starts // members))).obs
-    obs = jnp.broadcast_to(start, (members, policies, *start.shape[2:]))  # [M, P, S, O]
+    obs = jnp.broadcast_to(start, (members, n_actors, *start.shape[2:]))  # [M, P, S, O]
 
     def step(carry, key):
         obs, alive = carry
-        action = jax.vmap(agent.nets.policy.apply, (0, 1), 1)(policy, obs)[0]
+        action = jax.vmap(agent.nets.actor.apply, (0, 1), 1)(actors, obs)[0]
         q = q_values(agent.nets.critic, agent.critic, obs, action).min(0)
         mean, log_std, end = jax.vmap(agent.nets.model.apply)(agent.model, obs, action)
         noise = jax.random.normal(key, start.shape)  # the same for all policies
@@ -365,17 +372,17 @@ def judge(agent: Agent, seed, args: Args, transitions: Transitions) -> Agent:
 
     `seed`: of a lane, the data of a key; all its judgements have the same starts and noise.
     """
-    score = am_q(agent.policy, agent, jax.random.wrap_key_data(seed), args, transitions)
+    score = am_q(agent.actors, agent, jax.random.wrap_key_data(seed), args, transitions)
     better = score > agent.score if args.gate else jnp.ones_like(score, bool)
 
     def accept(new, old):
         return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    old_policy, best = jax.tree.map(accept, (agent.policy, score), (agent.old_policy, agent.score))
-    choice = {"accepted": (old_policy, best), "last": (agent.policy, score)}[args.deploy]
+    old_actors, best = jax.tree.map(accept, (agent.actors, score), (agent.old_actors, agent.score))
+    choice = {"accepted": (old_actors, best), "last": (agent.actors, score)}[args.deploy]
     i = jnp.argmax(jnp.nan_to_num(choice[1], nan=-jnp.inf))
     return agent.replace(
-        old_policy=old_policy,
+        old_actors=old_actors,
         score=best,
         last_score=score,
         accepted=agent.accepted + better,
@@ -401,10 +408,10 @@ def advantages(v, next_v, batch: Batch, ended, args: Args):
     return jax.lax.scan(back, jnp.zeros(()), (delta, ended), reverse=True)[1]
 
 
-def actor_loss(actor, agent: Agent, batch: Batch, old_log_prob, adv, args: Args):
+def online_actor_loss(actor, agent: Agent, batch: Batch, old_log_prob, adv, args: Args):
     """The surrogate at the actions that were done, minus the weighted entropy."""
-    mean, log_std = agent.nets.policy.apply(actor, batch.obs)
-    log_prob = log_probs(mean, log_std, batch.action)
+    mean, log_std = agent.nets.actor.apply(actor, batch.obs)
+    log_prob = gaussian_log_prob(mean, log_std, batch.action)
     entropy = (log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e)).sum(-1).mean()
     chex.assert_equal_shape([log_prob, old_log_prob, adv])
     loss = surrogate(log_prob, old_log_prob, adv, args.online_clip).mean() - args.entropy_weight * entropy
@@ -432,38 +439,39 @@ def descend(loss: Callable, params, opt_state, optimizer: optax.GradientTransfor
 
 def ppo_optimizer(learning_rate, args: Args, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam after clipping the norm."""
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(learning_rate, eps=eps))
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
+    return optax.chain(optax.clip_by_global_norm(largest), optax.adam(learning_rate, eps=eps))
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
-        Policy(args.hidden_dims, spec.action_dim, args.activation),
-        Critic(args.q_dims),
-        Critic(args.value_dims),
-        Model(args.model_dims, spec.obs_shape[0]),
+        Actor(args.hidden_dims, spec.action_dim, args.actor_activation),
+        Critic(args.critic_hidden_dims),
+        Critic(args.value_hidden_dims),
+        Model(args.model_hidden_dims, spec.obs_shape[0]),
     )
-    policy_key, critic_key, value_key, model_key = jax.random.split(key, 4)
+    actor_key, critic_key, value_key, model_key = jax.random.split(key, 4)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
-    policy = jax.lax.map(lambda k: nets.policy.init(k, obs), jax.random.split(policy_key, args.n_policies))
+    actors = jax.lax.map(lambda k: nets.actor.init(k, obs), jax.random.split(actor_key, args.n_actors))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     value = nets.value.init(value_key, obs)
     model = jax.lax.map(lambda k: nets.model.init(k, obs, action), jax.random.split(model_key, args.n_models))
-    actor = jax.tree.map(lambda x: x[0], policy)
+    actor = jax.tree.map(lambda x: x[0], actors)
     return Agent(
         nets=nets,
-        policy=policy,
-        old_policy=policy,
-        score=jnp.full(args.n_policies, -jnp.inf),
-        last_score=jnp.full(args.n_policies, -jnp.inf),
-        accepted=jnp.zeros(args.n_policies),
+        actors=actors,
+        old_actors=actors,
+        score=jnp.full(args.n_actors, -jnp.inf),
+        last_score=jnp.full(args.n_actors, -jnp.inf),
+        accepted=jnp.zeros(args.n_actors),
         actor=actor,
         critic=critic,
         target_critic=critic,
         value=value,
         model=model,
-        clone_opt=optax.adam(args.clone_lr).init(policy),
-        policy_opt=jax.vmap(ppo_optimizer(args.policy_lr, args).init)(policy),
+        clone_opt=optax.adam(args.clone_lr).init(actors),
+        actors_opt=jax.vmap(ppo_optimizer(args.actor_lr, args).init)(actors),
         actor_opt=ppo_optimizer(args.online_actor_lr, args).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
         value_opt=optax.adam(args.critic_lr).init(value),
@@ -486,8 +494,8 @@ def update_critic(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
 def update_clones(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """Stage 1: one gradient step of all policies."""
     adam = optax.adam(args.clone_lr)
-    policy, clone_opt, info = descend(clone_loss, agent.policy, agent.clone_opt, adam, agent, batch, key, args)
-    return agent.replace(policy=policy, old_policy=policy, clone_opt=clone_opt), info
+    actors, clone_opt, info = descend(clone_loss, agent.actors, agent.clone_opt, adam, agent, batch, key, args)
+    return agent.replace(actors=actors, old_actors=actors, clone_opt=clone_opt), info
 
 
 def update_model(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
@@ -500,12 +508,12 @@ def update_model(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
 def update(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
     """Stage 2: one gradient step of all policies, `t` of them after the first."""
     clip = args.clip * (1.0 - jnp.minimum(t, args.clip_decay_updates) / args.offline_updates)
-    one = ppo_optimizer(args.policy_lr * (1.0 - t / args.offline_updates), args)
+    one = ppo_optimizer(args.actor_lr * (1.0 - t / args.offline_updates), args)
     each = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
     inputs = (agent, batch, key, clip, args)
-    policy, policy_opt, info = descend(policy_loss, agent.policy, agent.policy_opt, each, *inputs)
+    actors, actors_opt, info = descend(actor_loss, agent.actors, agent.actors_opt, each, *inputs)
     scores = {"am_q": agent.last_score.mean(), "am_q_best": agent.score.max(), "accepted": agent.accepted.mean()}
-    return agent.replace(policy=policy, policy_opt=policy_opt), {**info, **scores}
+    return agent.replace(actors=actors, actors_opt=actors_opt), {**info, **scores}
 
 
 def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tuple[Agent, dict]:
@@ -514,7 +522,7 @@ def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tupl
     adv = advantages(v, next_v, batch, ended, args)
     target = adv + v
     normal = (adv - adv.mean()) / (adv.std() + 1e-5)
-    old_log_prob = log_probs(*agent.nets.policy.apply(agent.actor, batch.obs), batch.action)
+    old_log_prob = gaussian_log_prob(*agent.nets.actor.apply(agent.actor, batch.obs), batch.action)
     left = 1.0 - t / args.env_steps
     actor_optimizer = ppo_optimizer(args.online_actor_lr * left, args, eps=1e-5)
     value_optimizer = ppo_optimizer(args.online_value_lr * left, args, eps=1e-5)
@@ -522,7 +530,7 @@ def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tupl
     def step(agent, at):
         part, old_v, of_part, old, a = jax.tree.map(lambda x: x[at], (batch, v, target, old_log_prob, normal))
         inputs = (agent, part, old, a, args)
-        actor, actor_opt, info_pi = descend(actor_loss, agent.actor, agent.actor_opt, actor_optimizer, *inputs)
+        actor, actor_opt, info_pi = descend(online_actor_loss, agent.actor, agent.actor_opt, actor_optimizer, *inputs)
         inputs = (agent, part, old_v, of_part, args)
         value, baseline_opt, info_v = descend(baseline_loss, agent.value, agent.baseline_opt, value_optimizer, *inputs)
         agent = agent.replace(actor=actor, actor_opt=actor_opt, value=value, baseline_opt=baseline_opt)
@@ -536,17 +544,17 @@ def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tupl
 
 def gradient_steps(args: Args) -> int:
     """Of one PPO update."""
-    return args.epochs * (args.online_batch // args.minibatch_size)
+    return args.epochs * (args.steps_per_iteration // args.minibatch_size)
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1]: the mean's."""
-    return agent.nets.policy.apply(agent.actor, obs)[0]
+    return agent.nets.actor.apply(agent.actor, obs)[0]
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Sampled actions [B, A]; the environment clips them."""
-    mean, log_std = agent.nets.policy.apply(agent.actor, obs)
+    mean, log_std = agent.nets.actor.apply(agent.actor, obs)
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 
@@ -590,9 +598,11 @@ class Rollout:
         run.shorten_chunks(MAX_CHUNK)
         self.run, self.args, self.envs = run, run.args, LaneEnvs(run.task, [s["seed"] for s in run.padded_settings])
         lanes, spec = len(run.padded_settings), run.task.spec
-        self.rows = np.zeros((lanes, run.args.online_batch, 2 * spec.obs_shape[0] + spec.action_dim + 2), np.float32)
+        self.rows = np.zeros(
+            (lanes, run.args.steps_per_iteration, 2 * spec.obs_shape[0] + spec.action_dim + 2), np.float32
+        )
         """[L, T, D]"""
-        self.ended = np.zeros((lanes, run.args.online_batch), np.float32)
+        self.ended = np.zeros((lanes, run.args.steps_per_iteration), np.float32)
         """[L, T] whether an episode ended there, for whatever reason"""
 
         def act_in(agent, obs, key, args):
@@ -620,11 +630,11 @@ class Rollout:
     @property
     def updates(self) -> int:
         """Gradient steps made online up to the end of the chunk that `steps` is at."""
-        return max(0, self.run.done + self.run.chunk) // self.args.online_batch * gradient_steps(self.args)
+        return max(0, self.run.done + self.run.chunk) // self.args.steps_per_iteration * gradient_steps(self.args)
 
     def steps(self, agent: Agent, keys) -> tuple[Agent, dict]:
         """One chunk of environment steps; the mean metrics of its updates, if there are any."""
-        key_data, every, metrics = jax.random.key_data(keys), self.args.online_batch, []
+        key_data, every, metrics = jax.random.key_data(keys), self.args.steps_per_iteration, []
         for i in range(keys.shape[1]):
             at = (self.run.done + i) % every
             action = self._act(agent, self.envs.obs, key_data, self.run.lane_args, i)
@@ -650,8 +660,10 @@ class Rollout:
 
 
 def main(args: Args) -> None:
-    if args.minibatch_size > args.online_batch:
-        raise InputError(f"--minibatch-size {args.minibatch_size} is more than --online-batch {args.online_batch}.")
+    if args.minibatch_size > args.steps_per_iteration:
+        raise InputError(
+            f"--minibatch-size {args.minibatch_size} is more than --steps-per-iteration {args.steps_per_iteration}."
+        )
     data = load_dataset(args).require(discrete=False)
     reached = data.return_to_go() > 0.0
     if args.clone_successes and not reached.any():
@@ -662,7 +674,7 @@ def main(args: Args) -> None:
         transitions = cloned = run.replicate(data.transitions(*FIELDS, "successor"))
         if args.clone_successes:
             cloned = run.replicate(data.select(reached).transitions())
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=data.spec))
         online = Rollout(run)
         agent = online.restore(agent)
         seeds = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, 4)))(run.init_keys)

@@ -3,11 +3,14 @@
 Zhou, Peng, Li, Levine and Kumar, "Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
 Data", ICLR 2025, arXiv 2412.07762. What retained data did for fine-tuning was to keep Q from collapsing in the
 first updates, in which it meets states that it was not trained on. A short warm-up does that too: the pre-trained
-policy fills an empty replay buffer with --warmup-steps transitions before anything is learned from it. Then
+policy fills an empty replay buffer with --learning-starts transitions before anything is learned from it. Then
 pessimism and dataset are dropped and an ordinary fast online learner goes on with the same networks: SAC with ten
 layer-normalised critics, the least of two random ones in the target, four critic updates per step. Pre-training is
 Cal-QL (arXiv 2303.05479, eq. 5.1), or CQL with --no-calibrate, on the same ensemble.
-The paper's ablations: --warmup-steps 0, and --online-share 0.5 to retain the dataset.
+The paper's ablations: --learning-starts 0, and --online-share 0.5 to retain the dataset.
+
+The conservative penalty is on --subset-size random critics, too; it, and --max-q-backup, are of the offline phase.
+Online every environment step has --utd critic updates, then one of actor and temperature on all their batches.
 
 Choose it when the offline data cannot be kept while fine-tuning.
 
@@ -21,10 +24,10 @@ Deviations from the paper:
   Cal-QL;
 - the temperature is tuned on the entropy at s (at s' in the released code); actions are not clipped to 0.99999;
 - Kitchen's reward is taken as the number of tasks that are done; the released code ends episodes at the fourth;
-- with --warmup-steps 0 updates begin with the first transition; the released code waits for one batch (1024).
+- with --learning-starts 0 updates begin with the first transition; the released code waits for one batch (1024).
 
     python algorithms/offline_to_online/wsrl.py --dataset hopper-medium-replay --seeds 4
-    python algorithms/offline_to_online/wsrl.py --dataset hopper-medium-replay --seeds 4 --warmup-steps 0
+    python algorithms/offline_to_online/wsrl.py --dataset hopper-medium-replay --seeds 4 --learning-starts 0
 """
 
 import sys
@@ -41,44 +44,44 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
 from shared.task import Spec
-from shared.transitions import Batch, Transitions
+from shared.transitions import Batch, TransitionsWithReturns
 
 
 @hyperparameters
 class Args(FinetuneArgs):
     env_steps: EnvSteps = 500_000
-    """Environment steps of each lane."""
+    """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     eval_every: int = 20_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 20
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
-    warmup_steps: int = 5_000
-    """Environment steps of the pre-trained policy before the first update online (K)."""
-    online_share: float = 1.0
+    learning_starts: int = 5_000
+    """Environment steps before the first online update."""
+    online_share: StaticFraction = 1.0
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     utd: int = 4
-    """Critic updates per environment step, of batch_size each; then one of policy and temperature on all of them."""
+    """Gradient updates of the critics per environment step."""
     n_critics: int = 10
     """Critics in the ensemble."""
     subset_size: int = 2
-    """Random critics of an update, whose least Q is the target; and those that the conservative penalty is on."""
-    online_max_target_backup: bool = False
-    """Bootstrap from the best of n_actions policy actions online too (AntMaze)."""
+    """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
+    online_max_q_backup: bool = False
+    """The same online (AntMaze)."""
     calibrate: bool = True
-    """Pre-train with Cal-QL: policy actions' Q bounded by the return-to-go in the soft maximum; else with CQL."""
+    """Bound the policy actions' Q in the soft maximum by the return-to-go (eq. 5.1 of Cal-QL); without it: CQL."""
     failure_reward: float | None = None
     """Sparse tasks: the environment's reward of a step without success (0 in AntMaze, -1 in binary Adroit); an
     episode of nothing else counts as failing for ever, failure_reward / (1 - gamma) after scale and shift."""
     endless: bool = False
     """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
     cql_alpha: Float = 5.0
-    """Weight of the conservative penalty against the Bellman error, offline."""
+    """Weight of the conservative penalty against the Bellman error."""
     n_actions: int = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     importance_sampling: bool = True
@@ -87,36 +90,36 @@ class Args(FinetuneArgs):
     """Tune the penalty's weight so that the gap stays near target_gap."""
     target_gap: Float = 1.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
-    max_target_backup: bool = True
-    """Bootstrap from the best of n_actions policy actions instead of one, offline."""
-    discount: Float = 0.99
+    max_q_backup: bool = True
+    """Bootstrap from the best of several actions of the policy instead of one."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per critic update."""
-    policy_lr: Float = 1e-4
-    """Adam, policy and temperature."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
-    """Adam, critics and the Lagrange multiplier."""
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     batch_size: int = 256
-    """Transitions per critic update."""
+    """Transitions per gradient update."""
     actor_hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the policy."""
+    """Hidden layers of the actor."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of the critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     layer_norm: bool = True
-    """Layer normalisation before every activation of policy and critics."""
+    """Layer normalisation before every activation, of actor and critics."""
     state_dependent_std: bool = True
     """The policy's standard deviation is a network output; else one number per dimension (AntMaze)."""
     normalize_obs: bool = False
-    """Observations to mean 0 and standard deviation 1 (not in the paper)."""
+    """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by this in training (10 for AntMaze)."""
+    """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
-    """Added to every scaled reward in training (-5 for AntMaze)."""
+    """Added to every reward in training, after the scale."""
 
 
 _sparse = {
-    "hidden_dims": (256,) * 4, "state_dependent_std": False, "online_max_target_backup": True,
+    "hidden_dims": (256,) * 4, "state_dependent_std": False, "online_max_q_backup": True,
     "reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0,
 }  # fmt: skip
 _binary_hand = {
@@ -152,7 +155,7 @@ class Layers(nn.Module):
         return x
 
 
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation."""
 
     hidden_dims: tuple[int, ...]
@@ -184,7 +187,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    policy: Policy
+    actor: Actor
     critic: Critic
 
 
@@ -194,8 +197,8 @@ class Agent(flax.struct.PyTreeNode):
     """n_critics critics, stacked on a leading axis [E, ...]."""
     target_critic: Any
     critic_opt: optax.OptState
-    policy: Any
-    policy_opt: optax.OptState
+    actor: Any
+    actor_opt: optax.OptState
     log_alpha: Any
     """Of SAC's entropy temperature."""
     alpha_opt: optax.OptState
@@ -204,42 +207,16 @@ class Agent(flax.struct.PyTreeNode):
     alpha_prime_opt: optax.OptState
 
 
-class OfflineData(NamedTuple):
-    """The dataset with its returns-to-go, once for every discount that a lane has."""
-
-    transitions: Transitions
-    discounts: Any
-    """[D]"""
-    return_to_go: Any
-    """[D, N]"""
-
-
-def with_returns(data: Dataset, discounts: np.ndarray, args: Args) -> OfflineData:
-    """`data` with the return-to-go of every row, for every one of `discounts` [L] that differs."""
-    discounts = np.unique(discounts)
-    failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
-    returns = [data.return_to_go(float(d), failure, args.endless) for d in discounts]
-    return OfflineData(data.transitions(), discounts, np.stack(returns)[:, data.usable()])
-
-
-def sample_data(key, data: OfflineData, n: int, args: Args) -> Batch:
-    """n rows of the dataset, uniformly, with their returns-to-go under the lane's discount."""
-    row = jax.random.randint(key, (n,), 0, len(data.transitions.rows))
-    mine = jnp.abs(data.discounts - args.discount).argmin()
-    return data.transitions.take(row)._replace(return_to_go=data.return_to_go[mine, row])
-
-
 def tanh_gaussian_log_prob(mean, log_std, u):
-    """log pi(tanh(u)) of u [..., A], summed over dimensions."""
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
     log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
     return (log_prob - log_det).sum(-1)
 
 
-def sample_policy(agent: Agent, policy, obs, key, n: int):
-    """n actions per observation [n, B, A] and their log-densities [n, B]."""
-    mean, log_std = agent.nets.policy.apply(policy, obs)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, (n, *mean.shape))
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
     return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
@@ -254,10 +231,10 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply)(critics, *rows).reshape(shape)
 
 
-def some(critics, key, args: Args):
-    """subset_size random ones of the critics, without replacement."""
-    chosen = jax.random.permutation(key, args.n_critics)[: args.subset_size]
-    return jax.tree.map(lambda x: x[chosen], critics)
+def random_subset(critics, key, args: Args):
+    """`subset_size` of the E critics, each at most once."""
+    index = jax.random.permutation(key, args.n_critics)[: args.subset_size]
+    return jax.tree.map(lambda x: x[index], critics)
 
 
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args, best_of_actions: bool):
@@ -267,8 +244,8 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args, best_of_act
     """
     action_key, subset_key = jax.random.split(key)
     n = args.n_actions if best_of_actions else 1
-    action, _ = sample_policy(agent, agent.policy, batch.next_obs, action_key, n)
-    targets = some(agent.target_critic, subset_key, args)
+    action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), action_key, n)
+    targets = random_subset(agent.target_critic, subset_key, args)
     next_q = q_values(agent.nets.critic, targets, batch.next_obs, action).min(0).max(0)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * next_q
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
@@ -284,11 +261,13 @@ def conservative_gap(critic, agent: Agent, batch: Batch, key, args: Args):
     pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient. Calibrated, a policy
     action counts with max(Q(s, a), R(s)): where the return is higher, there is no gradient.
     """
-    uniform_key, policy_key, next_key = jax.random.split(key, 3)
+    uniform_key, actor_key, next_key = jax.random.split(key, 3)
     (B, A), n = batch.action.shape, args.n_actions
     uniform = jax.random.uniform(uniform_key, (n, B, A), minval=-1.0, maxval=1.0)
-    now, now_log_prob = sample_policy(agent, agent.policy, batch.obs, policy_key, n)
-    following, following_log_prob = sample_policy(agent, agent.policy, batch.next_obs, next_key, n)
+    now, now_log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), actor_key, n)
+    following, following_log_prob = sample_tanh_gaussian(
+        *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, n
+    )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
     all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
@@ -311,8 +290,8 @@ def conservative_gap(critic, agent: Agent, batch: Batch, key, args: Args):
 def conservative_critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     """Bellman error of all critics plus the conservative penalty of a random subset, each the mean over them."""
     bellman_key, gap_key, subset_key = jax.random.split(key, 3)
-    bellman, info = critic_loss(critic, agent, batch, bellman_key, args, args.max_target_backup)
-    gap, info_gap = conservative_gap(some(critic, subset_key, args), agent, batch, gap_key, args)
+    bellman, info = critic_loss(critic, agent, batch, bellman_key, args, args.max_q_backup)
+    gap, info_gap = conservative_gap(random_subset(critic, subset_key, args), agent, batch, gap_key, args)
     if args.lagrange:
         alpha_prime = jnp.clip(jnp.exp(agent.log_alpha_prime), 0.0, 1e6)
         penalty = alpha_prime * args.cql_alpha * (gap - args.target_gap)
@@ -326,9 +305,9 @@ def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
 
 
-def policy_loss(policy, agent: Agent, batch: Batch, key, args: Args):
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     """alpha log pi(a|s) - min_i Q_i(s, a) over all critics, a ~ pi."""
-    action, log_prob = (x[0] for x in sample_policy(agent, policy, batch.obs, key, 1))
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
     chex.assert_equal_shape([q, log_prob, batch.reward])
     return (jnp.exp(agent.log_alpha) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
@@ -342,29 +321,29 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
-        Policy(args.actor_hidden_dims, spec.action_dim, args.layer_norm, args.state_dependent_std),
+        Actor(args.actor_hidden_dims, spec.action_dim, args.layer_norm, args.state_dependent_std),
         Critic(args.hidden_dims, args.layer_norm),
     )
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
-    policy = nets.policy.init(policy_key, obs)
+    actor = nets.actor.init(actor_key, obs)
     log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
     return Agent(
         nets=nets,
         critic=critic,
         target_critic=critic,
         critic_opt=optax.adam(args.critic_lr).init(critic),
-        policy=policy,
-        policy_opt=optax.adam(args.policy_lr).init(policy),
+        actor=actor,
+        actor_opt=optax.adam(args.actor_lr).init(actor),
         log_alpha=log_alpha,
-        alpha_opt=optax.adam(args.policy_lr).init(log_alpha),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         log_alpha_prime=log_alpha_prime,
         alpha_prime_opt=optax.adam(args.critic_lr).init(log_alpha_prime),
     )
 
 
-def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
+def sample(key, data: TransitionsWithReturns, replay: Replay, args: Args) -> Batch:
     """[utd, B] uniform over the replay buffer; with online_share below 1 the rest uniform over the dataset."""
     online = round(args.online_share * args.batch_size)
     if online == args.batch_size:
@@ -374,18 +353,18 @@ def sample(key, data: OfflineData, replay: Replay, args: Args) -> Batch:
     return concatenate(old, replay.sample(replay_key, (args.utd, online)), axis=1)
 
 
-def policy_step(agent: Agent, batch: Batch, key, args: Args) -> tuple[dict, dict]:
+def actor_step(agent: Agent, batch: Batch, key, args: Args) -> tuple[dict, dict]:
     """One gradient step of policy and temperature: the new fields, and metrics."""
     new = {}
-    grad = jax.value_and_grad(policy_loss, has_aux=True)
-    (loss, info), grads = grad(agent.policy, agent, batch, key, args)
-    updates, new["policy_opt"] = optax.adam(args.policy_lr).update(grads, agent.policy_opt)
-    new["policy"] = optax.apply_updates(agent.policy, updates)
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss, info), grads = grad(agent.actor, agent, batch, key, args)
+    updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    new["actor"] = optax.apply_updates(agent.actor, updates)
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.policy_lr).update(grads, agent.alpha_opt)
+    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
-    return new, {"policy_loss": loss, "alpha": jnp.exp(agent.log_alpha), **info}
+    return new, {"actor_loss": loss, "alpha": jnp.exp(agent.log_alpha), **info}
 
 
 def critic_step(agent: Agent, grads, args: Args) -> dict:
@@ -398,8 +377,8 @@ def critic_step(agent: Agent, grads, args: Args) -> dict:
 
 def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """Offline: one gradient step of everything; all losses are of the old parameters."""
-    critic_key, policy_key = jax.random.split(key)
-    new, info_pi = policy_step(agent, batch, policy_key, args)
+    critic_key, actor_key = jax.random.split(key)
+    new, info_pi = actor_step(agent, batch, actor_key, args)
     grad = jax.value_and_grad(conservative_critic_loss, has_aux=True)
     (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
     new |= critic_step(agent, grads, args)
@@ -413,35 +392,35 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 
 def update_online(agent: Agent, batch: Batch, key, args: Args, t=None) -> tuple[Agent, dict]:
     """SAC on [utd, B]: one step of the critics on each B, then one of policy and temperature on all of them."""
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
 
     def step(agent, x):
         grad = jax.value_and_grad(critic_loss, has_aux=True)
-        (_, info), grads = grad(agent.critic, agent, *x, args, args.online_max_target_backup)
+        (_, info), grads = grad(agent.critic, agent, *x, args, args.online_max_q_backup)
         return agent.replace(**critic_step(agent, grads, args)), info
 
     agent, info_q = jax.lax.scan(step, agent, (batch, jax.random.split(critic_key, args.utd)))
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    new, info_pi = policy_step(agent, rows, policy_key, args)
+    new, info_pi = actor_step(agent, rows, actor_key, args)
     return agent.replace(**new), {**jax.tree.map(jnp.mean, info_q), **info_pi}
 
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1] of the policy's mean."""
-    return jnp.tanh(agent.nets.policy.apply(agent.policy, obs)[0])
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
 def explore(agent: Agent, obs, key, args: Args):
     """Sampled actions [B, A]."""
-    return sample_policy(agent, agent.policy, obs, key, 1)[0][0]
+    return sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), key)[0]
 
 
-def train(agent: Agent, keys, args: Args, data: OfflineData) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple[Agent, dict]:
     """One lane, offline: one update per key; mean metrics."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
-        return update(agent, sample_data(batch_key, data, args.batch_size, args), update_key, args)
+        return update(agent, data.sample(batch_key, args.batch_size, args.discount), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -452,11 +431,12 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
-        offline_data = run.replicate(with_returns(data, np.asarray(run.lane_args.discount), args))
-        agent = run.over_lanes(partial(init, spec=data.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
+        offline_data = run.replicate(data.with_returns(np.asarray(run.lane_args.discount), failure, args.endless))
+        agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, offline_data, explore, sample, update_online,
-            warmup=args.warmup_steps, updates_per_step=args.utd, capacity=args.buffer_size,
+            warmup=args.learning_starts, updates_per_step=args.utd, capacity=args.buffer_size,
         )  # fmt: skip
         agent = online.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

@@ -5,6 +5,8 @@ Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.059
 critic's target contains the entropy of the next action (eq. 3), the actor descends the KL divergence
 to the critic's Boltzmann distribution (eq. 7), and the temperature keeps the entropy at -dim(A) (eq. 18).
 
+The first --learning-starts steps take uniform random actions; one update follows each step after them.
+
 Choose it when you have an environment and no data, or want to collect some.
 
 Deviations from the paper:
@@ -31,7 +33,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OnlineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OnlineArgs, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -42,23 +44,23 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(OnlineArgs):
     env: str = "Pendulum-v1"
-    """Gymnasium id of the environment to learn in."""
+    """Gymnasium id of the environment, to evaluate and to interact in; empty: the one stored with the dataset."""
     learning_starts: int = 5_000
-    """Environment steps with uniform random actions before the first update; one update per step after them."""
+    """Environment steps before the first online update."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
+    """Hidden layers of every network that has no argument of its own for them."""
     learning_rate: Float = 3e-4
-    """Adam, for actor, critics and temperature."""
-    discount: Float = 0.99
+    """Adam's step size: everything that is learned."""
+    discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    tau: Float = 0.005
-    """Polyak step of the target critics, per update."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
     init_temperature: Float = 1.0
-    """First value of the entropy temperature alpha."""
+    """First value of the entropy temperature."""
     sample_actions: bool = False
-    """Evaluate with sampled actions instead of the mean's (datasets are collected with samples)."""
+    """Evaluate with sampled actions instead of the mean's."""
     save_policy_every: int = 0
     """Environment steps between two snapshots of the policy in <out>/policies (0: none)."""
 
@@ -107,12 +109,17 @@ class Agent(flax.struct.PyTreeNode):
     alpha_opt: optax.OptState
 
 
-def sample_tanh_gaussian(mean, log_std, key):
-    """a = tanh(u), u ~ N(mean, std) [B, A], and its log-density [B] (appendix C)."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    log_prob = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
     log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
-    return jnp.tanh(u), (log_prob - log_det).sum(-1)
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -219,9 +226,9 @@ def export_policy(agent: Agent) -> dict[str, np.ndarray]:
 
 
 def main(args: Args) -> None:
-    task = env_task(args.env)
+    task = env_task(args.env).require(discrete=False)
     with Run(__file__, args, task, act) as run:
-        agent = run.over_lanes(partial(init, spec=task.spec), in_axes=(0, 0))(run.init_keys, run.lane_args)
+        agent = run.init(partial(init, spec=task.spec))
         online = Interaction(
             run, None, explore, sample, update,
             warmup=args.learning_starts, random_warmup=True, capacity=args.buffer_size,

@@ -4,8 +4,8 @@ from results.grid import offline
 REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
 
 bc = {d: offline("bc", d) for d in (REPLAY, MAZE)}
-crr = {d: offline("crr_plus", d, "--preset crr --n-actions 4", "crr") for d in (REPLAY, MAZE)}
-plus = {d: offline("crr_plus", d, "--n-actions 16", "plus") for d in (REPLAY, MAZE)}
+crr = {d: offline("crr_plus", d, "--preset crr --value-samples 4", "crr") for d in (REPLAY, MAZE)}
+plus = {d: offline("crr_plus", d, "--value-samples 16", "plus") for d in (REPLAY, MAZE)}
 
 CLAIM = Claim(
     title="CRR+ is better than CRR by its implementation choices",

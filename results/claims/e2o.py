@@ -3,7 +3,7 @@ from results.grid import interaction
 
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
 ARGUMENTS = "--n-actions 4 --learning-starts 500"
-PLAIN = f"{ARGUMENTS} --target min --reweight none --exploration policy"
+PLAIN = f"{ARGUMENTS} --online-q-aggregation min --reweight none --exploration policy"
 
 
 def run(dataset, more, variant):

@@ -2,7 +2,7 @@ from results.checks import Claim, end, noise, updates_per_s
 from results.grid import offline
 
 REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
-TD3 = "--improvement td3 --grad-norm 4"
+TD3 = "--improvement td3 --max-grad-norm 4"
 
 diffusion_ql = {d: offline("diffusion_ql", d) for d in (REPLAY, MAZE)}
 edp = {

@@ -6,21 +6,21 @@ PRESET = {REPLAY: "xql-gym", MAZE: "xql-pointmaze"}
 
 iql = {d: offline("iql", d) for d in PRESET}
 chi_square = {d: offline("f_dvl", d, "--divergence chi_square", "chi-square") for d in PRESET}
-tv = {d: offline("f_dvl", d, "--divergence total_variation --temperature 0.5 0.8", "tv") for d in PRESET}
-xql = {d: offline("f_dvl", d, f"--preset {PRESET[d]} --temperature 0.1 0.5 2 10", "xql") for d in PRESET}
+tv = {d: offline("f_dvl", d, "--divergence total_variation --loss-temperature 0.5 0.8", "tv") for d in PRESET}
+xql = {d: offline("f_dvl", d, f"--preset {PRESET[d]} --loss-temperature 0.1 0.5 2 10", "xql") for d in PRESET}
 
 
 def settings(d):
     """f-DVL in three settings."""
     return {
         "chi-square": end(chi_square[d]),
-        "total variation, temperature 0.5,": end(tv[d], "temperature=0.5"),
-        "total variation, temperature 0.8,": end(tv[d], "temperature=0.8"),
+        "total variation, temperature 0.5,": end(tv[d], "loss_temperature=0.5"),
+        "total variation, temperature 0.8,": end(tv[d], "loss_temperature=0.8"),
     }
 
 
 def at(d, temperature):
-    return end(xql[d], f"temperature={temperature}")
+    return end(xql[d], f"loss_temperature={temperature}")
 
 
 CLAIM = Claim(

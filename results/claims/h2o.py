@@ -5,7 +5,7 @@ PENDULUM, REPLAY = "pendulum-mixed", "hopper-medium-replay"
 GRAVITY = {PENDULUM: "0.3", REPLAY: "2"}
 ARMS = {
     "": "",
-    "plain-mix": "--no-weights --no-adaptive --beta 0",
+    "plain-mix": "--no-weights --no-adaptive --penalty-weight 0",
     "simulator-only": "--sim-share 1 --backup-entropy",
 }
 

@@ -1,17 +1,17 @@
 from results.checks import Claim, end
 from results.grid import Entry
 
-LOCK = "combination-lock-h10-trajectory"
-LENGTH = "--horizon 10 --seeds 4 --offline-samples 2000 --env-steps 82500 --eval-every 2750"
+FIRST, SECOND = "combination-lock-h10-trajectory", "combination-lock-h10-seed1-trajectory"
+LENGTH = "--seeds 4 --env-steps 82500 --eval-every 2750"
 
 
-def lock(variant, more=""):
-    return Entry("hy_q", LOCK, f"{LENGTH} {more}".strip(), variant, "claim", makes_data=True)
+def lock(variant, more="", dataset=FIRST):
+    return Entry("hy_q", dataset, f"{LENGTH} {more}".strip(), variant, "claim")
 
 
-hybrid, second = lock("hybrid"), lock("hybrid-lock-1", "--lock-seed 1")
+hybrid, second = lock("hybrid"), lock("hybrid-lock-1", dataset=SECOND)
 online = lock("online", "--mode online")
-offline, second_offline = lock("offline", "--mode offline"), lock("offline-lock-1", "--lock-seed 1 --mode offline")
+offline, second_offline = lock("offline", "--mode offline"), lock("offline-lock-1", "--mode offline", SECOND)
 
 CLAIM = Claim(
     title="Hy-Q opens the lock with few episodes of data, where online or offline learning alone does not",

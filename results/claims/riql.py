@@ -5,7 +5,7 @@ REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
 KINDS = {"obs": "observations", "action": "actions", "reward": "rewards", "dynamics": "dynamics"}
 
 bc = offline("bc", MAZE)
-clean = [offline(*run) for d in (REPLAY, MAZE) for run in (("iql", d), ("riql", d, "--sigma 0.1", "clean"))]
+clean = [offline(*run) for d in (REPLAY, MAZE) for run in (("iql", d), ("riql", d, "--huber-sigma 0.1", "clean"))]
 iql = {(d, kind): offline("iql", d, f"--corruption {kind}", kind) for d in (REPLAY, MAZE) for kind in KINDS}
 riql = {(d, kind): offline("riql", d, f"--preset hopper-{kind}", kind) for d, kind in iql}
 

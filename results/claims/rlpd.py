@@ -6,11 +6,10 @@ STEPS = {PENDULUM: "6000", REPLAY: "9000", MAZE: "6000"}
 ARGUMENTS = "--learning-starts 500 --utd 5 --n-critics 5"
 
 rlpd = {d: interaction("rlpd", d, steps, ARGUMENTS) for d, steps in STEPS.items()}
-alone = {
-    d: interaction("rlpd", d, steps, f"{ARGUMENTS} --offline-ratio 0", "online-only") for d, steps in STEPS.items()
-}
+alone = {d: interaction("rlpd", d, steps, f"{ARGUMENTS} --online-share 1", "online-only") for d, steps in STEPS.items()}
 plain = {
-    d: interaction("rlpd", d, STEPS[d], f"{ARGUMENTS} --no-layer-norm", "no-layer-norm") for d in (PENDULUM, REPLAY)
+    d: interaction("rlpd", d, STEPS[d], f"{ARGUMENTS} --no-critic-layer-norm", "no-layer-norm")
+    for d in (PENDULUM, REPLAY)
 }
 
 CLAIM = Claim(

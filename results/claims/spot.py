@@ -2,7 +2,7 @@ from results.checks import Claim, end, noise
 from results.grid import offline
 
 MIXED, REPLAY = "hopper-random-expert-5", "hopper-medium-replay"
-ARGUMENTS = "--vae-updates 15000 --vae-dims 128 128"
+ARGUMENTS = "--vae-updates 15000 --vae-hidden-dims 128 128"
 
 bc = {d: offline("bc", d) for d in (MIXED, REPLAY)}
 td3_bc = {d: offline("td3_bc", d) for d in (MIXED, REPLAY)}

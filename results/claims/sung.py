@@ -2,11 +2,11 @@ from results.checks import Claim, course, dip, end, noise, start
 from results.grid import interaction
 
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
-ARGUMENTS = "--vae-updates 10000 --vae-dims 128 128"
+ARGUMENTS = "--vae-updates 10000 --vae-hidden-dims 128 128"
 ARMS = {
     "": "",
-    "td3": "--online-bc 0 --num-candidates 1 --num-finalists 1",
-    "td3-bc": "--online-bc 1 --constrained-share 1 --num-candidates 1 --num-finalists 1",
+    "td3": "--online-bc 0 --n-candidates 1 --n-finalists 1",
+    "td3-bc": "--online-bc 1 --constrained-share 1 --n-candidates 1 --n-finalists 1",
 }
 NAMES = {"": "SUNG", "td3": "TD3", "td3-bc": "TD3+BC"}
 

@@ -3,9 +3,9 @@ from results.grid import interaction, offline
 
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
 ARGUMENTS = (
-    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --q-dims 128 128 "
-    "--value-dims 128 128 --model-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
-    "--online-batch 1000"
+    "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --critic-hidden-dims 128 128 "
+    "--value-hidden-dims 128 128 --model-hidden-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "
+    "--steps-per-iteration 1000"
 )
 
 bc = {d: offline("bc", d, updates=12_000) for d in (PENDULUM, REPLAY, MAZE)}

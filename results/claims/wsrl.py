@@ -10,9 +10,9 @@ def arm(more, variant=""):
     return {d: interaction("wsrl", d, steps, f"{ARGUMENTS} {more}", variant) for d, steps in STEPS.items()}
 
 
-wsrl = arm("--warmup-steps 500")
-cold = arm("--warmup-steps 0", "no-warm-up")
-retention = arm("--warmup-steps 500 --online-share 0.5", "retention")
+wsrl = arm("--learning-starts 500")
+cold = arm("--learning-starts 0", "no-warm-up")
+retention = arm("--learning-starts 500 --online-share 0.5", "retention")
 
 CLAIM = Claim(
     title="WSRL fine-tunes without the offline data, given a warm-up",

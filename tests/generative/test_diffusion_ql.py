@@ -163,8 +163,8 @@ def test_diffusion_ql_moves_the_target_policy_rarely_and_the_critics_always(batc
 def test_diffusion_ql_clips_gradients_unless_zero():
     module = load("diffusion_ql")
     grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}
-    for grad_norm, norm in ((0.0, 13.0), (2.0, 2.0), (20.0, 13.0)):
-        clip = module.optimiser(1e-3, args_of(grad_norm=grad_norm))
+    for max_grad_norm, norm in ((0.0, 13.0), (2.0, 2.0), (20.0, 13.0)):
+        clip = module.optimizer(1e-3, args_of(max_grad_norm=max_grad_norm))
         _, state = clip.update(grads, clip.init(grads))
         first_moment = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state[1][0].mu)]) / 0.1
         np.testing.assert_allclose(np.linalg.norm(first_moment), norm, rtol=1e-5)
@@ -173,7 +173,7 @@ def test_diffusion_ql_clips_gradients_unless_zero():
 def test_diffusion_ql_acts_by_softmax_of_the_target_critics(batch, monkeypatch):
     """The frequencies of the candidates of one state are softmax(min_i target Q_i); they are the online policy's."""
     module = load("diffusion_ql")
-    args, key = args_of(num_candidates=4), jax.random.key(0)
+    args, key = args_of(n_candidates=4), jax.random.key(0)
     agent, obs = tiny_agent(), np.broadcast_to(batch.obs, (4, B, 3))
     candidates = chain(agent.actor, obs, jax.random.split(key)[0], (4, B, 2), args)
     action = jax.jit(module.act)(agent, batch.obs, key, args)

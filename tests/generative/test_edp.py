@@ -17,7 +17,7 @@ ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, T))
 
 
 def args_of(**changes):
-    return load("edp").Args(**{"hidden_dims": (8, 8), "batch_size": B, "time_dim": 6, "n_actions": 4} | changes)
+    return load("edp").Args(**{"hidden_dims": (8, 8), "batch_size": B, "time_dim": 6, "value_samples": 4} | changes)
 
 
 @functools.cache
@@ -48,8 +48,8 @@ def weight_of(pi, agent, batch, key, args):
     if args.improvement == "iql":
         adv = q_values(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent, batch.obs)
         return np.minimum(np.exp(args.iql_beta * adv), args.iql_max_weight)
-    others = pi + np.asarray(jax.random.normal(key, (args.n_actions, B, 2)))
-    v = q_values(agent.critic, np.broadcast_to(batch.obs, (args.n_actions, B, 3)), others).min(0).mean(0)
+    others = pi + np.asarray(jax.random.normal(key, (args.value_samples, B, 2)))
+    v = q_values(agent.critic, np.broadcast_to(batch.obs, (args.value_samples, B, 3)), others).min(0).mean(0)
     adv = q_values(agent.critic, batch.obs, batch.action).min(0) - v
     return np.minimum(np.exp(adv / args.crr_temperature), args.crr_max_weight)
 
@@ -191,7 +191,7 @@ def test_edp_update_takes_all_losses_of_the_old_parameters_but_v(batch, improvem
 
 def test_edp_acts_by_softmax_of_the_online_critics(batch, monkeypatch):
     edp = load("edp")
-    args = args_of(num_candidates=4)
+    args = args_of(n_candidates=4)
     fixed = np.random.default_rng(0).uniform(-1, 1, (4, B, 2)).astype(np.float32)
     monkeypatch.setattr(edp, "sample_actions", lambda *_: jnp.asarray(fixed))
     agent = tiny_agent()

@@ -37,7 +37,7 @@ def test_fql_flow_matching(batch):
 @pytest.mark.parametrize("normalize_q", [True, False])
 def test_fql_actor_is_distilled_from_the_clipped_flow(batch, normalize_q):
     fql = load("fql")
-    args = fql.Args(hidden_dims=(8, 8), batch_size=B, alpha=3.0, flow_steps=4, normalize_q=normalize_q)
+    args = fql.Args(hidden_dims=(8, 8), batch_size=B, distillation_weight=3.0, flow_steps=4, normalize_q=normalize_q)
     agent, key = agent_of(fql, args), jax.random.key(6)
     z = np.asarray(jax.random.normal(key, (B, 2)))
     x = z.astype(np.float64)

@@ -153,12 +153,12 @@ def test_ofql_acts_by_softmax_of_the_target_critics_or_with_one_sample(batch, mo
     ofql = load("ofql")
     agent, key, obs = tiny_agent(), jax.random.key(0), jnp.asarray(batch.obs)
     alone = one_step(agent.actor, batch.obs[None], jax.random.split(key)[0], (1, B, 2), args_of())[0]
-    close(jax.jit(ofql.act)(agent, obs, key, args_of(num_candidates=1)), alone)
+    close(jax.jit(ofql.act)(agent, obs, key, args_of(n_candidates=1)), alone)
 
     fixed = np.random.default_rng(0).uniform(-1, 1, (4, B, 2)).astype(np.float32)
     monkeypatch.setattr(ofql, "sample_actions", lambda *_: jnp.asarray(fixed))
     agent = agent.replace(target_critic=jax.tree.map(lambda x: 3 * x, agent.target_critic))
-    act = jax.jit(jax.vmap(lambda k: ofql.act(agent, obs, k, args_of(num_candidates=4))))
+    act = jax.jit(jax.vmap(lambda k: ofql.act(agent, obs, k, args_of(n_candidates=4))))
     actions = np.asarray(act(jax.random.split(key, 2000)))
     q = q_values(agent.target_critic, np.broadcast_to(batch.obs, (4, B, 3)), fixed).min(0)
     expected = np.exp(q) / np.exp(q).sum(0)

@@ -15,12 +15,13 @@ from test_lanes import train
 
 from shared.errors import InputError
 from shared.replay import init_replay
+from shared.task import Task
 from shared.transitions import FIELDS, Batch, Transitions
 
 
 def tiny(**changes):
     """Five rows: three real ones, then two simulated ones."""
-    return load("h2o").Args(**{"hidden_dims": (8, 8), "batch_size": B, "sim_share": 0.4, "n_samples": 3} | changes)
+    return load("h2o").Args(**{"hidden_dims": (8, 8), "batch_size": B, "sim_share": 0.4, "gap_samples": 3} | changes)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def other():
     )
 
 
-def policy(params, obs):
+def actor(params, obs):
     mean, log_std = np.split(mlp(params, obs), 2, -1)
     p = params["params"]
     return mean, np.clip(float(p["log_std_scale"]) * log_std + float(p["log_std_offset"]), -20, 2)
@@ -103,11 +104,9 @@ def test_h2o_dynamics_gap_is_a_mean_over_noisy_next_observations_and_has_a_logar
 @pytest.mark.parametrize("backup_entropy", [False, True])
 def test_h2o_critic_weighs_simulated_errors_and_penalises_over_the_batch(agent, batch, backup_entropy):
     h2o, key = load("h2o"), jax.random.key(9)
-    args = tiny(discount=0.9, beta=0.3, backup_entropy=backup_entropy)
+    args = tiny(discount=0.9, penalty_weight=0.3, backup_entropy=backup_entropy)
     weight, omega = np.float32([0.2, 0.9]), np.float32([0.7, 0.3])
-    next_action, log_prob = tanh_normal(
-        *policy(agent.policy, batch.next_obs), np.asarray(jax.random.normal(key, (B, 2)))
-    )
+    next_action, log_prob = tanh_normal(*actor(agent.actor, batch.next_obs), np.asarray(jax.random.normal(key, (B, 2))))
     next_q = heads(agent.target_critic, batch.next_obs, next_action).min(0) - backup_entropy * np.exp(-0.5) * log_prob
     y = batch.reward + 0.9 * (1 - batch.terminal) * next_q
     q = heads(agent.critic, batch.obs, batch.action)
@@ -137,9 +136,9 @@ def test_h2o_penalty_pushes_down_the_pair_of_the_largest_gap_and_pushes_up_the_d
 
 def test_h2o_policy_learns_in_real_and_simulated_states(agent, batch):
     h2o, key, args = load("h2o"), jax.random.key(9), tiny()
-    action, lp = tanh_normal(*policy(agent.policy, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
+    action, lp = tanh_normal(*actor(agent.actor, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
     expected = (np.exp(-0.5) * lp - heads(agent.critic, batch.obs, action).min(0)).mean()
-    loss, info = h2o.policy_loss(agent.policy, agent, batch, key, args)
+    loss, info = h2o.actor_loss(agent.actor, agent, batch, key, args)
     close(loss, expected)
     close(info["entropy"], -lp.mean())
     slope = jax.grad(h2o.alpha_loss)
@@ -150,7 +149,7 @@ def test_h2o_policy_learns_in_real_and_simulated_states(agent, batch):
 @pytest.mark.parametrize("switches", [{}, {"weights": False, "adaptive": False}])
 def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agent, batch, other, switches, lean):
     h2o, key, agent = load("h2o"), jax.random.key(2), leaning(agent, lean)
-    args = tiny(discriminator_lr=0.05, beta=0.3, **switches)
+    args = tiny(discriminator_lr=0.05, penalty_weight=0.3, **switches)
     new, info = h2o.update(agent, h2o.Batches(batch, other, batch), key, args)
     stepped = agent.replace(d_sa=new.d_sa, d_sas=new.d_sas)
     _, gap_key, critic_key, _ = jax.random.split(key, 4)
@@ -165,7 +164,7 @@ def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agen
     for name in ("policy", "critic", "d_sa", "d_sas"):
         moved = jax.tree.map(lambda x, y: bool((x != y).any()), getattr(new, name), getattr(agent, name))
         assert any(jax.tree.leaves(moved))
-    assert int(new.critic_opt[0].count) == int(new.policy_opt[0].count) == 1
+    assert int(new.critic_opt[0].count) == int(new.actor_opt[0].count) == 1
 
 
 def test_h2o_with_simulated_data_only_is_sac(agent, batch):
@@ -175,13 +174,13 @@ def test_h2o_with_simulated_data_only_is_sac(agent, batch):
     assert new.d_sa is agent.d_sa and "penalty" not in info and "weight" not in info
 
     class Actor:
-        apply = staticmethod(lambda params, obs: agent.nets.policy.apply(params, obs))
+        apply = staticmethod(lambda params, obs: agent.nets.actor.apply(params, obs))
 
     nets = sac.Networks(Actor, agent.nets.critic)
-    twin = sac.Agent(nets, agent.policy, agent.critic, agent.target_critic, agent.log_alpha, None, None, None)
+    twin = sac.Agent(nets, agent.actor, agent.critic, agent.target_critic, agent.log_alpha, None, None, None)
     keys = jax.random.split(key, 4)
     close(info["critic_loss"], sac.critic_loss(agent.critic, twin, batch, keys[2], sac.Args(discount=0.99))[0])
-    close(info["policy_loss"], sac.actor_loss(agent.policy, twin, batch, keys[3], sac.Args())[0])
+    close(info["actor_loss"], sac.actor_loss(agent.actor, twin, batch, keys[3], sac.Args())[0])
 
 
 def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
@@ -249,18 +248,20 @@ def test_h2o_interacts_with_the_simulator_and_is_evaluated_in_the_real_environme
 def test_h2o_evaluates_what_the_task_of_the_data_makes(pendulum, tmp_path, monkeypatch):
     h2o, made = load("h2o"), []
 
-    def changed(task, *change):
-        made.append((task, change))
+    def changed(task, *change, **kwargs):
+        made.append((task, change, kwargs))
         return dataclasses.replace(task, id="simulator")
 
     def run(file, args, task, act):
         made.append(task)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(h2o, "changed_physics", changed)
+    monkeypatch.setattr(Task, "in_env", changed)
     monkeypatch.setattr(h2o, "Run", run)
     with pytest.raises(KeyboardInterrupt):
         h2o.main(tiny(dataset=pendulum, env="Pendulum-v1", sim_gravity=3.0, sim_friction=0.5, sim_noise=0.1))
-    assert made[0][1] == (3.0, 0.5, 0.1) and made[1] is made[0][0]
+    real = {"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 200}
+    assert made[0][1:] == (("ChangedPhysics-v0",), {"env": real, "gravity": 3.0, "friction": 0.5, "noise": 0.1})
+    assert made[1] is made[0][0]
     with pytest.raises(InputError, match="sim-share"):
         h2o.main(dataclasses.replace(tiny(), sim_share=0.0))

@@ -1,27 +1,33 @@
 """HNPG: both critics' targets, advantages and the natural gradient step against plain numpy."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
+import locks
+import make
 import numpy as np
 import pytest
-from conftest import load
+from conftest import LOCK, SOFT_LOCK, load
+from environments.combination_lock import LOGIT_LIMIT, Lock
 from jax.flatten_util import ravel_pytree
 from reference import close, mlp
 from scipy.stats import norm
 
-from shared.environments import LOGIT_LIMIT, lock_data
+from shared.errors import InputError
+from shared.evaluation import load_run
 from shared.task import Spec
 from shared.transitions import Batch
 
 hnpg = load("hnpg")
 H, D, A, E = 3, 8, 10, 4
 SPEC = Spec((D + 1,), A, False, (-LOGIT_LIMIT,) * A, (LOGIT_LIMIT,) * A)
+LOCK_OF_3 = Lock(H, continuous=True)
 
 
 def args_of(**changes):
-    values = {"horizon": H, "batch_size": H * E, "policy_dims": (5, 5), "hidden_dims": (6, 6), "offline_episodes": 30}
+    values = {"horizon": H, "steps_per_iteration": H * E, "actor_hidden_dims": (5, 5), "hidden_dims": (6, 6)}
     return hnpg.Args(**(values | {"critic_updates": 2, "value_samples": 3} | changes))
 
 
@@ -30,7 +36,7 @@ def agent_of(args, seed=0):
     agent = hnpg.init(jax.random.key(seed), args, SPEC)
     r = np.random.default_rng(seed)
     shake = lambda x: x + jnp.asarray(0.2 * r.normal(size=x.shape), jnp.float32)  # noqa: E731
-    return agent.replace(policy=jax.tree.map(shake, agent.policy), critic=jax.tree.map(shake, agent.critic))
+    return agent.replace(actor=jax.tree.map(shake, agent.actor), critic=jax.tree.map(shake, agent.critic))
 
 
 def tanh_mlp(params, *inputs):
@@ -49,14 +55,14 @@ def data(n=E, seed=0, shape=()):
 
 
 def test_networks_begin_near_the_uniform_policy():
-    args = args_of(policy_dims=(16, 16))
+    args = args_of(actor_hidden_dims=(16, 16))
     agent = hnpg.init(jax.random.key(0), args, SPEC)
-    p = one(agent.policy, 0)["params"]
+    p = one(agent.actor, 0)["params"]
     assert p["Dense_0"]["kernel"].shape == (D, 16) and np.abs(p["Dense_0"]["kernel"]).max() <= D**-0.5
     assert np.abs(p["Dense_0"]["bias"]).max() <= D**-0.5 and np.abs(p["Dense_0"]["bias"]).max() > 0
     assert np.abs(p["Dense_2"]["kernel"]).max() <= 0.1 / 4 and not p["Dense_2"]["bias"].any()
     assert not p["log_std"].any()
-    assert np.abs(agent.policy["params"]["Dense_0"]["kernel"][0] - agent.policy["params"]["Dense_0"]["kernel"][1]).max()
+    assert np.abs(agent.actor["params"]["Dense_0"]["kernel"][0] - agent.actor["params"]["Dense_0"]["kernel"][1]).max()
 
 
 def test_critic_loss_is_on_returns_online_and_on_bootstrapped_targets_offline():
@@ -74,12 +80,12 @@ def test_offline_targets_evaluate_the_current_policy():
     """An action of the policy, no maximum and not the dataset's; the reward alone at the last step."""
     args = args_of()
     agent, off, key = agent_of(args), data(seed=2), jax.random.key(4)
-    policy, critic = one(agent.policy, 1), one(agent.critic, 1)
+    actor, critic = one(agent.actor, 1), one(agent.critic, 1)
     noise = np.asarray(jax.random.normal(key, (E, A)))
-    action = tanh_mlp(policy, off.next_obs) + np.exp(np.float64(policy["params"]["log_std"])) * noise
+    action = tanh_mlp(actor, off.next_obs) + np.exp(np.float64(actor["params"]["log_std"])) * noise
     y = off.reward + tanh_mlp(critic, off.next_obs, action)[:, 0]
-    close(hnpg.targets(agent.nets, policy, critic, off, False, key), y)
-    close(hnpg.targets(agent.nets, policy, critic, off, True, key), off.reward)
+    close(hnpg.targets(agent.nets, actor, critic, off, False, key), y)
+    close(hnpg.targets(agent.nets, actor, critic, off, True, key), off.reward)
 
 
 def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
@@ -94,7 +100,7 @@ def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
         returns = np.stack([np.asarray(on.reward)[h:].sum(0) for h in range(H)])
         for h, k in zip(range(H), jax.random.split(target_key, H)):
             last, later = h == H - 1, min(h + 1, H - 1)
-            y = hnpg.targets(agent.nets, one(agent.policy, later), one(new.critic, later), one(off, h), last, k)
+            y = hnpg.targets(agent.nets, one(agent.actor, later), one(new.critic, later), one(off, h), last, k)
             batch = one(on, h)._replace(return_to_go=jnp.asarray(returns[h]))
             inputs = (agent.nets.critic, batch, one(off, h), y, args)
             grads = jax.grad(hnpg.critic_loss, has_aux=True)(one(agent.critic, h), *inputs)[0]
@@ -107,11 +113,11 @@ def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
 def test_value_returns_and_advantages():
     args = args_of(gae_lambda=0.9)
     agent, obs, key = agent_of(args), data().obs, jax.random.key(0)
-    policy, critic = one(agent.policy, 0), one(agent.critic, 0)
+    actor, critic = one(agent.actor, 0), one(agent.critic, 0)
     noise = [np.asarray(jax.random.normal(k, (E, A))) for k in jax.random.split(key, 3)]
-    std = np.exp(np.float64(policy["params"]["log_std"]))
-    expected = np.mean([tanh_mlp(critic, obs, tanh_mlp(policy, obs) + std * n)[:, 0] for n in noise], 0)
-    close(hnpg.value(agent.nets, policy, critic, obs, key, args), expected)
+    std = np.exp(np.float64(actor["params"]["log_std"]))
+    expected = np.mean([tanh_mlp(critic, obs, tanh_mlp(actor, obs) + std * n)[:, 0] for n in noise], 0)
+    close(hnpg.value(agent.nets, actor, critic, obs, key, args), expected)
 
     r = np.random.default_rng(1)
     reward, v = r.normal(size=(2, H, E))
@@ -124,30 +130,30 @@ def test_value_returns_and_advantages():
 def test_surrogate_and_divergence():
     args = args_of()
     agent, x = agent_of(args), data()
-    policy, old = one(agent.policy, 0), one(agent.policy, 1)
+    actor, old = one(agent.actor, 0), one(agent.actor, 1)
     log_prob = {}
-    for name, p in (("new", policy), ("old", old)):
+    for name, p in (("new", actor), ("old", old)):
         log_prob[name] = norm.logpdf(x.action, tanh_mlp(p, x.obs), np.exp(np.float64(p["params"]["log_std"]))).sum(-1)
-    net, adv = agent.nets.policy, x.reward
-    close(hnpg.log_prob(net, old, x.obs, x.action), log_prob["old"])
+    net, adv = agent.nets.actor, x.reward
+    close(hnpg.gaussian_log_prob(*net.apply(old, x.obs), x.action), log_prob["old"])
     expected = -(adv * np.exp(log_prob["new"] - log_prob["old"])).mean()
-    close(hnpg.policy_loss(policy, net, x.obs, x.action, adv, jnp.float32(log_prob["old"])), expected)
-    m0, m1 = tanh_mlp(old, x.obs), tanh_mlp(policy, x.obs)
-    s0, s1 = (np.exp(np.float64(p["params"]["log_std"])) for p in (old, policy))
+    close(hnpg.actor_loss(actor, net, x.obs, x.action, adv, jnp.float32(log_prob["old"])), expected)
+    m0, m1 = tanh_mlp(old, x.obs), tanh_mlp(actor, x.obs)
+    s0, s1 = (np.exp(np.float64(p["params"]["log_std"])) for p in (old, actor))
     kl = (np.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).sum(-1).mean()
-    close(hnpg.kl_divergence(policy, net, net.apply(old, x.obs), x.obs), kl)
+    close(hnpg.kl_divergence(actor, net, net.apply(old, x.obs), x.obs), kl)
 
 
 def test_the_step_is_the_damped_natural_gradient_of_the_given_divergence():
     """Against a dense solve, where conjugate gradients have the steps to converge."""
-    args = args_of(policy_dims=(3,), cg_steps=200, max_kl=1e-4, damping=0.3)
+    args = args_of(actor_hidden_dims=(3,), cg_steps=200, max_kl=1e-4, damping=0.3)
     agent, x = agent_of(args), data(n=40)
-    policy, net = one(agent.policy, 0), agent.nets.policy
-    new, info = hnpg.trust_region_step(policy, net, x.obs, x.action, x.reward, args)
-    flat, back = ravel_pytree(policy)
-    old, old_log_prob = net.apply(policy, x.obs), hnpg.log_prob(net, policy, x.obs, x.action)
+    actor, net = one(agent.actor, 0), agent.nets.actor
+    new, info = hnpg.trust_region_step(actor, net, x.obs, x.action, x.reward, args)
+    flat, back = ravel_pytree(actor)
+    old, old_log_prob = net.apply(actor, x.obs), hnpg.gaussian_log_prob(*net.apply(actor, x.obs), x.action)
     kl = lambda w: hnpg.kl_divergence(back(w), net, old, x.obs)  # noqa: E731
-    g = jax.grad(lambda w: hnpg.policy_loss(back(w), net, x.obs, x.action, x.reward, old_log_prob))(flat)
+    g = jax.grad(lambda w: hnpg.actor_loss(back(w), net, x.obs, x.action, x.reward, old_log_prob))(flat)
     fisher = np.float64(jax.hessian(kl)(flat)) + 0.3 * np.eye(len(flat))
     direction = np.linalg.solve(fisher, -np.float64(g))
     step = direction * np.sqrt(1e-4 / (0.5 * direction @ fisher @ direction))
@@ -163,19 +169,20 @@ def test_a_failed_line_search_leaves_the_policy_as_it_was(trouble):
     args = args_of(accept_ratio=1e9 if trouble == "no gain is enough" else 0.1)
     agent, x = agent_of(args), data(n=20)
     adv = {"not a number": x.reward * jnp.nan, "no gradient": x.reward * 0.0}.get(trouble, x.reward)
-    policy = one(agent.policy, 0)
-    new, info = hnpg.trust_region_step(policy, agent.nets.policy, x.obs, x.action, adv, args)
+    actor = one(agent.actor, 0)
+    new, info = hnpg.trust_region_step(actor, agent.nets.actor, x.obs, x.action, adv, args)
     assert info["accepted"] == 0 and info["improvement"] == 0
-    jax.tree.map(np.testing.assert_array_equal, new, policy)
+    jax.tree.map(np.testing.assert_array_equal, new, actor)
 
 
 def test_the_line_search_halves_the_step_until_it_helps():
     args = args_of(max_kl=20.0)  # far too long a first step
     agent, x = agent_of(args), data(n=20)
-    policy, net = one(agent.policy, 0), agent.nets.policy
-    new, info = hnpg.trust_region_step(policy, net, x.obs, x.action, x.reward, args)
-    before = hnpg.policy_loss(policy, net, x.obs, x.action, x.reward, hnpg.log_prob(net, policy, x.obs, x.action))
-    after = hnpg.policy_loss(new, net, x.obs, x.action, x.reward, hnpg.log_prob(net, policy, x.obs, x.action))
+    actor, net = one(agent.actor, 0), agent.nets.actor
+    new, info = hnpg.trust_region_step(actor, net, x.obs, x.action, x.reward, args)
+    old_log_prob = hnpg.gaussian_log_prob(*net.apply(actor, x.obs), x.action)
+    before = hnpg.actor_loss(actor, net, x.obs, x.action, x.reward, old_log_prob)
+    after = hnpg.actor_loss(new, net, x.obs, x.action, x.reward, old_log_prob)
     assert info["accepted"] == 1
     close(info["improvement"], before - after)
 
@@ -201,7 +208,7 @@ def test_offline_states_have_their_actions_drawn_anew():
     agent, key = agent_of(args), jax.random.key(8)
     on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
     off = data(seed=6, shape=(H,))._replace(return_to_go=None)
-    step = lambda x: jax.tree.leaves(hnpg.update(agent, on, x, key, args)[0].policy)  # noqa: E731
+    step = lambda x: jax.tree.leaves(hnpg.update(agent, on, x, key, args)[0].actor)  # noqa: E731
     base = step(off)
     for a, b in zip(base, step(off._replace(action=off.action + 1.0, reward=off.reward - 3.0))):
         np.testing.assert_array_equal(a, b)
@@ -213,13 +220,13 @@ def test_advantages_are_of_the_critics_that_were_just_fitted(monkeypatch):
     agent, key = agent_of(args), jax.random.key(8)
     on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
     off = data(seed=6, shape=(H,))._replace(return_to_go=None)
-    step = lambda policy, net, obs, action, adv, args: (policy, {"advantage": adv.sum()})  # noqa: E731
+    step = lambda actor, net, obs, action, adv, args: (actor, {"advantage": adv.sum()})  # noqa: E731
     monkeypatch.setattr(hnpg, "trust_region_step", step)
     new, info = hnpg.update(agent, on, off, key, args)
     keys = jax.random.split(jax.random.split(key, 4)[1], H)
 
     def advantage(critics):
-        parts = [jax.tree.map(lambda x, h=h: x[h], (agent.policy, critics, on.obs)) for h in range(H)]
+        parts = [jax.tree.map(lambda x, h=h: x[h], (agent.actor, critics, on.obs)) for h in range(H)]
         v = np.stack([hnpg.value(agent.nets, *parts[h], keys[h], args) for h in range(H)])
         return float(hnpg.gae(on.reward, jnp.asarray(v), args).sum() / H)
 
@@ -227,26 +234,9 @@ def test_advantages_are_of_the_critics_that_were_just_fitted(monkeypatch):
     assert abs(advantage(new.critic) - advantage(agent.critic)) > 0.01 * abs(advantage(new.critic))
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_datasets_keys_are_no_lanes_keys(seed, tmp_path, monkeypatch):
-    """Not even where lane and lock have one seed."""
-    seen, taken = [], hnpg.lock_data
-    monkeypatch.setattr(hnpg, "lock_data", lambda lock, key, *rest: seen.append(key) or taken(lock, key, *rest))
-    small = {"env_steps": 120, "log_every": 12, "eval_every": 120, "checkpoint_every": 120}
-    args = args_of(lock_seed=seed, seed=seed, offline_episodes=8, out=str(tmp_path), **small)
-    monkeypatch.setattr(hnpg.Run, "__enter__", lambda run: seen.append(run) or (_ for _ in ()).throw(KeyError))
-    with pytest.raises(KeyError):
-        hnpg.main(args)
-    data_key, run = seen
-    ours = {bytes(np.asarray(jax.random.key_data(k))) for k in (data_key, *jax.random.split(data_key, 8))}
-    root = jax.random.key(seed)
-    lanes = {bytes(np.asarray(jax.random.key_data(k))) for k in (root, *jax.random.split(root, 3), run.init_keys[0])}
-    assert not ours & lanes
-
-
 def test_offline_rows_are_of_their_step():
-    args = args_of(batch_size=H * 500)
-    lock_rows = lock_data(hnpg.lock_of(args), jax.random.key(0), 30, "trajectory")
+    args = args_of(steps_per_iteration=H * 500)
+    lock_rows = LOCK_OF_3.offline_data(jax.random.key(0), 30, "trajectory")
     batch = hnpg.sample(jax.random.key(1), lock_rows, args)
     assert batch.obs.shape == (H, 500, D)
     for h in range(H):
@@ -257,13 +247,13 @@ def test_offline_rows_are_of_their_step():
 
 def test_collected_episodes_and_their_policy():
     """Each step acts with its own policy: the step's mean is put where the correct actions are."""
-    args = args_of(batch_size=H * 2_000)
-    agent, table = agent_of(args), hnpg.lock_of(args).correct()
-    params = jax.tree.map(jnp.zeros_like, agent.policy)["params"]
+    args = args_of(steps_per_iteration=H * 2_000)
+    agent, table = agent_of(args), LOCK_OF_3.correct()
+    params = jax.tree.map(jnp.zeros_like, agent.actor)["params"]
     best = jax.nn.one_hot(table[:, 0], A) * 8.0
     last = params["Dense_2"] | {"bias": best}
-    agent = agent.replace(policy={"params": params | {"Dense_2": last, "log_std": params["log_std"] - 3.0}})
-    rows, info = hnpg.collect(agent, jax.random.key(0), args)
+    agent = agent.replace(actor={"params": params | {"Dense_2": last, "log_std": params["log_std"] - 3.0}})
+    rows, info = hnpg.collect(agent, jax.random.key(0), args, LOCK_OF_3)
     assert rows.obs.shape == (H, 2_000, D)
     np.testing.assert_allclose(rows.action.mean(1), best, atol=0.01)
     share = np.cumprod(np.r_[1.0, np.where(table[:, 0] == table[:, 1], 1.0, 0.5)])[:H]
@@ -275,10 +265,10 @@ def test_the_policy_takes_each_observations_own_step():
     args = args_of(sample_actions=False)
     agent, obs = agent_of(args), np.random.default_rng(0).normal(size=(9, D)).astype(np.float32)
     h = np.arange(9) % H
-    expected = np.stack([tanh_mlp(one(agent.policy, i), o[None])[0] for i, o in zip(h, obs)])
+    expected = np.stack([tanh_mlp(one(agent.actor, i), o[None])[0] for i, o in zip(h, obs)])
     x = jnp.asarray(np.c_[obs, h])
     close(hnpg.act(agent, x, jax.random.key(0), args), expected / LOGIT_LIMIT)
-    std = np.exp(np.stack([agent.policy["params"]["log_std"][i] for i in h]))
+    std = np.exp(np.stack([agent.actor["params"]["log_std"][i] for i in h]))
     noise = np.asarray(jax.random.normal(jax.random.key(0), (9, A)))
     sampled = hnpg.act(agent, x, jax.random.key(0), dataclasses.replace(args, sample_actions=True))
     close(sampled, (expected + std * noise) / LOGIT_LIMIT)
@@ -289,3 +279,28 @@ def test_steps_are_environment_steps_of_whole_episodes():
     assert hnpg.episodes(args) == 34 and hnpg.iteration_steps(args) == 1_020
     whole = hnpg.whole_iterations(args)
     assert (whole.env_steps, whole.eval_every) == (10_200, 1_020)
+
+
+def test_a_run_learns_from_its_dataset_in_logits(tmp_path, monkeypatch):
+    """Rows reach the updates as the lock drew them; the horizon is the lock's, and is recorded."""
+    make.make(SOFT_LOCK, steps=80)
+    out, seen, taken = tmp_path / "run", [], hnpg.Run.replicate
+    monkeypatch.setattr(hnpg.Run, "replicate", lambda run, rows: seen.append(rows) or taken(run, rows))
+    hnpg.main(args_of(dataset=SOFT_LOCK, horizon=0, env_steps=1, out=str(out), eval_episodes=1))
+    lock = Lock(10, continuous=True)
+    drawn = lock.offline_data(locks.data_key(lock, 0), 8, "trajectory")
+    for name in ("obs", "action", "reward", "next_obs"):
+        np.testing.assert_array_equal(getattr(seen[0], name), getattr(drawn, name))
+    assert json.loads((out / "run.json").read_text())["args"]["horizon"] == 10
+    assert jax.tree.leaves(load_run(out).agent.critic)[0].shape[:2] == (1, 10)
+
+
+def test_data_of_something_else_are_refused(pendulum):
+    make.make(LOCK, steps=20)
+    with pytest.raises(InputError, match="continuous"):
+        hnpg.main(args_of(dataset=LOCK, horizon=0))
+    with pytest.raises(InputError, match="no lock"):
+        hnpg.main(args_of(dataset=pendulum, horizon=0))
+    make.make(SOFT_LOCK, steps=20)
+    with pytest.raises(InputError, match="10 steps"):
+        hnpg.main(args_of(dataset=SOFT_LOCK, horizon=7))

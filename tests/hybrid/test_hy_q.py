@@ -2,26 +2,33 @@
 
 import csv
 import dataclasses
+import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import make
 import numpy as np
 import pytest
-from conftest import load
+from conftest import LOCK, load
+from environments.combination_lock import Lock
 from reference import close
 
-from shared.environments import lock_data
+from shared.errors import InputError
+from shared.evaluation import load_run
 from shared.task import Spec
 from shared.transitions import Batch
 
 hy_q = load("hy_q")
 H, D, A, B = 3, 8, 10, 5
 SPEC = Spec((D + 1,), A, True)
+LOCK_OF_3 = Lock(H)
+OFFLINE = 30  # rows of the dataset for each step
 
 
 def args_of(**changes):
-    values = {"horizon": H, "num_envs": 4, "offline_samples": 30, "fit_updates": 3, "batch_size": B, "env_steps": 48}
-    return hy_q.Args(**(values | changes))
+    values = {"horizon": H, "episodes_per_step": 4, "critic_updates": 3, "batch_size": B}
+    return hy_q.Args(**(values | {"env_steps": 48} | changes))
 
 
 def agent_of(args, seed=0):
@@ -32,10 +39,10 @@ def agent_of(args, seed=0):
     return agent.replace(critic=jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape) for x in leaves]))
 
 
-def q_numpy(critic, h, obs, temperature=1.0):
+def q_numpy(critic, h, obs, encoder_temperature=1.0):
     """[B, A]"""
     p = jax.tree.map(lambda x: np.float64(x[h]), critic)["params"]
-    z = np.float64(obs) @ p["encoder"]["kernel"] / temperature
+    z = np.float64(obs) @ p["encoder"]["kernel"] / encoder_temperature
     state = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     return np.stack([np.kron(np.eye(A)[a], state) @ p["head"]["kernel"][:, 0] for a in range(A)], 1) + p["head"]["bias"]
 
@@ -53,7 +60,7 @@ def one(tree, h):
 
 
 def test_critic_targets_and_loss():
-    args = args_of(temperature=0.7)
+    args = args_of(encoder_temperature=0.7)
     agent, pool = agent_of(args), rows()
     net = agent.nets.critic
     assert "bias" not in agent.critic["params"]["encoder"]
@@ -68,12 +75,12 @@ def test_critic_targets_and_loss():
 
 def test_targets_are_those_of_the_critic_just_fitted():
     """With one update per fit: step h's target is from the new Q_{h+1}, the last step's is the reward."""
-    args = args_of(fit_updates=1, learning_rate=0.1, batch_size=7, mode="offline")
+    args = args_of(critic_updates=1, learning_rate=0.1, batch_size=7, mode="offline")
     agent, data = agent_of(args), jax.tree.map(lambda *x: jnp.stack(x), *[rows(30, seed=h) for h in range(H)])
     key = jax.random.key(3)
-    new, _ = hy_q.update(agent, data, jnp.int32(0), key, args)
+    new, _ = hy_q.update(agent, data, OFFLINE, jnp.int32(0), key, args)
     for h, k in zip(range(H), jax.random.split(key, H)):
-        row = np.asarray(hy_q.sample(k, jnp.int32(0), args))[0]
+        row = np.asarray(hy_q.sample(k, OFFLINE, jnp.int32(0), args))[0]
         batch, last = jax.tree.map(lambda x, h=h, row=row: x[h, row], data), h == H - 1
         y = batch.reward + (0.0 if last else q_numpy(new.critic, h + 1, batch.next_obs).max(1))
         start = one(agent.critic, h)["params"]
@@ -90,8 +97,8 @@ def test_every_fit_takes_its_updates_and_begins_with_the_next_steps_encoder():
     args = args_of(learning_rate=0.0)
     agent = agent_of(args)
     data = jax.tree.map(lambda x: jnp.stack([x] * H), rows(40))
-    new, _ = hy_q.update(agent, data, jnp.int32(10), jax.random.key(0), args)
-    assert (np.asarray(new.critic_opt[0].count) == args.fit_updates).all()
+    new, _ = hy_q.update(agent, data, OFFLINE, jnp.int32(10), jax.random.key(0), args)
+    assert (np.asarray(new.critic_opt[0].count) == args.critic_updates).all()
     for h in range(H):
         np.testing.assert_array_equal(
             one(new.critic, h)["params"]["encoder"]["kernel"], one(agent.critic, H - 1)["params"]["encoder"]["kernel"]
@@ -103,8 +110,9 @@ def test_every_fit_takes_its_updates_and_begins_with_the_next_steps_encoder():
 
 @pytest.mark.parametrize("collected", (0, 10, 300))
 def test_the_mixture_keeps_as_many_offline_as_online_rows_beside_the_dataset(collected):
-    args = args_of(fit_updates=200, batch_size=100)
-    draw = lambda **c: np.asarray(hy_q.sample(jax.random.key(1), jnp.int32(collected), dataclasses.replace(args, **c)))  # noqa: E731
+    args = args_of(critic_updates=200, batch_size=100)
+    change = partial(dataclasses.replace, args)
+    draw = lambda **c: np.asarray(hy_q.sample(jax.random.key(1), OFFLINE, jnp.int32(collected), change(**c)))  # noqa: E731
     x = draw()
     assert x.shape == (200, 100) and x.min() == 0 and x.max() == 29 + collected
     share = collected / (30 + 2 * collected)
@@ -119,7 +127,7 @@ def test_the_mixture_keeps_as_many_offline_as_online_rows_beside_the_dataset(col
 
 def knowing(agent, args):
     """Every step's critic prefers the correct action of good state 0, wherever it is."""
-    table = hy_q.lock_of(args).correct()
+    table = LOCK_OF_3.correct()
     kernel = np.zeros_like(agent.critic["params"]["head"]["kernel"]).reshape(args.horizon, A, -1)
     kernel[np.arange(args.horizon), table[:, 0]] = 1.0
     params = agent.critic["params"]
@@ -128,11 +136,11 @@ def knowing(agent, args):
 
 
 def test_a_round_explores_each_step_with_random_actions_after_greedy_ones():
-    args = args_of(num_envs=4_000, env_steps=1)
+    args = args_of(episodes_per_step=4_000, env_steps=1)
     args = hy_q.whole_rounds(args)
-    lock = hy_q.lock_of(args)
+    lock = LOCK_OF_3
     agent = knowing(agent_of(args), args)
-    buffer, info = hy_q.collect(agent, hy_q.init_buffer(args), jax.random.key(0), args)
+    buffer, info = hy_q.collect(agent, hy_q.init_buffer(args, SPEC), jax.random.key(0), args, lock)
     assert buffer.rows.obs.shape == (H, 4_000, D) and int(buffer.inserted) == 4_000
     latent = np.asarray(buffer.rows.obs) @ lock.rotation() / D
     np.testing.assert_array_equal(latent[..., 3:].argmax(-1), np.repeat(np.arange(H)[:, None], 4_000, 1))
@@ -147,11 +155,11 @@ def test_a_round_explores_each_step_with_random_actions_after_greedy_ones():
 
 def test_the_ring_keeps_the_newest_rows():
     args = hy_q.whole_rounds(args_of(env_steps=10_000, buffer_size=2 * 4 * H))
-    agent, buffer, seen = agent_of(args), hy_q.init_buffer(args), []
+    agent, buffer, seen = agent_of(args), hy_q.init_buffer(args, SPEC), []
     assert buffer.rows.reward.shape == (H, 8)
     for i in range(3):
         before = buffer.rows.obs
-        buffer, _ = hy_q.collect(agent, buffer, jax.random.key(i), args)
+        buffer, _ = hy_q.collect(agent, buffer, jax.random.key(i), args, LOCK_OF_3)
         seen.append(np.asarray(buffer.rows.obs)[:, 4 * (i % 2) : 4 * (i % 2) + 4])
         assert not np.array_equal(before, buffer.rows.obs)
     np.testing.assert_array_equal(buffer.rows.obs, np.concatenate([seen[2], seen[1]], 1))
@@ -184,19 +192,27 @@ def test_the_modes_learn_from_what_they_say(mode, tmp_path):
     """Other offline data changes the agent unless it is online only, other collected data unless offline only."""
     args = args_of(mode=mode)
     agent = agent_of(args)
-    data = lock_data(hy_q.lock_of(args), jax.random.key(0), 30, "trajectory")
+    data = LOCK_OF_3.offline_data(jax.random.key(0), OFFLINE, "trajectory")
     pool = lambda old, new: jax.tree.map(lambda *x: jnp.concatenate(x, 1), old, new)  # noqa: E731
     other = lambda x: x._replace(reward=x.reward + 1.0)  # noqa: E731
-    fit = lambda p: jax.tree.leaves(hy_q.update(agent, p, jnp.int32(30), jax.random.key(1), args)[0].critic)  # noqa: E731
+    fit = lambda p: jax.tree.leaves(hy_q.update(agent, p, OFFLINE, jnp.int32(30), jax.random.key(1), args)[0].critic)  # noqa: E731
     same = lambda p: all(np.array_equal(a, b) for a, b in zip(fit(pool(data, data)), fit(p)))  # noqa: E731
     assert same(pool(other(data), data)) == (mode == "online")
     assert same(pool(data, other(data))) == (mode == "offline")
 
 
-def test_a_killed_run_goes_on_with_its_buffer(tmp_path):
+@pytest.fixture
+def lock_data() -> str:
+    make.make(LOCK, steps=300)
+    return LOCK
+
+
+def test_a_killed_run_goes_on_with_its_buffer(lock_data, tmp_path):
+    """Two rounds of 4 episodes for each of 10 steps, 220 environment steps each."""
+
     def run(name, **changes):
-        values = {"out": str(tmp_path / name), "eval_episodes": 2, "checkpoint_every": 24, "eval_every": 48}
-        hy_q.main(args_of(**(values | changes)))
+        values = {"out": str(tmp_path / name), "eval_episodes": 2, "checkpoint_every": 220, "eval_every": 440}
+        hy_q.main(args_of(dataset=lock_data, horizon=0, env_steps=440, **(values | changes)))
         with np.load(tmp_path / name / "checkpoint" / "state.npz") as file:
             return {k: file[k] for k in file.files if k != "__header__"}
 
@@ -206,7 +222,7 @@ def test_a_killed_run_goes_on_with_its_buffer(tmp_path):
 
         def stop(self, *args, **kwargs):
             log(self, *args, **kwargs)
-            if self.done == 24:
+            if self.done == 220:
                 raise KeyboardInterrupt
 
         patch.setattr(hy_q.Run, "log", stop)
@@ -217,5 +233,19 @@ def test_a_killed_run_goes_on_with_its_buffer(tmp_path):
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     metrics = list(csv.DictReader((tmp_path / "cut" / "metrics.csv").open()))
-    assert [m["env_step"] for m in metrics] == ["24", "48"]
-    assert [m["update"] for m in metrics] == [str(H * 3), str(2 * H * 3)]
+    assert [m["env_step"] for m in metrics] == ["220", "440"]
+    assert [m["update"] for m in metrics] == [str(10 * 3), str(2 * 10 * 3)]
+
+
+def test_the_horizon_is_the_locks(lock_data, pendulum, cartpole, tmp_path):
+    """It is recorded, so that a stored run knows how many critics it has; data of something else are refused."""
+    out = tmp_path / "run"
+    hy_q.main(args_of(dataset=lock_data, horizon=0, env_steps=1, out=str(out), eval_episodes=1))
+    assert json.loads((out / "run.json").read_text())["args"]["horizon"] == 10
+    assert jax.tree.leaves(load_run(out).agent.critic)[0].shape[:2] == (1, 10)
+    with pytest.raises(InputError, match="10 steps"):
+        hy_q.main(args_of(dataset=lock_data, horizon=7))
+    with pytest.raises(InputError, match="no combination lock"):
+        hy_q.main(args_of(dataset=cartpole, horizon=0))
+    with pytest.raises(InputError, match="discrete"):
+        hy_q.main(args_of(dataset=pendulum, horizon=0))

@@ -49,7 +49,7 @@ def sources(batch, updates=1):
 
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_moorl_losses_are_those_of_the_adapted_networks(agent, batch, layer_norm):
-    module, args, key = load("moorl"), tiny(layer_norm=layer_norm), jax.random.key(9)
+    module, args, key = load("moorl"), tiny(critic_layer_norm=layer_norm), jax.random.key(9)
     agent = agent_of(module, args).replace(log_alpha=jnp.float32(-0.5))
     alpha, noise = np.exp(-0.5), np.asarray(jax.random.normal(key, (B, 2)))
     ensemble = partial(heads, layer_norm=layer_norm)
@@ -109,7 +109,7 @@ def test_moorl_learns_from_the_rounds_source_alone(agent, batch, monkeypatch):
     monkeypatch.setattr(module, "adapt", lambda agent, batch, key, args: (agent, {"reward": batch.reward.mean()}))
     for t in range(4):
         for share, reward in ((0.0, 0.0), (1.0, 1.0)):  # as `sources` has them
-            args = tiny(offline_share=share, inner_steps=1)
+            args = tiny(offline_probability=share, inner_steps=1)
             new, info = module.update(agent, sources(batch), jax.random.key(t), args, t)
             assert float(info["reward"]) == reward == float(new.source)
 
@@ -117,7 +117,7 @@ def test_moorl_learns_from_the_rounds_source_alone(agent, batch, monkeypatch):
 def test_moorl_many_updates_per_environment_step(agent, batch):
     """Algorithm 1: a whole round after every environment step."""
     module, key = load("moorl"), jax.random.key(0)
-    args = tiny(updates_per_step=K, offline_share=1.0)
+    args = tiny(utd=K, offline_probability=1.0)
     agent = agent.replace(actor=agent.meta_actor, critic=agent.meta_critic)
     new, _ = jax.jit(module.update)(agent, sources(batch, K), key, args, 5)
     expected = agent
@@ -144,7 +144,7 @@ def buffers():
 def test_moorl_mixtures(updates):
     module, (data, replay) = load("moorl"), buffers()
     draw = partial(module.sample, jax.random.key(0), data, replay)
-    args = tiny(batch_size=6, updates_per_step=updates)
+    args = tiny(batch_size=6, utd=updates)
     batch = draw(args)
     assert batch.obs.shape == (updates, 2, 6, 3)
     assert (batch.reward[:, 0] == 0).all() and (batch.reward[:, 1] == 1).all()
@@ -156,7 +156,7 @@ def test_moorl_mixtures(updates):
 
 def test_moorl_without_data_and_averaging_is_sac(batch):
     module, sac, key = load("moorl"), load("sac"), jax.random.key(4)
-    args = tiny(inner_steps=1, reptile_step=1.0, batches="online", layer_norm=False)
+    args = tiny(inner_steps=1, reptile_step=1.0, batches="online", critic_layer_norm=False)
     agent = module.init(jax.random.key(0), args, SPEC)
     plain_args = sac.Args(hidden_dims=(8, 8), batch_size=B, learning_rate=1e-2)
     plain = sac.init(jax.random.key(0), plain_args, SPEC)

@@ -36,15 +36,15 @@ def normed(critics, *inputs):
     return np.stack(out)
 
 
-@pytest.mark.parametrize(("n_min", "entropy"), [(2, True), (1, False)])
-def test_critic_loss(n_min, entropy, batch):
+@pytest.mark.parametrize(("subset_size", "entropy"), [(2, True), (1, False)])
+def test_critic_loss(subset_size, entropy, batch):
     rlpd = load("rlpd")
-    args, key = args_of(n_min=n_min, backup_entropy=entropy), jax.random.key(9)
+    args, key = args_of(subset_size=subset_size, backup_entropy=entropy), jax.random.key(9)
     agent = agent_of(rlpd, args).replace(log_alpha=jnp.float32(-0.5))
     subset_key, action_key = jax.random.split(key)
     noise = np.asarray(jax.random.normal(action_key, (B, 2)))
     next_action, next_lp = tanh_normal(*policy(agent.actor, batch.next_obs), noise)
-    chosen = np.asarray(jax.random.permutation(subset_key, E))[:n_min]
+    chosen = np.asarray(jax.random.permutation(subset_key, E))[:subset_size]
     target = normed(agent.target_critic, batch.next_obs, next_action)[chosen].min(0)
     target = target - np.exp(-0.5) * next_lp if entropy else target
     y = batch.reward + 0.99 * (1 - batch.terminal) * target
@@ -54,7 +54,7 @@ def test_critic_loss(n_min, entropy, batch):
 
 def test_actor_loss_takes_the_mean_of_the_ensemble(batch):
     rlpd = load("rlpd")
-    args, key = args_of(layer_norm=False), jax.random.key(9)
+    args, key = args_of(critic_layer_norm=False), jax.random.key(9)
     agent = agent_of(rlpd, args).replace(log_alpha=jnp.float32(-0.5))
     action, lp = tanh_normal(*policy(agent.actor, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
     expected = (np.exp(-0.5) * lp - heads(agent.critic, batch.obs, action).mean(0)).mean()
@@ -67,15 +67,15 @@ def test_the_target_entropy_is_minus_half_the_action_dimensions():
 
 
 def test_target_critics_are_drawn_without_replacement_and_anew():
-    rlpd, critics = load("rlpd"), jnp.arange(10)
-    drawn = np.array([rlpd.subset(critics, jax.random.key(s), 10, 2) for s in range(200)])
+    rlpd, critics, args = load("rlpd"), jnp.arange(10), load("rlpd").Args(n_critics=10, subset_size=2)
+    drawn = np.array([rlpd.random_subset(critics, jax.random.key(s), args) for s in range(200)])
     assert (drawn[:, 0] != drawn[:, 1]).all() and set(drawn.ravel()) == set(range(10))
 
 
-@pytest.mark.parametrize(("ratio", "offline"), [(0.5, 4), (0.0, 0), (0.25, 2)])
-def test_every_minibatch_has_the_stated_share_of_data(ratio, offline):
+@pytest.mark.parametrize(("share", "offline"), [(0.5, 4), (1.0, 0), (0.75, 2)])
+def test_every_minibatch_has_the_stated_share_of_data(share, offline):
     rlpd = load("rlpd")
-    args = rlpd.Args(batch_size=8, utd=G, offline_ratio=ratio)
+    args = rlpd.Args(batch_size=8, utd=G, online_share=share)
     width = 2 * 3 + 2 + 2
     data = Transitions(jnp.full((50, width), 1.0), None, None, SPEC, FIELDS)
     replay = jax.tree.map(lambda x: x[0], init_replay(1, 10, SPEC, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
@@ -115,7 +115,7 @@ def test_layer_norm_bounds_what_critics_say_far_from_the_data(batch):
     far = 1e4 * np.ones_like(batch.action)
     spread = {}
     for layer_norm in (True, False):
-        agent = agent_of(rlpd, args_of(layer_norm=layer_norm))
+        agent = agent_of(rlpd, args_of(critic_layer_norm=layer_norm))
         q = np.asarray(rlpd.q_values(agent.nets.critic, agent.critic, batch.obs, far))
         spread[layer_norm] = np.abs(q).max()
     assert spread[True] < 100 < spread[False]

@@ -9,7 +9,7 @@ from reference import B, agent_of, close, heads, mlp, smoothed_next_action
 
 
 def args_of(**changes):
-    sizes = {"hidden_dims": (8, 8), "actor_hidden_dims": (8, 8), "vae_dims": (8, 8), "batch_size": B}
+    sizes = {"hidden_dims": (8, 8), "actor_hidden_dims": (8, 8), "vae_hidden_dims": (8, 8), "batch_size": B}
     return load("a2pr").Args(**sizes | changes)
 
 
@@ -100,7 +100,7 @@ def test_a2pr_vae_reconstructs_the_better_actions_only_and_keeps_the_whole_kl(ag
 @pytest.mark.parametrize("value", ["between", 1e6, -1e6])
 def test_a2pr_actor_is_pulled_to_the_better_guide_where_one_is_better_than_v(agent, batch, value):
     a2pr, key = load("a2pr"), jax.random.key(5)
-    args = args_of(alpha=1.7, mask=0.4)
+    args = args_of(alpha=1.7, guide_weight=0.4)
     pi = np.tanh(mlp(agent.actor, batch.obs))
     decoded = reconstructed(agent.vae, batch.obs, pi, key)
     q, q_decoded, q_data = (heads(agent.critic, batch.obs, a)[0] for a in (pi, decoded, batch.action))
@@ -141,7 +141,7 @@ def test_a2pr_gradient_reaches_the_actor_through_the_vae_unless_told_not_to(agen
 
 def test_a2pr_lambda_carries_no_gradient(agent, batch):
     """With lambda differentiated, -lambda Q is the constant -alpha (Q > 0)."""
-    a2pr, args = load("a2pr"), args_of(alpha=50.0, mask=0.0)
+    a2pr, args = load("a2pr"), args_of(alpha=50.0, guide_weight=0.0)
     layer = agent.critic["params"]["Dense_2"]
     critic = {"params": {**agent.critic["params"], "Dense_2": {**layer, "bias": layer["bias"] + 1000.0}}}
     agent = agent.replace(critic=critic)
@@ -163,7 +163,7 @@ def test_a2pr_moves_actor_and_targets_once_per_delay(agent, batch):
 def test_a2pr_vae_generates_the_better_half_of_the_actions():
     """Good and bad actions in every state, V in between: decoded actions end among the good ones."""
     a2pr = load("a2pr")
-    args = args_of(batch_size=64, kl_weight=0.05, vae_dims=(32, 32), vae_lr=1e-2)
+    args = args_of(batch_size=64, kl_weight=0.05, vae_hidden_dims=(32, 32), vae_lr=1e-2)
     agent = a2pr.init(jax.random.key(0), args, load("td3_bc").Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
     r = np.random.default_rng(0)
     obs, sign = r.normal(size=(64, 3)).astype(np.float32), np.where(np.arange(64) % 2, 0.8, -0.8)

@@ -20,7 +20,7 @@ def test_bc_deterministic_is_a_mean_over_batch_and_dimensions(batch):
 
 def test_bc_gaussian_sums_the_log_density_over_dimensions(batch):
     bc = load("bc")
-    args = bc.Args(hidden_dims=(8, 8), batch_size=B, policy="gaussian")
+    args = bc.Args(hidden_dims=(8, 8), batch_size=B, head="gaussian")
     agent = agent_of(bc, args)
     mean = np.tanh(mlp(agent.actor, batch.obs))
     expected = -norm.logpdf(batch.action, mean, np.exp(log_std_of(agent.actor))).sum(-1).mean()

@@ -23,22 +23,23 @@ def test_cql_critic(batch, lagrange):
     cql = load("cql")
     n = 3
     args = cql.Args(
-        hidden_dims=(8, 8), batch_size=B, n_actions=n, cql_alpha=2.0, temperature=0.7, lagrange=lagrange, target_gap=0.5
-    )
+        hidden_dims=(8, 8), batch_size=B, n_actions=n, cql_alpha=2.0, cql_temperature=0.7, lagrange=lagrange,
+        target_gap=0.5,
+    )  # fmt: skip
     agent, key = agent_of(cql, args), jax.random.key(2)
     agent = agent.replace(log_alpha_prime=jnp.float32(0.4))
     target_key, gap_key = jax.random.split(key)
     noise = np.asarray(jax.random.normal(target_key, (1, B, 2)))[0]
-    next_action, _ = tanh_normal(*cql_policy(agent.policy, batch.next_obs), noise)
+    next_action, _ = tanh_normal(*cql_policy(agent.actor, batch.next_obs), noise)
     y = batch.reward + 0.99 * (1 - batch.terminal) * heads(agent.target_critic, batch.next_obs, next_action).min(0)
     q = heads(agent.critic, batch.obs, batch.action)
     bellman = ((q - y) ** 2).mean(1).sum()
 
     uniform_key, now_key, next_key = jax.random.split(gap_key, 3)
     uniform = np.asarray(jax.random.uniform(uniform_key, (n, B, 2), minval=-1.0, maxval=1.0))
-    now, now_lp = tanh_normal(*cql_policy(agent.policy, batch.obs), np.asarray(jax.random.normal(now_key, (n, B, 2))))
+    now, now_lp = tanh_normal(*cql_policy(agent.actor, batch.obs), np.asarray(jax.random.normal(now_key, (n, B, 2))))
     nxt, nxt_lp = tanh_normal(
-        *cql_policy(agent.policy, batch.next_obs), np.asarray(jax.random.normal(next_key, (n, B, 2)))
+        *cql_policy(agent.actor, batch.next_obs), np.asarray(jax.random.normal(next_key, (n, B, 2)))
     )
     gap = 0.0
     for i in range(2):
@@ -60,8 +61,8 @@ def test_cql_penalty_does_not_reach_the_policy(batch):
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3)
     agent = agent_of(cql, args)
     grads = jax.grad(
-        lambda p: cql.critic_loss(agent.critic, agent.replace(policy=p), batch, jax.random.key(0), args)[0]
-    )(agent.policy)
+        lambda p: cql.critic_loss(agent.critic, agent.replace(actor=p), batch, jax.random.key(0), args)[0]
+    )(agent.actor)
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads))
 
 
@@ -77,10 +78,10 @@ def test_cql_multiplier_ascends_the_penalty():
 
 def test_cql_max_target_backup_takes_the_best_of_the_least(batch):
     cql = load("cql")
-    args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=4, max_target_backup=True)
+    args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=4, max_q_backup=True)
     agent, key = agent_of(cql, args), jax.random.key(1)
     noise = np.asarray(jax.random.normal(key, (4, B, 2)))
-    mean, log_std = cql_policy(agent.policy, batch.next_obs)
+    mean, log_std = cql_policy(agent.actor, batch.next_obs)
     q = [heads(agent.target_critic, batch.next_obs, tanh_normal(mean, log_std, e)[0]).min(0) for e in noise]
     close(cql.bootstrapped_q(agent, batch, key, args), np.max(q, axis=0))
 
@@ -90,14 +91,14 @@ def test_cql_policy_and_its_cloning_phase(batch):
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, bc_steps=10)
     agent, key = agent_of(cql, args), jax.random.key(4)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
-    mean, log_std = cql_policy(agent.policy, batch.obs)
+    mean, log_std = cql_policy(agent.actor, batch.obs)
     action, log_prob = tanh_normal(mean, log_std, np.asarray(jax.random.normal(key, (1, B, 2)))[0])
     u = np.arctanh(np.clip(batch.action, -1 + 1e-3, 1 - 1e-3))
     data = (norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - np.tanh(u) ** 2)).sum(-1)
-    close(cql.policy_loss(agent.policy, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - data).mean())
+    close(cql.actor_loss(agent.actor, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - data).mean())
     q = heads(agent.critic, batch.obs, action).min(0)
     later = agent.replace(step=jnp.int32(10))
-    close(cql.policy_loss(agent.policy, later, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
+    close(cql.actor_loss(agent.actor, later, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
 
 
 def test_cql_discrete_is_double_dqn_plus_the_gap(batch):

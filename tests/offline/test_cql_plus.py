@@ -26,13 +26,13 @@ def args_of(**changes):
     return load("cql_plus").Args(**{"hidden_dims": (8, 8), "batch_size": B, "n_actions": 3} | changes)
 
 
-@pytest.mark.parametrize("use_target_policy", [False, True])
-def test_cql_plus_critic(batch, use_target_policy):
+@pytest.mark.parametrize("use_target_actor", [False, True])
+def test_cql_plus_critic(batch, use_target_actor):
     cql_plus, n = load("cql_plus"), 3
-    args = args_of(cql_alpha=2.0, discount=0.9, use_target_policy=use_target_policy)
+    args = args_of(cql_alpha=2.0, discount=0.9, use_target_actor=use_target_actor)
     agent, key = agent_of(cql_plus, args), jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
-    bootstrap = agent.target_policy if use_target_policy else agent.policy
+    bootstrap = agent.target_actor if use_target_actor else agent.actor
     noise = np.asarray(jax.random.normal(target_key, (1, B, 2)))[0]
     next_action, _ = tanh_normal(*policy_of(bootstrap, batch.next_obs), noise)
     next_q = heads(agent.target_critic, batch.next_obs, next_action, activation=elu).min(0)
@@ -42,8 +42,8 @@ def test_cql_plus_critic(batch, use_target_policy):
     keys = jax.random.split(gap_key, 3)
     uniform = np.asarray(jax.random.uniform(keys[0], (n, B, 2), minval=-1.0, maxval=1.0))
     noise = [np.asarray(jax.random.normal(k, (n, B, 2))) for k in keys[1:]]
-    now, now_lp = tanh_normal(*policy_of(agent.policy, batch.obs), noise[0])
-    following, following_lp = tanh_normal(*policy_of(agent.policy, batch.next_obs), noise[1])
+    now, now_lp = tanh_normal(*policy_of(agent.actor, batch.obs), noise[0])
+    following, following_lp = tanh_normal(*policy_of(agent.actor, batch.next_obs), noise[1])
     logits = []
     for actions, log_density in ((uniform, 2 * np.log(0.5)), (following, following_lp), (now, now_lp)):
         obs = np.broadcast_to(batch.obs, (n, B, 3))  # policy actions at s' are evaluated at s
@@ -59,19 +59,19 @@ def test_cql_plus_policy(batch):
     agent, key = agent_of(cql_plus, args), jax.random.key(4)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
-    action, log_prob = tanh_normal(*policy_of(agent.policy, batch.obs), noise)
+    action, log_prob = tanh_normal(*policy_of(agent.actor, batch.obs), noise)
     q = heads(agent.critic, batch.obs, action, activation=elu).min(0)
-    close(cql_plus.policy_loss(agent.policy, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
+    close(cql_plus.actor_loss(agent.actor, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
 
 
 def test_cql_plus_penalty_does_not_reach_the_policy(batch):
     cql_plus, args = load("cql_plus"), args_of()
     agent = agent_of(cql_plus, args)
 
-    def loss(policy):
-        return cql_plus.critic_loss(agent.critic, agent.replace(policy=policy), batch, jax.random.key(0), args)[0]
+    def loss(actor):
+        return cql_plus.critic_loss(agent.critic, agent.replace(actor=actor), batch, jax.random.key(0), args)[0]
 
-    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(jax.grad(loss)(agent.policy)))
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(jax.grad(loss)(agent.actor)))
 
 
 def test_cql_plus_evaluates_its_151_actions_in_as_many_products_as_few(batch):
@@ -90,12 +90,12 @@ def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
     cql_plus = load("cql_plus")
     small = cql_plus.init(jax.random.key(0), args_of(hidden_dims=(256, 256)), SPEC)
     large = cql_plus.init(jax.random.key(0), args_of(hidden_dims=(256, 256), last_layer_scale=1.0), SPEC)
-    for params, layers in ((small.critic, ("Dense_2",)), (small.policy, ("Dense_2", "Dense_5"))):
+    for params, layers in ((small.critic, ("Dense_2",)), (small.actor, ("Dense_2", "Dense_5"))):
         for layer in layers:
             bound = np.sqrt(3 * 0.01 / 256)
             assert 0.9 * bound < np.abs(params["params"][layer]["kernel"]).max() <= bound
             assert not np.any(params["params"][layer]["bias"])
-    mean, log_std = policy_of(small.policy, batch.obs)
+    mean, log_std = policy_of(small.actor, batch.obs)
     assert np.abs(mean).max() < 0.2 and np.abs(log_std + 1.0).max() < 0.2
     assert np.abs(heads(small.critic, batch.obs, batch.action, activation=elu)).max() < 0.2
     ratio = large.critic["params"]["Dense_2"]["kernel"] / small.critic["params"]["Dense_2"]["kernel"]
@@ -103,23 +103,23 @@ def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
 
 
 def test_cql_plus_target_policy_follows_the_policy(batch):
-    cql_plus, args = load("cql_plus"), args_of(tau=0.25, policy_lr=0.1)
+    cql_plus, args = load("cql_plus"), args_of(tau=0.25, actor_lr=0.1)
     agent = agent_of(cql_plus, args)
     new, _ = cql_plus.update(agent, batch, jax.random.key(0), args)
-    expected = jax.tree.map(lambda old, policy: 0.75 * old + 0.25 * policy, agent.target_policy, new.policy)
-    jax.tree.map(close, new.target_policy, expected)
+    expected = jax.tree.map(lambda old, actor: 0.75 * old + 0.25 * actor, agent.target_actor, new.actor)
+    jax.tree.map(close, new.target_actor, expected)
 
 
 def test_cql_plus_shared_network_and_relu_are_cql(batch):
     """With CQL's choices, and weights as CQL has them, the networks are CQL's."""
     cql, cql_plus = load("cql"), load("cql_plus")
-    args = args_of(activation="relu", separate_std=False)
+    args = args_of(critic_activation="relu", separate_std=False)
     plain = agent_of(cql, cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3))
     agent = cql_plus.init(jax.random.key(0), args, SPEC)
     names = ("policy", "critic", "target_critic", "log_alpha")
     agent = agent.replace(**{f: getattr(plain, f) for f in names})
     key = jax.random.key(1)
-    for loss, params in (("critic_loss", plain.critic), ("policy_loss", plain.policy)):
+    for loss, params in (("critic_loss", plain.critic), ("actor_loss", plain.actor)):
         expected = getattr(cql, loss)(params, plain, batch, key, args)[0]
         close(getattr(cql_plus, loss)(params, agent, batch, key, args)[0], expected)
 

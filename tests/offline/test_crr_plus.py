@@ -49,7 +49,7 @@ def advantage(agent, batch, key, n, over):
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_crr_critic_punishes_what_is_too_high(batch, layer_norm):
     crr = load("crr_plus")
-    args = crr.Args(hidden_dims=(8, 8), batch_size=B, expectile=0.8, layer_norm=layer_norm)
+    args = crr.Args(hidden_dims=(8, 8), batch_size=B, critic_expectile=0.8, layer_norm=layer_norm)
     agent, key = agent_of(crr, args), jax.random.key(3)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
     next_action, _ = tanh_normal(*policy(agent.target_actor, batch.next_obs), noise)
@@ -88,14 +88,15 @@ def test_crr_actor(batch, mode, baseline):
     grads = jax.grad(lambda a: crr.actor_loss(a, agent, batch, key, args)[0])(agent.actor)
 
     def cloning(actor):  # the weight is not differentiated
-        return -(weight * crr.log_prob_of(batch.action, *agent.nets.actor.apply(actor, batch.obs))).mean()
+        distribution = agent.nets.actor.apply(actor, batch.obs)
+        return -(weight * crr.tanh_gaussian_log_prob(*distribution, crr.before_tanh(batch.action))).mean()
 
     jax.tree.map(close, grads, jax.grad(cloning)(agent.actor))
 
 
 def test_crr_losses_are_of_the_old_parameters_and_all_targets_move(batch):
     crr = load("crr_plus")
-    args = crr.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2, critic_lr=0.1, actor_lr=0.1, tau=0.25)
+    args = crr.Args(hidden_dims=(8, 8), batch_size=B, value_samples=2, critic_lr=0.1, actor_lr=0.1, tau=0.25)
     agent, key = agent_of(crr, args), jax.random.key(0)
     critic_key, actor_key = jax.random.split(key)
     new, metrics = crr.update(agent, batch, key, args)
@@ -127,8 +128,7 @@ def test_crr_is_crr_plus_without_its_choices(batch):
 def test_crr_log_prob_is_finite_at_the_actions_bounds():
     crr = load("crr_plus")
     action = jnp.array([[-1.0, 1.0]])
-    value, grad = jax.value_and_grad(lambda m: crr.log_prob_of(action, m, jnp.full((1, 2), -5.0)).sum())(
-        jnp.zeros((1, 2))
-    )
+    u, log_std = crr.before_tanh(action), jnp.full((1, 2), -5.0)
+    value, grad = jax.value_and_grad(lambda m: crr.tanh_gaussian_log_prob(m, log_std, u).sum())(jnp.zeros((1, 2)))
     assert np.isfinite(value) and np.isfinite(grad).all()
     close(value, log_prob(np.array([[-1.0, 1.0]]), np.zeros((1, 2)), np.full((1, 2), -5.0))[0])

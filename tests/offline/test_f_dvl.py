@@ -40,7 +40,7 @@ def conjugate(divergence, d):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES[:3])
 def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
-    f_dvl, args = load("f_dvl"), small(divergence=divergence, temperature=0.7)
+    f_dvl, args = load("f_dvl"), small(divergence=divergence, loss_temperature=0.7)
     agent = agent_of(f_dvl, args, seed=7)
     d = heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
     expected = (0.7 * conjugate(divergence, d) - 0.3 * d).mean()
@@ -48,7 +48,7 @@ def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
 
 
 def test_f_dvl_reverse_kl_is_gumbel_regression_clipped_and_rescaled(batch):
-    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", temperature=0.5, max_clip=1.0)
+    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", loss_temperature=0.5, max_clip=1.0)
     agent = agent_of(f_dvl, args, seed=7)
     d = heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
     z = np.minimum(d / 0.5, 1.0)
@@ -58,7 +58,7 @@ def test_f_dvl_reverse_kl_is_gumbel_regression_clipped_and_rescaled(batch):
 
 
 def test_f_dvl_the_rescaling_of_gumbel_regression_is_not_differentiated():
-    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", temperature=1.0)
+    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", loss_temperature=1.0)
     d = jnp.array([0.5, 2.0, -1.0])
     gradient = jax.grad(lambda d: f_dvl.conjugate_loss(d, args).sum())(d)
     close(gradient, (np.exp(d) - 1) * np.exp(-2.0))
@@ -79,7 +79,7 @@ def test_f_dvl_the_best_constant_value_goes_from_inside_the_data_to_its_maximum(
     f_dvl, q = load("f_dvl"), np.linspace(-1.0, 1.0, 41)
 
     def best(temperature):
-        args = small(divergence=divergence, temperature=temperature, max_clip=100.0)
+        args = small(divergence=divergence, loss_temperature=temperature, max_clip=100.0)
         if divergence == "reverse_kl":  # the rescaling depends on v: the minimiser is where the gradient is zero
             g = jax.grad(lambda v: f_dvl.conjugate_loss(q - v, args).mean())
             grid = np.linspace(-1, 1.2, 221)

@@ -46,8 +46,8 @@ def test_mcep_each_td3_bc_policy_has_its_own_alpha_and_normaliser(batch):
         pi = np.tanh(mlp(actor, batch.obs))
         q = heads(agent.critic, batch.obs, pi)[0]
         losses.append(-alpha / np.abs(q).mean() * q.mean() + ((pi - batch.action) ** 2).mean())
-    close(mcep.target_policy_loss(agent.actor, agent, batch, key, args)[0], losses[0])
-    close(mcep.evaluation_policy_loss(agent.evaluation, agent, batch, key, args)[0], losses[1])
+    close(mcep.actor_loss(agent.actor, agent, batch, key, args)[0], losses[0])
+    close(mcep.evaluation_loss(agent.evaluation, agent, batch, key, args)[0], losses[1])
 
 
 def test_mcep_awac_target_policy_is_weighted_cloning(batch):
@@ -60,11 +60,12 @@ def test_mcep_awac_target_policy_is_weighted_cloning(batch):
     weight = np.minimum(np.exp(adv / 0.02), 2.0)
     assert (weight == 2.0).any() and (weight < 2.0).any()
     expected = -(weight * log_prob(batch.action, mean, log_std)).mean()
-    close(mcep.target_policy_loss(agent.actor, agent, batch, key, args)[0], expected)
-    grads = jax.grad(lambda a: mcep.target_policy_loss(a, agent, batch, key, args)[0])(agent.actor)
+    close(mcep.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
+    grads = jax.grad(lambda a: mcep.actor_loss(a, agent, batch, key, args)[0])(agent.actor)
 
     def cloning(actor):  # the weight is not differentiated
-        return -(weight * mcep.log_prob_of(batch.action, *agent.nets.actor.apply(actor, batch.obs))).mean()
+        distribution = agent.nets.actor.apply(actor, batch.obs)
+        return -(weight * mcep.tanh_gaussian_log_prob(*distribution, mcep.before_tanh(batch.action))).mean()
 
     jax.tree.map(close, grads, jax.grad(cloning)(agent.actor))
 
@@ -79,14 +80,15 @@ def test_mcep_awac_evaluation_policy_climbs_the_mean_q(batch, max_q):
     q = heads(agent.critic, batch.obs, action).mean(0)
     assert (q.max() > max_q) == (max_q < 1)
     expected = (-np.minimum(q, max_q) - 0.7 * log_prob(batch.action, mean, log_std)).mean()
-    loss = lambda e: mcep.evaluation_policy_loss(e, agent, batch, key, args)[0]  # noqa: E731
+    loss = lambda e: mcep.evaluation_loss(e, agent, batch, key, args)[0]  # noqa: E731
     close(loss(agent.evaluation), expected)
 
     def reparameterised(evaluation):  # through the sampled action
         mean, log_std = agent.nets.actor.apply(evaluation, batch.obs)
         action = jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
         q = jax.vmap(agent.nets.critic.apply, (0, None, None))(agent.critic, batch.obs, action).mean(0)
-        return -(jnp.where(q < max_q, q, 0.0) + 0.7 * mcep.log_prob_of(batch.action, mean, log_std)).mean()
+        log_prob = mcep.tanh_gaussian_log_prob(mean, log_std, mcep.before_tanh(batch.action))
+        return -(jnp.where(q < max_q, q, 0.0) + 0.7 * log_prob).mean()
 
     jax.tree.map(close, jax.grad(loss)(agent.evaluation), jax.grad(reparameterised)(agent.evaluation))
 

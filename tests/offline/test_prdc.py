@@ -91,7 +91,7 @@ def test_prdc_actor_is_pulled_to_the_nearest_pair_not_to_the_own_action(batch):
 def test_prdc_searches_for_the_current_policy_and_holds_the_neighbour_still(data):
     """The step of the actor is that on the loss with a constant a', found for the policy before the step."""
     prdc = load("prdc")
-    args = args_of(beta=0.5, search="all", actor_lr=0.1, tau=0.3, batch_size=40)
+    args = args_of(state_weight=0.5, search="all", actor_lr=0.1, tau=0.3, batch_size=40)
     agent, (index, _) = agent_of(prdc, args, data.spec), queries()
     batch = data.transitions().take(index)
     pi, other = (np.tanh(mlp(actor, batch.obs)) for actor in (agent.actor, agent.target_actor))
@@ -107,7 +107,7 @@ def test_prdc_searches_for_the_current_policy_and_holds_the_neighbour_still(data
         jax.tree.map(close, getattr(new, f"target_{name}"), target)
 
 
-@pytest.mark.parametrize("changes", [{"beta": 1e3}, {"neighbours": 1}])
+@pytest.mark.parametrize("changes", [{"state_weight": 1e3}, {"neighbours": 1}])
 def test_prdc_with_a_large_beta_is_td3_bc(pendulum, tmp_path, changes):
     """A whole run: the nearest pair is the own row, so the candidates belong to the rows that were sampled."""
     prdc = train("prdc", pendulum, tmp_path / "prdc", updates=20, **changes)

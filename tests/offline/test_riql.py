@@ -64,7 +64,7 @@ def test_riql_huber_is_quadratic_up_to_one_over_sigma_squared():
 
 def test_riql_critic_has_clipped_targets_and_hubers_loss(batch):
     riql = load("riql")
-    args = riql.Args(**SMALL, discount=0.9, sigma=1.2, min_target=-1.0, max_target=1.0)
+    args = riql.Args(**SMALL, discount=0.9, huber_sigma=1.2, min_target=-1.0, max_target=1.0)
     agent = agent_of(riql, args, seed=7)
     batch = batch._replace(reward=2 * batch.reward)
     y = batch.reward + 0.9 * (1 - batch.terminal) * mlp(agent.value, batch.next_obs)[:, 0]

@@ -32,7 +32,7 @@ def kl(one, other):
 
 def bellman_of(agent, batch, key):
     noise = np.asarray(jax.random.normal(key, (B, 2)))
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.next_obs), noise)
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.next_obs), noise)
     target_v = heads(agent.target_critic, batch.next_obs, action).min(0) - np.exp(agent.log_alpha) * log_prob
     y = batch.reward + 0.99 * (1 - batch.terminal) * target_v
     return ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
@@ -48,9 +48,9 @@ def test_rorl_without_terms_is_sac_n(batch):
     assert not any("ood" in name or "smooth" in name for name in info)
 
     noise = np.asarray(jax.random.normal(jax.random.split(key)[0], (B, 2)))
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.obs), noise)
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), noise)
     q = heads(agent.critic, batch.obs, action).min(0)
-    close(rorl.policy_loss(agent.policy, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
+    close(rorl.actor_loss(agent.actor, agent, batch, key, args)[0], (np.exp(-0.3) * log_prob - q).mean())
     assert rorl.alpha_loss(1.0, jnp.float32(-3.0), 2) < 0  # entropy under its target: log alpha grows
 
 
@@ -64,7 +64,7 @@ def test_rorl_with_zero_weights_trains_as_sac_n(batch):
         one, _ = update(one, batch, jax.random.key(i), weighted)
         other, _ = update(other, batch, jax.random.key(i), plain)
         full, _ = update(full, batch, jax.random.key(i), rorl.Args(**SMALL, policy_smooth_eps=0.4))
-    jax.tree.map(close, (one.policy, one.critic, one.log_alpha), (other.policy, other.critic, other.log_alpha))
+    jax.tree.map(close, (one.actor, one.critic, one.log_alpha), (other.actor, other.critic, other.log_alpha))
     for name in ("policy", "critic"):
         change = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), getattr(full, name), getattr(one, name))
         assert max(jax.tree.leaves(change)) > 1e-5
@@ -74,15 +74,15 @@ def test_rorl_policy_smoothing_is_the_largest_divergence_either_way(batch):
     rorl = load("rorl")
     args = rorl.Args(**SMALL, policy_smooth_eps=0.4)
     agent, key = agent_of(rorl, args), jax.random.key(3)
-    there = distribution(agent.policy, near(batch.obs, 0.4, key))
-    here = distribution(agent.policy, batch.obs)
+    there = distribution(agent.actor, near(batch.obs, 0.4, key))
+    here = distribution(agent.actor, batch.obs)
     expected = (kl(here, there) + kl(there, here)).max(0).mean()
-    close(rorl.policy_smoothing(agent.policy, agent, batch, key, args), expected)
+    close(rorl.policy_smoothing(agent.actor, agent, batch, key, args), expected)
 
     key = jax.random.key(5)
-    there = distribution(agent.policy, near(batch.obs, 0.4, jax.random.split(key)[1]))
-    plain = rorl.policy_loss(agent.policy, agent, batch, key, rorl.Args(**SMALL, terms=()))[0]
-    loss = rorl.policy_loss(agent.policy, agent, batch, key, rorl.Args(**SMALL, policy_smooth_eps=0.4))[0]
+    there = distribution(agent.actor, near(batch.obs, 0.4, jax.random.split(key)[1]))
+    plain = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SMALL, terms=()))[0]
+    loss = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SMALL, policy_smooth_eps=0.4))[0]
     close(loss - plain, 0.1 * (kl(here, there) + kl(there, here)).max(0).mean())
 
 
@@ -105,7 +105,7 @@ def test_rorl_lowers_q_by_the_critics_disagreement(batch):
     near_key, action_key = jax.random.split(key)
     there = near(batch.obs, 0.4, near_key)
     noise = np.asarray(jax.random.normal(action_key, (N, B, 2)))
-    action, _ = tanh_normal(*distribution(agent.policy, there), noise)
+    action, _ = tanh_normal(*distribution(agent.actor, there), noise)
     std = np.stack([heads(agent.critic, s, a) for s, a in zip(there, action)]).std(1, ddof=1)  # [N, B]
     loss, info = rorl.ood_loss(agent.critic, agent, batch, key, args)
     close(loss, (1.5**2 * std**2).mean())
@@ -117,8 +117,8 @@ def test_rorl_lowers_q_by_the_critics_disagreement(batch):
 
     grads = jax.grad(lambda c: rorl.ood_loss(c, agent, batch, key, args)[0])(agent.critic)
     jax.tree.map(close, grads, jax.grad(slope)(agent.critic))
-    to_policy = jax.grad(lambda p: rorl.ood_loss(agent.critic, agent.replace(policy=p), batch, key, args)[0])
-    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(to_policy(agent.policy)))
+    to_policy = jax.grad(lambda p: rorl.ood_loss(agent.critic, agent.replace(actor=p), batch, key, args)[0])
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(to_policy(agent.actor)))
 
 
 def test_rorl_weights_the_terms_of_the_critic(batch):
@@ -150,7 +150,7 @@ def candidates(obs, n, scale, key):
 
 def mean_q(agent, obs, seen):
     """Of the action at `seen`, judged at the true observation."""
-    return heads(agent.critic, obs, np.tanh(distribution(agent.policy, seen)[0])).mean(0)
+    return heads(agent.critic, obs, np.tanh(distribution(agent.actor, seen)[0])).mean(0)
 
 
 def test_rorl_attacks_choose_the_worst_perturbation(batch):
@@ -163,8 +163,8 @@ def test_rorl_attacks_choose_the_worst_perturbation(batch):
     np.testing.assert_array_equal(attack["none"], obs)
     close(attack["random"], obs + candidates(obs, 1, 0.5, key)[0])
     noise = candidates(obs, 50, 0.5, key)
-    here = distribution(agent.policy, obs)
-    there = [distribution(agent.policy, obs + x) for x in noise]
+    here = distribution(agent.actor, obs)
+    there = [distribution(agent.actor, obs + x) for x in noise]
     worst = np.argmax([kl(here, x) + kl(x, here) for x in there], 0)
     close(attack["action_diff"], obs + noise[worst, np.arange(B)])
     q = np.stack([mean_q(agent, obs, obs + x) for x in noise])
@@ -172,7 +172,7 @@ def test_rorl_attacks_choose_the_worst_perturbation(batch):
     assert (mean_q(agent, obs, attack["min_q"]) < mean_q(agent, obs, attack["random"])).all()
     close(
         rorl.act(agent, obs, key, rorl.Args(**SMALL, attack="min_q", attack_scale=0.5)),
-        np.tanh(distribution(agent.policy, attack["min_q"])[0]),
+        np.tanh(distribution(agent.actor, attack["min_q"])[0]),
     )
 
 
@@ -183,7 +183,7 @@ def test_rorl_gradient_attacks_are_worse_and_stay_within_the_scale(batch, name):
     args = {**SMALL, "attack": name, "attack_scale": 0.3, "attack_samples": 5}
 
     def harm(seen):
-        here, there = distribution(agent.policy, obs), distribution(agent.policy, seen)
+        here, there = distribution(agent.actor, obs), distribution(agent.actor, seen)
         return -mean_q(agent, obs, seen) if name == "min_q" else kl(here, there) + kl(there, here)
 
     sampled, climbed = (np.asarray(rorl.attacked(agent, obs, key, rorl.Args(**args, attack_steps=n))) for n in (0, 10))

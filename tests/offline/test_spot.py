@@ -18,7 +18,7 @@ from shared.transitions import Batch
 
 
 def tiny(**changes):
-    sizes = {"hidden_dims": (8, 8), "vae_dims": (8, 8), "batch_size": B, "dropout": 0.0}
+    sizes = {"hidden_dims": (8, 8), "vae_hidden_dims": (8, 8), "batch_size": B, "dropout": 0.0}
     return load("spot").Args(**sizes | changes)
 
 
@@ -55,7 +55,7 @@ def agent():
 def test_spot_vae_loss_is_reconstruction_plus_kl_in_means(agent, batch):
     spot, key = load("spot"), jax.random.key(1)
     expected = elbo(agent.vae, batch.obs, batch.action, key, 0.7).mean()
-    close(spot.vae_loss(agent.vae, agent, batch, key, tiny(kl_weight=0.7, n_samples=3))[0], expected)
+    close(spot.vae_loss(agent.vae, agent, batch, key, tiny(kl_weight=0.7, latent_samples=3))[0], expected)
 
 
 def test_spot_the_kl_is_that_of_the_two_normal_distributions(agent, batch):
@@ -87,7 +87,7 @@ def test_spot_actor_maximises_normalised_q_inside_the_support(agent, batch):
 
 
 def test_spot_iwae_is_the_importance_weighted_estimate(agent, batch):
-    spot, key, args = load("spot"), jax.random.key(2), tiny(kl_weight=0.7, n_samples=6, density="iwae")
+    spot, key, args = load("spot"), jax.random.key(2), tiny(kl_weight=0.7, latent_samples=6, density="iwae")
     mean, log_std = encode(agent.vae, batch.obs, batch.action)
     z = latents(mean, log_std, key, 6)
     log_p = norm.logpdf(batch.action, decode(agent.vae, batch.obs, z), np.sqrt(0.7 / 4)).sum(-1) + norm.logpdf(z).sum(
@@ -150,7 +150,7 @@ def test_spot_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
 def test_spot_stays_on_one_of_two_modes_where_cloning_takes_their_mean():
     """Actions -0.8 and 0.8 in the data and Q(a) = a: neither the actions' mean 0 nor the bound 1 is supported."""
     spot = load("spot")
-    sizes = {"hidden_dims": (16,), "vae_dims": (32, 32), "batch_size": 64, "dropout": 0.0}
+    sizes = {"hidden_dims": (16,), "vae_hidden_dims": (32, 32), "batch_size": 64, "dropout": 0.0}
     rates = dict.fromkeys(("actor_lr", "critic_lr", "vae_lr"), 3e-3)
     args = spot.Args(**sizes, **rates, support_weight=8.0, kl_weight=0.05)
     spec = SPEC._replace(obs_shape=(1,), action_dim=1)

@@ -46,8 +46,8 @@ def draws(agent, batch, key):
     keys = jax.random.split(key, 3)
     uniform = np.asarray(jax.random.uniform(keys[0], (N, B, 2), minval=-1.0, maxval=1.0))
     noise = [np.asarray(jax.random.normal(k, (N, B, 2))) for k in keys[1:]]
-    now = tanh_normal(*distribution(agent.policy, batch.obs), noise[0])
-    following = tanh_normal(*distribution(agent.policy, batch.next_obs), noise[1])
+    now = tanh_normal(*distribution(agent.actor, batch.obs), noise[0])
+    following = tanh_normal(*distribution(agent.actor, batch.next_obs), noise[1])
     return [(uniform, np.full((N, B), -2 * np.log(2.0))), following, now]
 
 
@@ -73,13 +73,13 @@ def gaps_of(agent, batch, key, calibrate, importance):
 )
 def test_cal_ql_critic(agent, batch, calibrate, importance, lagrange):
     args = tiny(
-        calibrate=calibrate, importance_sampling=importance, lagrange=lagrange, target_gap=0.5, temperature=0.7,
-        cql_alpha=2.0, max_target_backup=False, discount=0.9,
+        calibrate=calibrate, importance_sampling=importance, lagrange=lagrange, target_gap=0.5, cql_temperature=0.7,
+        cql_alpha=2.0, max_q_backup=False, discount=0.9,
     )  # fmt: skip
     key = jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
     noise = np.asarray(jax.random.normal(target_key, (1, B, 2)))[0]
-    next_action, _ = tanh_normal(*distribution(agent.policy, batch.next_obs), noise)
+    next_action, _ = tanh_normal(*distribution(agent.actor, batch.next_obs), noise)
     y = batch.reward + 0.9 * (1 - batch.terminal) * heads(agent.target_critic, batch.next_obs, next_action).min(0)
     bellman = ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
     gaps, under = gaps_of(agent, batch, gap_key, calibrate, importance)
@@ -104,14 +104,14 @@ def test_cal_ql_does_not_push_down_what_is_under_the_return(agent, batch):
     jax.tree.map(close, grads["low"], plain)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(plain)) > 1e-2
     assert all(float(jnp.abs(g).max()) < 1e-6 for g in jax.tree.leaves(grads["high"]))
-    to_policy = jax.grad(lambda p: module.critic_loss(agent.critic, agent.replace(policy=p), batch, key, args)[0])
-    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(to_policy(agent.policy)))
+    to_policy = jax.grad(lambda p: module.critic_loss(agent.critic, agent.replace(actor=p), batch, key, args)[0])
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(to_policy(agent.actor)))
 
 
 def test_cal_ql_bootstraps_from_the_best_of_the_least(agent, batch):
     key = jax.random.key(1)
     noise = np.asarray(jax.random.normal(key, (N, B, 2)))
-    mean, log_std = distribution(agent.policy, batch.next_obs)
+    mean, log_std = distribution(agent.actor, batch.next_obs)
     q = [heads(agent.target_critic, batch.next_obs, tanh_normal(mean, log_std, e)[0]).min(0) for e in noise]
     close(load("cal_ql").bootstrapped_q(agent, batch, key, tiny()), np.max(q, axis=0))
 
@@ -119,41 +119,23 @@ def test_cal_ql_bootstraps_from_the_best_of_the_least(agent, batch):
 def test_cal_ql_policy_temperature_and_multiplier(agent, batch):
     module, key = load("cal_ql"), jax.random.key(4)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.obs), noise)
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), noise)
     expected = (np.exp(-0.4) * log_prob - heads(agent.critic, batch.obs, action).min(0)).mean()
-    close(module.policy_loss(agent.policy, agent, batch, key, tiny())[0], expected)
+    close(module.actor_loss(agent.actor, agent, batch, key, tiny())[0], expected)
     assert jax.grad(module.alpha_loss)(0.0, -5.0, 3) < 0 < jax.grad(module.alpha_loss)(0.0, -1.0, 3)
     slope, args = jax.grad(module.alpha_prime_loss), tiny(target_gap=1.0)
     assert slope(0.3, 2.0, args) < 0 < slope(0.3, 0.5, args)
-
-
-def log_of(reward, terminal, last, **options):
-    n = len(reward)
-    obs = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
-    task = Task("log", "", SPEC, options=options)
-    return Dataset(task, obs, np.zeros((n, 2), np.float32), np.float32(reward), obs, np.bool_(terminal), np.bool_(last))
-
-
-def test_cal_ql_data_carries_the_returns_of_the_lanes_own_discount():
-    """AntMaze's transform: failures -5, successes 5; an episode of failures alone is worth -5 / (1 - gamma)."""
-    module = load("cal_ql")
-    data = log_of([-5, 5, -5, -5, -5], [0, 1, 0, 0, 0], [0, 1, 0, 0, 1], reward_scale=10.0, reward_shift=-5.0)
-    stored = module.with_returns(data, np.float32([0.5, 0.9, 0.5]), tiny(failure_reward=0.0))
-    expected = {0.5: [-2.5, 5, -10, -10, -10], 0.9: [-0.5, 5, -50, -50, -50]}
-    assert stored.return_to_go.shape == (2, 5)
-    for discount, returns in expected.items():
-        seen = module.sample_data(jax.random.key(0), stored, 50, tiny(discount=discount))
-        close(seen.return_to_go, np.array(returns)[(np.asarray(seen.obs[:, 0]) / 3).astype(int)])
-        assert len(set(np.asarray(seen.obs[:, 0]))) == 5
-    dense = module.with_returns(data, np.float32([0.5]), tiny())
-    close(dense.return_to_go[0], [-2.5, 5, -8.75, -7.5, -5])
 
 
 @pytest.mark.parametrize("share, online", [(0.5, 4), (0.25, 2), (1.0, 8), (0.0, 0)])
 def test_cal_ql_batches_are_half_finished_episodes(share, online):
     module = load("cal_ql")
     args = tiny(batch_size=8, online_share=share)
-    data = module.with_returns(log_of([1.0] * 6, [0] * 6, [0] * 5 + [1]), np.float32([args.discount]), args)
+    obs, last = np.arange(18, dtype=np.float32).reshape(6, 3), np.arange(6) == 5
+    log = Dataset(
+        Task("log", "", SPEC), obs, np.zeros((6, 2), np.float32), np.ones(6, np.float32), obs, np.zeros(6, bool), last
+    )
+    data = log.with_returns(np.float32([args.discount]))
     fields = (*FIELDS, "return_to_go")
     replay = init_replay(1, 20, SPEC, SingleDeviceSharding(jax.devices()[0]), fields)
     replay = jax.tree.map(lambda x: x[0], replay)

@@ -46,15 +46,15 @@ def test_e2o_offline_critics_are_cqls(batch, entropy):
     args = e2o.Args(**SMALL, cql_alpha=2.0, backup_entropy=entropy)
     agent, key = general(e2o, args), jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
-    (action,), (log_prob,) = policy_sample(agent.policy, batch.next_obs, target_key, 1)
+    (action,), (log_prob,) = policy_sample(agent.actor, batch.next_obs, target_key, 1)
     target_v = heads(agent.target_critic, batch.next_obs, action).min(0) - entropy * np.exp(-0.3) * log_prob
     y = batch.reward + 0.99 * (1 - batch.terminal) * target_v
     q = heads(agent.critic, batch.obs, batch.action)
 
     uniform_key, now_key, next_key = jax.random.split(gap_key, 3)
     uniform = np.asarray(jax.random.uniform(uniform_key, (3, B, 2), minval=-1.0, maxval=1.0))
-    now, now_lp = policy_sample(agent.policy, batch.obs, now_key, 3)
-    following, following_lp = policy_sample(agent.policy, batch.next_obs, next_key, 3)
+    now, now_lp = policy_sample(agent.actor, batch.obs, now_key, 3)
+    following, following_lp = policy_sample(agent.actor, batch.next_obs, next_key, 3)
     actions = np.concatenate([uniform, now, following])
     density = np.concatenate([np.full((3, B), 2 * np.log(0.5)), now_lp, following_lp])
     values = np.stack([heads(agent.critic, batch.obs, a) for a in actions], 1) - density  # [E, 9, B]
@@ -67,8 +67,8 @@ def test_e2o_critic_losses_do_not_reach_the_policy(batch, name):
     e2o = load("e2o")
     args = e2o.Args(**SMALL)
     agent, loss = general(e2o, args), getattr(e2o, name)
-    grad = jax.grad(lambda p: loss(agent.critic, agent.replace(policy=p), batch, jax.random.key(0), args)[0])
-    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grad(agent.policy)))
+    grad = jax.grad(lambda p: loss(agent.critic, agent.replace(actor=p), batch, jax.random.key(0), args)[0])
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grad(agent.actor)))
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -82,7 +82,7 @@ def test_e2o_pairs_are_less_pessimistic_than_all(n):
 
 def online_loss_of(agent, batch, key, reduce, weigh):
     target_key, weight_key = jax.random.split(key)
-    (action,), (log_prob,) = policy_sample(agent.policy, batch.next_obs, target_key, 1)
+    (action,), (log_prob,) = policy_sample(agent.actor, batch.next_obs, target_key, 1)
     target_q = heads(agent.target_critic, batch.next_obs, action)
     y = batch.reward + 0.99 * (1 - batch.terminal) * (reduce(target_q) - np.exp(-0.3) * log_prob)
     error = heads(agent.critic, batch.obs, batch.action) - y
@@ -92,7 +92,7 @@ def online_loss_of(agent, batch, key, reduce, weigh):
 @pytest.mark.parametrize("target", ["pair_min", "min", "mean"])
 def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, target):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, target=target, reweight="none")
+    args = e2o.Args(**SMALL, online_q_aggregation=target, reweight="none")
     agent, key = general(e2o, args), jax.random.key(3)
     loss, info = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
     close(loss, online_loss_of(agent, batch, key, REDUCED[target], lambda q, _: 1.0))
@@ -101,7 +101,7 @@ def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, targ
 
 def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, weight_temperature=1.5)
+    args = e2o.Args(**SMALL, reweight_temperature=1.5)
     agent, key = general(e2o, args), jax.random.key(3)
     loss, _ = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
     close(loss, online_loss_of(agent, batch, key, pairs, lambda q, _: expit(-1.5 * q.std(0)) + 0.5))
@@ -112,11 +112,11 @@ def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
 
 def test_e2o_weight_of_the_whole_batch_is_of_the_critics_means(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, weight_temperature=1.5, reweight="batch")
+    args = e2o.Args(**SMALL, reweight_temperature=1.5, reweight="batch")
     agent, key = general(e2o, args), jax.random.key(3)
 
     def weigh(_, key):
-        actions, _ = policy_sample(agent.policy, batch.next_obs, key, E)
+        actions, _ = policy_sample(agent.actor, batch.next_obs, key, E)
         means = [[heads(agent.target_critic, batch.next_obs, a)[i].mean() for i in range(E)] for a in actions]
         return expit(-1.5 * np.std(means, axis=1).mean()) + 0.5
 
@@ -128,9 +128,9 @@ def test_e2o_policy_ascends_the_least_of_all_critics(batch):
     e2o = load("e2o")
     args = e2o.Args(**SMALL)
     agent, key = general(e2o, args), jax.random.key(4)
-    (action,), (log_prob,) = policy_sample(agent.policy, batch.obs, key, 1)
+    (action,), (log_prob,) = policy_sample(agent.actor, batch.obs, key, 1)
     expected = (np.exp(-0.3) * log_prob - heads(agent.critic, batch.obs, action).min(0)).mean()
-    close(e2o.policy_loss(agent.policy, agent, batch, key, args)[0], expected)
+    close(e2o.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
     assert e2o.alpha_loss(1.0, jnp.float32(-3.0), 2) < 0  # entropy under its target: log alpha grows
 
 
@@ -145,21 +145,21 @@ def test_e2o_online_update_is_that_of_the_online_losses(batch):
     offline, info = jax.jit(e2o.update)(agent, batch, key, e2o.Args(**SMALL))
     loss, _ = e2o.critic_loss(agent.critic, agent, batch, jax.random.split(key)[0], e2o.Args(**SMALL))
     close(info["critic_loss"], loss)
-    jax.tree.map(np.testing.assert_array_equal, online.policy, offline.policy)
+    jax.tree.map(np.testing.assert_array_equal, online.actor, offline.actor)
 
 
 def test_e2o_explores_with_the_highest_upper_confidence_bound(batch):
     e2o = load("e2o")
     args = e2o.Args(**SMALL, ucb=2.0)
     agent, key = general(e2o, args), jax.random.key(6)
-    actions, _ = policy_sample(agent.policy, batch.obs, key, E)
+    actions, _ = policy_sample(agent.actor, batch.obs, key, E)
     q = np.stack([heads(agent.critic, batch.obs, a) for a in actions], 1)  # [E, n, B]
     best = (q.mean(0) + 2.0 * q.std(0)).argmax(0)
     assert (best != (q.mean(0)).argmax(0)).any() and (best != (q.mean(0) - 2.0 * q.std(0)).argmax(0)).any()
     close(e2o.explore(agent, batch.obs, key, args), actions[best, np.arange(B)])
     plain = e2o.explore(agent, batch.obs, key, e2o.Args(**SMALL, exploration="policy"))
-    close(plain, policy_sample(agent.policy, batch.obs, key, 1)[0][0])
-    close(e2o.act(agent, batch.obs, key, args), np.tanh(distribution(agent.policy, batch.obs)[0]))
+    close(plain, policy_sample(agent.actor, batch.obs, key, 1)[0][0])
+    close(e2o.act(agent, batch.obs, key, args), np.tanh(distribution(agent.actor, batch.obs)[0]))
 
 
 def test_e2o_learns_online_from_what_it_collected_only():

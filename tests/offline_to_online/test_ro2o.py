@@ -36,7 +36,7 @@ def kl(one, other):
 
 def bellman_of(agent, batch, key, reduce):
     noise = np.asarray(jax.random.normal(key, (B, 2)))
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.next_obs), noise)
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.next_obs), noise)
     target_v = reduce(heads(agent.target_critic, batch.next_obs, action)) - np.exp(agent.log_alpha) * log_prob
     y = batch.reward + 0.99 * (1 - batch.terminal) * target_v
     return ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
@@ -52,19 +52,19 @@ def q_smoothing_of(agent, batch, key):
 def lowering_of(agent, batch, key, uncertainty):
     near_key, action_key = jax.random.split(key)
     there, noise = near(batch.obs, 0.2, near_key), np.asarray(jax.random.normal(action_key, (N, B, 2)))
-    action, _ = tanh_normal(*distribution(agent.policy, there), noise)
+    action, _ = tanh_normal(*distribution(agent.actor, there), noise)
     std = np.stack([heads(agent.critic, s, a) for s, a in zip(there, action)]).std(1, ddof=1)  # [N, B]
     return (uncertainty**2 * std**2).mean()
 
 
 def soft_policy_of(agent, batch, key, reduce):
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
     q = reduce(heads(agent.critic, batch.obs, action))
     return (np.exp(agent.log_alpha) * log_prob - q).mean(), action
 
 
 def policy_smoothing_of(agent, batch, key):
-    here, there = distribution(agent.policy, batch.obs), distribution(agent.policy, near(batch.obs, 0.4, key))
+    here, there = distribution(agent.actor, batch.obs), distribution(agent.actor, near(batch.obs, 0.4, key))
     return (kl(here, there) + kl(there, here)).max(0).mean()
 
 
@@ -79,7 +79,7 @@ def general(ro2o, args):
 def test_ro2o_has_its_common_parts_from_rorl_to_the_letter():
     ro2o, rorl = load("ro2o"), load("rorl")
     for name in (
-        "Policy", "Critic", "Agent", "sample_tanh_gaussian", "q_values", "perturbed", "symmetric_kl",
+        "Actor", "Critic", "Agent", "sample_tanh_gaussian", "q_values", "perturbed", "symmetric_kl",
         "policy_smoothing", "q_smoothing", "ood_loss", "alpha_loss", "init", "update",
     ):  # fmt: skip
         assert inspect.getsource(getattr(ro2o, name)) == inspect.getsource(getattr(rorl, name)), name
@@ -104,7 +104,7 @@ def test_ro2o_policy(batch):
     action_key, smooth_key = jax.random.split(key)
     expected = soft_policy_of(agent, batch, action_key, least)[0]
     expected += 0.6 * policy_smoothing_of(agent, batch, smooth_key)
-    close(ro2o.policy_loss(agent.policy, agent, batch, key, args)[0], expected)
+    close(ro2o.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
 
 
 def test_ro2o_antmaze_has_a_lower_bound_cloning_and_targets_of_ones_own(batch):
@@ -115,7 +115,7 @@ def test_ro2o_antmaze_has_a_lower_bound_cloning_and_targets_of_ones_own(batch):
     action_key, smooth_key = jax.random.split(key)
     expected, action = soft_policy_of(agent, batch, action_key, lambda q: q.mean(0) - 4 * q.std(0, ddof=1))
     expected += policy_smoothing_of(agent, batch, smooth_key) + 5.0 * ((action - batch.action) ** 2).mean()
-    close(ro2o.policy_loss(agent.policy, agent, batch, key, args)[0], expected)
+    close(ro2o.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
 
     target_key, _, ood_key = jax.random.split(key, 3)
     expected = bellman_of(agent, batch, target_key, lambda q: q) + 0.3 * lowering_of(agent, batch, ood_key, 1.0)
@@ -128,7 +128,7 @@ def test_ro2o_rewards_of_antmaze_are_minus_2_and_2():
 
 
 def parameters(agent):
-    return agent.policy, agent.critic, agent.target_critic, agent.log_alpha
+    return agent.actor, agent.critic, agent.target_critic, agent.log_alpha
 
 
 def test_ro2o_goes_on_online_as_it_was_with_the_least_uncertainty(batch):
@@ -170,7 +170,7 @@ def test_ro2o_explores_with_samples_and_is_evaluated_with_the_mean(batch):
     ro2o = load("ro2o")
     args = ro2o.Args(**SMALL)
     agent, key = general(ro2o, args), jax.random.key(6)
-    mean, log_std = distribution(agent.policy, batch.obs)
+    mean, log_std = distribution(agent.actor, batch.obs)
     close(ro2o.act(agent, batch.obs, key, args), np.tanh(mean))
     noise = np.asarray(jax.random.normal(key, (B, 2)))
     close(ro2o.explore(agent, batch.obs, key, args), tanh_normal(mean, log_std, noise)[0])

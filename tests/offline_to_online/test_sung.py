@@ -17,7 +17,7 @@ from shared.transitions import FIELDS, Batch, Transitions
 
 
 def tiny(**changes):
-    sizes = {"hidden_dims": (8, 8), "vae_dims": (8, 8), "batch_size": B, "num_candidates": 12, "num_finalists": 4}
+    sizes = {"hidden_dims": (8, 8), "vae_hidden_dims": (8, 8), "batch_size": B, "n_candidates": 12, "n_finalists": 4}
     return load("sung").Args(**sizes | changes)
 
 
@@ -131,7 +131,7 @@ def test_sung_batches_are_mostly_new_but_never_more_than_there_is():
         recent = min(36, row)
         assert drawn.shape == (400, 40) and (drawn[:, :recent] < 0).all()
         np.testing.assert_allclose((drawn[:, recent:] > 0).mean(), 7 / (7 + row), atol=0.05)
-    drawn = sung.sample(keys[0], data, replay, dataclasses.replace(args, offline_share=0.0))
+    drawn = sung.sample(keys[0], data, replay, dataclasses.replace(args, mixed_share=0.0))
     assert set(np.asarray(drawn.reward)[:4].tolist()) <= {-57.0, -58.0, -59.0, -60.0}
     assert drawn.obs.shape == (40, 3) and drawn.next_action is None
 
@@ -161,7 +161,7 @@ def test_sung_actor_steps_stay_conditional_over_lanes(agent, batch):
 
 def test_sung_uncertainty_tells_strange_actions_from_the_datas():
     """Data with a = (s_1, -s_1): after some training U ranks pairs with other actions above them."""
-    sung, args = load("sung"), tiny(vae_dims=(64, 64), batch_size=64, kl_weight=0.05)
+    sung, args = load("sung"), tiny(vae_hidden_dims=(64, 64), batch_size=64, kl_weight=0.05)
     agent = sung.init(jax.random.key(0), args, SPEC)
     obs = jax.random.uniform(jax.random.key(1), (256, 3), minval=-1.0, maxval=1.0)
     action = 0.8 * jnp.stack([obs[:, 0], -obs[:, 0]], axis=1)

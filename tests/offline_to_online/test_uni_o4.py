@@ -24,9 +24,10 @@ P, M = 3, 2
 
 def tiny(**changes):
     values = {
-        "hidden_dims": (8, 8), "q_dims": (8, 8), "value_dims": (8,), "model_dims": (8,), "batch_size": B,
-        "n_policies": P, "n_models": M, "offline_updates": 1000, "env_steps": 100, "rollout_length": 4,
-        "rollout_starts": 6, "gate_every": 2, "online_batch": 6, "minibatch_size": 2, "epochs": 3,
+        "hidden_dims": (8, 8), "critic_hidden_dims": (8, 8), "value_hidden_dims": (8,),
+        "model_hidden_dims": (8,), "batch_size": B,
+        "n_actors": P, "n_models": M, "offline_updates": 1000, "env_steps": 100, "rollout_length": 4,
+        "rollout_starts": 6, "gate_every": 2, "steps_per_iteration": 6, "minibatch_size": 2, "epochs": 3,
     }  # fmt: skip
     return load("uni_o4").Args(**values | changes)
 
@@ -85,30 +86,30 @@ def test_uni_o4_critics_are_those_of_iql(agent, batch):
 def test_uni_o4_clones_are_kept_from_the_most_likely_other(agent, batch, disagreement):
     module, key = load("uni_o4"), jax.random.key(2)
     args = tiny(disagreement_weight=0.3, disagreement=disagreement)
-    dists = [policy_of(member(agent.policy, i), batch.obs) for i in range(P)]
+    dists = [policy_of(member(agent.actors, i), batch.obs) for i in range(P)]
     noise, expected, apart = noise_of(key, P, B, 2), 0.0, []
     for i, (mean, log_std) in enumerate(dists):
         action = mean + np.exp(log_std) * noise[i] if disagreement == "kl" else batch.action
         others = np.max([log_prob_of(*dists[j], action) for j in range(P) if j != i], axis=0)
         apart.append(log_prob_of(mean, log_std, action) - others)
         expected += (-log_prob_of(mean, log_std, batch.action) - 0.3 * apart[-1]).mean()
-    loss, info = module.clone_loss(agent.policy, agent, batch, key, args)
+    loss, info = module.clone_loss(agent.actors, agent, batch, key, args)
     close(loss, expected)
     close(info["disagreement"], np.mean(apart))
     grad = jax.grad(lambda p, args: module.clone_loss(p, agent, batch, key, args)[0])
-    plain = grad(agent.policy, tiny(disagreement_weight=0.0, disagreement=disagreement))
+    plain = grad(agent.actors, tiny(disagreement_weight=0.0, disagreement=disagreement))
     if disagreement == "data":  # the other policy is no variable: the term is a weight of cloning
-        jax.tree.map(lambda x, y: close(x, 1.3 * y), grad(agent.policy, args), plain)
+        jax.tree.map(lambda x, y: close(x, 1.3 * y), grad(agent.actors, args), plain)
     else:
-        differs = jax.tree.map(lambda x, y: np.abs(x - 1.3 * y).max() > 1e-2, grad(agent.policy, args), plain)
+        differs = jax.tree.map(lambda x, y: np.abs(x - 1.3 * y).max() > 1e-2, grad(agent.actors, args), plain)
         assert all(jax.tree.leaves(differs))
 
 
 def test_uni_o4_one_policy_is_plain_cloning(batch):
-    module, args = load("uni_o4"), tiny(n_policies=1)
+    module, args = load("uni_o4"), tiny(n_actors=1)
     agent = agent_of(module, args)
-    expected = -log_prob_of(*policy_of(member(agent.policy, 0), batch.obs), batch.action).mean()
-    close(module.clone_loss(agent.policy, agent, batch, jax.random.key(0), args)[0], expected)
+    expected = -log_prob_of(*policy_of(member(agent.actors, 0), batch.obs), batch.action).mean()
+    close(module.clone_loss(agent.actors, agent, batch, jax.random.key(0), args)[0], expected)
 
 
 def test_uni_o4_model_predicts_the_step_and_the_end(agent, batch):
@@ -137,8 +138,8 @@ def test_uni_o4_stage_1_counts_and_old_policies_are_the_clones():
     new, info = jax.jit(module.fit)(old, keys, args, transitions(), transitions())
     counts = {name: int(getattr(new, f"{name}_opt")[0].count) for name in ("critic", "value", "clone", "model")}
     assert counts == {"critic": 6, "value": 6, "clone": 2, "model": 2}
-    jax.tree.map(np.testing.assert_array_equal, new.policy, new.old_policy)
-    assert np.abs(new.policy["params"]["Dense_0"]["kernel"] - old.policy["params"]["Dense_0"]["kernel"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, new.actors, new.old_actors)
+    assert np.abs(new.actors["params"]["Dense_0"]["kernel"] - old.actors["params"]["Dense_0"]["kernel"]).max() > 0
     assert {"critic_loss", "value_loss", "clone_loss", "model_loss"} <= info.keys()
 
 
@@ -148,7 +149,7 @@ def test_uni_o4_only_the_policies_learn_from_the_cloned_rows():
     others = dataclasses.replace(data, rows=jnp.flip(data.rows, 0) * 0.5)
     first, second = (jax.jit(module.fit)(old, keys, args, data, cloned)[0] for cloned in (data, others))
     jax.tree.map(np.testing.assert_array_equal, (first.critic, first.model), (second.critic, second.model))
-    assert np.abs(first.policy["params"]["Dense_0"]["kernel"] - second.policy["params"]["Dense_0"]["kernel"]).max() > 0
+    assert np.abs(first.actors["params"]["Dense_0"]["kernel"] - second.actors["params"]["Dense_0"]["kernel"]).max() > 0
 
 
 def test_uni_o4_clones_the_rows_from_which_a_reward_is_reached(tmp_path, monkeypatch):
@@ -182,30 +183,30 @@ def test_uni_o4_offline_ppo_asks_old_policies_own_actions(agent, batch):
     module, args, key = load("uni_o4"), tiny(), jax.random.key(5)
     noise, expected, advs = noise_of(key, P, B, 2), 0.0, []
     for i in range(P):
-        old = policy_of(member(agent.old_policy, i), batch.obs)
+        old = policy_of(member(agent.old_actors, i), batch.obs)
         action = np.clip(old[0] + np.exp(old[1]) * noise[i], -1, 1)
         adv = heads(agent.critic, batch.obs, action).min(0) - value_of(agent, batch.obs)
-        new = policy_of(member(agent.policy, i), batch.obs)
+        new = policy_of(member(agent.actors, i), batch.obs)
         ratio = np.exp(log_prob_of(*new, action) - log_prob_of(*old, action))
         expected += ppo(ratio, (adv - adv.mean()) / adv.std(), 0.2).mean()
         advs.append(adv.mean())
-    loss, info = module.policy_loss(agent.policy, agent, batch, key, 0.2, args)
+    loss, info = module.actor_loss(agent.actors, agent, batch, key, 0.2, args)
     close(loss, expected)
     close(info["adv"], np.mean(advs))
     assert 0 < float(info["clipped"]) <= 1
 
 
 def test_uni_o4_clip_falls_then_stays_and_the_learning_rate_falls_to_zero(agent, batch, monkeypatch):
-    module, args, clips, moves = load("uni_o4"), tiny(clip=0.25, policy_lr=1e-3), [], []
+    module, args, clips, moves = load("uni_o4"), tiny(clip=0.25, actor_lr=1e-3), [], []
 
-    def policy_loss(policy, agent, batch, key, clip, args):
+    def actor_loss(actors, agent, batch, key, clip, args):
         clips.append(float(clip))
-        return 100.0 * sum(x.sum() for x in jax.tree.leaves(policy)), {}
+        return 100.0 * sum(x.sum() for x in jax.tree.leaves(actors)), {}
 
-    monkeypatch.setattr(module, "policy_loss", policy_loss)
+    monkeypatch.setattr(module, "actor_loss", actor_loss)
     for t in (0, 100, 200, 201, 500, 1000):
         new, _ = module.update(agent, batch, jax.random.key(0), args, t)
-        kernel = new.policy["params"]["Dense_0"]["kernel"] - agent.policy["params"]["Dense_0"]["kernel"]
+        kernel = new.actors["params"]["Dense_0"]["kernel"] - agent.actors["params"]["Dense_0"]["kernel"]
         moves.append(np.abs(kernel).max())
     close(clips, [0.25, 0.225, 0.2, 0.2, 0.2, 0.2])
     np.testing.assert_allclose(moves, [1e-3, 9e-4, 8e-4, 7.99e-4, 5e-4, 0.0], rtol=1e-2, atol=1e-6)
@@ -216,13 +217,13 @@ def test_uni_o4_gradients_are_clipped_policy_by_policy(agent, batch, monkeypatch
     module, args = load("uni_o4"), tiny()
 
     def steps(factor):
-        def policy_loss(policy, *_):
+        def actor_loss(actors, *_):
             scale = jnp.array([1.0, factor, 1.0])
-            total = sum((jnp.sin(x) * scale.reshape(-1, *[1] * (x.ndim - 1))).sum() for x in jax.tree.leaves(policy))
+            total = sum((jnp.sin(x) * scale.reshape(-1, *[1] * (x.ndim - 1))).sum() for x in jax.tree.leaves(actors))
             return 1e-6 * total, {}
 
-        monkeypatch.setattr(module, "policy_loss", policy_loss)
-        return module.update(agent, batch, jax.random.key(0), args, 0)[0].policy
+        monkeypatch.setattr(module, "actor_loss", actor_loss)
+        return module.update(agent, batch, jax.random.key(0), args, 0)[0].actors
 
     small, large = steps(1.0), steps(1e12)
     for i in (0, 2):
@@ -245,7 +246,7 @@ def test_uni_o4_am_q_is_q_along_the_models_rollouts(agent, form):
         obs, alive, total, visited = start[:, 0].astype(np.float64), np.ones((M, 3)), 0.0, 0.0
         for k in jax.random.split(noise_key, 4):
             noise = noise_of(k, M, 1, 3, 3)[:, 0]
-            action = policy_of(member(agent.policy, i), obs)[0]
+            action = policy_of(member(agent.actors, i), obs)[0]
             total += (alive * heads(agent.critic, obs, action).min(0)).sum()
             visited += alive.sum()
             for m in range(M):
@@ -255,8 +256,8 @@ def test_uni_o4_am_q_is_q_along_the_models_rollouts(agent, form):
         expected.append(total / (visited if form == "mean" else M * 3 * 4))
         lengths.append(visited)
     assert min(lengths) < M * 3 * 4  # some did end
-    close(module.am_q(agent.policy, agent, key, args, data), expected)
-    twins = jax.tree.map(lambda x: x.at[1].set(x[0]), agent.policy)
+    close(module.am_q(agent.actors, agent, key, args, data), expected)
+    twins = jax.tree.map(lambda x: x.at[1].set(x[0]), agent.actors)
     scores = np.asarray(module.am_q(twins, agent, key, args, data))
     close(scores[0], scores[1])
 
@@ -273,11 +274,11 @@ def test_uni_o4_old_policies_are_replaced_where_am_q_has_risen(agent, monkeypatc
     new = module.judge(agent, seed, tiny(gate=gate), None)
     risen = [True, False, False] if gate else [True] * 3
     for i, accepted in enumerate(risen):
-        expected = member(agent.policy if accepted else agent.old_policy, i)
-        jax.tree.map(np.testing.assert_array_equal, member(new.old_policy, i), expected)
+        expected = member(agent.actors if accepted else agent.old_actors, i)
+        jax.tree.map(np.testing.assert_array_equal, member(new.old_actors, i), expected)
     assert new.accepted.tolist() == [float(r) for r in risen]
     np.testing.assert_array_equal(new.score, [4.0, 5.0, 3.0] if gate else [4.0, 4.0, np.nan])
-    jax.tree.map(np.testing.assert_array_equal, new.policy, agent.policy)
+    jax.tree.map(np.testing.assert_array_equal, new.actors, agent.actors)
 
 
 def test_uni_o4_actor_is_the_policy_of_highest_am_q(agent, monkeypatch, batch):
@@ -285,21 +286,21 @@ def test_uni_o4_actor_is_the_policy_of_highest_am_q(agent, monkeypatch, batch):
     module, seed = load("uni_o4"), jax.random.key_data(jax.random.key(0))
     agent = agent.replace(score=jnp.float32([2.0, 5.0, 3.0]))
     with_scores(monkeypatch, [4.0, 1.0, np.nan])
-    for deploy, expected in (("accepted", member(agent.old_policy, 1)), ("last", member(agent.policy, 0))):
+    for deploy, expected in (("accepted", member(agent.old_actors, 1)), ("last", member(agent.actors, 0))):
         new = module.judge(agent, seed, tiny(deploy=deploy), None)
         jax.tree.map(np.testing.assert_array_equal, new.actor, expected)
         close(module.act(new, batch.obs, None, tiny()), policy_of(expected, batch.obs)[0])
     with_scores(monkeypatch, [-3.0, -2.0, -4.0])
     first = module.judge(module.init(jax.random.key(0), tiny(), SPEC), seed, tiny(), None)
     assert first.score.tolist() == [-3.0, -2.0, -4.0] and first.accepted.tolist() == [1.0] * P
-    jax.tree.map(np.testing.assert_array_equal, first.actor, member(first.policy, 1))
+    jax.tree.map(np.testing.assert_array_equal, first.actor, member(first.actors, 1))
 
 
 def test_uni_o4_judges_after_every_so_many_updates_of_the_stage(agent, monkeypatch):
     """Counted from the stage's first update, whatever the chunk; the same starts and noise at every judgement."""
     module, seed, seen = load("uni_o4"), jax.random.key_data(jax.random.key(7)), []
 
-    def am_q(policy, agent, key, args, transitions):
+    def am_q(actors, agent, key, args, transitions):
         jax.debug.callback(lambda k: seen.append(k.tolist()), jax.random.key_data(key))
         return jnp.full(P, 1.0)
 
@@ -335,7 +336,7 @@ def test_uni_o4_online_losses(agent, batch, clip_value):
     old, adv = np.float32(log_prob + [0.02, -0.3, 0.3, 0.3, -0.3]), np.float32([1, 1, 1, -1, -1])
     entropy = norm.entropy(0, np.exp(log_std)).sum(-1).mean()
     expected = ppo(np.exp(log_prob - old), adv, 0.1).mean() - 0.2 * entropy
-    close(module.actor_loss(agent.actor, agent, batch, old, adv, args)[0], expected)
+    close(module.online_actor_loss(agent.actor, agent, batch, old, adv, args)[0], expected)
 
     v = value_of(agent, batch.obs)
     old_v, target = np.float32(v + r.normal(size=B)), np.float32(v + r.normal(size=B))
@@ -352,17 +353,17 @@ def rollout_of(n):
 
 def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
     """Every transition once per epoch, in minibatches of another order; the advantage normalised over all of them."""
-    module, args, seen = load("uni_o4"), tiny(online_batch=7), []
+    module, args, seen = load("uni_o4"), tiny(steps_per_iteration=7), []
     n, rollout = 7, rollout_of(7)
     rollout = rollout._replace(obs=jnp.arange(float(n))[:, None] * jnp.ones(3))
-    actor_loss = module.actor_loss
+    online_actor_loss = module.online_actor_loss
 
     def spy(actor, agent, batch, old_log_prob, adv, args):
         jax.debug.callback(lambda *x: seen.append([np.asarray(y) for y in x]), batch.obs[:, 0], adv)
-        return actor_loss(actor, agent, batch, old_log_prob, adv, args)
+        return online_actor_loss(actor, agent, batch, old_log_prob, adv, args)
 
-    spy.__name__ = "actor_loss"
-    monkeypatch.setattr(module, "actor_loss", spy)
+    spy.__name__ = "online_actor_loss"
+    monkeypatch.setattr(module, "online_actor_loss", spy)
     new, info = module.update_online(agent, rollout, np.zeros(n), jax.random.key(0), args, 0)
     jax.effects_barrier()
     assert module.gradient_steps(args) == 9 == len(seen) == int(new.actor_opt[1][0].count)
@@ -373,7 +374,7 @@ def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
     normal = (adv - adv.mean()) / (adv.std() + 1e-5)
     for at, given in seen:
         close(given, normal[at.astype(int)])
-    assert set(info) >= {"actor_loss", "baseline_loss", "kl", "entropy"}
+    assert set(info) >= {"online_actor_loss", "baseline_loss", "kl", "entropy"}
 
 
 def test_uni_o4_online_learning_rates_fall_to_zero(agent):
@@ -386,7 +387,7 @@ def test_uni_o4_online_learning_rates_fall_to_zero(agent):
             change = jax.tree.map(lambda x, y: np.abs(x - y).max(), getattr(new, name), getattr(agent, name))
             moved.append(max(jax.tree.leaves(change)))
     assert moved[0] > moved[2] > moved[4] == 0 and moved[1] > moved[3] > moved[5] == 0
-    jax.tree.map(np.testing.assert_array_equal, new.policy, agent.policy)
+    jax.tree.map(np.testing.assert_array_equal, new.actors, agent.actors)
 
 
 def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_full(pendulum, tmp_path, monkeypatch):
@@ -406,7 +407,7 @@ def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_ful
 
     monkeypatch.setattr(LaneEnvs, "step", spy_step)
     monkeypatch.setattr(module, "update_online", spy_update)
-    train("uni_o4", pendulum, tmp_path / "run", env_steps=20, online_batch=8, discount=0.9)
+    train("uni_o4", pendulum, tmp_path / "run", env_steps=20, steps_per_iteration=8, discount=0.9)
     assert [int(x[3]) for x in learned] == [7, 15]
     rows, ends = np.stack([r[0] for r, _ in stepped]), np.stack([e[0] for _, e in stepped])
     for n, (obs, reward, ended, _) in enumerate(learned):
@@ -423,7 +424,7 @@ def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_ful
 
 def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(pendulum, tmp_path, monkeypatch):
     """One run, stopped once in each; online in the middle of an episode and of a rollout."""
-    args = {"env_steps": 20, "online_batch": 8, "seeds": 2, "eval_every": 10}
+    args = {"env_steps": 20, "steps_per_iteration": 8, "seeds": 2, "eval_every": 10}
     train("uni_o4", pendulum, tmp_path / "whole", **args)
     for stop in (-6, -2, 10):
         with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
@@ -442,7 +443,7 @@ def test_uni_o4_goes_online_with_another_runs_agents(pendulum, tmp_path):
     new = train("uni_o4", pendulum, tmp_path / "new", from_run=str(tmp_path / "whole"), online_actor_lr=0.0)
     assert not (tmp_path / "new" / "before.csv").exists() and not (tmp_path / "new" / "offline.csv").exists()
     for name in old:
-        if name.split("[")[1].startswith("0].") and any(f in name for f in (".actor[", ".policy[", ".score")):
+        if name.split("[")[1].startswith("0].") and any(f in name for f in (".actor[", ".actors[", ".score")):
             np.testing.assert_array_equal(old[name], new[name], err_msg=name)
 
 
@@ -454,6 +455,6 @@ def test_uni_o4_explores_with_samples(agent, batch):
 
 def test_uni_o4_initial_policies_differ():
     agent = load("uni_o4").init(jax.random.key(0), tiny(), Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
-    for trees, n in ((agent.policy, P), (agent.critic, 2), (agent.model, M)):
+    for trees, n in ((agent.actors, P), (agent.critic, 2), (agent.model, M)):
         first = trees["params"]["Dense_0"]["kernel"]
         assert all(np.abs(first[i] - first[j]).max() > 1e-3 for i in range(n) for j in range(i))

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from test_lanes import train
 
 from shared.replay import init_replay
-from shared.transitions import FIELDS, Transitions
+from shared.transitions import FIELDS, Transitions, TransitionsWithReturns
 
 E, N, UTD = 4, 3, 2
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])
@@ -68,7 +68,7 @@ def pair(key):
 def bellman_of(agent, batch, key, best_of_actions, discount=0.9):
     action_key, subset_key = jax.random.split(key)
     noise = np.asarray(jax.random.normal(action_key, (N if best_of_actions else 1, B, 2)))
-    mean, log_std = distribution(agent.policy, batch.next_obs)
+    mean, log_std = distribution(agent.actor, batch.next_obs)
     some = pair(subset_key)
     next_q = [q_of(agent.target_critic, batch.next_obs, tanh_normal(mean, log_std, e)[0])[some].min(0) for e in noise]
     y = batch.reward + discount * (1 - batch.terminal) * np.max(next_q, axis=0)
@@ -96,8 +96,8 @@ def test_wsrl_pretrains_two_random_critics_conservatively(batch, calibrate, impo
     keys = jax.random.split(gap_key, 3)
     uniform = np.asarray(jax.random.uniform(keys[0], (N, B, 2), minval=-1.0, maxval=1.0))
     noise = [np.asarray(jax.random.normal(k, (N, B, 2))) for k in keys[1:]]
-    now = tanh_normal(*distribution(agent.policy, batch.obs), noise[0])
-    following = tanh_normal(*distribution(agent.policy, batch.next_obs), noise[1])
+    now = tanh_normal(*distribution(agent.actor, batch.obs), noise[0])
+    following = tanh_normal(*distribution(agent.actor, batch.next_obs), noise[1])
     kinds = [(uniform, np.full((N, B), -2 * np.log(2.0))), following, now]
     q, gaps, under = q_of(agent.critic, batch.obs, batch.action), [], []
     for i in pair(subset_key):
@@ -120,9 +120,9 @@ def test_wsrl_pretrains_two_random_critics_conservatively(batch, calibrate, impo
 def test_wsrl_policy_takes_the_least_of_all_critics_and_temperature_its_entropy(batch):
     module, agent, key = load("wsrl"), make(), jax.random.key(4)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
-    action, log_prob = tanh_normal(*distribution(agent.policy, batch.obs), noise)
+    action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), noise)
     expected = (np.exp(-0.4) * log_prob - q_of(agent.critic, batch.obs, action).min(0)).mean()
-    close(module.policy_loss(agent.policy, agent, batch, key, tiny())[0], expected)
+    close(module.actor_loss(agent.actor, agent, batch, key, tiny())[0], expected)
     assert jax.grad(module.alpha_loss)(0.0, -5.0, 3) < 0 < jax.grad(module.alpha_loss)(0.0, -1.0, 3)
 
 
@@ -131,9 +131,9 @@ def test_wsrl_networks_without_normalisation_and_with_one_std(batch):
     agent = make(layer_norm=False, state_dependent_std=False)
     q = module.q_values(agent.nets.critic, agent.critic, batch.obs, batch.action)
     close(q, q_of(agent.critic, batch.obs, batch.action, layer_norm=False))
-    mean, log_std = agent.nets.policy.apply(agent.policy, batch.obs)
-    close(mean, network(agent.policy, batch.obs, layer_norm=False))
-    close(log_std, np.broadcast_to(agent.policy["params"]["log_std"], (B, 2)))
+    mean, log_std = agent.nets.actor.apply(agent.actor, batch.obs)
+    close(mean, network(agent.actor, batch.obs, layer_norm=False))
+    close(log_std, np.broadcast_to(agent.actor["params"]["log_std"], (B, 2)))
 
 
 def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(batch):
@@ -141,9 +141,9 @@ def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(b
     module, agent, args, key = load("wsrl"), make(), tiny(), jax.random.key(3)
     batches = jax.tree.map(lambda x: jnp.stack([x, x[::-1] + 0.1]), batch._replace(return_to_go=None))
     new, metrics = jax.jit(module.update_online)(agent, batches, key, args)
-    counts = [int(opt[0].count) for opt in (new.critic_opt, new.policy_opt, new.alpha_opt)]
+    counts = [int(opt[0].count) for opt in (new.critic_opt, new.actor_opt, new.alpha_opt)]
     assert counts == [UTD, 1, 1] and not {"gap", "bound_rate"} & metrics.keys()
-    critic_key, policy_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(key)
     expected = agent
     for i, k in enumerate(jax.random.split(critic_key, UTD)):
         rows = jax.tree.map(lambda x, i=i: x[i], batches)
@@ -152,14 +152,14 @@ def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(b
     for name in ("critic", "target_critic"):
         jax.tree.map(close, getattr(new, name), getattr(expected, name))
     rows = jax.tree.map(lambda x: x.reshape(UTD * B, *x.shape[2:]), batches)
-    close(metrics["policy_loss"], module.policy_loss(agent.policy, expected, rows, policy_key, args)[0])
+    close(metrics["actor_loss"], module.actor_loss(agent.actor, expected, rows, actor_key, args)[0])
 
 
 @pytest.mark.parametrize("share, online", [(1.0, 8), (0.5, 4)])
 def test_wsrl_batches_are_online_unless_data_is_retained(share, online):
     module, args = load("wsrl"), tiny(batch_size=8, online_share=share)
     rows = jnp.ones((6, 10))
-    data = module.OfflineData(Transitions(rows, None, None, SPEC, FIELDS), jnp.array([0.99]), jnp.zeros((1, 6)))
+    data = TransitionsWithReturns(Transitions(rows, None, None, SPEC, FIELDS), jnp.array([0.99]), jnp.zeros((1, 6)))
     replay = init_replay(1, 20, SPEC, SingleDeviceSharding(jax.devices()[0]))
     replay = jax.tree.map(lambda x: x[0], replay).insert(jnp.full(10, 7.0))
     batch = module.sample(jax.random.key(0), data, replay, args)
@@ -169,21 +169,21 @@ def test_wsrl_batches_are_online_unless_data_is_retained(share, online):
 
 def test_wsrl_warm_up_acts_with_the_frozen_pretrained_policy(pendulum, tmp_path):
     """Nothing is learned or reset in it; then utd critic updates a step, from a buffer that began empty."""
-    settings = {"policy_lr": (1e-3, 1e-1), "calibrate": False}
-    warm = train("wsrl", pendulum, tmp_path / "warm", **settings, warmup_steps=8)
-    assert (warm["[0].critic_opt[0].count"] == 4).all() and (warm["[0].policy_opt[0].count"] == 4).all()
+    settings = {"actor_lr": (1e-3, 1e-1), "calibrate": False}
+    warm = train("wsrl", pendulum, tmp_path / "warm", **settings, learning_starts=8)
+    assert (warm["[0].critic_opt[0].count"] == 4).all() and (warm["[0].actor_opt[0].count"] == 4).all()
     assert (warm["[0].log_alpha"] != 0.0).all()
     with np.load(tmp_path / "warm" / "checkpoint" / "state.npz") as file:
         rows, inserted = (file[f"[1]['replay'].{name}"] for name in ("rows", "inserted"))
     assert inserted.tolist() == [8, 8]
     assert (rows[0, :, 3] != rows[1, :, 3]).all()  # the policies' own actions: uniform ones would be the same
-    later = train("wsrl", pendulum, tmp_path / "later", **settings, warmup_steps=4)
-    assert (later["[0].critic_opt[0].count"] == 4 + 2 * 4).all() and (later["[0].policy_opt[0].count"] == 4 + 4).all()
+    later = train("wsrl", pendulum, tmp_path / "later", **settings, learning_starts=4)
+    assert (later["[0].critic_opt[0].count"] == 4 + 2 * 4).all() and (later["[0].actor_opt[0].count"] == 4 + 4).all()
     with (tmp_path / "later" / "metrics.csv").open() as f:
         assert [(r["update"], r["env_step"]) for r in csv.DictReader(f)][::2] == [("8", "6"), ("12", "8")]
 
 
 def test_wsrl_without_warm_up_learns_from_the_first_step(pendulum, tmp_path):
-    agent = train("wsrl", pendulum, tmp_path / "run", warmup_steps=0, online_share=0.5)
+    agent = train("wsrl", pendulum, tmp_path / "run", learning_starts=0, online_share=0.5)
     assert agent["[0].critic_opt[0].count"].tolist() == [4 + 2 * 8]
     assert all(np.isfinite(value).all() for value in agent.values())

@@ -1,26 +1,22 @@
-"""The combination lock of shared/environments.py against a plain re-implementation."""
+"""The combination lock against a plain re-implementation, and its datasets."""
 
+import csv
 import dataclasses
+from collections.abc import Callable
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import locks
+import make
 import numpy as np
 import pytest
+from environments.combination_lock import BAD, LOGIT_LIMIT, Lock, LockState
 from scipy.linalg import hadamard
+from test_lanes import train
 
-from shared.environments import (
-    BAD,
-    LOGIT_LIMIT,
-    Lock,
-    LockState,
-    lock_data,
-    lock_optimal,
-    lock_random,
-    lock_reset,
-    lock_step,
-    lock_task,
-)
+from shared.data import Dataset, load_dataset
+from shared.errors import InputError
 from shared.task import Task
 
 N = 20_000
@@ -66,7 +62,7 @@ def test_transitions_rewards_and_observations(continuous):
                 latent, action = (x.ravel() for x in np.meshgrid(range(3), range(3)))
                 given = jnp.eye(3)[action] * LOGIT_LIMIT if continuous else jnp.asarray(action)
                 state = LockState(jnp.asarray(latent), jnp.int32(h))
-                new, obs, reward, terminal = lock_step(lock, state, given, jax.random.key(h))
+                new, obs, reward, terminal = lock.step(state, given, jax.random.key(h))
                 expected = [reference.step(z, h, a, switch, anti) for z, a in zip(latent, action)]
                 np.testing.assert_array_equal(new.latent, [e[0] for e in expected])
                 np.testing.assert_allclose(reward, [e[1] for e in expected], rtol=1e-6)
@@ -82,8 +78,8 @@ def test_observations_have_the_smallest_power_of_two_and_turn_back(horizon):
     np.testing.assert_array_equal(lock.rotation(), hadamard(size))
     for h in {0, horizon // 2, horizon}:
         state = LockState(jnp.full(N // 10, 1), jnp.int32(h - 1))
-        new, obs, _, _ = lock_step(lock, state, lock_optimal(lock, state), jax.random.key(h)) if h else (
-            *lock_reset(lock, jax.random.key(h), (N // 10,)), None, None
+        new, obs, _, _ = lock.step(state, lock.optimal_action(state), jax.random.key(h)) if h else (
+            *lock.reset(jax.random.key(h), (N // 10,)), None, None
         )  # fmt: skip
         back = np.asarray(obs) @ hadamard(size) / size
         back[np.arange(len(back)), new.latent] -= 1
@@ -94,14 +90,14 @@ def test_observations_have_the_smallest_power_of_two_and_turn_back(horizon):
 
 def test_random_events_have_their_probabilities():
     lock = Lock(horizon=3, seed=2)
-    state, _ = lock_reset(lock, jax.random.key(0), (N,))
+    state, _ = lock.reset(jax.random.key(0), (N,))
     assert abs(float(state.latent.mean()) - 0.5) < 0.02
-    new, _, reward, _ = lock_step(lock, state, lock_optimal(lock, state), jax.random.key(1))
+    new, _, reward, _ = lock.step(state, lock.optimal_action(state), jax.random.key(1))
     assert abs(float((new.latent != state.latent).mean()) - 0.5) < 0.02 and not reward.any()
     # independent of where it was, of the rewards, and of the next step's
     assert abs(np.corrcoef(new.latent, state.latent)[0, 1]) < 0.03
-    wrong = (lock_optimal(lock, state) + 1) % 10
-    fallen, _, reward, _ = lock_step(lock, state, wrong, jax.random.key(1))
+    wrong = (lock.optimal_action(state) + 1) % 10
+    fallen, _, reward, _ = lock.step(state, wrong, jax.random.key(1))
     assert (fallen.latent == BAD).all() and abs(float(reward.mean()) - 0.05) < 0.002
     assert set(np.unique(reward)) == {np.float32(0.0), np.float32(0.1)}
 
@@ -111,29 +107,29 @@ def test_continuous_actions_are_logits_at_temperature_one_tenth():
     state = LockState(jnp.zeros(N, jnp.int32), jnp.int32(0))
     logits = np.random.default_rng(0).uniform(0, 0.3, 4).astype(np.float32)
     probs = np.exp(logits / 0.1) / np.exp(logits / 0.1).sum()
-    right = lock_step(lock, state, jnp.tile(logits, (N, 1)), jax.random.key(0))[0].latent != BAD
+    right = lock.step(state, jnp.tile(logits, (N, 1)), jax.random.key(0))[0].latent != BAD
     assert abs(float(right.mean()) - probs[lock.correct()[0, 0]]) < 0.015
-    random = lock_random(lock, jax.random.key(3), (N,))
+    random = lock.random_action(jax.random.key(3), (N,))
     assert random.shape == (N, 4) and random.min() >= 0 and random.max() <= 1
 
 
 def play(lock: Lock, policy, n: int = 500):
-    state, _ = lock_reset(lock, jax.random.key(5), (n,))
+    state, _ = lock.reset(jax.random.key(5), (n,))
     total = np.zeros(n)
     for h in range(lock.horizon):
-        state, _, reward, _ = lock_step(lock, state, policy(state, h), jax.random.key(h))
+        state, _, reward, _ = lock.step(state, policy(state, h), jax.random.key(h))
         total += np.asarray(reward)
     return total
 
 
 def test_the_optimal_value_is_one_and_random_actions_are_worth_next_to_nothing():
     lock = Lock(horizon=20)
-    assert (play(lock, lambda s, h: lock_optimal(lock, s)) == 1.0).all()
-    random = play(lock, lambda s, h: lock_random(lock, jax.random.key(100 + h), s.latent.shape))
+    assert (play(lock, lambda s, h: lock.optimal_action(s)) == 1.0).all()
+    random = play(lock, lambda s, h: lock.random_action(jax.random.key(100 + h), s.latent.shape))
     assert set(np.unique(np.round(random, 3))) == {0.0, 0.1}  # at most one fall
     soft = dataclasses.replace(lock, continuous=True)
-    assert (play(soft, lambda s, h: LOGIT_LIMIT * lock_optimal(soft, s)) == 1.0).all()
-    assert play(soft, lambda s, h: lock_optimal(soft, s)).mean() > 0.97  # e^10 / (e^10 + 9) at each step
+    assert (play(soft, lambda s, h: LOGIT_LIMIT * soft.optimal_action(s)) == 1.0).all()
+    assert play(soft, lambda s, h: soft.optimal_action(s)).mean() > 0.97  # e^10 / (e^10 + 9) at each step
 
 
 def latents(lock: Lock, obs) -> np.ndarray:
@@ -152,7 +148,7 @@ def test_offline_data(continuous):
         z = latents(lock, data.obs)
         return np.take_along_axis(table, np.minimum(z, 1), axis=1) == chosen(data), z
 
-    data = lock_data(lock, jax.random.key(0), n, "trajectory")
+    data = lock.offline_data(jax.random.key(0), n, "trajectory")
     assert data.obs.shape == (8, n, 16) and data.reward.shape == (8, n)
     assert (latents(lock, data.next_obs[:-1]) == latents(lock, data.obs[1:])).all()  # whole episodes
     right, z = correct(data)
@@ -163,25 +159,89 @@ def test_offline_data(continuous):
         expected[middle] = 0.1
     np.testing.assert_allclose(rate, expected, atol=0.03)
 
-    data = lock_data(lock, jax.random.key(0), n, "occupancy")
+    data = lock.offline_data(jax.random.key(0), n, "occupancy")
     right, z = correct(data)
     assert (z != BAD).mean() > (0.995 if continuous else 1.0 - 1e-9)
     np.testing.assert_allclose([np.mean(chosen(data) == a) for a in range(10)], 0.1, atol=0.01)
     falls = latents(lock, data.next_obs) == BAD
     assert (falls == ~right)[z != BAD].mean() > (0.7 if continuous else 1.0 - 1e-9)
 
-    data = lock_data(lock, jax.random.key(0), n, "random")
+    data = lock.offline_data(jax.random.key(0), n, "random")
     right, z = correct(data)
     np.testing.assert_allclose((z[:3] != BAD).mean(1), [1.0, 0.1, 0.01], atol=0.02)
     assert float(data.reward.max()) == np.float32(0.1)
 
 
-def test_the_gymnasium_environment_is_the_lock_and_carries_the_step():
-    lock = Lock(horizon=6, seed=4)
-    data = lock_data(lock, jax.random.key(0), 10, "trajectory")
-    task = Task.from_description(lock_task(lock, data, "trajectory").describe())
-    assert task.env_spec.kwargs["seed"] == 4 and task.score(np.array(1.0)) == 100.0
-    env = task.make_env()
+@pytest.fixture
+def dataset() -> Callable[..., Dataset]:
+    """A small recipe's dataset, made and loaded."""
+
+    def load(name: str, steps: int, **options) -> Dataset:
+        make.make(name, steps=steps)
+        return load_dataset(name, **options)
+
+    return load
+
+
+@pytest.mark.parametrize("soft", ["", "continuous-"])
+@pytest.mark.parametrize("kind", ["trajectory", "random", "occupancy"])
+def test_a_recipes_dataset_is_what_the_lock_draws(kind, soft, dataset):
+    """To the last bit, where actions stay in the environment's units; steps come back from any order of the rows."""
+    name = f"{soft}combination-lock-h10-{kind}"
+    data = dataset(name, 70, env_units=True)
+    assert (len(data.obs), data.spec.obs_shape, data.spec.discrete) == (70, (17,), not soft)
+    lock = data.task.make_env().unwrapped.lock
+    assert lock == Lock(10, continuous=bool(soft))
+    drawn = lock.offline_data(locks.data_key(lock, 0), 7, kind)
+    shuffled = data.select(np.random.default_rng(0).permutation(70)).by_step(10)
+    for field in ("obs", "action", "reward", "next_obs"):
+        expected = np.asarray(getattr(drawn, field))
+        np.testing.assert_array_equal(getattr(data.by_step(10), field), expected, err_msg=field)
+        found = getattr(shuffled, field)
+        assert [sorted(map(str, x)) for x in found] == [sorted(map(str, x)) for x in expected]
+    np.testing.assert_array_equal(data.terminal, data.obs[:, -1] == 9)
+    np.testing.assert_array_equal(data.last, True if kind == "occupancy" else data.terminal)
+    np.testing.assert_array_equal(data.next_obs[:, -1], data.obs[:, -1] + 1)
+    returns = np.asarray(drawn.reward).sum(0)
+    means = {} if kind == "occupancy" else {"dataset mean": returns.mean(), "dataset best episode": returns.max()}
+    assert data.task.baselines == pytest.approx(means)
+    assert data.task.reference["min"] == 0.0 and data.task.score(np.array(1.0)) == 100.0
+
+
+def test_other_seeds_are_other_locks_and_other_rows(dataset):
+    first, second = (dataset(f"combination-lock-h10-{seed}trajectory", 40) for seed in ("", "seed1-"))
+    of = [data.task.make_env().unwrapped.lock for data in (first, second)]
+    assert [lock.seed for lock in of] == [0, 1] and (of[0].correct() != of[1].correct()).any()
+    assert first.task.hash != second.task.hash
+    make.make("combination-lock-h10-trajectory", steps=40, seed=1, force=True)
+    again = load_dataset("combination-lock-h10-trajectory")
+    assert again.task.hash not in (first.task.hash, second.task.hash) and again.task.env_spec == first.task.env_spec
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_datasets_keys_are_no_training_lanes_keys(seed):
+    """Not even where lane and lock have one seed: a lane's keys are the children of its seed's (shared.run)."""
+    data_key, root = locks.data_key(Lock(8, seed=seed), 0), jax.random.key(seed)
+    key_bytes = lambda keys: {bytes(np.asarray(jax.random.key_data(k))) for k in keys}  # noqa: E731
+    ours = key_bytes([data_key, *jax.random.split(data_key, 8)])
+    children = jax.random.split(root, 3)
+    assert not ours & key_bytes([root, *children, *(k for child in children for k in jax.random.split(child, 8))])
+
+
+def test_rows_of_a_cut_dataset_are_as_many_for_every_step(dataset):
+    data = dataset("combination-lock-h10-random", 34)
+    assert len(data.obs) == 34 and data.last.sum() == 4 and not data.terminal[-1]
+    rows = data.by_step(10)
+    assert rows.obs.shape == (10, 3, 16)
+    np.testing.assert_array_equal(rows.reward, data.reward[:30].reshape(3, 10).T)
+    with pytest.raises(InputError, match="step 10"):
+        data.by_step(11)
+
+
+def test_the_gymnasium_environment_is_the_lock_and_carries_the_step(dataset):
+    task = Task.from_description(dataset("combination-lock-h10-seed1-trajectory", 20).task.describe())
+    lock, env = Lock(10, seed=1), task.make_env()
+    assert task.env_spec.kwargs["seed"] == 1 and task.score(np.array(1.0)) == 100.0
     for seed in (0, 1):
         obs, total, h, done = env.reset(seed=seed)[0], 0.0, 0, False
         first = obs
@@ -190,14 +250,13 @@ def test_the_gymnasium_environment_is_the_lock_and_carries_the_step():
             obs, reward, done, truncated, _ = env.step(lock.correct()[h, latents(lock, obs[:-1])])
             total, h = total + reward, h + 1
             assert not truncated
-        assert (total, h) == (1.0, 6)
+        assert (total, h) == (1.0, 10)
         np.testing.assert_array_equal(env.reset(seed=seed)[0], first)
     assert np.abs(env.reset(seed=7)[0] - env.reset(seed=8)[0]).max() > 0
 
 
-def test_actions_of_a_continuous_task_reach_the_lock_as_logits():
-    lock = Lock(horizon=6, continuous=True, seed=4)
-    task = lock_task(lock, lock_data(lock, jax.random.key(0), 10, "random"), "random")
+def test_actions_of_a_continuous_task_reach_the_lock_as_logits(dataset):
+    task, lock = dataset("continuous-combination-lock-h10-random", 20).task, Lock(10, continuous=True)
     env = task.make_env()
     obs, total, done = env.reset(seed=0)[0], 0.0, False
     while not done:
@@ -206,3 +265,12 @@ def test_actions_of_a_continuous_task_reach_the_lock_as_logits():
         total += reward
     assert total == 1.0
     assert isinstance(env.action_space, gym.spaces.Box) and env.action_space.high[0] == LOGIT_LIMIT
+
+
+@pytest.mark.parametrize("algorithm, kind", [("bc", "trajectory"), ("cql", "random")])
+def test_other_algorithms_reach_the_lock_by_its_datasets_name(algorithm, kind, dataset, tmp_path):
+    name = f"combination-lock-h10-{kind}"
+    dataset(name, 40)
+    train(algorithm, name, tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "returns.csv").open()))
+    assert len(rows) == 1 and rows[0]["length"] == "10" and 0.0 <= float(rows[0]["score"]) <= 100.0

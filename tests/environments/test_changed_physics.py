@@ -1,22 +1,35 @@
-"""Environments of shared/environments.py: the physics that was to change has changed, and nothing else."""
+"""ChangedPhysics-v0: the physics that was to change has changed, and nothing else."""
+
+import csv
+import dataclasses
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+from conftest import load
+from environments.changed_physics import ChangedPhysics
+from test_lanes import train
 
-from shared.environments import changed_physics
+from shared import evaluation
 from shared.errors import InputError
 from shared.online import LaneEnvs
-from shared.task import env_task
+from shared.task import Task, env_task
 
-# ------------------------------------------------------------------------------- changed physics
+
+def changed_physics(task: Task, **change: float) -> Task:
+    return task.in_env("ChangedPhysics-v0", env=task.describe()["env"], **change)
+
+
+def inner(env: gym.Env) -> gym.Env:
+    """The environment whose physics is changed."""
+    return env.unwrapped.env.unwrapped if isinstance(env.unwrapped, ChangedPhysics) else env.unwrapped
 
 
 def pendulum_step(task, angle: float, speed: float, action: float) -> np.ndarray:
     env = task.make_env()
     env.reset(seed=0)
-    env.unwrapped.state = np.array([angle, speed])
+    inner(env).state = np.array([angle, speed])
     return env.step(np.float32([action]))[0]
 
 
@@ -38,7 +51,7 @@ def test_hopper_falls_by_the_changed_gravity():
     for factor in (0.0, 1.0, 2.0):
         env = changed_physics(task, gravity=factor).make_env()
         env.reset(seed=0)
-        base = env.unwrapped
+        base = inner(env)
         base.set_state(base.init_qpos + np.array([0.0, 5.0, 0.0, 0.0, 0.0, 0.0]), np.zeros(6))
         env.step(np.zeros(3, np.float32))
         mujoco.mj_subtreeVel(base.model, base.data)
@@ -50,7 +63,7 @@ def slide(task) -> float:
     """How far a Hopper slides that stands on the ground and is pushed along it."""
     env = task.make_env()
     env.reset(seed=0)
-    base = env.unwrapped
+    base = inner(env)
     base.set_state(base.init_qpos - np.array([0.0, 0.05, 0.0, 0.0, 0.0, 0.0]), np.array([1.0, 0, 0, 0, 0, 0]))
     for _ in range(10):
         env.step(np.zeros(3, np.float32))
@@ -61,7 +74,7 @@ def test_hopper_slides_farther_with_less_friction_and_the_class_is_not_changed()
     task = env_task("Hopper-v5")
     usual, slippery = slide(task), slide(changed_physics(task, friction=0.05))
     assert slippery > usual + 0.04 and slide(changed_physics(task)) == usual
-    model = changed_physics(task, friction=0.3).make_env().unwrapped.model
+    model = inner(changed_physics(task, friction=0.3).make_env()).model
     np.testing.assert_allclose(model.geom_friction, 0.3 * task.make_env().unwrapped.model.geom_friction)
     assert task.make_env().unwrapped.model.opt.gravity[2] == -9.81
 
@@ -70,11 +83,9 @@ def test_noise_is_on_the_actions_in_units_of_half_their_range_and_is_the_seeds()
     task = env_task("Pendulum-v1")
     noisy = changed_physics(task, noise=0.1)
     env, actions = noisy.make_env(), []
-    inner = env
-    while not isinstance(inner.env, gym.wrappers.TimeLimit):
-        inner = inner.env
-    step = inner.env.step
-    inner.env.step = lambda a: (actions.append(a), step(a))[1]
+    pendulum = env.unwrapped.env
+    step = pendulum.step
+    pendulum.step = lambda a: (actions.append(a), step(a))[1]
     for seed in (3, 3, 4):
         env.reset(seed=seed)
         for _ in range(100):
@@ -110,3 +121,48 @@ def test_what_cannot_be_changed_is_said():
     with pytest.raises(InputError, match="written in JAX"):
         changed_physics(env_task("phys2d/Pendulum-v0"), noise=0.1)
     assert changed_physics(env_task("MountainCarContinuous-v0"), noise=0.1).env_spec.max_episode_steps == 999
+
+
+def test_a_task_without_an_environment_or_with_other_shapes_is_said():
+    task = env_task("Pendulum-v1")
+    with pytest.raises(InputError, match="--env"):
+        changed_physics(dataclasses.replace(task, env_spec=None), gravity=2.0)
+    with pytest.raises(InputError, match="other observations or actions"):
+        task.in_env("Hopper-v5")
+    with pytest.raises(InputError, match="not registered"):
+        task.in_env("ChangedPhysics-v0", env="os:system")
+
+
+def test_it_is_an_id_like_any_other():
+    """Also of another environment's id alone; the arguments of the one inside reach it; it draws what that draws."""
+    env = gym.make("ChangedPhysics-v0", env="Pendulum-v1", gravity=2.0, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert inner(env).g == 20.0 and env.render().ndim == 3 and "rgb_array" in env.metadata["render_modes"]
+    steps = 1
+    while not env.step(np.zeros(1, np.float32))[3]:
+        steps += 1
+    assert steps == 200
+    of = {"id": "Hopper-v5", "kwargs": {"forward_reward_weight": 3.0}, "max_episode_steps": 7}
+    env = gym.make("ChangedPhysics-v0", env=of, friction=0.5)
+    env.reset(seed=0)
+    assert inner(env)._forward_reward_weight == 3.0
+    assert [env.step(np.zeros(3, np.float32))[3] for _ in range(7)] == [False] * 6 + [True]
+
+
+def test_a_stored_run_comes_back_with_its_physics(pendulum, tmp_path, monkeypatch):
+    """A policy that was evaluated in changed physics is evaluated there again, from its checkpoint alone."""
+    module, out = load("td3_bc"), tmp_path / "run"
+
+    def changed(*args, loaded=module.load_dataset):
+        data = loaded(*args)
+        return dataclasses.replace(data, task=changed_physics(data.task, gravity=0.3, noise=0.1))
+
+    monkeypatch.setattr(module, "load_dataset", changed)
+    train("td3_bc", pendulum, out)
+    monkeypatch.undo()
+    task = evaluation.load_run(out).task
+    env = task.make_env()
+    assert task.env_spec.id == "ChangedPhysics-v0" and inner(env).g == 3.0 and env.unwrapped.noise == 0.1
+    evaluation.main([str(out), "--episodes", "2"])
+    first = [next(csv.DictReader((out / f"{name}.csv").open()))["return"] for name in ("returns", "evaluation")]
+    assert float(first[0]) == pytest.approx(float(first[1]), rel=1e-6)

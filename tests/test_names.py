@@ -1,0 +1,266 @@
+"""One name for one thing: in all algorithm files an argument of one name has one kind and one help text.
+
+Runs of a time when a thing had another name can be read, and their policies loaded.
+"""
+
+import ast
+import csv
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import ALGORITHMS, ROOT, load
+from reference import SPEC
+
+import shared.arguments
+from results.raw import changed_settings, read_run
+from shared.arguments import Fraction, StaticFraction, float_fields, parse
+from shared.checkpoint import comparable, load_lanes, refuse_another_run, renamed, save_tree
+from shared.errors import InputError
+from shared.evaluation import load_run
+from shared.lanes import with_settings
+from shared.task import Task
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def arguments(source: str, of: str) -> dict[str, tuple[str, str]]:
+    """{argument: (its kind, its help)} of the classes in `source` whose names end in `of`.
+
+    Which values a Literal offers is the file's business: its kind is that it offers some.
+    """
+    table = {}
+    for cls in ast.parse(source).body:
+        if isinstance(cls, ast.ClassDef) and cls.name.endswith(of):
+            for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    said = after.value.value if isinstance(after, ast.Expr) else ""
+                    kind = re.sub(r"Literal\[.*?\]", "Literal", ast.unparse(field.annotation))
+                    table[field.target.id] = kind, " ".join(said.split())
+    return table
+
+
+def all_arguments() -> dict[str, dict[str, tuple[str, str]]]:
+    """{argument: {file: (kind, help)}}, those of the shared bases among them."""
+    sources = {path.stem: arguments(path.read_text(), "Args") for path in ALGORITHMS}
+    sources["shared/arguments.py"] = arguments((ROOT / "shared" / "arguments.py").read_text(), "Args")
+    table = {}
+    for file, own in sources.items():
+        for name, said in own.items():
+            table.setdefault(name, {})[file] = said
+    return table
+
+
+def differences(table: dict) -> list[str]:
+    """A sentence for every argument that files do not mean, or say, alike."""
+    lines = []
+    for name, files in table.items():
+        for what, i in (("is of different kinds", 0), ("has different help texts", 1)):
+            groups = {}
+            for file, said in files.items():
+                groups.setdefault(said[i], []).append(file)
+            if len(groups) > 1:
+                lines.append(f"--{name} {what}: " + "; ".join(f"{g!r} in {', '.join(f)}" for g, f in groups.items()))
+    return lines
+
+
+def test_an_argument_of_one_name_has_one_kind_and_one_help_text():
+    table = all_arguments()
+    assert len(table["tau"]) > 25 and len(table["env_steps"]) > 3
+    found = differences(table)
+    assert not found, "\n".join(["Rename one, or say the same in all files:", *found])
+
+
+def test_a_difference_is_named_with_its_files():
+    one = arguments('class Args:\n    tau: Float = 0.1\n    """Polyak\n    step."""\n', "Args")
+    two = arguments('class Args:\n    tau: float = 0.2\n    """Step."""\n', "Args")
+    assert one == {"tau": ("Float", "Polyak step.")}
+    found = differences({"tau": {"a": one["tau"], "b": two["tau"], "c": two["tau"]}})
+    assert found == [
+        "--tau is of different kinds: 'Float' in a; 'float' in b, c",
+        "--tau has different help texts: 'Polyak step.' in a; 'Step.' in b, c",
+    ]
+
+
+def test_things_of_one_kind_have_one_name():
+    """What the files once called by several names; so that a new file takes the one."""
+    gone = {
+        "policy_lr", "policy_dims", "q_dims", "value_dims", "vae_dims", "model_dims", "n_min", "warmup_steps",
+        "updates_per_step", "grad_norm", "max_target_backup", "offline_ratio", "num_candidates", "online_batch",
+    }  # fmt: skip
+    used = {name: list(files) for name, files in all_arguments().items()}
+    assert not gone & used.keys(), {name: used[name] for name in gone & used.keys()}
+    functions = {"policy_loss", "sample_policy", "log_prob_of", "log_probs", "optimiser", "actor_optimiser", "Policy"}
+    for path in ALGORITHMS:
+        tree = ast.parse(path.read_text())
+        defined = {x.name for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+        fields = {
+            x.target.id
+            for c in tree.body
+            if isinstance(c, ast.ClassDef) and c.name in ("Agent", "Networks")
+            for x in c.body
+            if isinstance(x, ast.AnnAssign)
+        }
+        assert not functions & defined, (path.stem, functions & defined)
+        assert not {"policy", "policy_opt", "target_policy"} & fields, (path.stem, fields)
+
+
+def test_the_tanh_gaussian_is_written_in_one_way():
+    """Files that have it have the same lines."""
+    written = {}
+    for path in ALGORITHMS:
+        source = path.read_text()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name in ("sample_tanh_gaussian", "tanh_gaussian_log_prob"):
+                written.setdefault(node.name, {}).setdefault(ast.get_source_segment(source, node), []).append(path.stem)
+    for name, texts in written.items():
+        assert len(texts) == 1, (name, list(texts.values()))
+        assert len(*texts.values()) > 10
+
+
+# ------------------------------------------------------------------------------------- fractions
+
+
+def fractions(module) -> list[str]:
+    return [f.name for f in dataclasses.fields(module.Args) if f.type in (Fraction, StaticFraction)]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
+def test_every_fraction_lies_between_0_and_1(name):
+    """What says so in its help, or that it is a share or a probability, is annotated; each is refused outside."""
+    module = load(name)
+    said = arguments(next(p for p in ALGORITHMS if p.stem == name).read_text(), "Args")
+    words = re.compile(r"in [\[(]0, 1[\])]|^(\w+: )?(Share|Probability|share|probability)\b")
+    named = [n for n, (kind, text) in said.items() if kind in ("Float", "float") and words.search(text)]
+    named = [n for n in named if n != "loss_temperature"]  # above 1 with one of the divergences
+    assert not named, f"{name}: annotate as Fraction or StaticFraction: {named}"
+    for argument in fractions(module):
+        flag = f"--{argument.replace('_', '-')}"
+        assert 0.0 <= getattr(module.Args(), argument) <= 1.0
+        for value in ("-0.1", "1.1"):
+            with pytest.raises(InputError, match=rf"^{flag} must lie in \[0, 1\], not {value}\.$"):
+                parse(module.Args, module.PRESETS, "", [flag, value])
+
+
+def test_a_fraction_may_be_swept_unless_it_is_static():
+    module = load("cal_ql")
+    assert "discount" in float_fields(module.Args) and "online_share" not in float_fields(module.Args)
+    args = parse(module.Args, module.PRESETS, "", ["--discount", "0.9", "0.99"])
+    assert args.discount == (0.9, 0.99)
+    with pytest.raises(InputError, match="--discount must lie in"):
+        parse(module.Args, module.PRESETS, "", ["--discount", "0.9", "1.5"])
+    own = [f.name for f in dataclasses.fields(module.Args) if f.type in (shared.arguments.Float, Fraction)]
+    assert float_fields(module.Args) == own  # lanes are numbered in the fields' order
+
+
+# ---------------------------------------------------------------------------------- former names
+
+BEFORE = {  # {today's name: the former one}, of arguments and of the agent's parts
+    "cql": (
+        {"actor_lr": "policy_lr", "cql_temperature": "temperature", "max_q_backup": "max_target_backup"},
+        {"actor": "policy", "actor_opt": "policy_opt"},
+    ),
+    "cql_plus": (
+        {"actor_lr": "policy_lr", "critic_activation": "activation", "use_target_actor": "use_target_policy"},
+        {"actor": "policy", "actor_opt": "policy_opt", "target_actor": "target_policy"},
+    ),
+    "uni_o4": (
+        {"actor_lr": "policy_lr", "critic_hidden_dims": "q_dims", "value_hidden_dims": "value_dims",
+         "model_hidden_dims": "model_dims", "n_actors": "n_policies", "steps_per_iteration": "online_batch"},
+        {"actors": "policy", "actors_opt": "policy_opt", "old_actors": "old_policy"},
+    ),
+    "rlpd": ({"online_share": "offline_ratio", "subset_size": "n_min", "critic_layer_norm": "layer_norm"}, {}),
+    "hnpg": ({"steps_per_iteration": "batch_size", "actor_hidden_dims": "policy_dims"}, {"actor": "policy"}),
+    "bc": ({"head": "policy"}, {}),
+}  # fmt: skip
+SMALL = {
+    "hidden_dims": (8, 8), "actor_hidden_dims": (8, 8), "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
+    "model_hidden_dims": (8, 8), "n_actors": 2, "n_models": 2, "n_critics": 3, "horizon": 2, "online_share": 0.75,
+    "actor_lr": (1e-3, 1e-2),
+}  # fmt: skip
+
+
+@pytest.fixture(params=BEFORE)
+def old_run(request, tmp_path):
+    """A run directory with a checkpoint as they were written under the former names, and what it holds."""
+    module, (argument, part) = load(request.param), BEFORE[request.param]
+    fields = {f.name for f in dataclasses.fields(module.Args)}
+    args = module.Args(**{k: v for k, v in SMALL.items() if k in fields})
+    swept = {n: getattr(args, n) for n in float_fields(module.Args) if isinstance(getattr(args, n), tuple)}
+    settings = [{"seed": 0, **{n: v[i] for n, v in swept.items()}} for i in range(2 if swept else 1)]
+    task = Task("log", "", SPEC)
+    lane_args = with_settings(args, settings)
+    keys = jax.random.split(jax.random.key(0), len(settings))
+    agent = jax.vmap(lambda key, args: module.init(key, args, SPEC))(keys, lane_args)
+
+    def before(stored: dict) -> dict:
+        stored = {argument.get(name, name): value for name, value in stored.items()}
+        return stored | ({"offline_ratio": 1.0 - stored["offline_ratio"]} if "offline_ratio" in stored else {})
+
+    header = {
+        "algorithm": request.param, "args": before(comparable(args)), "task": task.describe(),
+        "settings": [before(s) for s in settings],
+    }  # fmt: skip
+    path = tmp_path / "checkpoint" / "state.npz"
+    path.parent.mkdir()
+    save_tree(path, (agent,), header)
+    with np.load(path) as file:
+        stored = {k: file[k] for k in file.files}
+    start = re.compile(r"^\[0\]\.(\w+)")
+    back = {start.sub(lambda m: f"[0].{part.get(m[1], m[1])}", name): value for name, value in stored.items()}
+    assert bool(part) == (back.keys() != stored.keys())
+    np.savez(path, **back)
+    file = next(p for p in ALGORITHMS if p.stem == request.param).relative_to(ROOT).as_posix()
+    record = {"file": file, "algorithm": request.param, "task": {"id": "log"}, "args": header["args"]}
+    record["lanes"] = [{"lane": i, **setting} for i, setting in enumerate(header["settings"])]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    return tmp_path, module, args, agent, lane_args, header, settings
+
+
+def test_the_policies_of_a_run_with_former_names_load(old_run):
+    run_dir, module, args, agent, lane_args, _, settings = old_run
+    policies = load_run(run_dir)
+    assert policies.settings == settings
+    assert comparable(module.Args(**{f.name: getattr(args, f.name) for f in dataclasses.fields(args)})) == comparable(
+        dataclasses.replace(policies.args, **{n: getattr(args, n) for n in float_fields(type(args))})
+    )
+    jax.tree.map(np.testing.assert_array_equal, policies.args, lane_args)
+    obs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    act = jax.vmap(lambda agent, args: module.act(agent, obs, jax.random.key(1), args))
+    np.testing.assert_array_equal(act(policies.agent, policies.args), act(agent, lane_args))
+
+
+def test_a_run_with_former_names_is_fine_tuned_but_not_resumed(old_run):
+    run_dir, module, args, agent, lane_args, header, settings = old_run
+    fresh = jax.vmap(lambda key, args: module.init(key, args, SPEC))(jax.random.split(jax.random.key(9), 2), lane_args)
+    lanes = np.arange(len(settings))
+    taken = load_lanes(run_dir / "checkpoint" / "state.npz", fresh, lanes)
+    jax.tree.map(np.testing.assert_array_equal, taken, agent)
+    header["task"]["hash"] = ""
+    with pytest.raises(InputError, match=r"is of a time when --[\w-]+ was --[\w-]+: .* cannot be resumed\.$"):
+        refuse_another_run(run_dir, header, header["algorithm"], Task("log", "", SPEC), args, settings)
+
+
+def test_the_raw_files_of_a_run_with_former_names_are_read_under_todays(tmp_path):
+    """f_dvl swept its `temperature`; what differs from the defaults is what was changed, not what was renamed."""
+    args = comparable(load("f_dvl").Args(loss_temperature=(0.5, 2.0), batch_size=64))
+    args["temperature"] = args.pop("loss_temperature")
+    record = {"file": "algorithms/offline/f_dvl.py", "algorithm": "f_dvl", "task": {"id": "log"}, "args": args}
+    record["lanes"] = [{"lane": i, "seed": 0, "temperature": t} for i, t in enumerate((0.5, 2.0))]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with (tmp_path / "returns.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["lane", "seed", "temperature", "update", "env_step", "episode", "return", "length", "score"])
+        writer.writerows([i, 0, t, 10, 0, 0, 1.0, 5, 50.0] for i, t in enumerate((0.5, 2.0)))
+    rows = read_run(tmp_path)
+    assert [row.setting for row in rows] == ["loss_temperature=0.5", "loss_temperature=2"]
+    assert changed_settings(rows[0], ROOT) == {"batch_size": ("64", "1,024")}
+
+
+def test_an_argument_that_the_dataset_replaced_is_left_out_of_an_old_record():
+    old = {"horizon": 10, "lock_seed": 1, "offline_data": "random", "offline_episodes": 5, "policy_dims": (8,)}
+    assert renamed(old, {"horizon", "actor_hidden_dims"}) == {"horizon": 10, "actor_hidden_dims": (8,)}
+    assert renamed({"unknown": 1}, {"horizon"}) == {"unknown": 1}
