@@ -258,10 +258,10 @@ def unnamed_flags(arrays: dict[str, np.ndarray], n: int) -> list[str]:
 
 
 def every(length: int, last: np.ndarray) -> np.ndarray:
-    """`last` [N] with the ends of episodes that are cut after `length` rows."""
+    """[N] bool: rows at which an episode between those that are `last` [N] is cut after `length` rows."""
     start = np.flatnonzero(np.r_[True, last[:-1]])
     step = np.arange(len(last)) - np.repeat(start, np.diff(np.r_[start, len(last)]))
-    return last | (step % length == length - 1)
+    return step % length == length - 1
 
 
 def jumps(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:

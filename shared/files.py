@@ -71,7 +71,7 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
         others = attempt(read_npz, set(flags).__contains__) if npz else attempt(read_hdf5, flags)
     else:
         columns, others = [_episodes_as_rows(str(path), columns, read)], {}
-    return _rows(str(path), columns[0], read, others, [f"{n} {s}" for n, s in unread.items()], given, episode_length)
+    return _rows(str(path), columns[0], read, others, [f"{n} {s}" for n, s in sorted(unread.items())], given, episode_length)
 
 
 def _tables(source: str, shapes: dict[str, tuple[int, ...]]) -> tuple[list[dict[str, list[str]]], bool]:
@@ -212,15 +212,15 @@ def _rows(
     if stored_next and (gaps := jumps(data["obs"], data["next_obs"]) & ~last[:-1]).any():
         if not ep.told:
             last = last | np.r_[gaps, False]
-            if last[:-1].all() and n > 2:
-                notes.append("next observations continue in no row: single transitions, of which there are no returns")
+            if last.mean() > 0.5 and n > 2:
+                notes.append("few next observations are the next row's: single transitions, which have no returns")
         else:
             notes.append(
                 f"the next observation of {gaps.sum():,} rows within episodes (as flagged) is not the next row's"
             )
     if episode_length:
         cut = every(episode_length, last)
-        timeout, last = timeout | (cut & ~last), cut
+        timeout, last = timeout | (cut & ~ep.terminal), last | cut
     suspects = unnamed_flags(others, len(valid))
     if suspects and not (ep.told and flags.keys() & {"terminal", "done", "not_terminal"}):
         raise InputError(
