@@ -33,6 +33,7 @@ import locomotion
 import minari
 import numpy as np
 import pointmaze
+import pointworld
 import scripted
 from episodes import Recipe
 from minari.data_collector import EpisodeBuffer
@@ -47,6 +48,7 @@ MODULES = {
     "pendulum": scripted,
     "cartpole": scripted,
     "pointmaze": pointmaze,
+    "point": pointworld,
     "hopper": locomotion,
     "halfcheetah": locomotion,
     "walker2d": locomotion,

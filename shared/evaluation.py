@@ -20,14 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import gymnasium as gym
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
 from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
 from shared.lanes import with_settings
-from shared.task import Task
+from shared.task import JaxEnv, Task, jax_env
 from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
@@ -46,60 +48,141 @@ class Evaluator:
     """Rolls out every lane's policy for the same seeded episodes.
 
     Each environment has its own quota of episodes, so that short ones are not favoured; episode e is
-    reset with seed `seed + e` in every lane and at every evaluation.
+    reset with seed `seed + e` in every lane and at every evaluation. Where the environment is written in JAX all
+    episodes of all lanes are one compiled call, which plays what gymnasium would.
     """
 
-    def __init__(self, task: Task, policy: Callable, padded: int, lanes: int, episodes: int, seed: int = 10_000):
-        """`policy(agent, obs [L, E, O], step, keys [L], args) -> actions [L, E, A]`, compiled once.
+    def __init__(
+        self,
+        task: Task,
+        act: Callable,
+        over_lanes: Callable,
+        padded: int,
+        lanes: int,
+        episodes: int,
+        seed: int = 10_000,
+    ):
+        """`act(agent, obs [E, O], step, key, args) -> actions [E, A]` of one lane; `over_lanes(f, in_axes)` maps it.
 
-        `padded`: lanes that `policy` takes; `lanes`: those that are evaluated.
+        `padded`: lanes that an agent has; `lanes`: those that are evaluated.
         """
-        self.task, self.policy, self.padded, self.lanes = task, policy, padded, lanes
-        self.episodes, self.seed = episodes, seed
+        self.task, self.act, self.over_lanes = task, act, over_lanes
+        self.padded, self.lanes, self.episodes, self.seed = padded, lanes, episodes, seed
         self.per_lane = min(episodes, max(1, MAX_ENVS // lanes))
         self.workers = len(os.sched_getaffinity(0))
-        self.envs: list = []
+        self.envs: list[gym.Env] = []
+        self.play: Callable | None = None
 
     def __call__(self, agent: Any, keys: Any, args: Any) -> Returns:
         """Plays `episodes` episodes with every lane's `agent` (leading axis L)."""
-        if not self.envs:
-            self.envs = [self.task.make_env() for _ in range(self.lanes * self.per_lane)]
-        n = len(self.envs)
-        returns = np.zeros((self.lanes, self.episodes))
-        lengths = np.zeros((self.lanes, self.episodes), int)
-        obs = np.zeros((self.padded, self.per_lane, *self.task.spec.obs_shape), np.float32)
-        if len(self.task.spec.obs_shape) == 3:
-            obs = obs.astype(np.uint8)
-        episode = np.arange(n) % self.per_lane  # the episode that environment k plays
-        for k in range(n):
-            obs[divmod(k, self.per_lane)] = self._reset(k, episode[k])
-        active = list(range(n))
+        if self.play is None:
+            self.envs = [self.task.make_env()]
+            env = jax_env(self.task, self.envs[0])
+            self.play = self._compiled(env) if env else self._stepped()
+        return self.play(agent, keys, args)
 
-        def step(ks: list[int], actions: np.ndarray) -> None:
-            for k in ks:
-                lane, slot = divmod(k, self.per_lane)
-                new, reward, terminated, truncated, _ = self.envs[k].step(actions[lane, slot])
-                returns[lane, episode[k]] += reward
-                lengths[lane, episode[k]] += 1
-                if terminated or truncated:
-                    episode[k] += self.per_lane
-                    if episode[k] < self.episodes:
-                        obs[lane, slot] = self._reset(k, episode[k])
-                else:
-                    obs[lane, slot] = self.task.observe(new)
+    def _compiled(self, env: JaxEnv) -> Callable:
+        """`(agent, keys, args) -> Returns` in an environment written in JAX, as one call."""
+        rounds = -(-self.episodes // self.per_lane)
+        seeds = self.seed + np.arange(rounds * self.per_lane, dtype=np.uint32).reshape(rounds, self.per_lane)
+        firsts = jax.vmap(jax.vmap(jax.random.PRNGKey))(seeds)  # as gymnasium's FunctionalJaxEnv makes them
+        last_round = (self.episodes - 1 - np.arange(self.per_lane)) // self.per_lane
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            t = 0
-            while active:
-                actions = self.task.to_env(np.asarray(self.policy(agent, obs, t, keys, args)))
-                shares = [active[w :: self.workers] for w in range(self.workers)]
-                list(pool.map(step, shares, [actions] * self.workers))
-                active = [k for k in active if episode[k] < self.episodes]
-                t += 1
-        return Returns(returns, lengths)
+        def one_lane(agent, firsts, key, args):
+            return play_compiled(env, lambda obs, step: self.act(agent, obs, step, key, args), firsts, last_round)
+
+        all_lanes = self.over_lanes(one_lane, (0, None, 0, 0))
+
+        def play(agent, keys, args):
+            found = [np.asarray(x).reshape(self.padded, -1) for x in all_lanes(agent, firsts, keys, args)]
+            returns, lengths = (x[: self.lanes, : self.episodes] for x in found)
+            return Returns(returns.astype(np.float64), lengths)
+
+        return play
+
+    def _stepped(self) -> Callable:
+        """`(agent, keys, args) -> Returns` in gymnasium's environments, stepped by a thread pool."""
+        n = self.lanes * self.per_lane
+        self.envs += [self.task.make_env() for _ in range(n - len(self.envs))]
+        policy = self.over_lanes(self.act, (0, 0, None, 0, 0))
+
+        def play(agent, keys, args):
+            returns = np.zeros((self.lanes, self.episodes))
+            lengths = np.zeros((self.lanes, self.episodes), int)
+            obs = np.zeros((self.padded, self.per_lane, *self.task.spec.obs_shape), np.float32)
+            if len(self.task.spec.obs_shape) == 3:
+                obs = obs.astype(np.uint8)
+            episode = np.arange(n) % self.per_lane  # the episode that environment k plays
+            for k in range(n):
+                obs[divmod(k, self.per_lane)] = self._reset(k, episode[k])
+            active = list(range(n))
+
+            def step(ks: list[int], actions: np.ndarray) -> None:
+                for k in ks:
+                    lane, slot = divmod(k, self.per_lane)
+                    new, reward, terminated, truncated, _ = self.envs[k].step(actions[lane, slot])
+                    returns[lane, episode[k]] += reward
+                    lengths[lane, episode[k]] += 1
+                    if terminated or truncated:
+                        episode[k] += self.per_lane
+                        if episode[k] < self.episodes:
+                            obs[lane, slot] = self._reset(k, episode[k])
+                    else:
+                        obs[lane, slot] = self.task.observe(new)
+
+            with ThreadPoolExecutor(self.workers) as pool:
+                t = 0
+                while active:
+                    actions = self.task.to_env(np.asarray(policy(agent, obs, t, keys, args)))
+                    shares = [active[w :: self.workers] for w in range(self.workers)]
+                    list(pool.map(step, shares, [actions] * self.workers))
+                    active = [k for k in active if episode[k] < self.episodes]
+                    t += 1
+            return Returns(returns, lengths)
+
+        return play
 
     def _reset(self, k: int, episode: int) -> np.ndarray:
         return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode))[0])
+
+
+def play_compiled(env: JaxEnv, act: Callable, firsts: jax.Array, last_round: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Returns and lengths [R, S] of episodes in S environments; environment s plays those of rounds 0 .. last_round[s].
+
+    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode. Of it every step splits off
+    one, for all that is random in the step, as gymnasium's FunctionalJaxEnv does.
+    """
+    slots = np.arange(len(last_round))
+
+    @jax.vmap
+    def begin(key):
+        now, key = jax.random.split(key)
+        return key, *env.reset((now, now))
+
+    @jax.vmap
+    def advance(key, state, action):
+        now, key = jax.random.split(key)
+        return key, *env.step(state, action, (now,) * 4)
+
+    def step(carry):
+        t, at, (key, state, obs), returns, lengths = carry
+        active = at <= last_round
+        key, state, obs, reward, terminal, truncated = advance(key, state, act(obs, t))
+        returns = returns.at[at, slots].add(jnp.where(active, reward, 0.0), mode="drop")
+        lengths = lengths.at[at, slots].add(active, mode="drop")
+        ended = active & (terminal | truncated)
+        at += ended
+
+        def restart(envs):
+            new = begin(firsts[jnp.minimum(at, len(firsts) - 1), slots])
+            return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, envs)
+
+        envs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (key, state, obs))
+        return t + 1, at, envs, returns, lengths
+
+    shape = firsts.shape[:2]
+    carry = (0, jnp.zeros(len(slots), jnp.int32), begin(firsts[0]), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+    return jax.lax.while_loop(lambda carry: (carry[1] <= last_round).any(), step, carry)[3:]
 
 
 class FineTuning(NamedTuple):
@@ -226,6 +309,10 @@ def _parse(cls: type, name: str, text: str) -> Any:
         raise InputError(f"--set {name}={text}: no such value; {wanted}.") from None
 
 
+def _vmapped(f: Callable, in_axes: tuple) -> Callable:
+    return jax.jit(jax.vmap(f, in_axes))
+
+
 def film(policies: Policies, lane: int, path: Path, seed: int = 10_000) -> float:
     """Writes one episode of a lane as mp4 or gif (by the suffix); returns its return."""
     import imageio
@@ -273,9 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         return policies.act(agent, obs, jax.random.fold_in(key, step), args)
 
     padded = len(jax.tree.leaves(policies.agent)[0])
-    evaluate = Evaluator(
-        policies.task, jax.jit(jax.vmap(act, (0, 0, None, 0, 0))), padded, len(policies.settings), options.episodes
-    )
+    evaluate = Evaluator(policies.task, act, _vmapped, padded, len(policies.settings), options.episodes)
     keys = jax.random.split(jax.random.key(0), padded)
     returns, lengths = evaluate(policies.agent, keys, policies.args)
     scores = policies.task.score(returns)

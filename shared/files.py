@@ -71,7 +71,8 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
         others = attempt(read_npz, set(flags).__contains__) if npz else attempt(read_hdf5, flags)
     else:
         columns, others = [_episodes_as_rows(str(path), columns, read)], {}
-    return _rows(str(path), columns[0], read, others, [f"{n} {s}" for n, s in sorted(unread.items())], given, episode_length)
+    not_read = [f"{name} {shape}" for name, shape in sorted(unread.items())]
+    return _rows(str(path), columns[0], read, others, not_read, given, episode_length)
 
 
 def _tables(source: str, shapes: dict[str, tuple[int, ...]]) -> tuple[list[dict[str, list[str]]], bool]:

@@ -159,7 +159,7 @@ class Interaction:
         first_keys, reset_keys = (run.step_keys(run.total + n) for n in (0, 1))
         self.env = None if return_to_go else jax_env(self.task)
         if self.env:
-            self.env_state, self.obs = run.over_lanes(self.env.reset, in_axes=(0,))(reset_keys)
+            self.env_state, self.obs = run.over_lanes(self._new_episode, in_axes=(0,))(reset_keys)
         else:
             run.shorten_chunks(MAX_CHUNK)
             self.envs = LaneEnvs(self.task, [setting["seed"] for setting in run.padded_settings])
@@ -208,12 +208,15 @@ class Interaction:
 
         def move(env_state, obs, action, key):
             """One lane's environment: the next state and observation, a new episode's where this one ended."""
-            action = jnp.clip(action, -1.0, 1.0)
+            action = action if spec.discrete else jnp.clip(action, -1.0, 1.0)
             step_key, reset_key = jax.random.split(key)
-            new_state, next_obs, reward, terminal, truncated = self.env.step(env_state, action, step_key)
-            row = jnp.concatenate([obs, action, jnp.stack([reward, terminal]), next_obs])
-            ended = (terminal > 0) | truncated
-            started = self.env.reset(reset_key)
+            new_state, next_obs, reward, terminal, truncated = self.env.step(
+                env_state, action, jax.random.split(step_key, 4)
+            )
+            reward = self.task.training_reward(reward)
+            row = jnp.concatenate([obs, action.reshape(-1), jnp.stack([reward, terminal]), next_obs])
+            ended = terminal | truncated
+            started = self._new_episode(reset_key)
             return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row
 
         move = run.over_lanes(move, in_axes=(0, 0, 0, 0), vmap=True)
@@ -242,6 +245,10 @@ class Interaction:
         self._step, self._scan, self._metric_names = step_at, scan, metric_names
         self._names: tuple[str, ...] | None = None
         self._complete = jax.jit(run.over_lanes(_complete, in_axes=(0, 0, 0), vmap=True), donate_argnums=0)
+
+    def _new_episode(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        """State and observation of one lane's environment written in JAX."""
+        return self.env.reset(jax.random.split(key))
 
     @property
     def updates(self) -> int:

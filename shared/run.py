@@ -110,8 +110,7 @@ class Run:
         def policy(agent, obs, step, key, args):
             return act(agent, obs, jax.random.fold_in(key, step), args)
 
-        policy = self.over_lanes(policy, in_axes=(0, 0, None, 0, 0))
-        self._evaluate = Evaluator(task, policy, len(padded), len(self.settings), args.eval_episodes)
+        self._evaluate = Evaluator(task, policy, self.over_lanes, len(padded), len(self.settings), args.eval_episodes)
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
         self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None

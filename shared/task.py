@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import gymnasium as gym
-import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.envs.registration import WrapperSpec
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
@@ -99,17 +99,18 @@ class Task:
             raise InputError(f"{env_id} has other observations or actions than '{self.id}'.")
         return dataclasses.replace(self, env_spec=env_spec)
 
-    def observe(self, obs) -> np.ndarray:
-        """An environment's observation -> the network's input."""
-        obs = flatten_obs(obs, self.obs_space if self.env_spec else None)
+    def observe(self, obs, xp=np) -> np.ndarray:
+        """An environment's observation -> the network's input, computed by the module `xp` (numpy or jax.numpy)."""
+        obs = flatten_obs(obs, self.obs_space if self.env_spec else None, xp)
         return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions [..., A] in [-1, 1] (or discrete indices [...]) -> the environment's."""
         if self.spec.discrete:
-            return actions.astype(np.int64) + self.spec.action_start
+            actions = actions.astype(np.int64) if isinstance(actions, np.ndarray) else actions
+            return actions + self.spec.action_start if self.spec.action_start else actions
         low, high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
-        actions = low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        actions = low + (actions.clip(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
         return actions.reshape(*actions.shape[:-1], *self.spec.action_shape) if self.spec.action_shape else actions
 
     def training_reward(self, reward):
@@ -184,8 +185,9 @@ def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: i
     """The EnvSpec of a registered id; nothing else is ever made, whatever a file says."""
     if not isinstance(env_id, str):
         raise InputError(f"{str(env_id)[:80]!r} is no environment's id.")
-    for plugin in PLUGINS if env_id not in gym.registry else ():
-        importlib.import_module(plugin)
+    for plugin in PLUGINS:
+        if env_id not in gym.registry:
+            importlib.import_module(plugin)
     if env_id not in gym.registry:
         with contextlib.suppress(ImportError):  # not of requirements.txt
             importlib.import_module("ogbench")
@@ -313,38 +315,49 @@ def require_env(task: Task) -> Task:
 
 
 class JaxEnv(NamedTuple):
-    """An environment as a pair of functions of arrays, for one lane."""
+    """An environment as a pair of functions of arrays, of one environment."""
 
     reset: Callable
-    """key -> (state, obs [O])"""
+    """keys (2: of the state, of the observation) -> (state, obs [O])"""
     step: Callable
-    """(state, action [A] in [-1, 1], key) -> (state, obs [O], reward, terminal, truncated)"""
+    """(state, action [A] in [-1, 1] or [], keys (4)) -> (state, obs [O], reward, terminal, truncated)
+
+    The keys are of the transition, the observation, the reward and the end. The reward is the environment's own.
+    """
 
 
-def jax_env(task: Task) -> JaxEnv | None:
+PLAIN = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
+"""Wrappers that change nothing but the time limit, which is compiled, too."""
+
+
+def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None.
 
-    None also for discrete actions and normalised observations.
+    `env`: the task's, where it is made already.
+
+    Raises:
+      InputError: its reward is of several objectives.
     """
-    env = task.make_env()
-    if not isinstance(env.unwrapped, FunctionalJaxEnv) or task.spec.discrete or task.obs_mean is not None:
-        env.close()
+    env = env or task.make_env()
+    while isinstance(env, PLAIN):
+        env = env.env
+    if not isinstance(env, FunctionalJaxEnv):
         return None
-    f, limit = env.unwrapped.func_env, task.env_spec.max_episode_steps or np.inf
-    low, high = np.float32(task.spec.action_low), np.float32(task.spec.action_high)
+    if hasattr(env, "reward_space"):
+        raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
+    f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
+    task = dataclasses.replace(task)
+    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
 
-    def reset(key):
-        state_key, obs_key = jax.random.split(key)
-        state = f.initial(state_key)
-        return (state, jnp.int32(0)), f.observation(state, obs_key)
+    def reset(keys):
+        state = f.initial(keys[0])
+        return (state, jnp.int32(0)), task.observe(f.observation(state, keys[1]), jnp)
 
-    def step(state, action, key):
-        old, t = state
-        action = low + (action + 1.0) * 0.5 * (high - low)
-        step_key, obs_key, reward_key, terminal_key = jax.random.split(key, 4)
-        new = f.transition(old, action, step_key)
-        reward = task.training_reward(f.reward(old, action, new, reward_key))
-        terminal = jnp.float32(f.terminal(new, terminal_key))
-        return (new, t + 1), f.observation(new, obs_key), reward, terminal, t + 1 >= limit
+    def step(state, action, keys):
+        (old, t), action = state, task.to_env(action)
+        new = f.transition(old, action, keys[0])
+        obs = task.observe(f.observation(new, keys[1]), jnp)
+        reward, terminal = f.reward(old, action, new, keys[2]), f.terminal(new, keys[3])
+        return (new, t + 1), obs, jnp.float32(reward), jnp.bool_(terminal), t + 1 >= limit
 
     return JaxEnv(reset, step)

@@ -1,6 +1,7 @@
 """Evaluation: quotas, seeds, time limits, what the policy sees and does; policies of a run, and films of them."""
 
 import csv
+import dataclasses
 import json
 import os
 import runpy
@@ -23,8 +24,9 @@ from shared.checkpoint import read_header
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, interval, load_run, main
+from shared.lanes import make_mesh, over_lanes
 from shared.run import Run
-from shared.task import Spec, Task, registered_env
+from shared.task import Spec, Task, env_task, jax_env, registered_env
 
 FIRST = 10_000  # the seed of episode 0
 HIDDEN = (8, 8)
@@ -117,8 +119,12 @@ def constant(actions: list[float], seen: list | None = None):
     return policy
 
 
+def unmapped(f, in_axes):
+    return f  # the policies here are of all lanes
+
+
 def evaluate(task: Task, policy, lanes: int = 1, episodes: int = 1, padded: int | None = None) -> Returns:
-    return Evaluator(task, policy, padded or lanes, lanes, episodes)(None, None, None)
+    return Evaluator(task, policy, unmapped, padded or lanes, lanes, episodes)(None, None, None)
 
 
 # -------------------------------------------------------------------------------- quotas and seeds
@@ -150,7 +156,7 @@ def test_short_episodes_are_not_favoured(monkeypatch):
 def test_environments_are_made_once_and_episodes_are_the_same_at_every_evaluation(monkeypatch):
     made = []
     monkeypatch.setattr(Task, "make_env", lambda self: made.append(gym.make(self.env_spec)) or made[-1])
-    evaluator = Evaluator(fake_task(), constant([0.1, 0.2]), 2, 2, 3)
+    evaluator = Evaluator(fake_task(), constant([0.1, 0.2]), unmapped, 2, 2, 3)
     first = evaluator(None, None, None)
     seeds, Fake.seeds = Fake.seeds, []
     second = evaluator(None, None, None)
@@ -544,3 +550,64 @@ def test_fine_tuning_by_hand():
     np.testing.assert_allclose(alone.regret, result.regret)
     with pytest.raises(ValueError, match="after the first"):
         fine_tuning(steps[:1], scores[:1])
+
+
+# ----------------------------------------------------------------------- environments written in JAX
+
+STATISTICS = {"obs_mean": np.float32([1, 2, 3, 4]), "obs_std": np.float32([2, 1, 2, 1])}
+IN_JAX = {
+    "continuous, normalised": ("PointWorld-v0", {"start": "sampled", "goal": "sampled"}, STATISTICS),
+    "discrete, slippery, deadly": ("PointLake-v0", {"start": "sampled"}, {}),
+    "goals": ("PointUMazeGoals-v0", {}, {}),
+    "pictures": ("PointPixels-v0", {}, {}),
+    "gymnasium's own": ("phys2d/CartPole-v1", {}, {}),
+}
+
+
+def sampled_policy(task: Task):
+    """Draws actions with the lane's key at each step; what it does depends on what it sees and on its lane."""
+
+    def act(agent, obs, step, key, args):
+        x = obs.reshape(len(obs), -1).astype(jnp.float32)
+        score = x[:, :1] * agent + jax.random.normal(jax.random.fold_in(key, step), (len(obs), task.spec.action_dim))
+        return jnp.argmax(score, -1) if task.spec.discrete else jnp.tanh(score)
+
+    return act
+
+
+@pytest.mark.parametrize("name", IN_JAX)
+def test_the_compiled_evaluation_plays_the_episodes_of_gymnasium(name, monkeypatch):
+    """The same returns and lengths of every lane and episode, in rounds, one lane after the other and all at once."""
+    env_id, options, changes = IN_JAX[name]
+    monkeypatch.setattr(evaluation, "MAX_ENVS", 6)
+    task = dataclasses.replace(env_task(env_id), **changes)
+    task = dataclasses.replace(task, env_spec=registered_env(env_id, options, 12))
+    lanes, episodes = 2, 5
+    inputs = jnp.float32([0.3, -0.2]), jax.random.split(jax.random.key(1), lanes), jnp.zeros(lanes)
+    mesh = make_mesh(1)
+    layouts = [lambda f, axes: over_lanes(f, mesh, axes), lambda f, axes: over_lanes(f, mesh, axes, vmap=True)]
+    found = []
+    for layout in layouts:
+        evaluator = Evaluator(task, sampled_policy(task), layout, lanes, lanes, episodes)
+        found.append(evaluator(*inputs))
+        assert len(evaluator.envs) == 1
+    stepped = Evaluator(task, sampled_policy(task), layouts[0], lanes, lanes, episodes)
+    monkeypatch.setattr(evaluation, "jax_env", lambda task, env: None)
+    wanted = stepped(*inputs)
+    assert len(stepped.envs) == 6 and (wanted.lengths == 12).any()
+    for returns, lengths in found:
+        np.testing.assert_array_equal(lengths, wanted.lengths)
+        np.testing.assert_allclose(returns, wanted.returns, rtol=1e-6)
+    assert not np.array_equal(wanted.lengths[0], wanted.lengths[1]) or name in ("pictures", "goals")
+
+
+def test_a_reward_of_several_objectives_is_refused():
+    task = env_task("PointTreasure-v0")
+    with pytest.raises(InputError, match="weights"):
+        Evaluator(task, sampled_policy(task), unmapped, 1, 1, 1)(None, None, None)
+
+
+def test_an_environment_behind_a_wrapper_is_not_compiled():
+    """What a wrapper does would be lost."""
+    task = env_task("phys2d/CartPole-v1")
+    assert jax_env(task) and jax_env(task, gym.wrappers.TransformReward(task.make_env(), lambda r: -r)) is None

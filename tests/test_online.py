@@ -141,13 +141,13 @@ def test_jax_environments_are_gymnasiums_own():
     task = env_task("phys2d/Pendulum-v0")
     env, hand = jax_env(task), gym.make("Pendulum-v1").unwrapped
     assert isinstance(env, JaxEnv) and jax_env(env_task("Pendulum-v1")) is None
-    state, obs = env.reset(jax.random.key(0))
+    state, obs = env.reset(jax.random.split(jax.random.key(0)))
     hand.reset(seed=0)
     step = jax.jit(env.step)
     for t, action in enumerate(np.random.default_rng(0).uniform(-1, 1, (200, 1)).astype(np.float32)):
         hand.state = np.float64(state[0])
         new, reward, *_ = hand.step(2.0 * action)
-        state, obs, ours, terminal, truncated = step(state, action, jax.random.key(t))
+        state, obs, ours, terminal, truncated = step(state, action, jax.random.split(jax.random.key(t), 4))
         np.testing.assert_allclose(obs, new, atol=1e-4)
         np.testing.assert_allclose(ours, reward, rtol=1e-3, atol=1e-4)
         assert terminal == 0 and truncated == (t == 199)
