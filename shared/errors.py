@@ -26,8 +26,11 @@ class Interrupted(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """'did you mean ...' for a mistyped name."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose from {', '.join(names)}" if len(names) <= 30 else f"none of {len(names):,} known names is like it"
 
 
 def first_line(error: Exception) -> str:

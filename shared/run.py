@@ -34,6 +34,7 @@ from shared.checkpoint import (
     pretrained_lanes,
     refuse_another_run,
 )
+from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
 from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
 from shared.evaluation import Evaluator, Stopped
@@ -46,7 +47,7 @@ from shared.task import Task
 def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: str) -> None:
     """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
     try:
-        args = parse(cls, presets, doc)
+        args = parse(cls, presets, doc, objection=preset_objection)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
         meet()
