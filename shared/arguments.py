@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from typing import Annotated, Any, Literal
 
 import jax
@@ -170,3 +171,19 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
     if args.seed < 0:
         raise InputError(f"--seed must be at least 0, not {args.seed}.")
     return args
+
+
+def chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline: int = 0) -> int:
+    """The longest chunk that divides the total, every interval and what comes before."""
+    every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
+    chunk = math.gcd(total, before, offline, *(min(v, max(total, offline)) for v in every.values()))
+    if offline:
+        chunk = math.gcd(chunk, min(args.offline_eval_every, offline))
+    before += offline
+    if chunk % unit or (chunk < 100 and total > 100 * chunk):
+        intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
+        raise InputError(
+            f"{total} steps{f' after {before}' if before else ''} and {intervals} have only {chunk} as a common "
+            f"divisor; choose multiples of {100 * unit}."
+        )
+    return chunk

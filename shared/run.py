@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import errno
 import io
-import math
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from shared.arguments import RunArgs, parse
+from shared.arguments import RunArgs, chunk_length, parse
 from shared.checkpoint import (
     comparable,
     holds_checkpoint,
@@ -91,7 +90,7 @@ class Run:
         self.before = before
         self.from_run = Path(args.from_run) if getattr(args, "from_run", "") else None
         self.offline_updates = 0 if self.from_run else getattr(args, "offline_updates", 0)
-        self.chunk = self._online_chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
+        self.chunk = self._online_chunk = chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         self.layout = layout_on(self.mesh, args.layout)
         size = self.mesh.devices.size
@@ -437,19 +436,3 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.
 
 def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
-
-
-def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline: int = 0) -> int:
-    """The longest chunk that divides the total, every interval and what comes before."""
-    every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
-    chunk = math.gcd(total, before, offline, *(min(v, max(total, offline)) for v in every.values()))
-    if offline:
-        chunk = math.gcd(chunk, min(args.offline_eval_every, offline))
-    before += offline
-    if chunk % unit or (chunk < 100 and total > 100 * chunk):
-        intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
-        raise InputError(
-            f"{total} steps{f' after {before}' if before else ''} and {intervals} have only {chunk} as a common "
-            f"divisor; choose multiples of {100 * unit}."
-        )
-    return chunk
