@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import errno
 import io
-import math
 import os
 import signal
 import sys
