@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import errno
 import io
+import math
 import os
 import signal
 import sys
@@ -108,14 +109,9 @@ class Run:
         def policy(agent, obs, step, key, args):
             return act(agent, obs, jax.random.fold_in(key, step), args)
 
+        sizes, stopped = (len(padded), len(self.settings), args.eval_episodes), lambda: self._signal is not None
         self._evaluate = Evaluator(
-            task.capped(args.max_episode_steps),
-            policy,
-            self.over_lanes,
-            len(padded),
-            len(self.settings),
-            args.eval_episodes,
-            stopped=lambda: self._signal is not None,
+            task.capped(args.max_episode_steps), policy, self.over_lanes, *sizes, stopped=stopped
         )
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
@@ -405,9 +401,7 @@ class Run:
         self._summed = header.get("summed", 0)
         self._steps, self._evaluated = header.get("steps", [0, 0]), header.get("evaluated", True)
         self._wandb_ids = header.get("wandb", [])
-        self.chunk = self._online_chunk = math.gcd(
-            self.chunk, self.done
-        )  # what was other intervals' need not be a multiple of these
+        self.chunk = self._online_chunk = math.gcd(self.chunk, self.done)  # the run may have had other intervals
         self._checkpoints.repair()
         return header["bytes"]
 

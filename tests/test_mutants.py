@@ -40,7 +40,9 @@ MUTANTS = {
     "lanes mixed at the start": dict.fromkeys(
         BOTH, (RESTORE, f"{RESTORE}        agent = {floats('0.5 * (x + x.mean(0))')}\n")
     ),
-    "devices mixed in a step": dict.fromkeys(BOTH, (END, f"    agent = {floats('jax.lax.pmean(x, "lane")')}\n{END}")),
+    "devices mixed in a step": dict.fromkeys(
+        BOTH, (END, "    agent = " + floats('jax.lax.pmean(x, "lane")') + f"\n{END}")
+    ),
     "a divergence that leaks": dict.fromkeys(
         BOTH, (CALL, f"{CALL}            agent = {floats('x + 0.0 * x.sum(0)')}\n")
     ),
