@@ -76,6 +76,8 @@ class RunArgs:
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    max_episode_steps: int = 0
+    """Steps after which an episode of an evaluation is cut; 0: the environment's limit, or 10,000 where it has none."""
     checkpoint_every: int = 100_000
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
@@ -193,7 +195,7 @@ def parse(
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    for name in ("seed", "episode_length"):
+    for name in ("seed", "max_episode_steps", "episode_length"):
         if getattr(args, name, 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

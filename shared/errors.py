@@ -12,6 +12,10 @@ class InputError(Exception):
     """Bad input; its one sentence says what is wrong and what to do. Scripts exit with status 2."""
 
 
+class EvaluationFailed(InputError):
+    """An environment did not bear an evaluation; what was trained is saved."""
+
+
 class Interrupted(Exception):
     """A signal ended the run after its checkpoint was written."""
 

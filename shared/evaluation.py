@@ -24,7 +24,6 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
@@ -55,6 +54,10 @@ def succeeded(info: dict, reward: float) -> bool:
     return bool(next((info[key] for key in ("success", "is_success") if key in info), reward >= 1.0))
 
 
+class Stopped(Exception):
+    """An evaluation was told to stop before its end."""
+
+
 class Evaluator:
     """Rolls out every lane's policy for the same seeded episodes.
 
@@ -72,11 +75,14 @@ class Evaluator:
         lanes: int,
         episodes: int,
         seed: int = 10_000,
+        stopped: Callable[[], bool] = lambda: False,
     ):
         """`act(agent, obs [E, O], step, key, args) -> actions [E, A]` of one lane; `over_lanes(f, in_axes)` maps it.
 
-        `padded`: lanes that an agent has; `lanes`: those that are evaluated.
+        `padded`: lanes that an agent has; `lanes`: those that are evaluated. `stopped`: asked at every step of
+        gymnasium's environments, whether to raise Stopped.
         """
+        self.stopped = stopped
         self.task, self.act, self.over_lanes = task, act, over_lanes
         self.padded, self.lanes, self.episodes, self.seed = padded, lanes, episodes, seed
         self.per_lane = min(episodes, max(1, MAX_ENVS // lanes))
@@ -148,6 +154,8 @@ class Evaluator:
             with ThreadPoolExecutor(self.workers) as pool:
                 t = 0
                 while active:
+                    if self.stopped():
+                        raise Stopped
                     actions = self.task.to_env(np.asarray(policy(agent, obs, t, keys, args)))
                     shares = [active[w :: self.workers] for w in range(self.workers)]
                     list(pool.map(step, shares, [actions] * self.workers))
@@ -233,8 +241,9 @@ def interval(x: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of `x` [L]; the mean itself where there is one lane, or all are equal."""
     if len(x) == 1 or not np.ptp(x) > 0:
         return float(x.mean()), float(x.mean())
-    found = scipy.stats.bootstrap((x,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    drawn = x[np.random.default_rng(0).integers(0, len(x), (9999, len(x)))].mean(1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
 
 
 # ----------------------------------------------------------------------------- policies of a run

@@ -22,6 +22,9 @@ from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
 from shared.spaces import flat_obs_shape, flatten_obs
 
+MAX_EPISODE_STEPS = 10_000
+"""Of an episode where the environment has no time limit."""
+
 
 class Spec(NamedTuple):
     """What networks need to know; hashable, so that it can be static under jit."""
@@ -66,6 +69,13 @@ class Task:
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
         return gym.make(self.env_spec, **kwargs)
+
+    def capped(self, steps: int = 0) -> "Task":
+        """This task with episodes of at most `steps`; 0: of MAX_EPISODE_STEPS where the environment has no limit."""
+        if self.env_spec is None or not steps and self.env_spec.max_episode_steps:
+            return self
+        limit = min(steps or MAX_EPISODE_STEPS, self.env_spec.max_episode_steps or np.inf)
+        return dataclasses.replace(self, env_spec=dataclasses.replace(self.env_spec, max_episode_steps=limit))
 
     @cached_property
     def obs_space(self) -> gym.Space:

@@ -558,7 +558,8 @@ def test_nothing_is_unpickled(tmp_path):
         load_dataset(str(tmp_path / "z.npz"))
 
 
-def test_unknown_ids():
+def test_unknown_ids(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the attempts to download without a network
     with pytest.raises(InputError, match="did you mean pendulum-mixed"):
         load_dataset("pendulm-mixed")
     with pytest.raises(InputError, match="cannot be downloaded"):

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import log_softmax, logsumexp
-from test_lanes import train
 
 from shared.errors import InputError
 from shared.replay import init_replay
 from shared.task import Task
 from shared.transitions import FIELDS, Batch, Transitions
+
+SMALL = {"gap_samples": 2, "learning_starts": 4}
 
 
 def tiny(**changes):

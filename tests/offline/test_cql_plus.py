@@ -8,6 +8,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
+SMALL = {"n_actions": 2}
+
 
 def elu(x):
     return np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1)

@@ -8,6 +8,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, mlp, tanh_normal
 from scipy.stats import norm
 
+SMALL = {"value_samples": 2}
+
 
 def net(params, *inputs):
     """Plain numpy: Dense, LayerNorm if there is one, relu, ...; the last layer is linear."""
