@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import errno
 import io
+import math
 import os
 import signal
 import sys
