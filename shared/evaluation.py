@@ -41,6 +41,17 @@ class Returns(NamedTuple):
     """[L, episodes], undiscounted."""
     lengths: np.ndarray
     """[L, episodes], environment steps."""
+    success_steps: np.ndarray | None = None
+    """[L, episodes], environment steps up to the first success, 0 where there was none; None: they are not counted."""
+
+    def scores(self, task: Task) -> np.ndarray:
+        """[L, episodes] by returns, or by successes, once an episode."""
+        return task.score(self.returns, None if self.success_steps is None else self.success_steps > 0)
+
+
+def succeeded(info: dict, reward: float) -> bool:
+    """Whether the task is solved after a step, as the environment says; one that does not say rewards it with 1."""
+    return bool(next((info[key] for key in ("success", "is_success") if key in info), reward >= 1.0))
 
 
 class Stopped(Exception):
@@ -115,6 +126,7 @@ class Evaluator:
         def play(agent, keys, args):
             returns = np.zeros((self.lanes, self.episodes))
             lengths = np.zeros((self.lanes, self.episodes), int)
+            success_steps = np.zeros_like(lengths) if self.task.counts_successes else None
             obs = np.zeros((self.padded, self.per_lane, *self.task.spec.obs_shape), np.float32)
             if len(self.task.spec.obs_shape) == 3:
                 obs = obs.astype(np.uint8)
@@ -126,9 +138,12 @@ class Evaluator:
             def step(ks: list[int], actions: np.ndarray) -> None:
                 for k in ks:
                     lane, slot = divmod(k, self.per_lane)
-                    new, reward, terminated, truncated, _ = self.envs[k].step(actions[lane, slot])
-                    returns[lane, episode[k]] += reward
-                    lengths[lane, episode[k]] += 1
+                    new, reward, terminated, truncated, info = self.envs[k].step(actions[lane, slot])
+                    at = lane, episode[k]
+                    returns[at] += reward
+                    lengths[at] += 1
+                    if success_steps is not None and not success_steps[at] and succeeded(info, reward):
+                        success_steps[at] = lengths[at]
                     if terminated or truncated:
                         episode[k] += self.per_lane
                         if episode[k] < self.episodes:
@@ -146,7 +161,7 @@ class Evaluator:
                     list(pool.map(step, shares, [actions] * self.workers))
                     active = [k for k in active if episode[k] < self.episodes]
                     t += 1
-            return Returns(returns, lengths)
+            return Returns(returns, lengths, success_steps)
 
         return play
 
@@ -371,14 +386,16 @@ def main(argv: list[str] | None = None) -> None:
     padded = len(jax.tree.leaves(policies.agent)[0])
     evaluate = Evaluator(policies.task, act, _vmapped, padded, len(policies.settings), options.episodes)
     keys = jax.random.split(jax.random.key(0), padded)
-    returns, lengths = evaluate(policies.agent, keys, policies.args)
-    scores = policies.task.score(returns)
+    episodes = evaluate(policies.agent, keys, policies.args)
+    (returns, lengths, steps), scores = episodes, episodes.scores(policies.task)
     name = "-".join(["evaluation", *options.set]) + ".csv"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
+    columns = {"return": returns, "length": lengths, "score": scores}
+    columns |= {} if steps is None else {"success_step": steps}
+    writer.writerow(["lane", *policies.settings[0], "episode", *columns])
     for i, e in np.ndindex(returns.shape):
-        writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
+        writer.writerow([i, *policies.settings[i].values(), e, *(x[i, e] for x in columns.values())])
     try:
         with replacing(options.run_dir / name) as file:
             file.write(text.getvalue().encode())

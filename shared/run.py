@@ -306,19 +306,19 @@ class Run:
                 f"{self.task.env_spec.id} failed in the evaluation ({first_line(error)}); the agents are saved in "
                 f"{self.out / 'checkpoint'}."
             ) from error
-        scores = self.task.score(episodes.returns)
+        scores, steps = episodes.scores(self.task), episodes.success_steps
+        columns = {"return": episodes.returns, "length": episodes.lengths, "score": scores}
+        columns |= {} if steps is None else {"success_step": steps}
         at = [*self._steps, self._seconds()]
-        rows = [
-            [*self._lane(i), *at, e, episodes.returns[i, e], episodes.lengths[i, e], scores[i, e]]
-            for i, e in np.ndindex(episodes.returns.shape)
-        ]
-        self._tables.append("returns", [*LANE_COLUMNS, "wall_s", "episode", "return", "length", "score"], rows)
+        rows = [[*self._lane(i), *at, e, *(x[i, e] for x in columns.values())] for i, e in np.ndindex(scores.shape)]
+        self._tables.append("returns", [*LANE_COLUMNS, "wall_s", "episode", *columns], rows)
         self.final_returns, self.final_scores = episodes.returns, scores
         self._bar.set_postfix_str(f"return {episodes.returns.mean():.1f} score {scores.mean():.1f}", refresh=False)
         at, of = (self._steps[0], self.offline_updates) if self.done < 0 else (self.done, self.total)
         tqdm.write(
             f"  {at:>9,}/{of:,}{' offline' * (self.done < 0)}  return {episodes.returns.mean():9.2f}"
             f"  score {scores.mean():6.1f}  ({self._seconds():.0f} s)"
+            + (f"  successes after {steps[steps > 0].mean():.0f} steps" if steps is not None and steps.any() else "")
         )
         if self._wandb:
             self._wandb.log({"return": episodes.returns.mean(1), "score": scores.mean(1)}, self._steps)

@@ -234,11 +234,8 @@ def test_the_files_own_flags_are_never_overruled(tmp_path):
 def test_single_transitions_are_told(tmp_path):
     order = np.random.default_rng(0).permutation(N)
     data = load_dataset(write(tmp_path / "x.npz", {k: x[order] for k, x in log(terminals=ENDS).items()}))
-    assert (
-        len(data.ends()) >= N - 2
-        and data.terminal.sum() == E
-        and any("single transitions" in note for note in data.task.data["notes"])
-    )
+    assert len(data.ends()) >= N - 2 and data.terminal.sum() == E
+    assert any("single transitions" in note for note in data.task.data["notes"])
 
 
 # ------------------------------------------------------------------------------ missing successors
