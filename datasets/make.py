@@ -41,7 +41,7 @@ from minari.storage import get_dataset_path
 
 from shared.data import load_dataset
 from shared.errors import InputError, nearest
-from shared.task import recipes
+from shared.task import recipe_id, recipe_name, recipes
 
 HERE = Path(__file__).resolve().parent
 MODULES = {
@@ -87,20 +87,29 @@ def recipe(name: str) -> Recipe:
     Raises:
       InputError: no such name (with the nearest ones).
     """
-    known = recipes()
-    if name not in known:
-        raise InputError(f"There is no recipe '{name}'; {nearest(name, known)}")
-    return MODULES[name.split("-")[0]].recipe(name, known[name])
+    name = known_name(name)
+    return MODULES[name.split("-")[0]].recipe(name, recipes()[name])
+
+
+def known_name(name: str) -> str:
+    """The name in recipes.txt that `name` means: with its version, where there are several.
+
+    Raises:
+      InputError: no such name (with the nearest ones).
+    """
+    if known := recipe_name(name):
+        return known
+    raise InputError(f"There is no recipe '{name}'; {nearest(name, recipes())}")
 
 
 def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False) -> None:
-    """Collects a recipe's episodes and writes them as the Minari dataset local/<name>-v0.
+    """Collects a recipe's episodes and writes them as the Minari dataset local/<name>.
 
     A dataset that is already there is left alone unless `force`; then it is replaced once the new
     one is complete.
     """
-    made_by = recipe(name)
-    final = Path(get_dataset_path(f"local/{name}-v0"))
+    name = known_name(name)
+    made_by, final = recipe(name), folder_of(name)
     if final.exists() and not force:
         stored = json.loads((final / "data" / "metadata.json").read_text())
         size = f"{stored['total_steps']:,} steps, seed {stored['seed']}"
@@ -123,6 +132,11 @@ def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False
         f"({min(returns):.1f} to {max(returns):.1f}); {total / played:,.0f} steps/s, "
         f"{wall:.1f} s in all"
     )
+
+
+def folder_of(name: str) -> Path:
+    """Where Minari keeps what the recipe makes."""
+    return Path(get_dataset_path(recipe_id(name)))
 
 
 @contextmanager
@@ -150,7 +164,7 @@ def write(name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, 
     returns = np.array([e.rewards.sum() for e in episodes], np.float64)
     space = gym.make(made_by.env).observation_space
     dataset = minari.create_dataset_from_buffers(
-        f"local/{name}-v0",
+        recipe_id(name),
         episodes,
         env=made_by.env,
         eval_env=made_by.eval_env,
@@ -270,7 +284,7 @@ def write_table() -> None:
 
 def table_row(name: str) -> dict | None:
     """What table.json says about a dataset; None if it is not on this machine."""
-    path = Path(get_dataset_path(f"local/{name}-v0")) / "data" / "metadata.json"
+    path = folder_of(name) / "data" / "metadata.json"
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
