@@ -1,10 +1,11 @@
 """Makes the collection's own datasets, measures reference scores, and writes the table of both.
 
   python datasets/make.py --list                         what can be made
-  python datasets/make.py pendulum-mixed hopper-random   make these (Minari id: local/<name>-v0)
+  python datasets/make.py pendulum-mixed hopper-random   make these (Minari id: local/<name>-v<version>)
   python datasets/make.py --all --steps 20000            make everything, small
   python datasets/make.py --reference Hopper-v5          measure the returns worth 0 and 100
   python datasets/make.py --table                        table.md and table.json of what is here
+  python datasets/make.py --check                        compare what is here with table.json
 
 Datasets go to Minari's root ($MINARI_DATASETS_PATH or ~/.minari/datasets) and appear there only
 once complete. `recipes.txt` lists the names; a name's first word says which module makes it.
@@ -282,6 +283,25 @@ def write_table() -> None:
     print(f"{len(table)} datasets in {HERE / 'table.md'}")
 
 
+def check_table() -> None:
+    """One line for each dataset on this machine: whether hash, steps and episodes are those of table.json.
+
+    Raises:
+      InputError: something differs.
+    """
+    table = {row["name"]: row for row in json.loads((HERE / "table.json").read_text())}
+    here = {name: row for name in recipes() if (row := table_row(name))}
+    different = []
+    for name, row in here.items():
+        keys = [k for k in ("hash", "steps", "episodes") if name in table and row[k] != table[name][k]]
+        text = "; ".join(f"{k} {row[k]}, in the table {table[name][k]}" for k in keys)
+        print(f"{name}: {text or ('as in the table' if name in table else 'not in the table')}")
+        different += [name] * bool(keys)
+    print(f"{len(here)} of {len(recipes())} datasets are on this machine.")
+    if different:
+        raise InputError(f"Not as in datasets/table.json: {', '.join(different)}.")
+
+
 def table_row(name: str) -> dict | None:
     """What table.json says about a dataset; None if it is not on this machine."""
     path = folder_of(name) / "data" / "metadata.json"
@@ -322,6 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt")
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
+    parser.add_argument(
+        "--check", action="store_true", help="compare what is here with table.json; exit 2 if not equal"
+    )
     parser.add_argument("--reference", nargs="*", metavar="ENV", help="measure reference scores (none given: all)")
     parser.add_argument("--steps", type=int, help="environment steps (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
@@ -344,7 +367,9 @@ def main(argv: list[str] | None = None) -> None:
         measure_references(args.reference)
     if args.table:
         write_table()
-    if not (names or args.list or args.table or args.reference is not None):
+    if args.check:
+        check_table()
+    if not (names or args.list or args.table or args.check or args.reference is not None):
         parser.print_usage()
     if failures:
         raise InputError("\n".join(failures))
