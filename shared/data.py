@@ -15,7 +15,7 @@ from shared.arguments import DatasetArgs
 from shared.checks import checked, facts, guessed_env, preset_misfit, stored_env
 from shared.errors import InputError, nearest
 from shared.fields import described
-from shared.formats import content_hash, read_dataset
+from shared.formats import content_hash, dataset_id, read_dataset
 from shared.task import Spec, Task, named_env, reference_score
 from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
 
@@ -329,11 +329,11 @@ def load_dataset(
     """Loads a Minari id or directory, a D4RL hdf5, an OGBench npz, a plain npz or hdf5, or a recipe's dataset.
 
     `name`: the dataset, or the arguments of a script, which say all the rest. A recipe of datasets/ that was not made
-    yet is made first; another Minari id is downloaded when there is a network. `env` replaces the evaluation
-    environment stored with (or guessed for) the data, as module:id it is registered first; "none": there is none.
-    `env_units`: actions stay in the environment's units, instead of [-1, 1]. The others are explained in
-    `DatasetArgs`. Flat arrays are cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by
-    content. What was understood is printed, and is `task.data`.
+    yet is made first, in its newest version unless `name` says which; another Minari id is downloaded when there is a
+    network. `env` replaces the evaluation environment stored with (or guessed for) the data, as module:id it is
+    registered first; "none": there is none. `env_units`: actions stay in the environment's units, instead of [-1, 1].
+    The others are explained in `DatasetArgs`. Flat arrays are cached under ~/.cache/offline-rl (or
+    $OFFLINE_RL_CACHE) by content. What was understood is printed, and is `task.data`.
 
     Raises:
       InputError: unknown id, missing or unreadable file, no network, NaN, shapes, flags or spaces that disagree,
@@ -342,6 +342,7 @@ def load_dataset(
     if isinstance(name, DatasetArgs):
         a = name
         return load_dataset(a.dataset, a.env, a.clip_actions, env_units, a.fields, a.episode_length, a.discrete)
+    name = dataset_id(name)
     arrays, meta = read_dataset(name, fields, episode_length)
     understood, module, own_env = meta["data"], "", False
     if env == "none":

@@ -15,7 +15,7 @@ import numpy as np
 from shared.errors import ROOT, InputError, nearest, slugify
 from shared.files import read_file
 from shared.minari_files import read_minari
-from shared.task import recipes
+from shared.task import recipe_id, recipe_name, recipes
 
 
 def read_dataset(
@@ -41,6 +41,11 @@ def read_dataset(
     raise InputError(f"{name}: not a dataset; expected a .hdf5 or .npz file or a Minari directory.")
 
 
+def dataset_id(name: str) -> str:
+    """The name under which runs record a dataset: a recipe's own, its version included; others as they are."""
+    return name if Path(name).expanduser().exists() else recipe_name(name) or name
+
+
 def _holds_data(data: Path) -> bool:
     """Whether a folder is one of Minari's, in either of its storages."""
     return (data / "main_data.hdf5").exists() or ((data / "metadata.json").exists() and (data / "0").is_dir())
@@ -58,15 +63,13 @@ def _minari_directory(name: str, path: Path, download: bool = True) -> Path:
     import minari
     from minari.storage import get_dataset_path
 
-    known = recipes()
-    recipe = name.removeprefix("local/").removesuffix("-v0")
-    minari_id = f"local/{recipe}-v0" if recipe in known else name
-    data = Path(get_dataset_path(minari_id)) / "data"
+    known, recipe = recipes(), recipe_name(name)
+    data = Path(get_dataset_path(recipe_id(recipe) if recipe else name)) / "data"
     if _holds_data(data):
         return data
     if not download:
         raise InputError(f"'{name}' is not on this machine.")
-    if recipe in known:
+    if recipe:
         print(f"Making {recipe} with its recipe (once) ...", flush=True)
         made = subprocess.run([sys.executable, ROOT / "datasets" / "make.py", recipe], check=False)
         if made.returncode or not (data / "main_data.hdf5").exists():

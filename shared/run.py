@@ -94,8 +94,7 @@ class Run:
         self.chunk = self._online_chunk = chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         self.layout = layout_on(self.mesh, args.layout)
-        size = self.mesh.devices.size
-        padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
+        padded = self.settings + [self.settings[-1]] * (-len(self.settings) % self.mesh.devices.size)
         self.padded_settings = padded
         self.sharding = sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
         keys = jax.vmap(jax.random.key)(np.array([s["seed"] for s in padded]))
@@ -110,14 +109,9 @@ class Run:
             return act(agent, obs, jax.random.fold_in(key, step), args)
 
         self._evaluate = Evaluator(
-            task.capped(args.max_episode_steps),
-            policy,
-            self.over_lanes,
-            len(padded),
-            len(self.settings),
-            args.eval_episodes,
-            stopped=lambda: self._signal is not None,
-        )
+            task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),
+            args.eval_episodes, stopped=lambda: self._signal is not None,
+        )  # fmt: skip
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
         self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None
@@ -406,9 +400,7 @@ class Run:
         self._summed = header.get("summed", 0)
         self._steps, self._evaluated = header.get("steps", [0, 0]), header.get("evaluated", True)
         self._wandb_ids = header.get("wandb", [])
-        self.chunk = self._online_chunk = math.gcd(
-            self.chunk, self.done
-        )  # what was other intervals' need not be a multiple of these
+        self.chunk = self._online_chunk = math.gcd(self.chunk, self.done)  # the run may have had other intervals
         self._checkpoints.repair()
         return header["bytes"]
 

@@ -284,6 +284,19 @@ def recipes() -> dict[str, str]:
     return dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
 
 
+def recipe_name(name: str) -> str | None:
+    """The recipe that `name` or `local/<name>` means, if any: without a version (-v0, -v1, ...) the newest."""
+    known, name = recipes(), name.removeprefix("local/")
+    versions = [k for k in known if re.fullmatch(rf"{re.escape(name)}-v\d+", k)]
+    newest = max(versions, key=lambda k: int(k.rpartition("-v")[2]), default=None)
+    return next((k for k in (name, newest, name.removesuffix("-v0")) if k in known), None)
+
+
+def recipe_id(recipe: str) -> str:
+    """Minari's id of what a recipe makes: local/<recipe>, version 0 where its name has none."""
+    return f"local/{recipe}" if re.search(r"-v\d+$", recipe) else f"local/{recipe}-v0"
+
+
 def reference_score(dataset_id: str, env_id: str | None, facts: dict | None = None) -> dict | None:
     """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, by environment, by D4RL's name.
 

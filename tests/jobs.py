@@ -10,7 +10,7 @@ from conftest import ALGORITHMS, ROOT, load
 
 from shared.arguments import float_fields
 
-SHORT = "ShortPendulum-v0"
+SHORT = "PendulumShort-v0"
 """Pendulum whose episodes end after eight steps."""
 if SHORT not in gymnasium.registry:
     gymnasium.register(SHORT, "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=8)

@@ -64,7 +64,7 @@ def test_an_environment_that_fails_loses_nothing(at, tmp_path, monkeypatch):
     trained = {}
     monkeypatch.setattr(Hostile, "happens", fail)
     note = {"during": lambda run: trained.update(now=run.done + run.chunk), "eval_episodes": 2}
-    with pytest.raises(EvaluationFailed, match="Hostile-v0 failed .* the simulator is unstable.* saved"):
+    with pytest.raises(EvaluationFailed, match=r"Hostile-v0 failed .*\(the simulator is unstable\).* saved"):
         toy(tmp_path / "run", HOSTILE, checkpoint_every=100, **note)
     assert record(tmp_path / "run")["status"] == "failed"
     assert read_header(tmp_path / "run" / "checkpoint" / "state.npz")["done"] == at

@@ -16,6 +16,7 @@ RESTORE = "agent = run.restore(agent)\n"
 CALL = "agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)\n"
 LOSS = "    return ((q - y) ** 2).mean(1).sum(0), {"
 END = "    return agent, jax.tree.map(jnp.mean, metrics)\n"
+MEAN = 'jax.lax.pmean(x, "lane")'
 TARGET = "agent.target_critic, args.tau)"
 
 
@@ -40,7 +41,7 @@ MUTANTS = {
     "lanes mixed at the start": dict.fromkeys(
         BOTH, (RESTORE, f"{RESTORE}        agent = {floats('0.5 * (x + x.mean(0))')}\n")
     ),
-    "devices mixed in a step": dict.fromkeys(BOTH, (END, f"    agent = {floats('jax.lax.pmean(x, "lane")')}\n{END}")),
+    "devices mixed in a step": dict.fromkeys(BOTH, (END, f"    agent = {floats(MEAN)}\n{END}")),
     "a divergence that leaks": dict.fromkeys(
         BOTH, (CALL, f"{CALL}            agent = {floats('x + 0.0 * x.sum(0)')}\n")
     ),

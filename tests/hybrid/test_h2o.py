@@ -163,7 +163,7 @@ def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agen
         weight, u = np.ones(2), np.ones(2)
     expected = h2o.critic_loss(agent.critic, agent, batch, weight, u / u.sum(), critic_key, args)[0]
     close(info["critic_loss"], expected)
-    for name in ("policy", "critic", "d_sa", "d_sas"):
+    for name in ("actor", "critic", "d_sa", "d_sas"):
         moved = jax.tree.map(lambda x, y: bool((x != y).any()), getattr(new, name), getattr(agent, name))
         assert any(jax.tree.leaves(moved))
     assert int(new.critic_opt[0].count) == int(new.actor_opt[0].count) == 1

@@ -118,7 +118,7 @@ def test_cql_plus_shared_network_and_relu_are_cql(batch):
     args = args_of(critic_activation="relu", separate_std=False)
     plain = agent_of(cql, cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3))
     agent = cql_plus.init(jax.random.key(0), args, SPEC)
-    names = ("policy", "critic", "target_critic", "log_alpha")
+    names = ("actor", "critic", "target_critic", "log_alpha")
     agent = agent.replace(**{f: getattr(plain, f) for f in names})
     key = jax.random.key(1)
     for loss, params in (("critic_loss", plain.critic), ("actor_loss", plain.actor)):

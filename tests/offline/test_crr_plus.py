@@ -69,7 +69,7 @@ def test_crr_actor(batch, mode, baseline):
     args = crr.Args(
         hidden_dims=(8, 8),
         batch_size=B,
-        n_actions=3,
+        value_samples=3,
         temperature=0.5,
         max_weight=1.5,
         weight_mode=mode,

@@ -67,7 +67,7 @@ def test_rorl_with_zero_weights_trains_as_sac_n(batch):
         other, _ = update(other, batch, jax.random.key(i), plain)
         full, _ = update(full, batch, jax.random.key(i), rorl.Args(**SIZES, policy_smooth_eps=0.4))
     jax.tree.map(close, (one.actor, one.critic, one.log_alpha), (other.actor, other.critic, other.log_alpha))
-    for name in ("policy", "critic"):
+    for name in ("actor", "critic"):
         change = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), getattr(full, name), getattr(one, name))
         assert max(jax.tree.leaves(change)) > 1e-5
 
