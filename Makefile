@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RUN_DIR := results/demo
 
-.PHONY: setup run test test-faults report benchmark speed datasets format clean
+.PHONY: setup run test test-all test-faults report benchmark speed datasets format clean
 
 setup: $(VENV)/.installed  ## environment in .venv, only when requirements.txt changed
 
@@ -21,6 +21,9 @@ run: setup  ## train TD3+BC with 4 seeds in one job beside BC; score table and $
 
 test: setup  ## the test suite, on at most four cores
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-all: setup  ## the test suite with its long tests, before a release
+	$(PY) -m pytest -m "not learning" -n auto --maxprocesses 4 --dist worksteal
 
 test-faults: setup  ## 10,000 malformed files, SIGKILL twenty times for each of four scripts, full disks (five minutes)
 	$(PY) -m pytest tests/test_faults.py --whole-faults -n auto --maxprocesses 4

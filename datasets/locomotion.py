@@ -6,6 +6,10 @@ Scheme: Fu et al., D4RL (arXiv 2004.07219). `medium` and `expert` are frozen STO
 `medium-replay` plays the snapshots of the training run one after the other, each for the steps that
 lay between it and the one before. `random-expert-5`: 95 % of the steps are uniform actions, 5 % the
 expert's, after Hong et al. (arXiv 2306.13085). (The file cannot be called mujoco.py: it would hide MuJoCo.)
+
+Policies act in float64, and their actions are rounded to a grid of 2^-14: what a BLAS or a processor does
+differently is a thousand million times smaller and is rounded away. (A name that ends in -v0 is an earlier
+version, whose policies act in float32 without the grid: its content holds for one processor only.)
 """
 
 import argparse
@@ -33,15 +37,19 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
 from shared.errors import InputError
-from shared.task import registered_env
+from shared.task import recipe_id, recipe_name, registered_env
 
 POLICIES = Path(__file__).resolve().parent / "policies"
 MILLION = 1_000_000
 STEPS = {"random": MILLION, "medium": MILLION, "expert": MILLION, "medium-expert": 2 * MILLION}
+NAME = re.compile(r"([^-]+)-(.+?)(?:-v(\d+))?")
+"""Robot, level and, where there are several, the version."""
 MIXTURE = re.compile(r"random-(medium|expert)-(\d+)")
 """Level of a mixture: the good policy and its share of the steps in percent."""
 BLOCK = 16
-"""Episodes stepped together. What an episode holds depends on its block, never on the threads."""
+"""Episodes stepped together. What an episode holds depends neither on its block nor on the threads."""
+GRID = 2.0**-14
+"""Distance of two neighbouring actions in [-1, 1]; a power of two, so that float32 holds them all."""
 
 Policy = dict[str, np.ndarray]
 """x = relu(W0 x + b0), ..., mean = last W x + b; log std = logstd_W h + logstd_b of the last hidden
@@ -51,7 +59,7 @@ NOT_WEIGHTS = ("activation", "squash", "action_high")
 
 def recipe(name: str, env_id: str) -> Recipe:
     """`{hopper,halfcheetah,walker2d}-{random,medium,medium-replay,medium-expert,expert,random-expert-<percent>}`."""
-    robot, level = name.split("-", 1)
+    robot, level, version = NAME.fullmatch(name).groups()
     spec = registered_env(env_id)
     who = {
         "random": "uniform actions",
@@ -71,7 +79,7 @@ def recipe(name: str, env_id: str) -> Recipe:
         eval_env=spec,
         steps=steps or 0,
         policy=who[level],
-        collect=partial(collect, env_id, robot, level),
+        collect=partial(collect, env_id, name),
         reference=env_id,
         expert="the trained SAC policy, stochastic",
         returns=partial(reference_returns, env_id, robot),
@@ -81,8 +89,8 @@ def recipe(name: str, env_id: str) -> Recipe:
 # ----------------------------------------------------------------------------------------- policy
 
 
-def load_policy(path: Path) -> Policy:
-    """A relu tanh-Gaussian policy, or a stack of them with a leading axis; float16 becomes float32.
+def load_policy(path: Path, dtype: type = np.float64) -> Policy:
+    """A relu tanh-Gaussian policy, or a stack of them with a leading axis; float16 becomes `dtype`.
 
     Raises:
       InputError: missing file, or another kind of policy.
@@ -93,7 +101,7 @@ def load_policy(path: Path) -> Policy:
         if str(file["activation"]) != "relu" or int(file["squash"]) != 1 or "obs_mean" in file:
             raise InputError(f"{path} is not a relu tanh-Gaussian policy on raw observations.")
         policy = {k: file[k] for k in file.files if k not in NOT_WEIGHTS}
-    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in policy.items()}
+    return {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in policy.items()}
 
 
 def save_policy(path: Path, policy: Policy) -> None:
@@ -107,14 +115,20 @@ def save_policy(path: Path, policy: Policy) -> None:
 
 
 def sample(policy: Policy, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Observations [B, O], standard normal noise [B, A] -> actions [B, A] in [-1, 1]."""
-    layers = sum(k.startswith("W") for k in policy)
-    x = obs
+    """Observations [B, O], standard normal noise [B, A] -> actions [B, A] in [-1, 1], in the policy's type.
+
+    In float64, an action is the middle of a cell of the grid, so that none is -1 or 1: atanh stays finite.
+    """
+    layers, dtype = sum(k.startswith("W") for k in policy), policy["W0"].dtype
+    x, noise = obs.astype(dtype), noise.astype(dtype)
     for i in range(layers - 1):
         x = np.maximum(x @ policy[f"W{i}"].T + policy[f"b{i}"], 0.0)
     mean = x @ policy[f"W{layers - 1}"].T + policy[f"b{layers - 1}"]
     log_std = np.clip(x @ policy["logstd_W"].T + policy["logstd_b"], -20.0, 2.0)
-    return np.tanh(mean + np.exp(log_std) * noise)
+    action = np.tanh(mean + np.exp(log_std) * noise)
+    if dtype == np.float32:  # version 0
+        return action
+    return (np.minimum(np.floor(action / GRID), 1.0 / GRID - 1.0) + 0.5) * GRID
 
 
 # ------------------------------------------------------------------------------------------- play
@@ -152,7 +166,7 @@ def play_block(
         if policy is None:
             unit = np.float32([rngs[i].uniform(-1.0, 1.0, size) for i in active])
         else:
-            noise = np.float32([rngs[i].standard_normal(size) for i in active])
+            noise = np.array([rngs[i].standard_normal(size) for i in active])
             unit = sample(policy, observations[active, t], noise)
         actions[active, t] = low + (unit + 1.0) * 0.5 * (high - low)
         for i in active:
@@ -205,19 +219,22 @@ def play_returns(env_id: str, policy: Policy | None, episodes: int) -> np.ndarra
 # ---------------------------------------------------------------------------------------- recipes
 
 
-def collect(env_id: str, robot: str, level: str, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """The episodes of one level; only the last one is cut (of a mixture, the last one of each part)."""
+def collect(env_id: str, name: str, steps: int, seed: int) -> list[EpisodeBuffer]:
+    """The episodes of a recipe; only the last one is cut (of a mixture, the last one of each part)."""
+    robot, level, version = NAME.fullmatch(name).groups()
     if level == "medium-expert":
         parts = (("medium", steps - steps // 2), ("expert", steps // 2))
-        return [e for part, n in parts for e in made_or_played(env_id, f"{robot}-{part}", n, seed)]
-    if mixture := MIXTURE.fullmatch(level):
+    elif mixture := MIXTURE.fullmatch(level):
         good = steps * int(mixture[2]) // 100
         parts = (("random", steps - good), (mixture[1], good))
-        return [e for part, n in parts if n for e in made_or_played(env_id, f"{robot}-{part}", n, seed)]
-    if level == "medium-replay":
-        return collect_replay(env_id, load_policy(POLICIES / f"{robot}-replay.npz"), steps, seed)
-    policy = None if level == "random" else load_policy(POLICIES / f"{robot}-{level}.npz")
-    return cut_last(play_steps(env_id, policy, steps, seed), steps)
+    else:
+        load = partial(load_policy, dtype=np.float32 if version == "0" else np.float64)
+        if level == "medium-replay":
+            return collect_replay(env_id, load(POLICIES / f"{robot}-replay.npz"), steps, seed)
+        policy = None if level == "random" else load(POLICIES / f"{robot}-{level}.npz")
+        return cut_last(play_steps(env_id, policy, steps, seed), steps)
+    of_version = name.removeprefix(f"{robot}-{level}")
+    return [e for part, n in parts if n for e in made_or_played(env_id, f"{robot}-{part}{of_version}", n, seed)]
 
 
 def collect_replay(env_id: str, replay: Policy, steps: int, seed: int) -> list[EpisodeBuffer]:
@@ -244,13 +261,13 @@ def cut_last(episodes: list[EpisodeBuffer], steps: int) -> list[EpisodeBuffer]:
 
 
 def made_or_played(env_id: str, name: str, steps: int, seed: int) -> list[EpisodeBuffer]:
-    """The first episodes of local/<name>-v0 where it was made with this seed and is long enough, else played.
+    """The first episodes of a dataset that was made with this seed and is long enough, else played.
 
     One policy's episodes are those of a shorter dataset and more, so that either way they are the same.
     """
-    folder = Path(get_dataset_path(f"local/{name}-v0"))
-    if folder.exists():
-        dataset = minari.load_dataset(f"local/{name}-v0")
+    made = recipe_id(recipe_name(name) or NAME.sub(r"\1-\2", name))  # uniform actions have no versions
+    if Path(get_dataset_path(made)).exists():
+        dataset = minari.load_dataset(made)
         stored = dataset.storage.metadata
         if stored["total_steps"] >= steps and stored["seed"] == seed:
             episodes, total, source = [], 0, dataset.iterate_episodes()
@@ -259,7 +276,7 @@ def made_or_played(env_id: str, name: str, steps: int, seed: int) -> list[Episod
                 episodes.append(episode(e.observations, e.actions, e.rewards, bool(e.terminations[-1])))
                 total += len(e.rewards)
             return cut_last(episodes, steps)
-    return collect(env_id, *name.split("-"), steps, seed)
+    return collect(env_id, name, steps, seed)
 
 
 def reference_returns(env_id: str, robot: str, who: str, episodes: int) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Makes the collection's own datasets, measures reference scores, and writes the table of both.
 
   python datasets/make.py --list                         what can be made
-  python datasets/make.py pendulum-mixed hopper-random   make these (Minari id: local/<name>-v0)
+  python datasets/make.py pendulum-mixed hopper-random   make these (Minari id: local/<name>-v<version>)
   python datasets/make.py --all --steps 20000            make everything, small
   python datasets/make.py --reference Hopper-v5          measure the returns worth 0 and 100
   python datasets/make.py --table                        table.md and table.json of what is here
+  python datasets/make.py --check                        compare what is here with table.json
 
 Datasets go to Minari's root ($MINARI_DATASETS_PATH or ~/.minari/datasets) and appear there only
 once complete. `recipes.txt` lists the names; a name's first word says which module makes it.
@@ -41,7 +42,7 @@ from minari.storage import get_dataset_path
 
 from shared.data import load_dataset
 from shared.errors import InputError, nearest
-from shared.task import recipes
+from shared.task import recipe_id, recipe_name, recipes
 
 HERE = Path(__file__).resolve().parent
 MODULES = {
@@ -87,20 +88,29 @@ def recipe(name: str) -> Recipe:
     Raises:
       InputError: no such name (with the nearest ones).
     """
-    known = recipes()
-    if name not in known:
-        raise InputError(f"There is no recipe '{name}'; {nearest(name, known)}")
-    return MODULES[name.split("-")[0]].recipe(name, known[name])
+    name = known_name(name)
+    return MODULES[name.split("-")[0]].recipe(name, recipes()[name])
+
+
+def known_name(name: str) -> str:
+    """The name in recipes.txt that `name` means: with its version, where there are several.
+
+    Raises:
+      InputError: no such name (with the nearest ones).
+    """
+    if known := recipe_name(name):
+        return known
+    raise InputError(f"There is no recipe '{name}'; {nearest(name, recipes())}")
 
 
 def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False) -> None:
-    """Collects a recipe's episodes and writes them as the Minari dataset local/<name>-v0.
+    """Collects a recipe's episodes and writes them as the Minari dataset local/<name>.
 
     A dataset that is already there is left alone unless `force`; then it is replaced once the new
     one is complete.
     """
-    made_by = recipe(name)
-    final = Path(get_dataset_path(f"local/{name}-v0"))
+    name = known_name(name)
+    made_by, final = recipe(name), folder_of(name)
     if final.exists() and not force:
         stored = json.loads((final / "data" / "metadata.json").read_text())
         size = f"{stored['total_steps']:,} steps, seed {stored['seed']}"
@@ -123,6 +133,11 @@ def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False
         f"({min(returns):.1f} to {max(returns):.1f}); {total / played:,.0f} steps/s, "
         f"{wall:.1f} s in all"
     )
+
+
+def folder_of(name: str) -> Path:
+    """Where Minari keeps what the recipe makes."""
+    return Path(get_dataset_path(recipe_id(name)))
 
 
 @contextmanager
@@ -150,7 +165,7 @@ def write(name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, 
     returns = np.array([e.rewards.sum() for e in episodes], np.float64)
     space = gym.make(made_by.env).observation_space
     dataset = minari.create_dataset_from_buffers(
-        f"local/{name}-v0",
+        recipe_id(name),
         episodes,
         env=made_by.env,
         eval_env=made_by.eval_env,
@@ -268,9 +283,28 @@ def write_table() -> None:
     print(f"{len(table)} datasets in {HERE / 'table.md'}")
 
 
+def check_table() -> None:
+    """One line for each dataset on this machine: whether hash, steps and episodes are those of table.json.
+
+    Raises:
+      InputError: something differs.
+    """
+    table = {row["name"]: row for row in json.loads((HERE / "table.json").read_text())}
+    here = {name: row for name in recipes() if (row := table_row(name))}
+    different = []
+    for name, row in here.items():
+        keys = [k for k in ("hash", "steps", "episodes") if name in table and row[k] != table[name][k]]
+        text = "; ".join(f"{k} {row[k]}, in the table {table[name][k]}" for k in keys)
+        print(f"{name}: {text or ('as in the table' if name in table else 'not in the table')}")
+        different += [name] * bool(keys)
+    print(f"{len(here)} of {len(recipes())} datasets are on this machine.")
+    if different:
+        raise InputError(f"Not as in datasets/table.json: {', '.join(different)}.")
+
+
 def table_row(name: str) -> dict | None:
     """What table.json says about a dataset; None if it is not on this machine."""
-    path = Path(get_dataset_path(f"local/{name}-v0")) / "data" / "metadata.json"
+    path = folder_of(name) / "data" / "metadata.json"
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
@@ -308,6 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt")
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
+    parser.add_argument(
+        "--check", action="store_true", help="compare what is here with table.json; exit 2 if not equal"
+    )
     parser.add_argument("--reference", nargs="*", metavar="ENV", help="measure reference scores (none given: all)")
     parser.add_argument("--steps", type=int, help="environment steps (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
@@ -330,7 +367,9 @@ def main(argv: list[str] | None = None) -> None:
         measure_references(args.reference)
     if args.table:
         write_table()
-    if not (names or args.list or args.table or args.reference is not None):
+    if args.check:
+        check_table()
+    if not (names or args.list or args.table or args.check or args.reference is not None):
         parser.print_usage()
     if failures:
         raise InputError("\n".join(failures))

@@ -2,13 +2,15 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import tyro
 
-from shared.errors import InputError, nearest, slugify
+from shared.errors import InputError, nearest
+from shared.names import preset_of
 
 
 def _floats(values: list[str]) -> float | tuple[float, ...]:
@@ -47,9 +49,17 @@ class DatasetArgs:
     preset: str = "auto"
     """Per-dataset settings of the paper: picked by the dataset's id (auto), none, or a name."""
     env: str = ""
-    """Gymnasium id of the environment, to evaluate and to interact in; empty: the one stored with the dataset."""
+    """Gymnasium id to evaluate (and to interact) in, or module:id of a module that registers it; none: no evaluation;
+    empty: the one stored with the dataset."""
     clip_actions: bool = False
     """Clip the data's actions to the action space instead of refusing them."""
+    fields: tuple[str, ...] = ()
+    """Which array of a file is what, e.g. terminal=done timeout=cut reward=r (obs, next_obs, action, reward, terminal,
+    not_terminal, timeout, end, start, episode, ignore); the others are known by their usual names."""
+    episode_length: int = 0
+    """Rows of an episode that did not terminate, where a file says nothing of time limits; 0: it does."""
+    discrete: bool = False
+    """Take actions that are stored as whole numbers of floating point (0.0, 1.0, ...) as discrete choices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +76,8 @@ class RunArgs:
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
     """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    max_episode_steps: int = 0
+    """Steps after which an episode of an evaluation is cut; 0: the environment's limit, or 10,000 where it has none."""
     checkpoint_every: int = 100_000
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
@@ -145,17 +157,33 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
         if name not in presets:
             raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
         return name
-    slug = f"-{slugify(dataset)}"
-    return max((key for key in presets if f"-{key}" in slug), key=len, default=None)
+    return preset_of(dataset, presets)
 
 
-def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[str] | None = None):
-    """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults."""
+def parse(
+    cls: type,
+    presets: dict[str, dict[str, Any]],
+    doc: str,
+    argv: list[str] | None = None,
+    objection: Callable[[DatasetArgs, str, dict[str, Any]], str | None] | None = None,
+):
+    """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults.
+
+    `objection(args, key, settings)`: why the data is none that a preset picked by name is for; such a one is left out.
+    The preset that is used is printed, and takes the place of "auto".
+    """
     options = {"description": inspect.cleandoc(doc), "args": argv}
     args = tyro.cli(cls, **options)
-    key = preset_for(args.dataset, presets, args.preset) if isinstance(args, DatasetArgs) else None
-    if key is not None:
-        args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
+    if isinstance(args, DatasetArgs):
+        key = preset_for(args.dataset, presets, args.preset)
+        why = objection(args, key, presets[key]) if objection and key and args.preset == "auto" else None
+        if why:
+            print(f"preset {key} is left out: {why}", flush=True)
+            key = None
+        if key is not None:
+            print(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}", flush=True)
+            args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
+        args = dataclasses.replace(args, preset=key or "none")
     swept = float_fields(cls)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
@@ -167,6 +195,7 @@ def parse(cls: type, presets: dict[str, dict[str, Any]], doc: str, argv: list[st
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    if args.seed < 0:
-        raise InputError(f"--seed must be at least 0, not {args.seed}.")
+    for name in ("seed", "max_episode_steps", "episode_length"):
+        if getattr(args, name, 0) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -113,23 +114,29 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def save_tree(path: Path, tree: Any, header: dict) -> None:
-    """One npz: every leaf under its path in the tree, and the header as JSON. Atomic; no pickle."""
+def save_tree(path: Path, tree: Any, header: dict, lanes: int | None = None) -> None:
+    """One npz: every leaf under its path in the tree, and the header as JSON. Atomic; no pickle.
+
+    `lanes`: how many of the leading axis are kept: the others fill up the devices of this machine.
+    """
     arrays = {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)[slice(lanes) if lanes else ...]
         for name, leaf in _named_leaves(tree).items()
     }
     with replacing(path) as file:
         np.savez(file, __header__=np.array(json.dumps(header)), **arrays)
 
 
-def comparable(args: RunArgs) -> dict:
-    """The arguments that a resumed run must share, as JSON gives them back.
+_FREE = {"out", "resume", "wandb", "preset", "distributed"}
+_FREE |= {"layout"}  # a run may go on on another kind of device, which has another
+_FREE |= {"dataset"}  # it may have moved: its content is compared
+INTERVALS = ("log_every", "eval_every", "offline_eval_every", "checkpoint_every", "max_episode_steps")
+"""Arguments that a resumed run may have others of."""
 
-    Not the layout of lanes: a run may go on on another kind of device, which has another.
-    """
-    free = ("out", "resume", "wandb", "preset", "distributed", "layout")
-    return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in free}))
+
+def comparable(args: RunArgs) -> dict:
+    """The arguments that belong to a run, as JSON gives them back."""
+    return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in _FREE}))
 
 
 def holds_checkpoint(run_dir: Path) -> bool:
@@ -165,7 +172,8 @@ def _read_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.
 def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
     """The tree of a checkpoint, with the structure, shapes and sharding of `template` (arrays or their shapes).
 
-    `partial`: the checkpoint may hold more. What it holds under a former name is found.
+    `partial`: the checkpoint may hold more. What it holds under a former name is found, and its last lane fills up
+    the leading axis where that is longer here.
     """
     names = _named_leaves(template)
     wanted = lambda n: _current_path(n, names) in names or not (partial or n == "__header__")  # noqa: E731
@@ -174,7 +182,9 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
         raise InputError(f"{path} does not fit this algorithm's networks: {missing[0]} is on one side only.")
 
     def load(name: str, leaf: Any) -> Any:
-        value = stored[name]
+        value, shape = stored[name], np.shape(leaf)
+        if value.ndim and shape and len(value) != shape[0]:
+            value = value[np.minimum(np.arange(shape[0]), len(value) - 1)]
         if _is_key(leaf):
             return jax.device_put(jax.random.wrap_key_data(value), leaf.sharding)
         if value.shape != np.shape(leaf):
@@ -210,6 +220,40 @@ def load_lanes(path: Path, agent: Any, lanes: np.ndarray) -> Any:
     return jax.tree.unflatten(jax.tree.structure(agent), [taken[n] for n in names])
 
 
+class Checkpoints:
+    """The last checkpoint of a run, and until the run has finished the one before it, for when the last is damaged."""
+
+    def __init__(self, run_dir: Path):
+        self.last = run_dir / "checkpoint" / "state.npz"
+        self.previous = self.last.with_name("previous.npz")
+        self.offline = self.last.with_name("offline.npz")
+        """The agents at the end of the offline phase, for --from."""
+
+    def save(self, tree: Any, header: dict, lanes: int, offline_ends: bool) -> None:
+        """Writes `tree` (agents, state) under a temporary name and renames it: a kill leaves the previous one."""
+        with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
+            self.previous.unlink(missing_ok=True)
+            os.link(self.last, self.previous)
+        if offline_ends:
+            save_tree(self.offline, (tree[0], None), header, lanes)
+        save_tree(self.last, tree, header, lanes)
+
+    def header(self) -> dict:
+        """Of the last checkpoint; of the previous one where the last is damaged."""
+        return read_header(self.previous if self._damaged() else self.last)
+
+    def repair(self) -> None:
+        """Puts the previous checkpoint in the place of a last one that is damaged, which is kept as damaged.npz."""
+        if self._damaged():
+            tqdm.write(f"{self.last} is damaged: the checkpoint before it is used.", file=sys.stderr)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.last, self.last.with_name("damaged.npz"))
+            os.replace(self.previous, self.last)
+
+    def _damaged(self) -> bool:
+        return self.previous.exists() and not is_whole(self.last) and is_whole(self.previous)
+
+
 # ----------------------------------------------------------------------------- which run it is of
 
 
@@ -226,11 +270,16 @@ def refuse_another_run(run_dir: Path, header: dict, algorithm: str, task: Task, 
                 f"The run in {run_dir} is of a time when --{name.replace('_', '-')} was "
                 f"--{former[0].replace('_', '-')}: its policies can be loaded, but it cannot be resumed."
             )
-        if header["args"].get(name) != value:
-            raise InputError(
-                f"--resume with --{name.replace('_', '-')} {value}, but the run was started with "
-                f"{header['args'].get(name)}; use the same."
-            )
+        flag, before = f"--{name.replace('_', '-')}", header["args"].get(name)
+        if before == value or name in INTERVALS:
+            continue
+        if name != "updates":
+            raise InputError(f"--resume with {flag} {value}, but the run was started with {before}; use the same.")
+        if value < header["done"]:
+            raise InputError(f"--resume with {flag} {value:,}, but the run has done {header['done']:,} already.")
+        tqdm.write(
+            f"{flag} {value:,}, not {before:,}: schedules over the run's length follow the new one from here on."
+        )
     if header["settings"] != json.loads(json.dumps(settings)):
         raise InputError(f"The checkpoint in {run_dir} is of other lanes; resume with as many processes as before.")
 

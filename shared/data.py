@@ -6,13 +6,17 @@ Episodes are concatenated along N. `terminal` says that bootstrapping stops (the
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from shared.arguments import DatasetArgs
+from shared.checks import checked, facts, guessed_env, preset_misfit, stored_env
 from shared.errors import InputError, nearest
-from shared.formats import checked, content_hash, guessed_env, read_dataset
-from shared.task import Spec, Task, reference_score, registered_env
+from shared.fields import described
+from shared.formats import content_hash, dataset_id, read_dataset
+from shared.task import Spec, Task, named_env, reference_score
 from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
 
 
@@ -54,6 +58,9 @@ CORRUPTIONS = {
 }
 
 
+ARRAYS = ("obs", "action", "reward", "next_obs", "terminal", "last")
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Flat numpy arrays of N transitions, episode after episode."""
@@ -66,11 +73,17 @@ class Dataset:
     reward: np.ndarray
     """[N] float32"""
     next_obs: np.ndarray
-    """Like obs; the true next observation, also at an episode's last row."""
+    """Like obs; the true next observation, also at an episode's last row (where none was stored: the row's obs)."""
     terminal: np.ndarray
     """[N] bool: the task ended here, bootstrapping stops."""
     last: np.ndarray
     """[N] bool: the episode's last row: terminal, time limit or cut."""
+    successor: np.ndarray = None
+    """[N] bool: next_obs is known (default: everywhere). Elsewhere the row counts in returns and ranges of rewards."""
+
+    def __post_init__(self):
+        if self.successor is None:
+            object.__setattr__(self, "successor", np.ones(len(self.obs), bool))
 
     @property
     def spec(self) -> Spec:
@@ -106,16 +119,29 @@ class Dataset:
         at = np.arange(len(self.obs)) + ~self.last
         return self.action[at], ~self.last
 
+    def usable(self, *fields: str) -> np.ndarray:
+        """[N] bool: rows of `fields` (default: FIELDS) that losses may use, those that `transitions` packs.
+
+        With next_obs, rows that would be bootstrapped from a next_obs that is not known are left out; terminal ones
+        stay. With next_action, the last rows of episodes that did not terminate are left out.
+        """
+        fields, keep = fields or FIELDS, np.ones(len(self.obs), bool)
+        if "next_obs" in fields:
+            keep &= self.successor | self.terminal
+        if "next_action" in fields:
+            keep &= ~self.last | self.terminal
+        return keep
+
     def n_step(self, n: int, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """n-step returns: (reward [N], row whose next_obs is bootstrapped from [N], its weight [N]).
 
         target = reward + weight * V(next_obs[row]); fewer steps at an episode's end, and weight 0
-        where the episode terminated within them.
+        where the episode terminated within them. Of rows that are not `usable` it is none.
         """
-        row = np.arange(len(self.obs))
+        row, usable = np.arange(len(self.obs)), self.usable()
         total, weight = self.reward.astype(np.float64), np.full(len(row), discount)
         for _ in range(n - 1):
-            goes_on = ~self.last[row]
+            goes_on = ~self.last[row] & np.r_[usable[1:], True][row]  # not into a row that cannot be bootstrapped from
             row = row + goes_on
             total += np.where(goes_on, weight * self.reward[row], 0.0)
             weight = np.where(goes_on, weight * discount, weight)
@@ -152,8 +178,10 @@ class Dataset:
             next_obs=self.next_obs[rows, :-1],
         )
 
-    def require(self, discrete: bool | None = None) -> "Dataset":
-        """This dataset, or InputError where its actions are of the other kind or it has images."""
+    def require(self, discrete: bool | None = None, reward: bool = True) -> "Dataset":
+        """This dataset, or InputError where its actions are of the other kind, or it has images or no rewards."""
+        if reward and not self.task.data.get("rewards", True):
+            raise InputError(f"This learns from rewards; '{self.task.id}' has none (an array of another name?).")
         self.task.require(discrete)
         return self
 
@@ -169,7 +197,8 @@ class Dataset:
         between = float(np.ptp(self.episode_returns()))
         if not between > 0.0:
             raise InputError(
-                f"All episodes of '{self.task.id}' have one return: rewards cannot be scaled by the range."
+                f"All episodes of '{self.task.id}' have one return, {self.episode_returns()[0]:g}: rewards cannot be "
+                "scaled by the range of returns; pass --no-normalize-return."
             )
         return between
 
@@ -216,7 +245,7 @@ class Dataset:
             return self
         if self.spec.discrete or len(self.spec.obs_shape) != 1:
             raise InputError(f"'{self.task.id}' has discrete actions or images; only numbers are corrupted.")
-        arrays = {n: getattr(self, n) for n in ("obs", "action", "reward", "next_obs", "terminal", "last")}
+        arrays = {n: getattr(self, n) for n in ARRAYS}
         for stream, (element, field) in enumerate(CORRUPTIONS.items()):
             if element not in elements:
                 continue
@@ -244,26 +273,27 @@ class Dataset:
 
     def select(self, rows: np.ndarray) -> "Dataset":
         """The rows where `rows` [N] is True (or of these indices); whole episodes, or `last` is stale."""
-        names = ("obs", "action", "reward", "next_obs", "terminal", "last")
+        names = (*ARRAYS, "successor")
         return dataclasses.replace(self, **{n: getattr(self, n)[rows] for n in names})
 
     # -- to the device
 
     def transitions(self, *fields: str, weights: np.ndarray | None = None) -> Transitions:
-        """The columns `fields` (default: FIELDS), packed and on the default device.
+        """The columns `fields` (default: FIELDS) of the rows that are `usable`, packed and on the default device.
 
         `weights` [N]: `sample` draws rows in proportion to them (default: uniformly).
-        With `next_action`, rows without one are left out: the last rows of episodes that did not
-        terminate (at a terminal one it is multiplied by zero in every target).
+        The field `successor` is for losses that use next_obs where an episode terminated (models, discriminators): it
+        is 0 where next_obs is not known. Elsewhere what follows a terminal row is multiplied by zero in every target.
         """
         fields = fields or FIELDS
-        arrays = {name: getattr(self, name) for name in FIELDS}
-        keep = slice(None)
+        arrays = {name: getattr(self, name) for name in (*FIELDS, "successor")}
+        keep = self.usable(*fields)
+        if not keep.any():
+            what = "next action" if "next_action" in fields else "next observation"
+            raise InputError(f"'{self.task.id}' has no row that is followed by another: there is no {what}.")
+        keep = slice(None) if keep.all() else keep
         if "next_action" in fields:
-            arrays["next_action"], exists = self.next_action()
-            keep = exists | self.terminal
-            if not keep.any():
-                raise InputError(f"'{self.task.id}' has no two rows of the same episode: there is no next action.")
+            arrays["next_action"], _ = self.next_action()
         if "return_to_go" in fields:
             arrays["return_to_go"] = self.return_to_go()
         frames = frame = None
@@ -281,39 +311,73 @@ class Dataset:
         """All rows with their returns-to-go, for every one of `discounts` [L] that differs; see `return_to_go`."""
         discounts = np.unique(discounts)
         returns = [self.return_to_go(float(discount), failure, endless) for discount in discounts]
-        return TransitionsWithReturns(self.transitions(), discounts, np.stack(returns))
+        return TransitionsWithReturns(self.transitions(), discounts, np.stack(returns)[:, self.usable()])
 
 
 # ---------------------------------------------------------------------------------------- loading
 
 
-def load_dataset(name: str, env: str = "", clip_actions: bool = False, env_units: bool = False) -> Dataset:
-    """Loads a Minari id or directory, a D4RL hdf5, an OGBench npz, a plain npz, or a recipe's dataset.
+def load_dataset(
+    name: str | DatasetArgs,
+    env: str = "",
+    clip_actions: bool = False,
+    env_units: bool = False,
+    fields: Iterable[str] = (),
+    episode_length: int = 0,
+    discrete: bool = False,
+) -> Dataset:
+    """Loads a Minari id or directory, a D4RL hdf5, an OGBench npz, a plain npz or hdf5, or a recipe's dataset.
 
-    A recipe of datasets/ that was not made yet is made first; another Minari id is downloaded when
-    there is a network. `env` replaces the evaluation environment stored with (or guessed for) the
-    data. `env_units`: actions stay in the environment's units, instead of [-1, 1]. Flat arrays are
-    cached under ~/.cache/offline-rl (or $OFFLINE_RL_CACHE) by content.
+    `name`: the dataset, or the arguments of a script, which say all the rest. A recipe of datasets/ that was not made
+    yet is made first, in its newest version unless `name` says which; another Minari id is downloaded when there is a
+    network. `env` replaces the evaluation environment stored with (or guessed for) the data, as module:id it is
+    registered first; "none": there is none. `env_units`: actions stay in the environment's units, instead of [-1, 1].
+    The others are explained in `DatasetArgs`. Flat arrays are cached under ~/.cache/offline-rl (or
+    $OFFLINE_RL_CACHE) by content. What was understood is printed, and is `task.data`.
 
     Raises:
-      InputError: unknown id, missing or unreadable file, no network, NaN, shapes that disagree,
+      InputError: unknown id, missing or unreadable file, no network, NaN, shapes, flags or spaces that disagree,
         actions outside the action space (unless `clip_actions`).
     """
-    arrays, meta = read_dataset(name)
-    if env:
-        env_spec = registered_env(env)
+    if isinstance(name, DatasetArgs):
+        a = name
+        return load_dataset(a.dataset, a.env, a.clip_actions, env_units, a.fields, a.episode_length, a.discrete)
+    name = dataset_id(name)
+    arrays, meta = read_dataset(name, fields, episode_length)
+    understood, module, own_env = meta["data"], "", False
+    if env == "none":
+        env_spec = None
+    elif env:
+        env_spec, module = named_env(env)
     elif meta.get("env"):
-        env_spec = registered_env(meta["env"], meta.get("env_kwargs"), meta.get("max_episode_steps"))
+        env_spec, own_env = stored_env(meta), True
     else:
-        env_spec = guessed_env(name)
-    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, env_units)
-    reference = reference_score(name, env_spec.id if env_spec else None) or meta.get("reference")
+        env_spec = guessed_env(name, arrays, understood["notes"])
+    env_id = env_spec.id if env_spec else None
+    reference = meta.get("reference") if own_env or env_id in (None, meta.get("env")) else None
+    reference = reference or reference_score(name, env_id, facts(arrays, meta))
+    spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, discrete, env_units)
+    print(f"{name}: {described(understood)}", flush=True)
+    if reference:
+        print(f"scores: {reference['min']:g} is 0, {reference['max']:g} is 100 ({reference['source']})", flush=True)
     options = {"clip_actions": True} if clip_actions else {}
-    data = Dataset(Task(name, meta["hash"], spec, env_spec, reference=reference, options=options), **arrays)
-    if not meta.get("same_env", True):  # the data's returns are of another problem than the scores
+    known = {"reference": reference, "options": options, "env_module": module, "data": understood}
+    data = Dataset(Task(name, meta["hash"], spec, env_spec, **known), **arrays)
+    if not (meta.get("same_env", True) and understood["rewards"]):  # returns of another problem than the scores'
         return data
     if data.last.all() and not data.terminal.all():  # single rows that were cut out of episodes: no returns
         return data
     returns = data.episode_returns()
+    if data.task.counts_successes:
+        returns = np.maximum.reduceat(data.reward, data.starts()) >= (1.0 if data.reward.min() >= 0.0 else 0.0)
     baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
     return dataclasses.replace(data, task=dataclasses.replace(data.task, baselines=baselines))
+
+
+def preset_objection(args: DatasetArgs, key: str, settings: dict[str, Any]) -> str | None:
+    """Why the dataset is none that a preset picked by its name is for; None where it is, or is not here yet."""
+    try:
+        arrays, meta = read_dataset(args.dataset, args.fields, args.episode_length, download=False)
+    except InputError:
+        return None
+    return preset_misfit(key, settings, facts(arrays, meta))

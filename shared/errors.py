@@ -12,6 +12,10 @@ class InputError(Exception):
     """Bad input; its one sentence says what is wrong and what to do. Scripts exit with status 2."""
 
 
+class EvaluationFailed(InputError):
+    """An environment did not bear an evaluation; what was trained is saved."""
+
+
 class Interrupted(Exception):
     """A signal ended the run after its checkpoint was written."""
 
@@ -22,8 +26,11 @@ class Interrupted(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """'did you mean ...' for a mistyped name."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose from {', '.join(names)}" if len(names) <= 30 else f"none of {len(names):,} known names is like it"
 
 
 def first_line(error: Exception) -> str:

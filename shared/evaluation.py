@@ -24,7 +24,6 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
@@ -42,6 +41,21 @@ class Returns(NamedTuple):
     """[L, episodes], undiscounted."""
     lengths: np.ndarray
     """[L, episodes], environment steps."""
+    success_steps: np.ndarray | None = None
+    """[L, episodes], environment steps up to the first success, 0 where there was none; None: they are not counted."""
+
+    def scores(self, task: Task) -> np.ndarray:
+        """[L, episodes] by returns, or by successes, once an episode."""
+        return task.score(self.returns, None if self.success_steps is None else self.success_steps > 0)
+
+
+def succeeded(info: dict, reward: float) -> bool:
+    """Whether the task is solved after a step, as the environment says; one that does not say rewards it with 1."""
+    return bool(next((info[key] for key in ("success", "is_success") if key in info), reward >= 1.0))
+
+
+class Stopped(Exception):
+    """An evaluation was told to stop before its end."""
 
 
 class Evaluator:
@@ -61,11 +75,14 @@ class Evaluator:
         lanes: int,
         episodes: int,
         seed: int = 10_000,
+        stopped: Callable[[], bool] = lambda: False,
     ):
         """`act(agent, obs [E, O], step, key, args) -> actions [E, A]` of one lane; `over_lanes(f, in_axes)` maps it.
 
-        `padded`: lanes that an agent has; `lanes`: those that are evaluated.
+        `padded`: lanes that an agent has; `lanes`: those that are evaluated. `stopped`: asked at every step of
+        gymnasium's environments, whether to raise Stopped.
         """
+        self.stopped = stopped
         self.task, self.act, self.over_lanes = task, act, over_lanes
         self.padded, self.lanes, self.episodes, self.seed = padded, lanes, episodes, seed
         self.per_lane = min(episodes, max(1, MAX_ENVS // lanes))
@@ -109,6 +126,7 @@ class Evaluator:
         def play(agent, keys, args):
             returns = np.zeros((self.lanes, self.episodes))
             lengths = np.zeros((self.lanes, self.episodes), int)
+            success_steps = np.zeros_like(lengths) if self.task.counts_successes else None
             obs = np.zeros((self.padded, self.per_lane, *self.task.spec.obs_shape), np.float32)
             if len(self.task.spec.obs_shape) == 3:
                 obs = obs.astype(np.uint8)
@@ -120,9 +138,12 @@ class Evaluator:
             def step(ks: list[int], actions: np.ndarray) -> None:
                 for k in ks:
                     lane, slot = divmod(k, self.per_lane)
-                    new, reward, terminated, truncated, _ = self.envs[k].step(actions[lane, slot])
-                    returns[lane, episode[k]] += reward
-                    lengths[lane, episode[k]] += 1
+                    new, reward, terminated, truncated, info = self.envs[k].step(actions[lane, slot])
+                    at = lane, episode[k]
+                    returns[at] += reward
+                    lengths[at] += 1
+                    if success_steps is not None and not success_steps[at] and succeeded(info, reward):
+                        success_steps[at] = lengths[at]
                     if terminated or truncated:
                         episode[k] += self.per_lane
                         if episode[k] < self.episodes:
@@ -133,12 +154,14 @@ class Evaluator:
             with ThreadPoolExecutor(self.workers) as pool:
                 t = 0
                 while active:
+                    if self.stopped():
+                        raise Stopped
                     actions = self.task.to_env(np.asarray(policy(agent, obs, t, keys, args)))
                     shares = [active[w :: self.workers] for w in range(self.workers)]
                     list(pool.map(step, shares, [actions] * self.workers))
                     active = [k for k in active if episode[k] < self.episodes]
                     t += 1
-            return Returns(returns, lengths)
+            return Returns(returns, lengths, success_steps)
 
         return play
 
@@ -218,8 +241,9 @@ def interval(x: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of `x` [L]; the mean itself where there is one lane, or all are equal."""
     if len(x) == 1 or not np.ptp(x) > 0:
         return float(x.mean()), float(x.mean())
-    found = scipy.stats.bootstrap((x,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    drawn = x[np.random.default_rng(0).integers(0, len(x), (9999, len(x)))].mean(1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
 
 
 # ----------------------------------------------------------------------------- policies of a run
@@ -362,14 +386,16 @@ def main(argv: list[str] | None = None) -> None:
     padded = len(jax.tree.leaves(policies.agent)[0])
     evaluate = Evaluator(policies.task, act, _vmapped, padded, len(policies.settings), options.episodes)
     keys = jax.random.split(jax.random.key(0), padded)
-    returns, lengths = evaluate(policies.agent, keys, policies.args)
-    scores = policies.task.score(returns)
+    episodes = evaluate(policies.agent, keys, policies.args)
+    (returns, lengths, steps), scores = episodes, episodes.scores(policies.task)
     name = "-".join(["evaluation", *options.set]) + ".csv"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["lane", *policies.settings[0], "episode", "return", "length", "score"])
+    columns = {"return": returns, "length": lengths, "score": scores}
+    columns |= {} if steps is None else {"success_step": steps}
+    writer.writerow(["lane", *policies.settings[0], "episode", *columns])
     for i, e in np.ndindex(returns.shape):
-        writer.writerow([i, *policies.settings[i].values(), e, returns[i, e], lengths[i, e], scores[i, e]])
+        writer.writerow([i, *policies.settings[i].values(), e, *(x[i, e] for x in columns.values())])
     try:
         with replacing(options.run_dir / name) as file:
             file.write(text.getvalue().encode())

@@ -1,4 +1,4 @@
-"""Files -> checked arrays: Minari, D4RL hdf5, OGBench npz, plain npz; found, made or downloaded by name."""
+"""Datasets as they are stored -> flat arrays: found, made or downloaded by name, read once, then cached."""
 
 import difflib
 import hashlib
@@ -6,36 +6,56 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 
-from shared.errors import ROOT, InputError, first_line, nearest, slugify
-from shared.task import Spec, flat_obs_shape, flatten_obs, recipes, registered_env, space_spec
-from shared.untrusted import check_hdf5, read_hdf5, read_npz
+from shared.errors import ROOT, InputError, nearest, slugify
+from shared.files import read_file
+from shared.minari_files import read_minari
+from shared.task import recipe_id, recipe_name, recipes
 
 
-def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
-    """(obs, action, reward, terminal, next_obs, last) of a dataset as it is stored, and what is known of it.
+def read_dataset(
+    name: str, fields: Iterable[str] = (), episode_length: int = 0, download: bool = True
+) -> tuple[dict[str, np.ndarray], dict]:
+    """(obs, action, reward, terminal, next_obs, last, and successor where some rows have none) of a dataset as it is
+    stored, and what is known of it.
+
+    `fields`, `episode_length`: of `DatasetArgs`, for files. `download`: what is not here is made or downloaded.
 
     Raises:
-      InputError: unknown id, missing or unreadable file, no network, shapes that disagree.
+      InputError: unknown id, missing or unreadable file, no network, shapes or flags that disagree.
     """
-    path = Path(name).expanduser()
+    path, fields = Path(name).expanduser(), tuple(fields)
     if path.is_dir() or not path.exists():
-        source = _minari_directory(name, path)
-        return _cached(source / "main_data.hdf5", lambda: _read_minari(source))
+        source = _minari_directory(name, path, download)
+        if fields or episode_length:
+            raise InputError(f"{name} is a Minari dataset, whose fields are known; --fields is for files.")
+        stored = sorted(p for p in source.rglob("*") if p.is_file())
+        return _cached(stored, "", lambda: read_minari(source))
     if path.suffix in (".hdf5", ".h5", ".npz"):
-        return _cached(path, lambda: _read_file(path))
+        return _cached([path], f"{fields}{episode_length}", lambda: read_file(path, fields, episode_length))
     raise InputError(f"{name}: not a dataset; expected a .hdf5 or .npz file or a Minari directory.")
 
 
-def _minari_directory(name: str, path: Path) -> Path:
+def dataset_id(name: str) -> str:
+    """The name under which runs record a dataset: a recipe's own, its version included; others as they are."""
+    return name if Path(name).expanduser().exists() else recipe_name(name) or name
+
+
+def _holds_data(data: Path) -> bool:
+    """Whether a folder is one of Minari's, in either of its storages."""
+    return (data / "main_data.hdf5").exists() or ((data / "metadata.json").exists() and (data / "0").is_dir())
+
+
+def _minari_directory(name: str, path: Path, download: bool = True) -> Path:
     """The data/ folder of a Minari dataset, made or downloaded if need be."""
     if path.is_dir():
         for data in (path, path / "data"):
-            if (data / "main_data.hdf5").exists():
+            if _holds_data(data):
                 return data
         raise InputError(f"{name} is a directory without data/main_data.hdf5: not a Minari dataset.")
     if path.suffix in (".hdf5", ".h5", ".npz"):
@@ -43,13 +63,13 @@ def _minari_directory(name: str, path: Path) -> Path:
     import minari
     from minari.storage import get_dataset_path
 
-    known = recipes()
-    recipe = name.removeprefix("local/").removesuffix("-v0")
-    minari_id = f"local/{recipe}-v0" if recipe in known else name
-    data = Path(get_dataset_path(minari_id)) / "data"
-    if (data / "main_data.hdf5").exists():
+    known, recipe = recipes(), recipe_name(name)
+    data = Path(get_dataset_path(recipe_id(recipe) if recipe else name)) / "data"
+    if _holds_data(data):
         return data
-    if recipe in known:
+    if not download:
+        raise InputError(f"'{name}' is not on this machine.")
+    if recipe:
         print(f"Making {recipe} with its recipe (once) ...", flush=True)
         made = subprocess.run([sys.executable, ROOT / "datasets" / "make.py", recipe], check=False)
         if made.returncode or not (data / "main_data.hdf5").exists():
@@ -71,34 +91,40 @@ def _minari_directory(name: str, path: Path) -> Path:
     return data
 
 
-def _cached(path: Path, read) -> tuple[dict[str, np.ndarray], dict]:
-    """`read()`, or what it returned earlier for a file of the same content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 24):
-            digest.update(block)
-    for metadata in sorted(path.parent.glob("metadata.json")):
-        digest.update(metadata.read_bytes())
+def _cached(stored: list[Path], how: str, read) -> tuple[dict[str, np.ndarray], dict]:
+    """`read()`, or what it returned earlier for files of the same content, read by the same code and `how`."""
+    digest = hashlib.sha256(_reader() + how.encode())
+    for path in stored:
+        with path.open("rb") as f:
+            while block := f.read(1 << 24):
+                digest.update(block)
     home = Path(os.environ.get("OFFLINE_RL_CACHE", Path.home() / ".cache" / "offline-rl"))
-    cache = home / f"{digest.hexdigest()[:32]}.npz"
-    if cache.exists():
+    known = home / f"{digest.hexdigest()[:32]}.npz"
+    if known.exists():
         try:
-            with np.load(cache, allow_pickle=False) as file:
+            with np.load(known, allow_pickle=False) as file:
                 arrays = {k: file[k] for k in file.files if k != "__meta__"}
                 return arrays, json.loads(str(file["__meta__"]))
         except Exception:  # a damaged cache is no reason to stop: it is written anew
             pass
     arrays, meta = read()
     meta["hash"] = content_hash(arrays)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    temporary = known.with_name(f"{known.name}.{os.getpid()}.tmp")
     try:
         home.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as f:
             np.savez(f, __meta__=np.array(json.dumps(meta)), **arrays)
-        os.replace(temporary, cache)
+        os.replace(temporary, known)
     except OSError:
         temporary.unlink(missing_ok=True)
     return arrays, meta
+
+
+@cache
+def _reader() -> bytes:
+    """Of the code that reads: what an older one understood otherwise is read again."""
+    rooms = ("files", "fields", "minari_files", "spaces", "untrusted")
+    return b"".join((Path(__file__).parent / f"{room}.py").read_bytes() for room in rooms)
 
 
 def content_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -109,208 +135,3 @@ def content_hash(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:16]
-
-
-def _read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
-    import minari
-
-    try:
-        check_hdf5(data / "main_data.hdf5")
-        dataset = minari.MinariDataset(data)
-        episodes = list(dataset.iterate_episodes())
-        observations = [flatten_obs(e.observations) for e in episodes]
-        ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
-        last = np.zeros(ends[-1] + 1, bool)
-        last[ends] = True
-        arrays = {
-            "obs": np.concatenate([o[:-1] for o in observations]),
-            "next_obs": np.concatenate([o[1:] for o in observations]),
-            "action": np.concatenate([e.actions for e in episodes]),
-            "reward": np.concatenate([e.rewards for e in episodes]),
-            "terminal": np.concatenate([e.terminations for e in episodes]),
-            "last": last,
-        }
-        stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
-        spec = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
-        space = dataset.action_space
-    except Exception as error:  # minari, h5py, json and gymnasium each raise their own kinds
-        raise InputError(f"{data} is not a readable Minari dataset ({first_line(error)}).") from None
-    _check_shapes(str(data), arrays)
-    if not isinstance(spec, dict) or not isinstance(spec.get("kwargs", {}), dict):
-        raise InputError(f"{data} has no readable environment in its metadata.")
-    meta = {
-        "env": spec.get("id"),
-        "env_kwargs": spec.get("kwargs", {}),
-        "max_episode_steps": spec.get("max_episode_steps"),
-    }
-    meta["same_env"] = stored.get("eval_env_spec") in (None, stored.get("env_spec"))
-    if "ref_min_score" in stored and "ref_max_score" in stored:
-        pair = stored["ref_min_score"], stored["ref_max_score"]
-        if not all(isinstance(x, int | float) and np.isfinite(x) for x in pair) or pair[0] == pair[1]:
-            raise InputError(f"{data} has reference scores {pair[0]} and {pair[1]}; two different numbers are needed.")
-        meta["reference"] = {
-            "min": stored["ref_min_score"],
-            "max": stored["ref_max_score"],
-            "episodes": stored.get("num_episodes_average_score"),
-            "source": "the Minari dataset's metadata",
-        }
-    spec = space_spec((), space)
-    if spec.discrete:
-        meta["actions"] = spec.action_dim
-    else:
-        meta["low"], meta["high"] = list(spec.action_low), list(spec.action_high)
-    return arrays, meta
-
-
-_KEYS = {
-    "obs": ("observations", "obs"),
-    "next_obs": ("next_observations", "next_obs"),
-    "action": ("actions", "acts", "action"),
-    "reward": ("rewards", "rews", "reward"),
-    "terminal": ("terminals", "terminated", "terminations", "terminal"),
-    "timeout": ("timeouts", "truncated", "truncations"),
-    "ends": ("episode_ends",),
-    "masks": ("masks",),
-}
-
-
-def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """A D4RL hdf5, an OGBench npz or a plain npz."""
-    try:
-        names = [n for group in _KEYS.values() for n in group]
-        stored = read_npz(path) if path.suffix == ".npz" else read_hdf5(path, names)
-    except Exception as error:  # zipfile, zlib, h5py and numpy each raise their own kinds
-        raise InputError(f"{path} cannot be read ({first_line(error)}).") from None
-    found = {k: stored[n] for k, names in _KEYS.items() for n in names if n in stored}
-    if missing := [k for k in ("obs", "action") if k not in found]:
-        raise InputError(f"{path} has no {_KEYS[missing[0]][0]}; it holds {', '.join(stored) or 'nothing'}.")
-    _check_shapes(str(path), found)
-    n = len(found["obs"])
-    flags = {k: found[k].reshape(n).astype(bool) for k in ("terminal", "timeout", "ends", "masks") if k in found}
-    no = np.zeros(n, bool)
-    terminal, last = flags.get("terminal", no), flags.get("timeout", no) | flags.get("ends", no)
-    if "masks" in flags:  # OGBench singletask: masks say where the task ended, terminals are episode ends
-        last, terminal = last | terminal, ~flags["masks"]
-    elif "reward" not in found and "terminal" in found:  # OGBench goal-conditioned: only episode ends
-        last, terminal = last | terminal, no
-    last = last | terminal
-    last[-1] = True
-    if "next_obs" in found:
-        same = (found["next_obs"][:-1] == found["obs"][1:]).reshape(n - 1, -1).all(1)
-        last[:-1] |= ~same
-        next_obs, keep = found["next_obs"], np.ones(n, bool)
-    else:  # the observation after an episode's last action was not stored: that row is dropped
-        next_obs = found["obs"][np.minimum(np.arange(n) + 1, n - 1)]
-        keep = ~last | terminal
-        last = np.where(keep, last | np.r_[~keep[1:], False], last)
-    arrays = {
-        "obs": found["obs"],
-        "next_obs": next_obs,
-        "action": found["action"],
-        "reward": found.get("reward", np.zeros(n, np.float32)).reshape(n),
-        "terminal": terminal,
-        "last": last,
-    }
-    return {k: v[keep] for k, v in arrays.items()}, {}
-
-
-def _check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Numbers in rows, as many of everything as of obs, one reward and one of each flag in a row."""
-    for field, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            raise InputError(f"{name}: {field} is of type {array.dtype}, not of numbers.")
-        if array.ndim == 0 or array.size == 0:
-            raise InputError(f"{name}: {field} of shape {array.shape} has no rows.")
-        if len(array) != len(arrays["obs"]):
-            raise InputError(f"{name}: {field} has {len(array)} rows, obs has {len(arrays['obs'])}.")
-        if field not in ("obs", "next_obs", "action") and array.size != len(array):
-            raise InputError(f"{name}: {field} of shape {array.shape} has more than one value in a row.")
-    if "next_obs" in arrays and arrays["next_obs"].shape != arrays["obs"].shape:
-        shapes = arrays["next_obs"].shape, arrays["obs"].shape
-        raise InputError(f"{name}: next_obs of shape {shapes[0]} do not fit obs of shape {shapes[1]}.")
-
-
-# Evaluation environments for D4RL's file names (the current version of each).
-_D4RL_ENVS = {
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
-    "ant": "Ant-v5",
-    "pendulum": "Pendulum-v1",
-    "cartpole": "CartPole-v1",
-    "pen": "AdroitHandPen-v1",
-    "door": "AdroitHandDoor-v1",
-    "hammer": "AdroitHandHammer-v1",
-    "relocate": "AdroitHandRelocate-v1",
-}
-
-
-def guessed_env(name: str) -> gym.envs.registration.EnvSpec | None:
-    """Of a file that names none: by the words of its name."""
-    words = slugify(name).split("-")
-    env_id = next((_D4RL_ENVS[w] for w in words if w in _D4RL_ENVS), None)
-    return registered_env(env_id) if env_id else None
-
-
-def checked(
-    name: str, arrays: dict, meta: dict, env_spec, clip_actions: bool, env_units: bool = False
-) -> tuple[Spec, dict[str, np.ndarray]]:
-    """What `read_dataset` returned, in the types of `Dataset`, with actions rescaled to [-1, 1] unless `env_units`.
-
-    Raises:
-      InputError: NaN, shapes that disagree with each other or with the environment's, actions outside the action
-        space (unless `clip_actions`).
-    """
-    obs, next_obs, action = arrays["obs"], arrays["next_obs"], arrays["action"]
-    n = len(obs)
-    if n < 2:
-        raise InputError(f"{name} holds {n} transitions; nothing can be learned from it.")
-    image = obs.dtype == np.uint8 and obs.ndim == 4
-    if not image:
-        obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
-    reward = arrays["reward"].astype(np.float32)
-    named = {"observations": obs, "next observations": next_obs, "rewards": reward, "actions": action}
-    for label, array in named.items():
-        if not (array.dtype == np.uint8 or np.isfinite(array).all()):
-            row = int(np.flatnonzero(~np.isfinite(array).reshape(n, -1).all(1))[0])
-            raise InputError(f"{name} has NaN or infinite {label}, first in row {row}; clean the file first.")
-    space = _made(env_spec).unwrapped.action_space if env_spec and not meta.keys() & {"low", "actions"} else None
-    if "low" in meta:
-        space = gym.spaces.Box(np.float32(meta["low"]), np.float32(meta["high"]))
-    elif "actions" in meta:
-        space = gym.spaces.Discrete(meta["actions"])
-    elif space is None:
-        integer = np.issubdtype(action.dtype, np.integer)
-        width = 1 if action.ndim == 1 else action.shape[1]
-        space = gym.spaces.Discrete(max(int(action.max()), 0) + 1) if integer else gym.spaces.Box(-1, 1, (width,))
-    spec = space_spec(obs.shape[1:], space)
-    if spec.discrete:
-        if action.size != n:
-            raise InputError(f"{name} has {action.size // n} actions in a row, {space} has one.")
-        action = action.reshape(n)
-        if (action < 0).any() or (action >= spec.action_dim).any() or (action != action.astype(np.int32)).any():
-            raise InputError(f"{name} has actions outside {space}; is this the right environment?")
-        action = action.astype(np.int32)
-    else:
-        action = action.reshape(n, -1).astype(np.float32)
-        if action.shape[1] != spec.action_dim:
-            raise InputError(f"{name} has actions of {action.shape[1]} dimensions, {space} has {spec.action_dim}.")
-        low, high = np.float32(spec.action_low), np.float32(spec.action_high)
-        scaled = 2.0 * (action - low) / (high - low) - 1.0
-        if not clip_actions and np.abs(scaled).max() > 1.0 + 1e-4:
-            raise InputError(
-                f"{name} has actions outside {space} (up to {np.abs(scaled).max():.2f} times its half-width); "
-                "pass --clip-actions to clip them."
-            )
-        action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
-    if env_spec and (shape := flat_obs_shape(_made(env_spec).observation_space)) != obs.shape[1:]:
-        raise InputError(f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}.")
-    flags = {flag: arrays[flag].astype(bool) for flag in ("terminal", "last")}
-    return spec, {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, **flags}
-
-
-def _made(env_spec) -> gym.Env:
-    try:
-        return gym.make(env_spec)
-    except Exception as error:  # whatever an environment raises at arguments that it does not know
-        raise InputError(f"{env_spec.id} cannot be made with {env_spec.kwargs} ({first_line(error)}).") from None

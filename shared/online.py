@@ -20,11 +20,8 @@ from tqdm import tqdm
 from shared.errors import InputError
 from shared.replay import Replay, init_replay
 from shared.run import Run
-from shared.task import Task, jax_env, require_env
+from shared.task import MAX_EPISODE_STEPS, Task, jax_env, require_env
 from shared.transitions import FIELDS, Transitions
-
-MAX_EPISODE = 10_000
-"""Steps of an episode that can be restored where the environment has no time limit."""
 
 # ----------------------------------------------------------------------------------- environments
 
@@ -45,7 +42,9 @@ class LaneEnvs:
         self.task, self.seeds = require_env(task), seeds
         self.envs = [task.make_env() for _ in seeds]
         lanes, spec = len(seeds), task.spec
-        limit = (task.env_spec and task.env_spec.max_episode_steps) or MAX_EPISODE
+        limit = (
+            task.env_spec and task.env_spec.max_episode_steps
+        ) or MAX_EPISODE_STEPS  # of an episode that can be restored
         self.episode = np.zeros(lanes, np.int64)
         self.length = np.zeros(lanes, np.int64)
         shape, kind = ((), np.int32) if spec.discrete else ((spec.action_dim,), np.float32)

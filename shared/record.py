@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,14 +191,16 @@ def plot_curve(out: Path, swept: list[str], title: str) -> None:
 class WandbLanes:
     """One wandb run per lane of a `Run`, grouped; the first failure is reported and ends the logging only."""
 
-    def __init__(self, run: Any):
-        self.runs, self.ok = [], True
+    def __init__(self, run: Any, ids: list[str]):
+        """`ids` of the runs that are to go on; empty: new ones."""
+        self.runs, self.ids, self.ok = [], ids, True
         self._try(self._open, run)
 
     def _open(self, run: Any) -> None:
         import wandb
 
-        for i, setting in enumerate(run.settings):
+        self.ids = self.ids or [uuid.uuid4().hex[:8] for _ in run.settings]
+        for i, (setting, id) in enumerate(zip(run.settings, self.ids, strict=True)):
             self.runs.append(
                 wandb.init(
                     project=f"offline-rl-{run.algorithm}",
@@ -207,6 +210,8 @@ class WandbLanes:
                     mode=run.args.wandb,
                     dir=str(run.out),
                     reinit="create_new",
+                    id=id,
+                    resume="allow",
                 )
             )
 

@@ -26,28 +26,28 @@ from tqdm import tqdm
 
 from shared.arguments import RunArgs, parse
 from shared.checkpoint import (
+    Checkpoints,
     comparable,
     holds_checkpoint,
-    is_whole,
     load_lanes,
     load_tree,
     pretrained_lanes,
-    read_header,
     refuse_another_run,
-    save_tree,
 )
+from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
-from shared.errors import ROOT, InputError, Interrupted
-from shared.evaluation import Evaluator
+from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
+from shared.evaluation import Evaluator, Stopped
 from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
 from shared.record import LANE_COLUMNS, TABLES, Tables, WandbLanes, plot_curve, print_summary, status_of, write_record
+from shared.schedule import chunk_keys, chunk_length
 from shared.task import Task
 
 
 def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: str) -> None:
     """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
     try:
-        args = parse(cls, presets, doc)
+        args = parse(cls, presets, doc, objection=preset_objection)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
         meet()
@@ -91,11 +91,10 @@ class Run:
         self.before = before
         self.from_run = Path(args.from_run) if getattr(args, "from_run", "") else None
         self.offline_updates = 0 if self.from_run else getattr(args, "offline_updates", 0)
-        self.chunk = self._online_chunk = _chunk_length(args, self.total, unit, before, self.offline_updates)
+        self.chunk = self._online_chunk = chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         self.layout = layout_on(self.mesh, args.layout)
-        size = self.mesh.devices.size
-        padded = self.settings + [self.settings[-1]] * (-len(self.settings) % size)
+        padded = self.settings + [self.settings[-1]] * (-len(self.settings) % self.mesh.devices.size)
         self.padded_settings = padded
         self.sharding = sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
         keys = jax.vmap(jax.random.key)(np.array([s["seed"] for s in padded]))
@@ -104,12 +103,15 @@ class Run:
         self._train_keys = jax.device_put(train_keys, sharding)
         self._eval_keys = jax.device_put(eval_keys, sharding)
         self.lane_args = jax.device_put(with_settings(args, padded), sharding)
-        self._chunk_keys = self.over_lanes(_chunk_keys, in_axes=(0, None, None))
+        self._chunk_keys = self.over_lanes(chunk_keys, in_axes=(0, None, None))
 
         def policy(agent, obs, step, key, args):
             return act(agent, obs, jax.random.fold_in(key, step), args)
 
-        self._evaluate = Evaluator(task, policy, self.over_lanes, len(padded), len(self.settings), args.eval_episodes)
+        self._evaluate = Evaluator(
+            task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),
+            args.eval_episodes, stopped=lambda: self._signal is not None,
+        )  # fmt: skip
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
         self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None
@@ -138,11 +140,11 @@ class Run:
             if not args.out:
                 raise InputError("Several processes need an --out, the same for all.")
             self.out = self.out / f"process-{jax.process_index()}"
-        self._file_checkpoint = self.out / "checkpoint" / "state.npz"
-        self._file_previous = self._file_checkpoint.with_name("previous.npz")
+        self._checkpoints = Checkpoints(self.out)
         self._tables = Tables(self.out, self.swept)
         self._wall, self._compile, self._started = 0.0, 0.0, time.time()
         self._sums, self._summed = {}, 0
+        self._steps, self._evaluated, self._wandb_ids = [0, 0], True, []
         try:
             self._open_directory()
         except OSError as error:
@@ -150,7 +152,7 @@ class Run:
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
         in_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
         self._old_handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS} if in_main else {}
-        self._wandb = WandbLanes(self) if args.wandb != "off" else None
+        self._wandb = WandbLanes(self, self._wandb_ids) if args.wandb != "off" else None
         lanes, unit = len(self.settings), "env steps" if self.online else "updates"
         print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {unit} -> {self.out}")
         earlier = self.before + self.offline_updates
@@ -187,7 +189,7 @@ class Run:
             if self._wandb:
                 self._wandb.close()
             if status == "finished":
-                self._file_previous.unlink(missing_ok=True)
+                self._checkpoints.previous.unlink(missing_ok=True)
             told, together = True, not told and all_finished(status, self._signal or 0, self.merged_out)
             if together:
                 self._merge()
@@ -199,7 +201,7 @@ class Run:
             told or all_finished("failed", self._signal or 0, self.merged_out)
         if isinstance(error, OSError) and error.errno in _DISK:
             try:
-                saved = self._file_checkpoint.exists()
+                saved = self._checkpoints.last.exists()
             except OSError:  # not even to be looked at
                 saved = False
             left = "mend that and go on with --resume" if saved else "there is no checkpoint yet"
@@ -272,7 +274,13 @@ class Run:
                 self._wandb.log(metrics, self._steps)
         every = self.args.offline_eval_every if offline else self.args.eval_every
         if last or (offline and ends) or (not early and self._passes(every, count)):
-            self.evaluate(agent)
+            if last and self.task.env_spec:
+                self.save((agent, state), evaluated=False)
+            try:
+                self.evaluate(agent)
+            except (Interrupted, EvaluationFailed):
+                self.save((agent, state), evaluated=False)
+                raise
         stop = self._signal  # read once: it may come at any moment
         if last or stop or (offline and ends) or self._passes(self.args.checkpoint_every, count):
             self.save((agent, state))
@@ -280,23 +288,36 @@ class Run:
             raise Interrupted(stop, self.merged_out)
 
     def evaluate(self, agent: Any) -> None:
-        """Appends one row per lane and episode to returns.csv."""
+        """Appends one row per lane and episode to returns.csv.
+
+        Raises:
+          Interrupted: a signal came meanwhile; nothing was appended.
+          EvaluationFailed: the environment raised something.
+        """
         if self.task.env_spec is None:
             return
-        episodes = self._evaluate(agent, self._eval_keys, self.lane_args)
-        scores = self.task.score(episodes.returns)
+        try:
+            episodes = self._evaluate(agent, self._eval_keys, self.lane_args)
+        except Stopped:
+            raise Interrupted(self._signal, self.merged_out) from None
+        except Exception as error:  # environments raise their own kinds
+            raise EvaluationFailed(
+                f"{self.task.env_spec.id} failed in the evaluation ({first_line(error)}); the agents are saved in "
+                f"{self.out / 'checkpoint'}."
+            ) from error
+        scores, steps = episodes.scores(self.task), episodes.success_steps
+        columns = {"return": episodes.returns, "length": episodes.lengths, "score": scores}
+        columns |= {} if steps is None else {"success_step": steps}
         at = [*self._steps, self._seconds()]
-        rows = [
-            [*self._lane(i), *at, e, episodes.returns[i, e], episodes.lengths[i, e], scores[i, e]]
-            for i, e in np.ndindex(episodes.returns.shape)
-        ]
-        self._tables.append("returns", [*LANE_COLUMNS, "wall_s", "episode", "return", "length", "score"], rows)
+        rows = [[*self._lane(i), *at, e, *(x[i, e] for x in columns.values())] for i, e in np.ndindex(scores.shape)]
+        self._tables.append("returns", [*LANE_COLUMNS, "wall_s", "episode", *columns], rows)
         self.final_returns, self.final_scores = episodes.returns, scores
         self._bar.set_postfix_str(f"return {episodes.returns.mean():.1f} score {scores.mean():.1f}", refresh=False)
         at, of = (self._steps[0], self.offline_updates) if self.done < 0 else (self.done, self.total)
         tqdm.write(
             f"  {at:>9,}/{of:,}{' offline' * (self.done < 0)}  return {episodes.returns.mean():9.2f}"
             f"  score {scores.mean():6.1f}  ({self._seconds():.0f} s)"
+            + (f"  successes after {steps[steps > 0].mean():.0f} steps" if steps is not None and steps.any() else "")
         )
         if self._wandb:
             self._wandb.log({"return": episodes.returns.mean(1), "score": scores.mean(1)}, self._steps)
@@ -325,11 +346,8 @@ class Run:
 
     # -- files
 
-    def save(self, tree: Any) -> None:
-        """Writes a checkpoint under a temporary name and renames it: a kill leaves the previous one.
-
-        Until the run has finished the previous one is kept beside it, for `--resume` after damage to the last.
-        """
+    def save(self, tree: Any, evaluated: bool = True) -> None:
+        """Writes a checkpoint; not `evaluated`: an evaluation is due at this step, with which a resumed run begins."""
         header = {
             "algorithm": self.algorithm,
             "done": self.done,
@@ -342,13 +360,12 @@ class Run:
             "sums": {name: total.tolist() for name, total in self._sums.items()},
             "summed": self._summed,
             "diverged": self.diverged,
+            "steps": self._steps,
+            "evaluated": evaluated,
+            "wandb": self._wandb.ids if self._wandb else [],
         }
-        with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
-            self._file_previous.unlink(missing_ok=True)
-            os.link(self._file_checkpoint, self._file_previous)
-        if self.online and self.done == 0:  # the offline phase ends: for --from
-            save_tree(self._file_checkpoint.with_name("offline.npz"), (tree[0], None), header)
-        save_tree(self._file_checkpoint, tree, header)
+        offline_ends = self.online and self.done == 0
+        self._checkpoints.save(tree, header, len(self.settings), offline_ends)
         self._write_record("running")
 
     def restore(self, agent: Any, state: Any = None) -> Any:
@@ -357,10 +374,14 @@ class Run:
         With --from, `agent` is the one trained there.
         """
         if self.args.resume:
-            agent, state = load_tree(self._file_checkpoint, (agent, state))
+            agent, state = load_tree(self._checkpoints.last, (agent, state))
             self._tables.cut(self._table_sizes)
             self._write_record("running")
             tqdm.write(f"Resumed at step {self.done:,}.")
+            if not self._evaluated:
+                self.evaluate(agent)
+                if self.done >= self.total:
+                    self.save((agent, state))
         elif self.from_run:
             path, lanes, self.pretrained = pretrained_lanes(self.from_run, self.task, self.padded_settings)
             agent = load_lanes(path, agent, lanes)
@@ -369,24 +390,18 @@ class Run:
         return agent if state is None else (agent, state)
 
     def _read_checkpoint_header(self) -> dict[str, int]:
-        """Goes on where it ended; returns the sizes of the tables then.
-
-        The previous checkpoint takes the place of a last one that is damaged, which is kept as damaged.npz.
-        """
-        last, previous = self._file_checkpoint, self._file_previous
-        damaged = previous.exists() and not is_whole(last) and is_whole(previous)
-        header = read_header(previous if damaged else last)
+        """Goes on where it ended; returns the sizes of the tables then."""
+        header = self._checkpoints.header()
         refuse_another_run(self.out, header, self.algorithm, self.task, self.args, self.settings)
         self.done, self._wall = header["done"], header["wall_s"]
         self.pretrained = header.get("pretrained", 0)
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
         self._sums = {name: np.array(total) for name, total in header.get("sums", {}).items()}
         self._summed = header.get("summed", 0)
-        if damaged:
-            tqdm.write(f"{last} is damaged: the checkpoint before it is used.", file=sys.stderr)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(last, last.with_name("damaged.npz"))
-            os.replace(previous, last)
+        self._steps, self._evaluated = header.get("steps", [0, 0]), header.get("evaluated", True)
+        self._wandb_ids = header.get("wandb", [])
+        self.chunk = self._online_chunk = math.gcd(self.chunk, self.done)  # the run may have had other intervals
+        self._checkpoints.repair()
         return header["bytes"]
 
     def _write_record(self, status: str) -> None:
@@ -432,23 +447,3 @@ class Run:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-
-
-def _chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(length)))
-
-
-def _chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline: int = 0) -> int:
-    """The longest chunk that divides the total, every interval and what comes before."""
-    every = {n: getattr(args, n) for n in ("log_every", "eval_every", "checkpoint_every")}
-    chunk = math.gcd(total, before, offline, *(min(v, max(total, offline)) for v in every.values()))
-    if offline:
-        chunk = math.gcd(chunk, min(args.offline_eval_every, offline))
-    before += offline
-    if chunk % unit or (chunk < 100 and total > 100 * chunk):
-        intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
-        raise InputError(
-            f"{total} steps{f' after {before}' if before else ''} and {intervals} have only {chunk} as a common "
-            f"divisor; choose multiples of {100 * unit}."
-        )
-    return chunk

@@ -1,19 +1,29 @@
 """Tasks: what a policy is evaluated in, how its returns become scores; environments of gymnasium and in JAX."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import gymnasium as gym
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
+from gymnasium.envs.registration import WrapperSpec
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from shared.errors import ROOT, InputError, nearest, slugify
+from shared.errors import ROOT, InputError, first_line, nearest, slugify
+from shared.names import is_ogbench, misfit, standard_name
+from shared.spaces import flat_obs_shape, flatten_obs
+
+MAX_EPISODE_STEPS = 10_000
+"""Of an episode where the environment has no time limit."""
 
 
 class Spec(NamedTuple):
@@ -25,6 +35,10 @@ class Spec(NamedTuple):
     discrete: bool
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+    action_shape: tuple[int, ...] = ()
+    """Of the environment's action, where it is no vector; networks have it laid flat."""
+    action_start: int = 0
+    """Discrete: the environment's number of action 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +56,33 @@ class Task:
     obs_mean: np.ndarray | None = None
     obs_std: np.ndarray | None = None
     reference: dict | None = None
-    """Returns worth 0 and 100: {min, max, episodes, source}."""
+    """Returns worth 0 and 100: {min, max, episodes, source}; of: "success" where an episode's success is counted."""
     baselines: dict[str, float] = dataclasses.field(default_factory=dict)
     """Returns to show beside a result: the dataset's mean and best episode."""
     options: dict = dataclasses.field(default_factory=dict)
     """Options of `load_dataset` that change the problem."""
+    env_module: str = ""
+    """The module that registers the environment, where one was named."""
+    data: dict = dataclasses.field(default_factory=dict)
+    """What was understood of the dataset when it was loaded; see `shared.fields.summary`."""
 
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
         return gym.make(self.env_spec, **kwargs)
+
+    def capped(self, steps: int = 0) -> "Task":
+        """This task with episodes of at most `steps`; 0: of MAX_EPISODE_STEPS where the environment has no limit."""
+        if self.env_spec is None or not steps and self.env_spec.max_episode_steps:
+            return self
+        limit = min(steps or MAX_EPISODE_STEPS, self.env_spec.max_episode_steps or np.inf)
+        return dataclasses.replace(self, env_spec=dataclasses.replace(self.env_spec, max_episode_steps=limit))
+
+    @cached_property
+    def obs_space(self) -> gym.Space:
+        """The environment's own space of observations."""
+        env = self.make_env()
+        env.close()
+        return env.observation_space
 
     def require(self, discrete: bool | None = None) -> "Task":
         """This task, or InputError where its actions are of the other kind or it has images."""
@@ -79,24 +111,36 @@ class Task:
 
     def observe(self, obs, xp=np) -> np.ndarray:
         """An environment's observation -> the network's input, computed by the module `xp` (numpy or jax.numpy)."""
-        obs = flatten_obs(obs, xp)
+        obs = flatten_obs(obs, self.obs_space if self.env_spec else None, xp)
         return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions [..., A] in [-1, 1] (or discrete indices [...]) -> the environment's."""
         if self.spec.discrete:
-            return actions.astype(np.int64) if isinstance(actions, np.ndarray) else actions
+            actions = actions.astype(np.int64) if isinstance(actions, np.ndarray) else actions
+            return actions + self.spec.action_start if self.spec.action_start else actions
         low, high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
-        return low + (actions.clip(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        actions = low + (actions.clip(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        return actions.reshape(*actions.shape[:-1], *self.spec.action_shape) if self.spec.action_shape else actions
 
     def training_reward(self, reward):
         """An environment's reward -> what is learned from: as `Dataset.scale_rewards` did with the data's."""
         return reward * self.options.get("reward_scale", 1.0) + self.options.get("reward_shift", 0.0)
 
-    def score(self, returns: np.ndarray) -> np.ndarray:
-        """100 (R - min) / (max - min), NaN without a reference pair."""
+    @property
+    def counts_successes(self) -> bool:
+        """Whether an episode is scored by whether it succeeded, once, and not by its return."""
+        return bool(self.reference) and self.reference.get("of") == "success"
+
+    def score(self, returns: np.ndarray, success: np.ndarray | None = None) -> np.ndarray:
+        """100 (R - min) / (max - min), NaN without a reference pair.
+
+        Where successes are counted, R is `success`, 0 or 1; without it, whether the return shows a reward of 1.
+        """
         if self.reference is None:
             return np.full(np.shape(returns), np.nan)
+        if self.counts_successes:
+            returns = np.clip(returns, 0.0, 1.0) if success is None else success
         low, high = self.reference["min"], self.reference["max"]
         return 100.0 * (np.asarray(returns) - low) / (high - low)
 
@@ -106,46 +150,40 @@ class Task:
         return {
             "id": self.id,
             "hash": self.hash,
-            "env": env and {"id": env.id, "kwargs": env.kwargs, "max_episode_steps": env.max_episode_steps},
+            "env": env
+            and {
+                "id": env.id,
+                "kwargs": env.kwargs,
+                "max_episode_steps": env.max_episode_steps,
+                **({"module": self.env_module} if self.env_module else {}),
+                **(
+                    {"wrappers": list(map(dataclasses.asdict, env.additional_wrappers))}
+                    if env.additional_wrappers
+                    else {}
+                ),
+            },
             "spec": self.spec._asdict(),
             "obs_mean": None if self.obs_mean is None else self.obs_mean.tolist(),
             "obs_std": None if self.obs_std is None else self.obs_std.tolist(),
             "reference": self.reference,
             "baselines": self.baselines,
             "options": self.options,
+            "data": self.data,
         }
 
     @classmethod
     def from_description(cls, d: dict) -> "Task":
         """What `describe` described."""
         arrays = {k: None if d[k] is None else np.float32(d[k]) for k in ("obs_mean", "obs_std")}
-        env = d["env"] and registered_env(d["env"]["id"], d["env"]["kwargs"], d["env"]["max_episode_steps"])
+        env, module = d["env"], ""
+        if env:
+            module = env.get("module", "")
+            name = f"{module}:{env['id']}" if module else env["id"]
+            env = named_env(name, env["kwargs"], env["max_episode_steps"])[0]
+            env = with_wrappers(env, d["env"].get("wrappers", []))
         spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in d["spec"].items()})
-        return cls(d["id"], d["hash"], spec, env, **arrays, **{k: d[k] for k in ("reference", "baselines", "options")})
-
-
-OBS_ORDER = ("observation", "desired_goal", "achieved_goal")
-
-
-def flatten_obs(obs, xp=np) -> np.ndarray:
-    """Dictionaries are concatenated: observation, desired_goal, achieved_goal, then by name.
-
-    Images (uint8, three axes) stay as they are; everything else becomes float32 [..., O].
-    """
-    if isinstance(obs, dict):
-        names = [k for k in OBS_ORDER if k in obs] + sorted(obs.keys() - set(OBS_ORDER))
-        return xp.concatenate([flatten_obs(obs[k], xp) for k in names], axis=-1)
-    if isinstance(obs, tuple):
-        return xp.concatenate([flatten_obs(o, xp) for o in obs], axis=-1)
-    obs = xp.asarray(obs)
-    if obs.dtype == np.uint8 and obs.ndim >= 3:
-        return obs
-    return obs.astype(np.float32) if obs.ndim else obs.astype(np.float32)[None]
-
-
-def flat_obs_shape(space: gym.Space) -> tuple[int, ...]:
-    """Shape of `flatten_obs` of one observation of `space`."""
-    return flatten_obs(space.sample()).shape
+        known = {k: d[k] for k in ("reference", "baselines", "options")}
+        return cls(d["id"], d["hash"], spec, env, **arrays, **known, env_module=module, data=d.get("data", {}))
 
 
 PLUGINS = ("environments", "gymnasium_robotics")
@@ -161,32 +199,82 @@ def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: i
         if env_id not in gym.registry:
             importlib.import_module(plugin)
     if env_id not in gym.registry:
-        raise InputError(f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)}")
+        with contextlib.suppress(ImportError):  # not of requirements.txt
+            importlib.import_module("ogbench")
+    if env_id not in gym.registry:
+        raise InputError(
+            f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)} "
+            "(--env module:id imports a module that registers one, --env none trains without)"
+        )
     spec = dataclasses.replace(gym.spec(env_id))
     spec.kwargs = {**spec.kwargs, **(kwargs or {})}
     spec.max_episode_steps = max_episode_steps or spec.max_episode_steps
     return spec
 
 
+WRAPPERS = re.compile(r"(gymnasium|gymnasium_robotics|minigrid|ogbench|environments|shared)[.:]")
+"""Of the wrappers that a file names, those of these packages are made; nothing else is imported because it says so."""
+
+
+def with_wrappers(env_spec: gym.envs.registration.EnvSpec, wrappers: list[dict]) -> gym.envs.registration.EnvSpec:
+    """`env_spec` behind `wrappers` {name, entry_point, kwargs}, the innermost first.
+
+    Raises:
+      InputError: one that is of another package, or that was stored without its arguments.
+    """
+    made = []
+    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+        stored = wrapper if isinstance(wrapper, dict) else {}
+        name, entry, kwargs = (stored.get(key) for key in ("name", "entry_point", "kwargs"))
+        if not (WRAPPERS.match(str(entry)) and isinstance(kwargs, dict)):
+            raise InputError(
+                f"{env_spec.id} was recorded behind the wrapper {name or wrapper} ({entry}), which cannot be made from "
+                "what is stored; name an environment of the same observations and actions with --env, or none."
+            )
+        made.append(WrapperSpec(str(name), entry, kwargs))
+    return dataclasses.replace(env_spec, additional_wrappers=(*env_spec.additional_wrappers, *made))
+
+
+def named_env(
+    name: str, kwargs: dict | None = None, max_episode_steps: int | None = None
+) -> tuple[gym.envs.registration.EnvSpec, str]:
+    """The EnvSpec of an id that the user names, and the module to import first, if `name` is module:id.
+
+    Raises:
+      InputError: no such module, or it fails, or no such id.
+    """
+    module, _, env_id = name.rpartition(":")
+    if module:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a module raises when it is imported
+            raise InputError(f"--env {name}: the module {module} cannot be imported ({first_line(error)}).") from None
+    return registered_env(env_id, kwargs, max_episode_steps), module
+
+
 def space_spec(obs_shape: tuple[int, ...], action_space: gym.Space) -> Spec:
     """Spec from an observation shape (flattened) and an action space."""
     if isinstance(action_space, gym.spaces.Discrete):
-        return Spec(obs_shape, int(action_space.n), True)
+        return Spec(obs_shape, int(action_space.n), True, action_start=int(action_space.start))
     if not isinstance(action_space, gym.spaces.Box):
         raise InputError(f"The action space {action_space} is neither a box nor one discrete choice.")
     low, high = action_space.low.ravel(), action_space.high.ravel()
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise InputError(f"The action space {action_space} is unbounded or empty; actions must lie in a box.")
-    return Spec(obs_shape, low.size, False, tuple(low.tolist()), tuple(high.tolist()))
+    shape = action_space.shape if len(action_space.shape) != 1 else ()
+    return Spec(obs_shape, low.size, False, tuple(low.tolist()), tuple(high.tolist()), shape)
 
 
 def env_task(env_id: str) -> Task:
     """The task of an environment without data (online algorithms)."""
-    env_spec = registered_env(env_id)
+    env_spec, module = named_env(env_id)
     env = gym.make(env_spec)
     spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
     env.close()
-    return Task(env_id, "", spec, env_spec, reference=reference_score(env_id, env_id))
+    reference = reference_score(env_spec.id, env_spec.id)
+    return Task(env_spec.id, "", spec, env_spec, reference=reference, env_module=module)
 
 
 def recipes() -> dict[str, str]:
@@ -196,20 +284,47 @@ def recipes() -> dict[str, str]:
     return dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
 
 
-def reference_score(dataset_id: str, env_id: str | None) -> dict | None:
+def recipe_name(name: str) -> str | None:
+    """The recipe that `name` or `local/<name>` means, if any: without a version (-v0, -v1, ...) the newest."""
+    known, name = recipes(), name.removeprefix("local/")
+    versions = [k for k in known if re.fullmatch(rf"{re.escape(name)}-v\d+", k)]
+    newest = max(versions, key=lambda k: int(k.rpartition("-v")[2]), default=None)
+    return next((k for k in (name, newest, name.removesuffix("-v0")) if k in known), None)
+
+
+def recipe_id(recipe: str) -> str:
+    """Minari's id of what a recipe makes: local/<recipe>, version 0 where its name has none."""
+    return f"local/{recipe}" if re.search(r"-v\d+$", recipe) else f"local/{recipe}-v0"
+
+
+def reference_score(dataset_id: str, env_id: str | None, facts: dict | None = None) -> dict | None:
     """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, by environment, by D4RL's name.
 
-    Names are found as whole words of the id. Data that is made here has no pair of D4RL's.
+    Names are found as whole words of the id. Data that is made here has no pair of D4RL's, nor has OGBench's: there
+    successes are counted ("of"), as in D4RL's AntMaze. `facts` of the data (obs_shape, actions, reward [low, high]):
+    a pair found by the dataset's name must be for such data.
     """
     path = ROOT / "datasets" / "reference_scores.json"
     table = json.loads(path.read_text()) if path.exists() else {}
-    slug = f"-{slugify(dataset_id)}-"
+    if is_ogbench(dataset_id):
+        return {"min": 0.0, "max": 1.0, "episodes": 0, "of": "success", "source": "OGBench: the share of successes"}
+    slug = f"-{standard_name(dataset_id)}-"
     by_name = [k for k in table if "/" not in k and f"-{slugify(k)}-" in slug]
     d4rl = [k for k in table if k.startswith("d4rl/") and f"-{k[5:]}-" in slug and dataset_id not in recipes()]
-    for key in (max(by_name, key=len, default=None), env_id, max(d4rl, key=len, default=None)):
+    by_name, d4rl = (max((k for k in keys if _is_for(k, facts)), key=len, default=None) for keys in (by_name, d4rl))
+    for key in (by_name, env_id, d4rl):
         if key in table:
             return table[key]
     return None
+
+
+def _is_for(key: str, facts: dict | None) -> bool:
+    if facts is None:
+        return True
+    sparse = key == "d4rl/antmaze"  # a share of successes: rewards are 0 and 1
+    return misfit(key, facts["obs_shape"], facts["actions"]) is None and not (
+        sparse and (facts["reward"][0] < 0.0 or facts["reward"][1] > 1.0)
+    )
 
 
 def require_env(task: Task) -> Task:
@@ -254,6 +369,8 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     if hasattr(env, "reward_space"):
         raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
     f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
+    task = dataclasses.replace(task)
+    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
 
     def reset(keys):
         state = f.initial(keys[0])

@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     next_action: jax.Array | None = None
     """The dataset's action in next_obs."""
     return_to_go: jax.Array | None = None
+    successor: jax.Array | None = None
+    """0 at terminal rows whose next_obs is not known; None: it is everywhere."""
 
 
 def unpack(rows: jax.Array, spec: Spec, fields: tuple[str, ...] = FIELDS) -> Batch:

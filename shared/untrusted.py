@@ -49,10 +49,36 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_hdf5(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """{name: array} of those datasets that a file has."""
+def hdf5_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the arrays of a file and of its groups (group/name), links among them; none of them is read."""
+    shapes, seen = {}, set()
     with h5py.File(path, "r") as file:
-        found = {name: _own(file, name) for name in names if name in file}
+        groups = [(file, "")]
+        while groups:
+            group, prefix = groups.pop()
+            address = h5py.h5o.get_info(group.id).addr
+            if address in seen:  # a group may hold itself
+                continue
+            seen.add(address)
+            for name in group:
+                own = isinstance(group.get(name, getlink=True), h5py.HardLink)
+                node = group[name] if own else None
+                if isinstance(node, h5py.Group):
+                    groups.append((node, f"{prefix}{name}/"))
+                elif node is None or isinstance(node, h5py.Dataset):
+                    shapes[f"{prefix}{name}"] = getattr(node, "shape", None) or ()
+    return shapes
+
+
+def read_hdf5(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """{name: array} of the datasets of those names (group/name), all of which a file has."""
+    with h5py.File(path, "r") as file:
+        found = {}
+        for name in names:
+            node = file
+            for part in name.split("/"):
+                node = _own(node, part)
+            found[name] = node
         _check_memory(sum(_check_dataset(path, name, node) for name, node in found.items()))
         return {name: node[()] for name, node in found.items()}
 

@@ -16,7 +16,7 @@ CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(
 """Of this session: its workers and the scripts that they start compile no program twice."""
 if CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 import jax
@@ -28,6 +28,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "datasets")]
 jax.config.update("jax_num_cpu_devices", 2)
 
 from shared.transitions import Batch
+
+QUICK_COMPILES = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+"""Tests compile much and run little: a third of the time that XLA takes for programs that run fast."""
 
 ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
 
@@ -139,6 +145,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--whole-faults"):
         os.environ["WHOLE_FAULTS"] = "1"  # hypothesis' settings are made when a test file is imported
+    if config.option.markexpr != "learning" and jax.__version_info__ < (0, 11):  # later ones may not know these flags
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILES}"
 
 
 @pytest.fixture

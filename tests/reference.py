@@ -1,5 +1,7 @@
 """What the tests of losses share: a tiny batch, an agent in general position, networks in plain numpy."""
 
+import functools
+
 import jax
 import numpy as np
 from scipy.stats import norm
@@ -10,10 +12,16 @@ SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0))
 B = 5
 
 
+@functools.cache
+def _init(module):
+    """Compiled once for all agents of the same sizes."""
+    return jax.jit(module.init, static_argnums=2)
+
+
 def agent_of(module, args, spec=SPEC, seed=0):
     """An agent whose targets differ from its online networks and whose biases are not zero."""
-    agent = module.init(jax.random.key(seed), args, spec)
-    other = module.init(jax.random.key(seed + 1), args, spec)
+    agent = _init(module)(jax.random.key(seed), args, spec)
+    other = _init(module)(jax.random.key(seed + 1), args, spec)
 
     def shake(tree, s):
         leaves, structure = jax.tree.flatten(tree)

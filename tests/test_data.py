@@ -334,13 +334,37 @@ def test_d4rl_hdf5_with_next_observations(tmp_path):
     np.testing.assert_allclose(data.action[:, 0], np.linspace(-0.5, 0.5, 7), atol=1e-6)  # torque in [-2, 2]
 
 
-def test_d4rl_hdf5_without_next_observations_drops_rows_that_have_none(tmp_path):
-    """The row at a time limit and the log's last row; a terminal row stays (its next_obs is never used)."""
+def test_d4rl_hdf5_without_next_observations_keeps_rows_that_have_none(tmp_path):
+    """They count in returns; losses that bootstrap get the others, and the terminal one, whose next_obs has no use."""
     data = load_dataset(d4rl_log(tmp_path / "pendulum-x.hdf5", False))
-    assert data.reward.tolist() == [1, 2, 3, 10, 100]
-    assert data.terminal.tolist() == [False, False, True, False, False]
-    assert data.last.tolist() == [False, False, True, True, True]
-    assert data.next_obs[[0, 1, 3, 4], 0].tolist() == [1, 2, 4, 6]
+    assert data.reward.tolist() == REWARD.tolist() and data.episode_returns().tolist() == [6, 30, 300]
+    assert data.terminal.tolist() == TERMINAL.tolist() and data.last.tolist() == LAST.tolist()
+    assert data.successor.tolist() == (~LAST).tolist()
+    assert data.next_obs[[0, 1, 3, 5], 0].tolist() == [1, 2, 4, 6]
+    assert data.transitions().take(jnp.arange(5)).reward.tolist() == [1, 2, 3, 10, 100]
+    assert len(data.transitions("obs", "action").rows) == 7
+
+
+def test_what_follows_a_terminal_row_is_never_another_episodes_first_observation(tmp_path):
+    data = load_dataset(d4rl_log(tmp_path / "pendulum-x.hdf5", False))
+    np.testing.assert_array_equal(data.next_obs[LAST], data.obs[LAST])
+    batch = data.transitions(*FIELDS, "successor").take(jnp.arange(5))
+    assert batch.successor.tolist() == [1, 1, 0, 1, 1] and batch.terminal.tolist() == [0, 0, 1, 0, 0]
+
+
+def test_what_is_derived_skips_rows_without_a_successor(log):
+    """Row 4 ends by a time limit and row 2 terminates, both without a next observation."""
+    data = dataclasses.replace(log, successor=np.array([1, 1, 0, 1, 0, 1, 1], bool))
+    assert data.usable().tolist() == [True, True, True, True, False, True, True]
+    assert data.usable("obs", "action").all()
+    reward, row, weight = data.n_step(3, 0.5)
+    keep = data.usable()
+    np.testing.assert_allclose(reward[keep], [1 + 1 + 0.75, 2 + 1.5, 3, 10, 100 + 100, 200])
+    assert row[keep].tolist() == [2, 2, 2, 3, 6, 6]  # row 3 bootstraps from its own next_obs
+    np.testing.assert_allclose(weight[keep], [0, 0, 0, 0.5, 0.25, 0.5])
+    assert data.top_episodes(0.67).successor.tolist() == [True, False, True, True]
+    weighted = data.transitions(weights=np.array([0, 0, 0, 0, 9, 1, 0]))
+    assert (weighted.sample(jax.random.key(0), 50).reward == 100).all()
 
 
 def test_ogbench_npz(tmp_path):
@@ -348,13 +372,16 @@ def test_ogbench_npz(tmp_path):
     obs = np.arange(7, dtype=np.float32)[:, None]
     np.savez(path, observations=obs, actions=np.zeros((7, 2), np.float32), terminals=LAST)
     data = load_dataset(str(path))
-    assert not data.terminal.any() and data.reward.tolist() == [0, 0, 0, 0]
-    assert data.obs[:, 0].tolist() == [0, 1, 3, 5] and data.last.tolist() == [False, True, True, True]
+    assert not data.terminal.any() and not data.reward.any() and not data.task.data["rewards"]
+    assert data.last.tolist() == LAST.tolist() and data.usable().tolist() == (~LAST).tolist()
+    with pytest.raises(InputError, match="learns from rewards"):
+        data.require()
+    assert data.require(reward=False) is data
     np.savez(
         path, observations=obs, actions=np.zeros((7, 2), np.float32), terminals=LAST, rewards=REWARD, masks=~TERMINAL
     )
     data = load_dataset(str(path))
-    assert data.terminal.tolist() == [False, False, True, False, False]
+    assert data.terminal.tolist() == TERMINAL.tolist() and data.last.tolist() == LAST.tolist()
 
 
 def test_discontinuity_ends_an_episode_of_a_plain_npz(tmp_path):
@@ -439,7 +466,8 @@ def test_adroit_demonstrations(name):
         pytest.skip("the demonstrations are not on this machine")
     data = load_dataset(str(path), clip_actions=True)
     assert len(data.ends()) == 25 and not data.terminal.any()
-    assert len(data.obs) == {"adroit_door_human_dapg": 6729 - 25, "adroit_pen_human_sparse_rlkit": 4975}[name]
+    assert len(data.obs) == {"adroit_door_human_dapg": 6729, "adroit_pen_human_sparse_rlkit": 4975}[name]
+    assert data.usable().sum() == {"adroit_door_human_dapg": 6729 - 25, "adroit_pen_human_sparse_rlkit": 4975}[name]
     if "door" in name:
         with pytest.raises(InputError, match="clip-actions"):
             load_dataset(str(path))
@@ -475,7 +503,7 @@ def nan_rows():
 )
 def test_bad_data_gets_one_sentence(tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as error:
-        load_dataset(break_pendulum(tmp_path / "pendulum.npz", **changes))
+        load_dataset(break_pendulum(tmp_path / "pendulum.npz", **changes), "Pendulum-v1")
     assert "\n" not in str(error.value)
 
 
@@ -530,7 +558,8 @@ def test_nothing_is_unpickled(tmp_path):
         load_dataset(str(tmp_path / "z.npz"))
 
 
-def test_unknown_ids():
+def test_unknown_ids(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the attempts to download without a network
     with pytest.raises(InputError, match="did you mean pendulum-mixed"):
         load_dataset("pendulm-mixed")
     with pytest.raises(InputError, match="cannot be downloaded"):
@@ -555,7 +584,7 @@ def test_returns_that_are_all_equal_are_no_scale(tmp_path):
     path, ends = tmp_path / "even.npz", np.arange(20) % 10 == 9
     log = {"observations": np.zeros((20, 3)), "actions": np.zeros((20, 1)), "terminals": ends}
     np.savez(path, **log, rewards=np.ones(20))
-    with pytest.raises(InputError, match="have one return: rewards cannot be scaled"):
+    with pytest.raises(InputError, match="have one return, 10: rewards cannot be scaled.*--no-normalize-return"):
         load_dataset(str(path)).return_range()
     np.savez(path, **log, rewards=np.arange(20.0))
     assert load_dataset(str(path)).return_range() == 100.0

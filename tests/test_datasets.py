@@ -20,9 +20,12 @@ import minari  # noqa: E402
 import pointmaze  # noqa: E402
 from episodes import cut, episode  # noqa: E402
 from minari.namespace import list_local_namespaces  # noqa: E402
+from numpy._core._multiarray_umath import __cpu_dispatch__ as DISPATCH  # noqa: E402
+from numpy._core._multiarray_umath import __cpu_features__ as FEATURES  # noqa: E402
 
+from shared.arguments import preset_for  # noqa: E402
 from shared.errors import InputError  # noqa: E402
-from shared.task import recipes  # noqa: E402
+from shared.task import recipe_id, recipe_name, recipes, reference_score  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,7 +40,7 @@ def root(tmp_path, monkeypatch):
 def made(name: str, steps: int, **kwargs) -> minari.MinariDataset:
     """Makes a dataset and reads it back."""
     make.make(name, steps, **kwargs)
-    return minari.load_dataset(f"local/{name}-v0")
+    return minari.load_dataset(recipe_id(recipe_name(name)))
 
 
 def digest(dataset: minari.MinariDataset) -> str:
@@ -219,11 +222,65 @@ def test_policy_round_trip_and_actions(tmp_path):
     mean = policy["W1"] @ hidden + policy["b1"]
     std = np.exp(policy["logstd_W"] @ hidden + policy["logstd_b"])
     expected = np.tanh([mean, mean + std * noise[1]])
-    np.testing.assert_allclose(locomotion.sample(policy, obs, noise), expected, atol=1e-6)
+    np.testing.assert_allclose(locomotion.sample(policy, obs, noise), expected, atol=1e-6)  # float32: version 0
+    assert locomotion.sample(policy, obs, noise).dtype == np.float32
+    exact = {k: v.astype(np.float64) for k, v in policy.items()}
+    actions = locomotion.sample(exact, obs, noise)
+    np.testing.assert_allclose(actions, expected, atol=1e-6 + locomotion.GRID / 2)
+    cells = actions / locomotion.GRID - 0.5
+    np.testing.assert_array_equal(cells, np.round(cells))
+    np.testing.assert_array_equal(actions, actions.astype(np.float32))
+    exact["b1"] = np.array([-99.0, 99.0, 0.0])  # never -1 or 1, whose atanh is infinite
+    ends = locomotion.sample(exact, obs, noise)[0, :2]
+    np.testing.assert_array_equal(ends, [locomotion.GRID / 2 - 1, 1 - locomotion.GRID / 2])
     np.testing.assert_allclose(locomotion.sample(loaded, obs, noise), expected, atol=5e-3)
     np.savez(tmp_path / "other.npz", **policy, activation="tanh", squash=1)
     with pytest.raises(InputError, match="relu"):
         locomotion.load_policy(tmp_path / "other.npz")
+
+
+PROCESSORS = {
+    "one thread": {"OPENBLAS_NUM_THREADS": "1"},
+    "two threads, AVX2": {"OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Haswell"},
+    "SSE3": {"OPENBLAS_CORETYPE": "Prescott"},
+    "no dispatch in NumPy": {"NPY_DISABLE_CPU_FEATURES": "the ones found", "OPENBLAS_CORETYPE": "Sandybridge"},
+}
+CONTENT = """
+import hashlib, sys
+import make, locomotion
+import numpy as np
+
+rng = np.random.default_rng(0)
+noise, obs = rng.standard_normal((4096, 3)), rng.standard_normal((4096, 11)).astype(np.float32)
+locomotion.BLOCK, locomotion.cores = 2, lambda: 1
+for level in ("medium", "expert"):
+    policy = locomotion.load_policy(locomotion.POLICIES / f"hopper-{level}.npz")
+    for rows in (1, 16, 4096):  # one by one, a block as in a recipe, one product of many rows
+        actions = [locomotion.sample(policy, obs[i : i + rows], noise[i : i + rows]) for i in range(0, 4096, rows)]
+        print(level, hashlib.sha256(np.concatenate(actions).tobytes()).hexdigest())
+for name, steps in (("pendulum-mixed", 1000), ("cartpole-mixed", 1000), ("pointmaze-umaze-dense", 500),
+                    ("hopper-random", 200), ("hopper-medium", 300)):
+    content = hashlib.sha256()
+    for e in make.recipe(name).collect(steps, 0):
+        obs = e.observations
+        for x in (*(obs.values() if isinstance(obs, dict) else [obs]), e.actions, e.rewards, e.terminations):
+            content.update(np.ascontiguousarray(x).tobytes())
+    print(name, content.hexdigest())
+"""
+
+
+def test_content_depends_neither_on_blas_nor_on_the_processor():
+    found = {}
+    for processor, settings in PROCESSORS.items():
+        if "NPY_DISABLE_CPU_FEATURES" in settings:
+            settings = settings | {"NPY_DISABLE_CPU_FEATURES": " ".join(f for f in DISPATCH if FEATURES[f])}
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **settings, "PYTHONPATH": str(ROOT / "datasets")}
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", CONTENT], env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found[processor] = run.stdout.splitlines()
+    first = found["one thread"]
+    assert len(first) == 11 and len(set(first)) == 7  # of a policy three times the same: whatever the rows of a product
+    assert all(lines == first for lines in found.values()), found
 
 
 def test_replay_plays_every_snapshot_for_its_share(root, tmp_path, monkeypatch):
@@ -244,7 +301,7 @@ def test_replay_plays_every_snapshot_for_its_share(root, tmp_path, monkeypatch):
     assert used[0][1] == 200 and 200 < used[1][1] <= 400
     seeds = [
         e["seed"]
-        for e in minari.load_dataset("local/hopper-medium-replay-v0").storage.get_episode_metadata(range(len(episodes)))
+        for e in minari.load_dataset("local/hopper-medium-replay-v1").storage.get_episode_metadata(range(len(episodes)))
     ]
     assert seeds == list(range(len(episodes)))
 
@@ -256,8 +313,15 @@ def test_medium_expert_reuses_what_was_made(root, tmp_path, monkeypatch):
     fresh = digest(made("hopper-medium-expert", 600))
     parts = [made(f"hopper-{level}", 300) for level in ("medium", "expert")]
     assert digest(parts[0]) != digest(parts[1])
+    earlier = [digest(made(f"hopper-{level}-v0", 300)) for level in ("medium", "expert")]
+    assert earlier[0] != digest(parts[0]) and earlier[1] != digest(parts[1])
     monkeypatch.setattr(locomotion, "play_steps", None)  # nothing is played again
     assert digest(made("hopper-medium-expert", 600, force=True)) == fresh
+    of_version_0 = list(made("hopper-medium-expert-v0", 600).iterate_episodes())
+    for level in ("medium", "expert"):
+        for e in minari.load_dataset(f"local/hopper-{level}-v0").iterate_episodes():
+            np.testing.assert_array_equal(of_version_0.pop(0).actions, e.actions)
+    assert not of_version_0
 
 
 def test_a_mixture_has_its_share_of_steps_in_whole_episodes(root, tmp_path, monkeypatch):
@@ -343,7 +407,7 @@ def test_failed_replacement_keeps_the_old_dataset(root, monkeypatch):
     assert digest(minari.load_dataset("local/pendulum-mixed-v0")) == before
 
 
-def test_table_keeps_rows_of_absent_datasets(root, tmp_path, monkeypatch):
+def test_table_keeps_rows_of_absent_datasets(root, tmp_path, monkeypatch, capsys):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "table.json").write_text("[]")
     monkeypatch.setattr(make, "HERE", tmp_path / "here")
@@ -354,10 +418,32 @@ def test_table_keeps_rows_of_absent_datasets(root, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
     made("pendulum-mixed", 400)
     make.write_table()
+    make.check_table()
     rows = json.loads((tmp_path / "here" / "table.json").read_text())
     assert [r["name"] for r in rows] == ["pendulum-mixed", "cartpole-mixed"]
     assert all(len(r["hash"]) == 16 and r["steps"] == 400 for r in rows)
     assert "cartpole-mixed" in (tmp_path / "here" / "table.md").read_text()
+    capsys.readouterr()
+    made("cartpole-mixed", 400, seed=1)  # as many steps as in the table, but others
+    with pytest.raises(InputError, match=r"table.json: cartpole-mixed\.$"):
+        make.main(["--check"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:-1] == ["pendulum-mixed: as in the table", lines[-2]]
+    assert lines[-2].startswith("cartpole-mixed: hash ") and f"in the table {rows[1]['hash']}" in lines[-2]
+
+
+def test_a_name_without_a_version_means_the_newest():
+    assert [recipe_name(n) for n in ("hopper-medium", "local/hopper-medium-v0")] == [
+        "hopper-medium-v1",
+        "hopper-medium-v0",
+    ]
+    assert {recipe_name(n) for n in ("pendulum-mixed", "local/pendulum-mixed-v0")} == {"pendulum-mixed"}
+    assert recipe_name("hopper-medium-v7") is recipe_name("pendulum-mixed-v1") is recipe_name("hopper") is None
+    assert recipe_id("hopper-medium-v1") == "local/hopper-medium-v1" and recipe_id("a-b") == "local/a-b-v0"
+    for version in ("", "-v0", "-v1"):  # presets and scores are those of the name without it
+        dataset = f"hopper-medium{version}"
+        assert preset_for(dataset, {"hopper": {}, "hopper-medium": {}, "hopper-medium-replay": {}}) == "hopper-medium"
+        assert reference_score(dataset, "Hopper-v5") == make.reference_scores()["Hopper-v5"]
 
 
 def test_every_recipe_is_whole():

@@ -135,7 +135,7 @@ def test_every_episode_is_played_once_in_every_lane(most, monkeypatch):
     """Also where there are fewer environments than episodes; a padded lane is not evaluated."""
     monkeypatch.setattr(evaluation, "MAX_ENVS", most)
     episodes = 7
-    returns, lengths = evaluate(fake_task(), constant([-1.0, 0.0, np.nan]), 2, episodes, padded=3)
+    returns, lengths, _ = evaluate(fake_task(), constant([-1.0, 0.0, np.nan]), 2, episodes, padded=3)
     kind = np.arange(episodes) % 5
     length, worth = np.array(Fake.LENGTHS)[kind], np.array(Fake.WORTH)[kind]
     np.testing.assert_array_equal(lengths, [length, length])
@@ -146,7 +146,7 @@ def test_every_episode_is_played_once_in_every_lane(most, monkeypatch):
 def test_short_episodes_are_not_favoured(monkeypatch):
     """Four environments; taking the first episodes that end would see the long one never."""
     monkeypatch.setattr(evaluation, "MAX_ENVS", 4)
-    returns, lengths = evaluate(fake_task(), constant([-0.5]), episodes=4)  # the environment's action 0
+    returns, lengths, _ = evaluate(fake_task(), constant([-0.5]), episodes=4)  # the environment's action 0
     assert returns.tolist() == [[-20.0, 30.0, -5.0, 0.0]]
     ends = sorted((t, e) for e in range(4) for t in range(Fake.LENGTHS[e], 100, Fake.LENGTHS[e]))[:4]
     first_ended = np.mean([Fake.LENGTHS[e] * Fake.WORTH[e] for _, e in ends])
@@ -611,3 +611,46 @@ def test_an_environment_behind_a_wrapper_is_not_compiled():
     """What a wrapper does would be lost."""
     task = env_task("phys2d/CartPole-v1")
     assert jax_env(task) and jax_env(task, gym.wrappers.TransformReward(task.make_env(), lambda r: -r)) is None
+
+
+# ---------------------------------------------------------------------------------------- successes
+
+
+class Goal(gym.Env):
+    """Goes on at the goal, which it reaches after `after` steps, and pays 1 there at every step (an AntMaze)."""
+
+    observation_space, action_space = Fake.observation_space, Fake.action_space
+
+    def __init__(self, after: int = 3, told: bool = True):
+        self.after, self.told = after, told
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        there = self.t >= self.after
+        return np.zeros(2, np.float32), float(there), False, False, {"success": there} if self.told else {}
+
+
+gym.register("EvaluationTest/Goal-v0", Goal, max_episode_steps=20)
+SUCCESS = {"min": 0.0, "max": 1.0, "episodes": 0, "source": "test", "of": "success"}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_success_counts_once_in_an_episode_that_goes_on(told):
+    task = fake_task("Goal", reference=SUCCESS, kwargs={"told": told})
+    played = evaluate(task, constant([0.0]), episodes=2)
+    assert played.returns.tolist() == [[18.0, 18.0]] and played.scores(task).tolist() == [[100.0, 100.0]]
+    assert played.success_steps.tolist() == [[3, 3]]
+    failed = fake_task("Goal", reference=SUCCESS, kwargs={"told": told, "after": 21})
+    played = evaluate(failed, constant([0.0]))
+    assert played.scores(failed).tolist() == [[0.0]] and played.success_steps.tolist() == [[0]]
+
+
+def test_a_pair_of_returns_scores_returns():
+    """The dataset's own pair of a continuing maze is in units of the return."""
+    task = fake_task("Goal", reference={"min": 0.0, "max": 36.0, "episodes": 0, "source": "test"})
+    played = evaluate(task, constant([0.0]))
+    assert played.scores(task).tolist() == [[50.0]] and played.success_steps is None

@@ -13,101 +13,108 @@ import jax
 import numpy as np
 import pytest
 from conftest import ALGORITHMS, ROOT, load
+from jobs import SHORT, learning_rate, small, train
 
-from shared.arguments import float_fields
+import shared.run
 from shared.lanes import lane_settings, over_lanes
+from shared.run import Run
 from shared.task import Spec
 
 NAMES = [p.stem for p in ALGORITHMS]
 
 
-def small(name: str, dataset: str, out, **changes):
-    """A tiny job's Args: small networks, small batches, few updates."""
-    cls = load(name).Args
-    fields = {f.name for f in dataclasses.fields(cls)}
-    values = {
-        "dataset": dataset, "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4,
-        "out": str(out), "batch_size": 8, "hidden_dims": (8, 8), "n_actions": 2, "n_critics": 3, "n_samples": 2,
-        "gap_samples": 2, "latent_samples": 2, "value_samples": 2, "actor_hidden_dims": (8, 8),
-        "vae_hidden_dims": (8, 8), "vae_updates": 2, "time_dim": 4, "solver_steps": 2,
-        "n_candidates": 2, "n_finalists": 2, "target_start": 0, "target_every": 1,
-        # interaction
-        "env": "Pendulum-v1", "env_steps": 8, "learning_starts": 4, "utd": 2 if name != "moorl" else 1,
-        "inner_steps": 2, "offline_updates": 4, "offline_eval_every": 4,
-        # the combination lock
-        "horizon": 10, "episodes_per_step": 2, "critic_updates": 2,
-        # PPO after offline stages
-        "pretrain_updates": 4, "critic_per_clone": 2, "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
-        "model_hidden_dims": (8, 8), "n_actors": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4,
-        "gate_every": 2, "steps_per_iteration": 8 if name == "hnpg" else 4, "minibatch_size": 2, "epochs": 2,
-    } | changes  # fmt: skip
-    if "env_steps" not in fields or "lock" in dataset:
-        values["env"] = ""
-    return cls(**{k: v for k, v in values.items() if k in fields})
+@pytest.fixture
+def job(monkeypatch, data_for, tmp_path, capfd):
+    """Trains lanes of any seeds and settings in one job; their agents at the start and at the end, and what it said."""
+
+    def run(name: str, lanes: list[dict], copied: tuple[int, int] | None = None, **changes):
+        """`copied` (i, j): lane j starts with the agent of lane i, its own keys notwithstanding."""
+        first, init = {}, Run.init
+
+        def start(run: Run, init_lane):
+            agent = init(run, init_lane)
+            if copied:
+                i, j = copied
+                rows = np.arange(len(jax.tree.leaves(agent)[0]))
+                rows[j] = i
+                agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[rows], x.sharding), agent)
+            first.update({jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree_util.tree_leaves_with_path(agent)})
+            return agent
+
+        monkeypatch.setattr(Run, "init", start)
+        monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
+        monkeypatch.setattr(shared.run, "plot_curve", lambda *args: None)
+        out, data = tmp_path / changes["layout"], data_for(name)
+        last = train(name, data, out, env="" if "lock" in data else SHORT, **changes)
+        monkeypatch.setattr(Run, "init", init)
+        record = json.loads((out / "run.json").read_text())
+        assert record["layout"] == changes["layout"]
+        assert record["lanes"] == [{"lane": i, **lane} for i, lane in enumerate(lanes)]
+        return first, last, record["diverged"], capfd.readouterr().err
+
+    return run
 
 
-def train(name: str, dataset: str, out, **changes) -> dict[str, np.ndarray]:
-    """Runs `main` and returns the checkpoint's agent: {path in the tree: [L, ...]}."""
-    load(name).main(small(name, dataset, out, **changes))
-    with np.load(out / "checkpoint" / "state.npz") as file:
-        return {k: file[k] for k in file.files if k.startswith("[0]")}
-
-
-def learning_rate(name: str) -> str:
-    return next(f for f in float_fields(load(name).Args) if f.endswith(("_lr", "learning_rate")))
+def kernels(agents: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The weights of the networks [L, ...], of those that are not constant."""
+    found = [v for k, v in agents.items() if "kernel" in k and "opt" not in k and v.size]
+    return [v for v in found if all(np.ptp(lane) > 0 for lane in v)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contracts_of_lanes(name, data_for, tmp_path, capfd):
-    """One test, since compiling a job costs more than running it: three jobs serve all contracts.
+def test_the_contracts_of_lanes(name, job):
+    """Two jobs serve all contracts, since compiling costs more than running: one mapped, one vmapped.
 
-    - A lane is the same seed and setting alone; the number of lanes need not divide the devices.
-    - Lanes of different seeds share nothing.
+    - A lane is the same whoever its neighbours are: to the last bit within a job, to float tolerance in the other
+      job, which has other neighbours and the other layout. The number of lanes need not divide the devices.
+    - Lanes of different seeds share nothing, neither the networks they begin with nor the data they draw.
     - No key is used twice.
     - A lane that diverges is named, and leaves the others alone to the last bit.
     - Targets are the networks themselves with tau = 1, and follow them more slowly with less.
     """
-    data, rate, steps = data_for(name), learning_rate(name), {"updates": 8, "env_steps": 12, "discount": 0.9}
-    fields = {f.name for f in dataclasses.fields(load(name).Args)}
-    follows = {"tau": (0.01, 1.0)} if "tau" in fields else {}
-    steps |= {"tau": 0.01} if follows else {}
-    if {"policy_delay", "env_steps"} <= fields:
-        steps["policy_delay"] = 1  # else the last step is the critics' alone
-    job = train(name, data, tmp_path / "job", seeds=3, seed=5, **steps | {rate: (1e-3, 1e-2)} | follows)
+    rate, fields = learning_rate(name), {f.name for f in dataclasses.fields(load(name).Args)}
+    follows = "tau" in fields
+    # Two calls of each phase; a delayed policy's last step must not be the critics' alone.
+    steps = {"updates": 8, "env_steps": 12, "log_every": 4, "eval_every": 1000, "checkpoint_every": 1000}
+    steps |= {"hidden_dims": (8,), "discount": 0.9} | ({"policy_delay": 1} if "env_steps" in fields else {})
+
+    def lane(seed: int, learning_rate: float = 1e-3, tau: float = 0.01) -> dict:
+        return {"seed": seed, rate: learning_rate} | ({"tau": tau} if follows else {})
+
+    lanes = [lane(5), lane(6), lane(5, tau=1.0), lane(7, 1e38), lane(5)]
     with jax.debug_key_reuse(True):
-        alone = train(name, data, tmp_path / "alone", seed=6, **steps | {rate: 1e-2})
-    settings = json.loads((tmp_path / "job" / "run.json").read_text())["lanes"]
-
-    def lanes(**wanted) -> list[int]:
-        return [s["lane"] for s in settings if all(s[k] == v for k, v in wanted.items())]
-
-    slow = {"tau": 0.01} if follows else {}
-    (lane,) = lanes(seed=6, **{rate: 1e-2}, **slow)
-    for path, value in alone.items():
-        np.testing.assert_allclose(job[path][lane], value[0], rtol=1e-5, atol=1e-6, err_msg=path)
-    kernels = [v for k, v in job.items() if "kernel" in k and "opt" not in k]
-    for v in kernels:
-        for other in (*lanes(seed=5), *lanes(seed=7)):
-            assert np.abs(v[lane] - v[other]).max() > 1e-6
+        first, mapped, diverged, said = job(name, lanes, layout="map", **steps)
+    assert [*diverged] == ["3"]
+    assert f"Lane 3 (seed=7, {rate}=1e+38" in said
+    for path, value in mapped.items():
+        np.testing.assert_array_equal(value[0], value[4], err_msg=path)
+    assert kernels(first) and all(np.abs(v[0] - v[1]).max() > 1e-6 for v in kernels(first))
+    assert all(np.abs(v[0] - v[1]).max() > 1e-6 for v in kernels({k: v[:2] for k, v in mapped.items()}))
 
     followed = 0
-    for path, target in job.items():
+    for path, target in mapped.items():
         if path.startswith("[0].target_") and target[0].size > 1 and follows:
-            own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(job) else ".")
-            at_once, slowly = lanes(tau=1.0, **{rate: 1e-3}), lanes(tau=0.01, **{rate: 1e-3})
-            np.testing.assert_allclose(target[at_once], job[own][at_once], rtol=1e-6, atol=1e-7, err_msg=path)
-            moved = np.abs(target[slowly] - job[own][slowly]).max()
-            followed += moved > 0
+            own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(mapped) else ".")
+            np.testing.assert_allclose(target[2], mapped[own][2], rtol=1e-6, atol=1e-7, err_msg=path)
+            followed += np.abs(target[0] - mapped[own][0]).max() > 0
     assert followed or not follows
 
-    sick = train(name, data, tmp_path / "sick", seeds=3, seed=5, **steps | {rate: (1e-3, 1e38)} | follows)
-    well, ill = lanes(**{rate: 1e-3}), lanes(**{rate: 1e-2})
-    for path, value in job.items():
-        np.testing.assert_array_equal(value[well], sick[path][well], err_msg=path)
-    record = json.loads((tmp_path / "sick" / "run.json").read_text())
-    assert sorted(record["diverged"]) == sorted(map(str, ill))
-    said = capfd.readouterr().err
-    assert all(f"Lane {i} (seed={settings[i]['seed']}, " in said for i in ill) and f"{rate}=1e+38" in said
+    lanes = [lane(8), lane(5), lane(6), lane(9, 1e38), lane(5)]
+    _, vmapped, diverged, _ = job(name, lanes, copied=(1, 2), layout="vmap", **steps)
+    assert [*diverged] == ["3"]
+    for path, value in vmapped.items():
+        np.testing.assert_array_equal(value[1], value[4], err_msg=path)
+        np.testing.assert_allclose(value[1], mapped[path][0], rtol=1e-4, atol=1e-6, err_msg=path)
+    assert any(np.abs(v[1] - v[2]).max() > 1e-6 for v in kernels({k: v[:3] for k, v in vmapped.items()}))
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
+def test_a_lane_is_the_same_seed_and_setting_alone(name, pendulum, tmp_path):
+    rate = learning_rate(name)
+    together = train(name, pendulum, tmp_path / "job", seeds=3, seed=5, env=SHORT, **{rate: (1e-3, 1e-2)})
+    alone = train(name, pendulum, tmp_path / "alone", seed=6, env=SHORT, **{rate: 1e-2})
+    for path, value in alone.items():
+        np.testing.assert_allclose(together[path][4], value[0], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -235,8 +235,8 @@ def test_the_policies_of_a_run_with_former_names_load(old_run):
 
 def test_a_run_with_former_names_is_fine_tuned_but_not_resumed(old_run):
     run_dir, module, args, agent, lane_args, header, settings = old_run
-    fresh = jax.vmap(lambda key, args: module.init(key, args, SPEC))(jax.random.split(jax.random.key(9), 2), lane_args)
-    lanes = np.arange(len(settings))
+    keys, lanes = jax.random.split(jax.random.key(9), len(settings)), np.arange(len(settings))
+    fresh = jax.vmap(lambda key, args: module.init(key, args, SPEC))(keys, lane_args)
     taken = load_lanes(run_dir / "checkpoint" / "state.npz", fresh, lanes)
     jax.tree.map(np.testing.assert_array_equal, taken, agent)
     header["task"]["hash"] = ""

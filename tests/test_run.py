@@ -737,8 +737,8 @@ def test_a_refused_resume_gives_signals_back_and_opens_nothing(tmp_path, monkeyp
     toy(tmp_path / "run")
     fake = fake_wandb(monkeypatch)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(InputError, match="--updates"):
-        toy(tmp_path / "run", updates=16, resume=True, wandb="offline")
+    with pytest.raises(InputError, match="--eval-episodes"):
+        toy(tmp_path / "run", eval_episodes=16, resume=True, wandb="offline")
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert not fake.runs
 
@@ -839,7 +839,7 @@ def test_the_last_update_is_always_evaluated_logged_and_saved(eval_every, at, li
 
 def test_checkpoints_are_written_when_they_are_due(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(shared.run, "save_tree", lambda path, tree, header: saved.append(header["done"]))
+    monkeypatch.setattr(shared.checkpoint, "save_tree", lambda path, tree, header, lanes: saved.append(header["done"]))
     toy(tmp_path / "run", updates=20, checkpoint_every=6)
     assert saved == [6, 12, 18, 20]
 
@@ -958,9 +958,9 @@ def toy_with(args, out: Path) -> None:
         assert record(out)["status"] == "running"
 
 
-def test_padded_lanes_are_trained_but_not_reported(bc):
+def test_padded_lanes_are_trained_but_neither_saved_nor_reported(bc):
     with np.load(bc / "checkpoint" / "state.npz") as file:
-        assert {file[k].shape[0] for k in file.files if "kernel" in k} == {PADDED}
+        assert {file[k].shape[0] for k in file.files if "kernel" in k} == {3}
     for name, columns in (("metrics", {"actor_loss", "mse", "wall_s"}), ("returns", {"return", "length", "score"})):
         table = rows(bc, name)
         assert {r["lane"] for r in table} == {r["seed"] for r in table} == {"0", "1", "2"}

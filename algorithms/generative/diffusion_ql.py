@@ -328,7 +328,7 @@ def reward_map(data: Dataset, tuning: str) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())

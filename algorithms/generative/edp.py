@@ -419,7 +419,7 @@ def reward_map(data: Dataset, args: Args) -> tuple[float, float]:
 
 def main(args: Args) -> None:
     alpha_bars(args.diffusion_steps)  # refuses too few steps before anything is written
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args))
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())

@@ -49,7 +49,7 @@ from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
 from shared.task import Spec
-from shared.transitions import Batch, Transitions
+from shared.transitions import FIELDS, Batch, Transitions
 
 
 @hyperparameters
@@ -208,8 +208,10 @@ def discriminator_loss(discriminators, agent: Agent, batches: Batches, key, args
         logits_sa = agent.nets.discriminator.apply(d_sa, obs, action)
         logits_sas = agent.nets.discriminator.apply(d_sas, obs, action, next_obs)
         chex.assert_shape([logits_sa, logits_sas], (args.batch_size, 2))
+        known = jnp.ones(args.batch_size) if batch.successor is None else batch.successor
         log_p = jax.nn.log_softmax(logits_sa), jax.nn.log_softmax(logits_sa + logits_sas)
-        return -sum(p[:, label].mean() for p in log_p), (logits_sas[:, 1] - logits_sas[:, 0]).mean()
+        loss = -sum((known * p[:, label]).sum() for p in log_p) / jnp.maximum(known.sum(), 1.0)
+        return loss, (logits_sas[:, 1] - logits_sas[:, 0]).mean()
 
     real_key, sim_key = jax.random.split(key)
     real, gap_real = losses(batches.real, 0, real_key)
@@ -357,12 +359,12 @@ def explore(agent: Agent, obs, key, args: Args):
 def main(args: Args) -> None:
     if not (0.0 < args.sim_share <= 1.0 and real_rows(args) < args.batch_size):
         raise InputError(f"--sim-share must lie in (0, 1] and give a row of {args.batch_size}, not {args.sim_share}.")
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     change = {"gravity": args.sim_gravity, "friction": args.sim_friction, "noise": args.sim_noise}
     simulator = data.task.in_env("ChangedPhysics-v0", env=data.task.describe()["env"], **change)
     with Run(__file__, args, data.task, act) as run:
-        transitions = run.replicate(data.transitions())
+        transitions = run.replicate(data.transitions(*FIELDS, "successor"))
         agent = run.init(partial(init, spec=data.spec))
         online = Interaction(
             run, transitions, explore, sample, update,

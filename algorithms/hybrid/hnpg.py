@@ -355,7 +355,7 @@ def train(agent: Agent, keys, args: Args, data: Batch, lock) -> tuple[Agent, dic
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions, env_units=True).require(discrete=False)
+    data = load_dataset(args, env_units=True).require(discrete=False)
     lock = lock_of(data.task, args)
     args = whole_iterations(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=iteration_steps(args)) as run:

@@ -283,7 +283,7 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> t
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=True)
+    data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:

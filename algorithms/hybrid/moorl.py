@@ -290,7 +290,7 @@ def explore(agent: Agent, obs, key, args: Args):
 def main(args: Args) -> None:
     if np.min(args.reptile_step) < 0.0 or np.max(args.reptile_step) > 1.0:
         raise InputError(f"--reptile-step must lie in [0, 1], not {args.reptile_step}.")
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())

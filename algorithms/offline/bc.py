@@ -137,8 +137,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions)
-    data = data.require({"auto": None, "categorical": True}.get(args.head, False))
+    data = load_dataset(args)
+    data = data.require({"auto": None, "categorical": True}.get(args.head, False), reward=args.top_fraction != 1)
     data = data.top_episodes(args.top_fraction, args.sort_discount) if args.top_fraction != 1 else data
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:

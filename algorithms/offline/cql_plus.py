@@ -338,7 +338,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     if args.max_reward < data.reward.max():
         data = data.replace({"max_reward": args.max_reward}, reward=np.minimum(data.reward, args.max_reward))
     scale, shift = args.reward_scale, args.reward_shift

@@ -256,7 +256,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     scale, shift = args.reward_scale, args.reward_shift
     if args.normalize_reward:
         low, high = data.reward_range()

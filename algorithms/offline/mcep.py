@@ -333,7 +333,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(args.reward_scale * scale)
     data = data.normalize_obs() if args.normalize_obs and args.base == "td3_bc" else data

@@ -351,7 +351,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     normalize_return = args.normalize_return and args.base == "iql"
     scale = 1000.0 / data.return_range() if normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

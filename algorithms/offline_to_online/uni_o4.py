@@ -60,7 +60,7 @@ from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
 from shared.run import Run, launch
 from shared.task import Spec
-from shared.transitions import Batch, Transitions, unpack
+from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 
 @hyperparameters
@@ -312,13 +312,17 @@ def clone_loss(actors, agent: Agent, batch: Batch, key, args: Args):
 
 
 def model_loss(model, agent: Agent, batch: Batch):
-    """-log N(s' - s; mean, std) - log p(end | s, a); summed over the members, each with a batch [M, B] of its own."""
+    """-log N(s' - s; mean, std) - log p(end | s, a); summed over the members, each with a batch [M, B] of its own.
+
+    What follows an end is learned only where the data has it.
+    """
     mean, log_std, end = jax.vmap(agent.nets.model.apply)(model, batch.obs, batch.action)
     log_prob = gaussian_log_prob(mean, log_std, batch.next_obs - batch.obs)
     end_loss = optax.sigmoid_binary_cross_entropy(end, batch.terminal)
-    chex.assert_equal_shape([log_prob, end_loss, batch.reward])
-    error = ((mean - batch.next_obs + batch.obs) ** 2).mean()
-    return (end_loss - log_prob).mean(1).sum(0), {"model_error": error, "end_loss": end_loss.mean()}
+    known = jnp.ones_like(log_prob) if batch.successor is None else batch.successor
+    chex.assert_equal_shape([log_prob, end_loss, batch.reward, known])
+    error = (known[..., None] * (mean - batch.next_obs + batch.obs) ** 2).mean()
+    return (end_loss - known * log_prob).mean(1).sum(0), {"model_error": error, "end_loss": end_loss.mean()}
 
 
 # ------------------------------------------------------------------------ stage 2: PPO on the dataset
@@ -660,14 +664,14 @@ def main(args: Args) -> None:
         raise InputError(
             f"--minibatch-size {args.minibatch_size} is more than --steps-per-iteration {args.steps_per_iteration}."
         )
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     reached = data.return_to_go() > 0.0
     if args.clone_successes and not reached.any():
         raise InputError(f"--clone-successes: no reward above 0 is reached in '{data.task.id}'.")
     data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
     before = 0 if args.from_run else args.pretrain_updates
     with Run(__file__, args, data.task, act, unit=args.critic_per_clone if before else 1, before=before) as run:
-        transitions = cloned = run.replicate(data.transitions())
+        transitions = cloned = run.replicate(data.transitions(*FIELDS, "successor"))
         if args.clone_successes:
             cloned = run.replicate(data.select(reached).transitions())
         agent = run.init(partial(init, spec=data.spec))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import load
 from environments.changed_physics import ChangedPhysics
-from test_lanes import train
+from jobs import train
 
 from shared import evaluation
 from shared.errors import InputError

@@ -12,8 +12,8 @@ import make
 import numpy as np
 import pytest
 from environments.combination_lock import BAD, LOGIT_LIMIT, Lock, LockState
+from jobs import train
 from scipy.linalg import hadamard
-from test_lanes import train
 
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError

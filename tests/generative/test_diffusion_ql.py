@@ -14,6 +14,8 @@ from reference import B, agent_of, close
 from shared.data import load_dataset
 from shared.errors import InputError
 
+SMALL = {"time_dim": 4, "n_candidates": 2, "target_start": 0, "target_every": 1}
+
 T = 5
 BETA = 1 - np.exp(-0.1 / T - 0.5 * 9.9 * (2 * np.arange(1, T + 1) - 1) / T**2)
 

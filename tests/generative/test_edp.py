@@ -12,6 +12,10 @@ from reference import B, agent_of, close, mlp
 
 from shared.errors import InputError
 
+SMALL = {
+    "value_samples": 2, "time_dim": 4, "solver_steps": 2, "n_candidates": 2, "target_start": 0, "target_every": 1,
+}  # fmt: skip
+
 T = 1000
 ABAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, T))
 

@@ -17,6 +17,8 @@ from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
+SMALL = {"time_dim": 4, "n_candidates": 2, "target_start": 0, "target_every": 1}
+
 
 def args_of(**changes):
     return load("ofql").Args(**{"hidden_dims": (8, 8), "batch_size": B, "time_dim": 6} | changes)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import log_softmax, logsumexp
-from test_lanes import train
 
 from shared.errors import InputError
 from shared.replay import init_replay
 from shared.task import Task
 from shared.transitions import FIELDS, Batch, Transitions
+
+SMALL = {"gap_samples": 2, "learning_starts": 4}
 
 
 def tiny(**changes):
@@ -161,7 +163,7 @@ def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agen
         weight, u = np.ones(2), np.ones(2)
     expected = h2o.critic_loss(agent.critic, agent, batch, weight, u / u.sum(), critic_key, args)[0]
     close(info["critic_loss"], expected)
-    for name in ("policy", "critic", "d_sa", "d_sas"):
+    for name in ("actor", "critic", "d_sa", "d_sas"):
         moved = jax.tree.map(lambda x, y: bool((x != y).any()), getattr(new, name), getattr(agent, name))
         assert any(jax.tree.leaves(moved))
     assert int(new.critic_opt[0].count) == int(new.actor_opt[0].count) == 1

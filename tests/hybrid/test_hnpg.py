@@ -20,6 +20,10 @@ from shared.evaluation import load_run
 from shared.task import Spec
 from shared.transitions import Batch
 
+SMALL = {
+    "value_samples": 2, "actor_hidden_dims": (8, 8), "horizon": 10, "critic_updates": 2, "steps_per_iteration": 8,
+}  # fmt: skip
+
 hnpg = load("hnpg")
 H, D, A, E = 3, 8, 10, 4
 SPEC = Spec((D + 1,), A, False, (-LOGIT_LIMIT,) * A, (LOGIT_LIMIT,) * A)

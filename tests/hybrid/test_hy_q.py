@@ -19,6 +19,8 @@ from shared.evaluation import load_run
 from shared.task import Spec
 from shared.transitions import Batch
 
+SMALL = {"horizon": 10, "episodes_per_step": 2, "critic_updates": 2}
+
 hy_q = load("hy_q")
 H, D, A, B = 3, 8, 10, 5
 SPEC = Spec((D + 1,), A, True)

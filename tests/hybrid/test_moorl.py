@@ -14,6 +14,8 @@ from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions
 
+SMALL = {"learning_starts": 4, "inner_steps": 2}
+
 K = 3
 
 

@@ -10,6 +10,8 @@ from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
 
+SMALL = {"n_critics": 3, "learning_starts": 4, "utd": 2}
+
 E, G = 4, 3
 
 

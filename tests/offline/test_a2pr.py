@@ -7,6 +7,8 @@ import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, mlp, smoothed_next_action
 
+SMALL = {"actor_hidden_dims": (8, 8), "vae_hidden_dims": (8, 8)}
+
 
 def args_of(**changes):
     sizes = {"hidden_dims": (8, 8), "actor_hidden_dims": (8, 8), "vae_hidden_dims": (8, 8), "batch_size": B}

@@ -11,6 +11,8 @@ from scipy.stats import norm
 
 from shared.task import Spec
 
+SMALL = {"n_actions": 2}
+
 
 def cql_policy(params, obs):
     mean, log_std = np.split(mlp(params, obs), 2, -1)

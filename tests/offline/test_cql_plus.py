@@ -8,6 +8,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
+SMALL = {"n_actions": 2}
+
 
 def elu(x):
     return np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1)
@@ -116,7 +118,7 @@ def test_cql_plus_shared_network_and_relu_are_cql(batch):
     args = args_of(critic_activation="relu", separate_std=False)
     plain = agent_of(cql, cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3))
     agent = cql_plus.init(jax.random.key(0), args, SPEC)
-    names = ("policy", "critic", "target_critic", "log_alpha")
+    names = ("actor", "critic", "target_critic", "log_alpha")
     agent = agent.replace(**{f: getattr(plain, f) for f in names})
     key = jax.random.key(1)
     for loss, params in (("critic_loss", plain.critic), ("actor_loss", plain.actor)):

@@ -8,6 +8,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, mlp, tanh_normal
 from scipy.stats import norm
 
+SMALL = {"value_samples": 2}
+
 
 def net(params, *inputs):
     """Plain numpy: Dense, LayerNorm if there is one, relu, ...; the last layer is linear."""
@@ -67,7 +69,7 @@ def test_crr_actor(batch, mode, baseline):
     args = crr.Args(
         hidden_dims=(8, 8),
         batch_size=B,
-        n_actions=3,
+        value_samples=3,
         temperature=0.5,
         max_weight=1.5,
         weight_mode=mode,

@@ -141,4 +141,4 @@ def test_f_dvl_named_presets_are_xql():
     presets = load("f_dvl").PRESETS
     xql = {name: p for name, p in presets.items() if name.startswith("xql-")}
     assert len(xql) == 22 and all(p["divergence"] == "reverse_kl" for p in xql.values())
-    assert presets["xql-hopper-medium-replay"]["temperature"] == 2.0 and "divergence" not in presets["hopper"]
+    assert presets["xql-hopper-medium-replay"]["loss_temperature"] == 2.0 and "divergence" not in presets["hopper"]

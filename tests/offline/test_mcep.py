@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import train
 from reference import B, agent_of, close, heads, mlp, smoothed_next_action, tanh_normal
 from scipy.stats import norm
-from test_lanes import train
 
 BASES = ["td3_bc", "awac"]
 

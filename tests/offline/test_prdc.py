@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import small, train
 from reference import B, agent_of, close, heads, mlp, smoothed_next_action
-from test_lanes import small, train
 
 from shared.data import load_dataset
 

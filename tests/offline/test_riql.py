@@ -9,7 +9,9 @@ from conftest import load
 from reference import B, agent_of, close, heads, log_std_of, mlp
 from scipy.stats import norm
 
-SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": 4}
+SMALL = {"n_critics": 3}
+
+SIZES = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": 4}
 
 
 def quantile_of(agent, batch, alpha):
@@ -25,19 +27,19 @@ def advantage(agent, batch, alpha):
 
 def test_riql_value_is_an_expectile_of_the_quantile_over_target_critics(batch):
     riql = load("riql")
-    args = riql.Args(**SMALL, expectile=0.9, quantile=0.4)
+    args = riql.Args(**SIZES, expectile=0.9, quantile=0.4)
     agent = agent_of(riql, args, seed=7)
     u = advantage(agent, batch, 0.4)
     assert (u > 0).any() and (u < 0).any()
     close(riql.value_loss(agent.value, agent, batch, args)[0], (np.where(u < 0, 0.1, 0.9) * u**2).mean())
     least = heads(agent.target_critic, batch.obs, batch.action).min(0)
-    close(riql.quantile_q(agent, batch, riql.Args(**SMALL, quantile=0.0))[0], least)
+    close(riql.quantile_q(agent, batch, riql.Args(**SIZES, quantile=0.0))[0], least)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_riql_actor_clones_with_weights_of_the_quantile(batch, deterministic):
     riql = load("riql")
-    args = riql.Args(**SMALL, beta=4.0, max_weight=1.2, quantile=0.4, deterministic=deterministic)
+    args = riql.Args(**SIZES, beta=4.0, max_weight=1.2, quantile=0.4, deterministic=deterministic)
     agent = agent_of(riql, args, seed=7)
     batch = batch._replace(action=1.5 * batch.action)  # corrupted actions leave [-1, 1] and are not clipped
     weight = np.minimum(np.exp(4.0 * advantage(agent, batch, 0.4)), 1.2)
@@ -64,7 +66,7 @@ def test_riql_huber_is_quadratic_up_to_one_over_sigma_squared():
 
 def test_riql_critic_has_clipped_targets_and_hubers_loss(batch):
     riql = load("riql")
-    args = riql.Args(**SMALL, discount=0.9, huber_sigma=1.2, min_target=-1.0, max_target=1.0)
+    args = riql.Args(**SIZES, discount=0.9, huber_sigma=1.2, min_target=-1.0, max_target=1.0)
     agent = agent_of(riql, args, seed=7)
     batch = batch._replace(reward=2 * batch.reward)
     y = batch.reward + 0.9 * (1 - batch.terminal) * mlp(agent.value, batch.next_obs)[:, 0]
@@ -78,7 +80,7 @@ def test_riql_critic_has_clipped_targets_and_hubers_loss(batch):
 
 def test_riql_updates_everything_with_the_old_value_and_targets(batch):
     riql = load("riql")
-    args = riql.Args(**SMALL, value_lr=0.1, critic_lr=0.1, tau=0.5)
+    args = riql.Args(**SIZES, value_lr=0.1, critic_lr=0.1, tau=0.5)
     agent = agent_of(riql, args, seed=7)
     new, metrics = jax.jit(riql.update)(agent, batch, jax.random.key(0), args)
     close(metrics["value_loss"], riql.value_loss(agent.value, agent, batch, args)[0])
@@ -91,7 +93,7 @@ def test_riql_updates_everything_with_the_old_value_and_targets(batch):
 
 def test_riql_actor_learning_rate_decays_to_zero(batch):
     riql = load("riql")
-    args = riql.Args(**SMALL, updates=3)
+    args = riql.Args(**SIZES, updates=3)
     agent, key, update = agent_of(riql, args, seed=7), jax.random.key(0), jax.jit(riql.update)
     for _ in range(3):
         agent, _ = update(agent, batch, key, args)

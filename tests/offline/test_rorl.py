@@ -10,8 +10,10 @@ import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, mlp, tanh_normal
 
+SMALL = {"n_critics": 3, "n_samples": 2}
+
 E, N = 3, 4
-SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_samples": N}
+SIZES = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_samples": N}
 
 
 def distribution(params, obs):
@@ -40,7 +42,7 @@ def bellman_of(agent, batch, key):
 
 def test_rorl_without_terms_is_sac_n(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, terms=())
+    args = rorl.Args(**SIZES, terms=())
     agent, key = agent_of(rorl, args), jax.random.key(2)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
     loss, info = rorl.critic_loss(agent.critic, agent, batch, key, args)
@@ -57,22 +59,22 @@ def test_rorl_without_terms_is_sac_n(batch):
 def test_rorl_with_zero_weights_trains_as_sac_n(batch):
     rorl = load("rorl")
     off = {"policy_smooth_reg": 0.0, "q_smooth_reg": 0.0, "ood_reg": 0.0}
-    weighted, plain = rorl.Args(**SMALL, **off), rorl.Args(**SMALL, terms=())
+    weighted, plain = rorl.Args(**SIZES, **off), rorl.Args(**SIZES, terms=())
     update = jax.jit(rorl.update)
     one = other = full = agent_of(rorl, plain)
     for i in range(3):
         one, _ = update(one, batch, jax.random.key(i), weighted)
         other, _ = update(other, batch, jax.random.key(i), plain)
-        full, _ = update(full, batch, jax.random.key(i), rorl.Args(**SMALL, policy_smooth_eps=0.4))
+        full, _ = update(full, batch, jax.random.key(i), rorl.Args(**SIZES, policy_smooth_eps=0.4))
     jax.tree.map(close, (one.actor, one.critic, one.log_alpha), (other.actor, other.critic, other.log_alpha))
-    for name in ("policy", "critic"):
+    for name in ("actor", "critic"):
         change = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), getattr(full, name), getattr(one, name))
         assert max(jax.tree.leaves(change)) > 1e-5
 
 
 def test_rorl_policy_smoothing_is_the_largest_divergence_either_way(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, policy_smooth_eps=0.4)
+    args = rorl.Args(**SIZES, policy_smooth_eps=0.4)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     there = distribution(agent.actor, near(batch.obs, 0.4, key))
     here = distribution(agent.actor, batch.obs)
@@ -81,14 +83,14 @@ def test_rorl_policy_smoothing_is_the_largest_divergence_either_way(batch):
 
     key = jax.random.key(5)
     there = distribution(agent.actor, near(batch.obs, 0.4, jax.random.split(key)[1]))
-    plain = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SMALL, terms=()))[0]
-    loss = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SMALL, policy_smooth_eps=0.4))[0]
+    plain = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SIZES, terms=()))[0]
+    loss = rorl.actor_loss(agent.actor, agent, batch, key, rorl.Args(**SIZES, policy_smooth_eps=0.4))[0]
     close(loss - plain, 0.1 * (kl(here, there) + kl(there, here)).max(0).mean())
 
 
 def test_rorl_q_smoothing_punishes_increases_more(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, q_smooth_eps=0.4, q_smooth_tau=0.2)
+    args = rorl.Args(**SIZES, q_smooth_eps=0.4, q_smooth_tau=0.2)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     q = heads(agent.critic, batch.obs, batch.action)
     d = np.stack([heads(agent.critic, s, batch.action) - q for s in near(batch.obs, 0.4, key)])  # [N, E, B]
@@ -100,7 +102,7 @@ def test_rorl_q_smoothing_punishes_increases_more(batch):
 
 def test_rorl_lowers_q_by_the_critics_disagreement(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, ood_eps=0.4, uncertainty=1.5)
+    args = rorl.Args(**SIZES, ood_eps=0.4, uncertainty=1.5)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     near_key, action_key = jax.random.split(key)
     there = near(batch.obs, 0.4, near_key)
@@ -123,7 +125,7 @@ def test_rorl_lowers_q_by_the_critics_disagreement(batch):
 
 def test_rorl_weights_the_terms_of_the_critic(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, q_smooth_eps=0.4, q_smooth_reg=0.7, ood_eps=0.3, ood_reg=0.5)
+    args = rorl.Args(**SIZES, q_smooth_eps=0.4, q_smooth_reg=0.7, ood_eps=0.3, ood_reg=0.5)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     target_key, smooth_key, ood_key = jax.random.split(key, 3)
     q = jnp.float32(heads(agent.critic, batch.obs, batch.action))
@@ -135,7 +137,7 @@ def test_rorl_weights_the_terms_of_the_critic(batch):
 
 def test_rorl_uncertainty_falls_with_every_update_to_its_minimum(batch):
     rorl = load("rorl")
-    args = rorl.Args(**SMALL, uncertainty=2.0, uncertainty_decay=0.3, uncertainty_min=1.5)
+    args = rorl.Args(**SIZES, uncertainty=2.0, uncertainty_decay=0.3, uncertainty_min=1.5)
     agent, seen, update = agent_of(rorl, args), [], jax.jit(rorl.update)
     for i in range(4):
         agent, info = update(agent, batch, jax.random.key(i), args)
@@ -155,9 +157,9 @@ def mean_q(agent, obs, seen):
 
 def test_rorl_attacks_choose_the_worst_perturbation(batch):
     rorl = load("rorl")
-    agent, key, obs = agent_of(rorl, rorl.Args(**SMALL)), jax.random.key(4), batch.obs
+    agent, key, obs = agent_of(rorl, rorl.Args(**SIZES)), jax.random.key(4), batch.obs
     attack = {
-        name: np.asarray(rorl.attacked(agent, obs, key, rorl.Args(**SMALL, attack=name, attack_scale=0.5)))
+        name: np.asarray(rorl.attacked(agent, obs, key, rorl.Args(**SIZES, attack=name, attack_scale=0.5)))
         for name in ("none", "random", "action_diff", "min_q")
     }
     np.testing.assert_array_equal(attack["none"], obs)
@@ -171,7 +173,7 @@ def test_rorl_attacks_choose_the_worst_perturbation(batch):
     close(attack["min_q"], obs + noise[q.argmin(0), np.arange(B)])
     assert (mean_q(agent, obs, attack["min_q"]) < mean_q(agent, obs, attack["random"])).all()
     close(
-        rorl.act(agent, obs, key, rorl.Args(**SMALL, attack="min_q", attack_scale=0.5)),
+        rorl.act(agent, obs, key, rorl.Args(**SIZES, attack="min_q", attack_scale=0.5)),
         np.tanh(distribution(agent.actor, attack["min_q"])[0]),
     )
 
@@ -179,8 +181,8 @@ def test_rorl_attacks_choose_the_worst_perturbation(batch):
 @pytest.mark.parametrize("name", ["action_diff", "min_q"])
 def test_rorl_gradient_attacks_are_worse_and_stay_within_the_scale(batch, name):
     rorl = load("rorl")
-    agent, key, obs = agent_of(rorl, rorl.Args(**SMALL)), jax.random.key(4), batch.obs
-    args = {**SMALL, "attack": name, "attack_scale": 0.3, "attack_samples": 5}
+    agent, key, obs = agent_of(rorl, rorl.Args(**SIZES)), jax.random.key(4), batch.obs
+    args = {**SIZES, "attack": name, "attack_scale": 0.3, "attack_samples": 5}
 
     def harm(seen):
         here, there = distribution(agent.actor, obs), distribution(agent.actor, seen)
@@ -195,7 +197,7 @@ def test_rorl_gradient_attacks_are_worse_and_stay_within_the_scale(batch, name):
 def test_rorl_attack_scales_change_the_evaluation_only(pendulum, tmp_path):
     rorl = load("rorl")
     args = rorl.Args(
-        **{**SMALL, "batch_size": 8}, dataset=pendulum, updates=4, log_every=2, eval_every=4, eval_episodes=2,
+        **{**SIZES, "batch_size": 8}, dataset=pendulum, updates=4, log_every=2, eval_every=4, eval_episodes=2,
         checkpoint_every=4, attack="min_q", attack_scale=(0.0, 1.0), out=str(tmp_path / "run"),
     )  # fmt: skip
     rorl.main(args)

@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 from conftest import load
+from jobs import small, train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
 from scipy.special import logsumexp
 from scipy.stats import norm
-from test_lanes import small, train
 
 from shared.transitions import Batch
+
+SMALL = {"latent_samples": 2, "vae_hidden_dims": (8, 8), "vae_updates": 2}
 
 
 def tiny(**changes):

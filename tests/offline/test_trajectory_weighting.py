@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import train
 from scipy.special import softmax
-from test_lanes import train
 
 from shared.data import Dataset
 from shared.errors import InputError

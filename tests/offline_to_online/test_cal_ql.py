@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
-from test_lanes import train
 
 from shared.data import Dataset
 from shared.replay import init_replay
 from shared.task import Task
 from shared.transitions import FIELDS
+
+SMALL = {"n_actions": 2, "actor_hidden_dims": (8, 8)}
 
 N = 3
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])

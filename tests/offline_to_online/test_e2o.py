@@ -14,8 +14,10 @@ from scipy.special import expit, logsumexp
 from shared.errors import InputError
 from shared.replay import init_replay
 
+SMALL = {"n_actions": 2, "n_critics": 3, "learning_starts": 4}
+
 E = 3
-SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_actions": 3}
+SIZES = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_actions": 3}
 
 
 def distribution(params, obs):
@@ -43,7 +45,7 @@ REDUCED = {"pair_min": pairs, "min": lambda q: q.min(0), "mean": lambda q: q.mea
 @pytest.mark.parametrize("entropy", [False, True])
 def test_e2o_offline_critics_are_cqls(batch, entropy):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, cql_alpha=2.0, backup_entropy=entropy)
+    args = e2o.Args(**SIZES, cql_alpha=2.0, backup_entropy=entropy)
     agent, key = general(e2o, args), jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
     (action,), (log_prob,) = policy_sample(agent.actor, batch.next_obs, target_key, 1)
@@ -65,7 +67,7 @@ def test_e2o_offline_critics_are_cqls(batch, entropy):
 @pytest.mark.parametrize("name", ["critic_loss", "online_critic_loss"])
 def test_e2o_critic_losses_do_not_reach_the_policy(batch, name):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL)
+    args = e2o.Args(**SIZES)
     agent, loss = general(e2o, args), getattr(e2o, name)
     grad = jax.grad(lambda p: loss(agent.critic, agent.replace(actor=p), batch, jax.random.key(0), args)[0])
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grad(agent.actor)))
@@ -92,7 +94,7 @@ def online_loss_of(agent, batch, key, reduce, weigh):
 @pytest.mark.parametrize("target", ["pair_min", "min", "mean"])
 def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, target):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, online_q_aggregation=target, reweight="none")
+    args = e2o.Args(**SIZES, online_q_aggregation=target, reweight="none")
     agent, key = general(e2o, args), jax.random.key(3)
     loss, info = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
     close(loss, online_loss_of(agent, batch, key, REDUCED[target], lambda q, _: 1.0))
@@ -101,7 +103,7 @@ def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, targ
 
 def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, reweight_temperature=1.5)
+    args = e2o.Args(**SIZES, reweight_temperature=1.5)
     agent, key = general(e2o, args), jax.random.key(3)
     loss, _ = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
     close(loss, online_loss_of(agent, batch, key, pairs, lambda q, _: expit(-1.5 * q.std(0)) + 0.5))
@@ -112,7 +114,7 @@ def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
 
 def test_e2o_weight_of_the_whole_batch_is_of_the_critics_means(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, reweight_temperature=1.5, reweight="batch")
+    args = e2o.Args(**SIZES, reweight_temperature=1.5, reweight="batch")
     agent, key = general(e2o, args), jax.random.key(3)
 
     def weigh(_, key):
@@ -126,7 +128,7 @@ def test_e2o_weight_of_the_whole_batch_is_of_the_critics_means(batch):
 
 def test_e2o_policy_ascends_the_least_of_all_critics(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL)
+    args = e2o.Args(**SIZES)
     agent, key = general(e2o, args), jax.random.key(4)
     (action,), (log_prob,) = policy_sample(agent.actor, batch.obs, key, 1)
     expected = (np.exp(-0.3) * log_prob - heads(agent.critic, batch.obs, action).min(0)).mean()
@@ -136,28 +138,28 @@ def test_e2o_policy_ascends_the_least_of_all_critics(batch):
 
 def test_e2o_online_update_is_that_of_the_online_losses(batch):
     e2o = load("e2o")
-    agent, key = general(e2o, e2o.Args(**SMALL)), jax.random.key(4)
-    online, info = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SMALL), jnp.int32(3))
-    other, _ = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SMALL, cql_alpha=0.0))
+    agent, key = general(e2o, e2o.Args(**SIZES)), jax.random.key(4)
+    online, info = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SIZES), jnp.int32(3))
+    other, _ = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SIZES, cql_alpha=0.0))
     jax.tree.map(np.testing.assert_array_equal, online, other)
-    loss, _ = e2o.online_critic_loss(agent.critic, agent, batch, jax.random.split(key)[0], e2o.Args(**SMALL))
+    loss, _ = e2o.online_critic_loss(agent.critic, agent, batch, jax.random.split(key)[0], e2o.Args(**SIZES))
     close(info["critic_loss"], loss)
-    offline, info = jax.jit(e2o.update)(agent, batch, key, e2o.Args(**SMALL))
-    loss, _ = e2o.critic_loss(agent.critic, agent, batch, jax.random.split(key)[0], e2o.Args(**SMALL))
+    offline, info = jax.jit(e2o.update)(agent, batch, key, e2o.Args(**SIZES))
+    loss, _ = e2o.critic_loss(agent.critic, agent, batch, jax.random.split(key)[0], e2o.Args(**SIZES))
     close(info["critic_loss"], loss)
     jax.tree.map(np.testing.assert_array_equal, online.actor, offline.actor)
 
 
 def test_e2o_explores_with_the_highest_upper_confidence_bound(batch):
     e2o = load("e2o")
-    args = e2o.Args(**SMALL, ucb=2.0)
+    args = e2o.Args(**SIZES, ucb=2.0)
     agent, key = general(e2o, args), jax.random.key(6)
     actions, _ = policy_sample(agent.actor, batch.obs, key, E)
     q = np.stack([heads(agent.critic, batch.obs, a) for a in actions], 1)  # [E, n, B]
     best = (q.mean(0) + 2.0 * q.std(0)).argmax(0)
     assert (best != (q.mean(0)).argmax(0)).any() and (best != (q.mean(0) - 2.0 * q.std(0)).argmax(0)).any()
     close(e2o.explore(agent, batch.obs, key, args), actions[best, np.arange(B)])
-    plain = e2o.explore(agent, batch.obs, key, e2o.Args(**SMALL, exploration="policy"))
+    plain = e2o.explore(agent, batch.obs, key, e2o.Args(**SIZES, exploration="policy"))
     close(plain, policy_sample(agent.actor, batch.obs, key, 1)[0][0])
     close(e2o.act(agent, batch.obs, key, args), np.tanh(distribution(agent.actor, batch.obs)[0]))
 

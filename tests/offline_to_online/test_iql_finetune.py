@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, log_std_of, mlp
-from test_lanes import train
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
-from test_lanes import train
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions

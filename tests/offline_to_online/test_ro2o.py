@@ -13,8 +13,10 @@ from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 
 from shared.replay import init_replay
 
+SMALL = {"n_critics": 3, "n_samples": 2, "learning_starts": 4}
+
 E, N = 3, 4
-SMALL = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_samples": N}
+SIZES = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": E, "n_samples": N}
 FAR = {"policy_smooth_eps": 0.4, "q_smooth_eps": 0.3, "ood_eps": 0.2}
 
 
@@ -87,7 +89,7 @@ def test_ro2o_has_its_common_parts_from_rorl_to_the_letter():
 
 def test_ro2o_critics(batch):
     ro2o = load("ro2o")
-    args = ro2o.Args(**SMALL, **FAR, q_smooth_reg=0.7, uncertainty=1.5, uncertainty_decay=0.1, uncertainty_min=1.0)
+    args = ro2o.Args(**SIZES, **FAR, q_smooth_reg=0.7, uncertainty=1.5, uncertainty_decay=0.1, uncertainty_min=1.0)
     agent, key = general(ro2o, args).replace(step=jnp.int32(2)), jax.random.key(3)
     target_key, smooth_key, ood_key = jax.random.split(key, 3)
     expected = bellman_of(agent, batch, target_key, least)
@@ -99,7 +101,7 @@ def test_ro2o_critics(batch):
 
 def test_ro2o_policy(batch):
     ro2o = load("ro2o")
-    args = ro2o.Args(**SMALL, **FAR, policy_smooth_reg=0.6)
+    args = ro2o.Args(**SIZES, **FAR, policy_smooth_reg=0.6)
     agent, key = general(ro2o, args), jax.random.key(4)
     action_key, smooth_key = jax.random.split(key)
     expected = soft_policy_of(agent, batch, action_key, least)[0]
@@ -110,7 +112,7 @@ def test_ro2o_policy(batch):
 def test_ro2o_antmaze_has_a_lower_bound_cloning_and_targets_of_ones_own(batch):
     ro2o = load("ro2o")
     preset = {**ro2o.PRESETS["antmaze-umaze"], **FAR}
-    args = ro2o.Args(**SMALL, **preset)
+    args = ro2o.Args(**SIZES, **preset)
     agent, key = general(ro2o, args), jax.random.key(4)
     action_key, smooth_key = jax.random.split(key)
     expected, action = soft_policy_of(agent, batch, action_key, lambda q: q.mean(0) - 4 * q.std(0, ddof=1))
@@ -133,7 +135,7 @@ def parameters(agent):
 
 def test_ro2o_goes_on_online_as_it_was_with_the_least_uncertainty(batch):
     ro2o = load("ro2o")
-    args = ro2o.Args(**SMALL, **FAR, uncertainty=3.0, uncertainty_decay=0.1, uncertainty_min=1.2)
+    args = ro2o.Args(**SIZES, **FAR, uncertainty=3.0, uncertainty_decay=0.1, uncertainty_min=1.2)
     agent, key = general(ro2o, args), jax.random.key(5)
     online, info = jax.jit(ro2o.update_online)(agent, batch, key, args, jnp.int32(7))
     assert info["lambda"] == np.float32(1.2)
@@ -145,8 +147,8 @@ def test_ro2o_goes_on_online_as_it_was_with_the_least_uncertainty(batch):
 def test_ro2o_without_its_terms_online_is_sac_n_there(batch, terms):
     ro2o = load("ro2o")
     left = tuple(term for term in terms if term == "bc")
-    args = ro2o.Args(**SMALL, **FAR, terms=terms, online_reg=False)
-    plain, full = ro2o.Args(**SMALL, terms=left), ro2o.Args(**SMALL, **FAR, terms=terms)
+    args = ro2o.Args(**SIZES, **FAR, terms=terms, online_reg=False)
+    plain, full = ro2o.Args(**SIZES, terms=left), ro2o.Args(**SIZES, **FAR, terms=terms)
     agent, key = general(ro2o, args), jax.random.key(5)
     online, info = jax.jit(ro2o.update_online)(agent, batch, key, args)
     expected, _ = jax.jit(ro2o.update)(agent, batch, key, plain)
@@ -168,7 +170,7 @@ def test_ro2o_learns_online_from_what_it_collected_only():
 
 def test_ro2o_explores_with_samples_and_is_evaluated_with_the_mean(batch):
     ro2o = load("ro2o")
-    args = ro2o.Args(**SMALL)
+    args = ro2o.Args(**SIZES)
     agent, key = general(ro2o, args), jax.random.key(6)
     mean, log_std = distribution(agent.actor, batch.obs)
     close(ro2o.act(agent, batch.obs, key, args), np.tanh(mean))
@@ -178,7 +180,7 @@ def test_ro2o_explores_with_samples_and_is_evaluated_with_the_mean(batch):
 
 def tiny(module, dataset, out, **changes):
     args = {
-        **SMALL, "batch_size": 8, "dataset": dataset, "env": "Pendulum-v1", "log_every": 2, "eval_every": 8,
+        **SIZES, "batch_size": 8, "dataset": dataset, "env": "Pendulum-v1", "log_every": 2, "eval_every": 8,
         "eval_episodes": 1, "checkpoint_every": 8, "out": str(out),
     } | changes  # fmt: skip
     module.main(module.Args(**args))

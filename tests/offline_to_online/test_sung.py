@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
-from test_lanes import train
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
+
+SMALL = {"vae_hidden_dims": (8, 8), "vae_updates": 2, "n_candidates": 2, "n_finalists": 2}
 
 
 def tiny(**changes):

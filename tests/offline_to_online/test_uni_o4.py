@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load, write_pendulum
+from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp
 from scipy.stats import norm
-from test_lanes import train
 from test_online import final, stop_after
 
 from shared.data import load_dataset
@@ -18,6 +18,12 @@ from shared.errors import InputError
 from shared.online import LaneEnvs
 from shared.task import Spec
 from shared.transitions import FIELDS, Batch, Transitions
+
+SMALL = {
+    "pretrain_updates": 4, "critic_per_clone": 2, "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
+    "model_hidden_dims": (8, 8), "n_actors": 2, "n_models": 2, "rollout_length": 3, "rollout_starts": 4,
+    "gate_every": 2, "steps_per_iteration": 4, "minibatch_size": 2, "epochs": 2,
+}  # fmt: skip
 
 P, M = 3, 2
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, tanh_normal
 from scipy.special import logsumexp
-from test_lanes import train
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions, TransitionsWithReturns
+
+SMALL = {"n_actions": 2, "n_critics": 3, "actor_hidden_dims": (8, 8), "learning_starts": 4, "utd": 2}
 
 E, N, UTD = 4, 3, 2
 RETURNS = np.float32([-1.0, 40.0, 0.3, -40.0, 1.0])

@@ -10,6 +10,8 @@ from reference import B, agent_of, close, heads, mlp, tanh_normal
 from shared.errors import Interrupted
 from shared.run import Run
 
+SMALL = {"learning_starts": 4}
+
 
 def sac_policy(params, obs):
     mean, log_std = np.split(mlp(params, obs), 2, -1)

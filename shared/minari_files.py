@@ -1,0 +1,76 @@
+"""Minari's datasets -> flat arrays, with what their metadata says of the environment and its scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from shared.errors import InputError, first_line
+from shared.fields import summary
+from shared.spaces import flatten_obs
+from shared.task import space_spec
+from shared.untrusted import check_hdf5
+
+
+def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Flat arrays of a Minari dataset's data/ folder (in either storage), and what is known of it.
+
+    Raises:
+      InputError: an unreadable dataset, spaces that have no form as vectors, a package that is missing.
+    """
+    import minari
+
+    try:
+        if (data / "main_data.hdf5").exists():
+            check_hdf5(data / "main_data.hdf5")
+        dataset = minari.MinariDataset(data)
+        action_space = dataset.action_space
+        spec = space_spec((), action_space)
+        episodes = list(dataset.iterate_episodes())
+        observations = [flatten_obs(e.observations, dataset.observation_space) for e in episodes]
+        stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
+        env = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
+        ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
+        last = np.zeros(ends[-1] + 1, bool)
+        last[ends] = True
+        arrays = {
+            "obs": np.concatenate([o[:-1] for o in observations]),
+            "next_obs": np.concatenate([o[1:] for o in observations]),
+            "action": np.concatenate([e.actions for e in episodes]),
+            "reward": np.concatenate([e.rewards for e in episodes]),
+            "terminal": np.concatenate([e.terminations for e in episodes]),
+            "last": last,
+        }
+        truncated = np.concatenate([e.truncations for e in episodes])
+        infos = [f"infos/{name}" for name in episodes[0].infos or ()]
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from None
+    except ImportError as error:  # pyarrow, of the arrow storage
+        raise InputError(f"{data} cannot be read here: {first_line(error)}") from None
+    except Exception as error:  # minari, h5py, json and gymnasium each raise their own kinds
+        raise InputError(f"{data} is not a readable Minari dataset ({first_line(error)}).") from None
+    if not isinstance(env, dict) or not isinstance(env.get("kwargs", {}), dict):
+        raise InputError(f"{data} has no readable environment in its metadata.")
+    meta = {
+        "env": env.get("id"),
+        "env_kwargs": env.get("kwargs", {}),
+        "max_episode_steps": env.get("max_episode_steps"),
+        "wrappers": env.get("additional_wrappers") or [],
+        "same_env": stored.get("eval_env_spec") in (None, stored.get("env_spec")),
+        "data": summary(arrays, truncated, {}, infos),
+    }
+    if "ref_min_score" in stored and "ref_max_score" in stored:
+        pair = stored["ref_min_score"], stored["ref_max_score"]
+        if not all(isinstance(x, int | float) and np.isfinite(x) for x in pair) or pair[0] == pair[1]:
+            raise InputError(f"{data} has reference scores {pair[0]} and {pair[1]}; two different numbers are needed.")
+        meta["reference"] = {
+            "min": stored["ref_min_score"],
+            "max": stored["ref_max_score"],
+            "episodes": stored.get("num_episodes_average_score"),
+            "source": "the Minari dataset's metadata",
+        }
+    if spec.discrete:
+        meta["actions"], meta["action_start"] = spec.action_dim, spec.action_start
+    else:
+        meta["low"], meta["high"] = action_space.low.tolist(), action_space.high.tolist()
+    return arrays, meta

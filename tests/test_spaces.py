@@ -1,0 +1,205 @@
+"""Spaces: flattened as gymnasium does, the same in a dataset and in its environment, or refused by name."""
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
+from minari.data_collector import EpisodeBuffer
+
+from shared.data import load_dataset
+from shared.errors import InputError
+from shared.spaces import flat_obs_shape, flatten_obs
+from shared.task import Spec, Task, env_task, space_spec
+
+SPACES = [
+    spaces.Box(-1, 1, (3,)),
+    spaces.Box(-1, 1, (2, 3), np.float64),
+    spaces.Box(0, 255, (5,), np.uint8),
+    spaces.Box(0, 255, (4, 4), np.uint8),
+    spaces.Discrete(4),
+    spaces.Discrete(4, start=-2),
+    spaces.MultiBinary(5),
+    spaces.MultiBinary((2, 3)),
+    spaces.MultiDiscrete([3, 2]),
+    spaces.MultiDiscrete([3, 2], start=[1, -1]),
+    spaces.Text(6),
+    spaces.Dict({"b": spaces.Discrete(3, start=1), "a": spaces.Box(-1, 1, (2,)), "c": spaces.MultiBinary(2)}),
+    spaces.Tuple((spaces.Discrete(2), spaces.Dict({"x": spaces.Text(3), "y": spaces.Box(0, 1, (2, 2))}))),
+    spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "direction": spaces.Discrete(4)}),
+]
+
+
+def stacked(samples: list):
+    """Samples as a dataset has them: arrays of rows in the place of single values."""
+    if isinstance(samples[0], dict):
+        return {k: stacked([s[k] for s in samples]) for k in samples[0]}
+    if isinstance(samples[0], tuple):
+        return tuple(stacked([s[i] for s in samples]) for i in range(len(samples[0])))
+    return samples if isinstance(samples[0], str) else np.stack(samples)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_flattened_as_gymnasium_does_one_or_many_at_once(space):
+    space.seed(0)
+    samples = [space.sample() for _ in range(20)]
+    right = np.stack([flatten(space, sample) for sample in samples]).astype(np.float32)
+    one = np.stack([flatten_obs(sample, space) for sample in samples])
+    many = flatten_obs(stacked(samples), space)
+    assert one.dtype == many.dtype == np.float32
+    np.testing.assert_array_equal(one, right)
+    np.testing.assert_array_equal(many, right)
+    assert flat_obs_shape(space) == right.shape[1:]
+
+
+def test_a_goal_environments_state_comes_before_its_goals():
+    """The one order that is not gymnasium's (by name): that of D4RL's and gymnasium-robotics' papers."""
+    names = ("achieved_goal", "desired_goal", "observation")
+    space = spaces.Dict({name: spaces.Discrete(2, start=i) for i, name in enumerate(names)})
+    assert flatten_obs({"achieved_goal": 0, "desired_goal": 2, "observation": 2}, space).tolist() == [1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "right"),
+    [((8, 9, 3), (8, 9, 3)), ((4, 24, 24), (24, 24, 4)), ((2, 8, 9, 3), (8, 9, 6)), ((3, 64, 64), (64, 64, 3))],
+)
+def test_images_are_height_width_channels(shape, right):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    found = flatten_obs(x, space)
+    assert found.shape == (5, *right) and found.dtype == np.uint8 and flat_obs_shape(space) == right
+    np.testing.assert_array_equal(flatten_obs(x[0], space), found[0])
+    if len(shape) == 4:  # the frames one after the other
+        np.testing.assert_array_equal(found[..., 3:], x[:, 1])
+
+
+@pytest.mark.parametrize("space", [spaces.Sequence(spaces.Discrete(2)), spaces.OneOf([spaces.Discrete(2)])], ids=str)
+def test_a_space_without_a_size_is_refused_by_name(space):
+    with pytest.raises(InputError, match=type(space).__name__):
+        _ = flatten_obs(np.array([0, 1]), space)
+
+
+def test_observations_outside_their_space_are_refused():
+    with pytest.raises(InputError, match=r"outside Discrete\(3\)"):
+        flatten_obs(np.array([0, 3]), spaces.Discrete(3))
+    with pytest.raises(InputError, match="'go to it' is not of the observation space Text.*no letter ' '"):
+        flatten_obs(["go to it"], spaces.Text(20))
+
+
+# -------------------------------------------------------------------------- datasets and environments
+
+
+def stored(name: str, obs_space: spaces.Space, action_space: spaces.Space, episodes: int = 3, n: int = 6, **known):
+    """A Minari dataset of samples; observations and actions as they were stored."""
+    obs_space.seed(0)
+    action_space.seed(0)
+    buffers, obs, actions = [], [], []
+    for _ in range(episodes):
+        obs.append([obs_space.sample() for _ in range(n + 1)])
+        actions.append([action_space.sample() for _ in range(n)])
+        buffers.append(
+            EpisodeBuffer(
+                observations=stacked(obs[-1]),
+                actions=stacked(actions[-1]),
+                rewards=list(range(n)),
+                terminations=[False] * n,
+                truncations=[False] * (n - 1) + [True],
+                infos={},
+            )
+        )
+    spaces_of = {} if "env" in known else {"observation_space": obs_space, "action_space": action_space}
+    minari.create_dataset_from_buffers(name, buffer=buffers, **spaces_of, **known)
+    return obs, actions
+
+
+@pytest.mark.parametrize("i", [3, 5, 6, 8, 11, 13])
+def test_a_dataset_without_an_environment(i):
+    space = SPACES[i]
+    if i == 3:  # minari stores greys of two axes as they are
+        space = spaces.Box(0, 255, (4, 4), np.uint8)
+    obs, _ = stored(f"test/space{i}-v0", space, spaces.Discrete(8))
+    data = load_dataset(f"test/space{i}-v0")
+    right = np.stack([flatten(space, o) for episode in obs for o in episode[:-1]])
+    np.testing.assert_array_equal(data.obs, right.astype(np.float32))
+    following = np.stack([flatten(space, o) for episode in obs for o in episode[1:]])
+    np.testing.assert_array_equal(data.next_obs, following.astype(np.float32))
+    assert data.spec.discrete and data.spec.action_dim == 8 and data.task.data["time_limits"] == 3
+
+
+def test_discrete_actions_begin_where_their_space_does():
+    _, actions = stored("test/start-v0", spaces.Box(-1, 1, (3,)), spaces.Discrete(3, start=1))
+    data = load_dataset("test/start-v0")
+    assert data.spec.action_dim == 3 and set(data.action.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(data.task.to_env(data.action), np.concatenate(actions))
+
+
+def test_actions_of_several_axes_go_back_into_their_shape():
+    space = spaces.Box(np.float32([[-1, -2, -3], [-4, -5, -6]]), np.float32([[1, 2, 3], [4, 5, 6]]))
+    _, actions = stored("test/matrix-v0", spaces.Box(-1, 1, (3,)), space)
+    data = load_dataset("test/matrix-v0")
+    assert data.action.shape == (18, 6) and data.spec.action_dim == 6
+    back = data.task.to_env(data.action)
+    np.testing.assert_allclose(back, np.concatenate(actions), atol=1e-5)
+    assert all(space.contains(a) for a in data.task.to_env(np.ones((4, 6), np.float32)))
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3), spaces.Dict({"a": spaces.Discrete(2)})], ids=str
+)
+def test_an_action_space_that_cannot_be_learned_is_refused_by_name(space):
+    stored("test/odd-v0", spaces.Box(-1, 1, (3,)), space)
+    with pytest.raises(InputError, match=type(space).__name__) as error:
+        load_dataset("test/odd-v0")
+    assert "\n" not in str(error.value)
+
+
+class Odd(gym.Env):
+    """Observations of many kinds, choices that begin at 2, or actions that are a matrix."""
+
+    observation_space = spaces.Dict({"b": spaces.Discrete(3, start=1), "a": spaces.Box(-1, 1, (2,), np.float64)})
+
+    def __init__(self, matrix: bool = False):
+        self.action_space = spaces.Box(-3, 3, (2, 3)) if matrix else spaces.Discrete(4, start=2)
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+gym.register("SpacesTest/Odd-v0", f"{__name__}:Odd", max_episode_steps=5)
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+def test_data_and_environment_are_flattened_alike(matrix):
+    env = gym.make("SpacesTest/Odd-v0", matrix=matrix)
+    stored("test/odd-env-v0", env.observation_space, env.action_space, env=env)
+    data = load_dataset("test/odd-env-v0")
+    env = data.task.make_env()
+    obs, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(data.task.observe(obs), flatten(env.observation_space, obs).astype(np.float32))
+    assert data.task.observe(obs).shape == data.spec.obs_shape == (5,)
+    for action in data.action[:5]:
+        env.step(data.task.to_env(action) if matrix else data.task.to_env(action[None])[0])
+    again = Task.from_description(data.task.describe())
+    assert again.spec == data.spec and again.observe(obs).tolist() == data.task.observe(obs).tolist()
+    assert env_task("SpacesTest/Odd-v0").spec.obs_shape == (5,)
+
+
+def test_the_datas_action_space_is_compared_with_the_environments():
+    stored("test/wide-v0", spaces.Box(-8, 8, (3,)), spaces.Box(-1, 1, (1,)))
+    assert load_dataset("test/wide-v0").spec.action_high == (1.0,)
+    with pytest.raises(InputError, match=r"actions of Box\(-1.0, 1.0.*Pendulum-v1 has Box\(-2.0, 2.0"):
+        load_dataset("test/wide-v0", "Pendulum-v1")
+    stored("test/two-v0", spaces.Box(-8, 8, (4,)), spaces.Discrete(2, start=1))
+    with pytest.raises(InputError, match=r"Discrete\(2, start=1\).*CartPole-v1 has Discrete\(2\)"):
+        load_dataset("test/two-v0", "CartPole-v1")
+
+
+def test_a_spec_is_the_same_where_there_is_nothing_odd():
+    assert space_spec((3,), spaces.Box(-2, 2, (1,))) == Spec((3,), 1, False, (-2.0,), (2.0,))
+    assert space_spec((4,), spaces.Discrete(2)) == Spec((4,), 2, True)
