@@ -44,7 +44,8 @@ from shared.transitions import Batch
 @hyperparameters
 class Args(OnlineArgs):
     env: str = "Pendulum-v1"
-    """Gymnasium id of the environment, to evaluate and to interact in; empty: the one stored with the dataset."""
+    """Gymnasium id to evaluate (and to interact) in, or module:id of a module that registers it; none: no evaluation;
+    empty: the one stored with the dataset."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
     batch_size: int = 256
