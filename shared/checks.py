@@ -1,6 +1,7 @@
 """Do a dataset's arrays, its spaces and its environment agree? What is only guessed gives way; all else is refused."""
 
 import importlib.util
+from functools import cache
 
 import gymnasium as gym
 import numpy as np
@@ -49,14 +50,18 @@ def guessed_env(name: str, arrays: dict, notes: list[str]) -> EnvSpec | None:
             if "use_contact_forces" in kwargs and not obs[:, 27:].any():
                 why = "its contact forces are all zero (as D4RL's), those of Ant-v4 are not"
                 continue
-            env_spec = registered_env(env_id, kwargs)
-            if flat_obs_shape(_made(env_spec).observation_space) == shape:
+            if _obs_shape(env_id, **kwargs) == shape:
                 with_kwargs = f" with {kwargs}" if kwargs else ""
                 notes.append(f"environment {env_id}{with_kwargs}, by the word '{family}' of the dataset's name")
-                return env_spec
+                return registered_env(env_id, kwargs)
         why = why or f"no version of {family} here has {shape[0]} observations"
     notes.append(f"no environment is guessed from the name: {why}; trained without evaluation unless --env names one")
     return None
+
+
+@cache
+def _obs_shape(env_id: str, **kwargs) -> tuple[int, ...]:
+    return flat_obs_shape(_made(registered_env(env_id, kwargs)).observation_space)
 
 
 def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec | None:

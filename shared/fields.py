@@ -268,13 +268,20 @@ def jumps(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
     """[N - 1] bool: rows whose next observation is not the following row's, at the coarser precision of the two."""
     n = len(obs) - 1
     one, other = next_obs[:-1].reshape(n, -1), obs[1:].reshape(n, -1)
-    if obs.dtype == next_obs.dtype and not (obs.dtype.kind == "f" and (one != other).any()):
-        return (one != other).any(1)
+    differ = np.concatenate([(one[at] != other[at]).any(1) for at in _blocks(n)] or [np.zeros(0, bool)])
+    if obs.dtype == next_obs.dtype and not (obs.dtype.kind == "f" and differ.any()):
+        return differ
     absolute, relative = np.maximum(_precision(next_obs), _precision(obs))
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    scale = np.abs(other).max(0, initial=0.0)
+    allowed = absolute + relative * np.abs(other).max(0, initial=0.0).astype(np.float64)
     with np.errstate(all="ignore"):
-        return (np.abs(one - other) > absolute + relative * scale).any(1)
+        for at in _blocks(n):
+            differ[at] = ~(np.abs(one[at].astype(np.float64) - other[at]) <= allowed).all(1)
+    return differ
+
+
+def _blocks(n: int, rows: int = 1 << 16) -> list[slice]:
+    """Parts of N rows, so that little is held at a time."""
+    return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
 def _precision(x: np.ndarray) -> tuple[float, float]:

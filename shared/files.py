@@ -242,13 +242,14 @@ def _rows(
         "terminal": ep.terminal,
         "last": last,
     }
-    if not stored_next:
+    if stored_next:  # some write NaN where an episode was cut
+        numbers = data["next_obs"].dtype.kind == "f"
+        has_next = ~last | np.isfinite(data["next_obs"]).reshape(n, -1).any(1) if numbers else np.ones(n, bool)
+    else:
         has_next = ~last | recorded
-        if not has_next.all():
-            arrays["next_obs"] = np.where(
-                has_next.reshape(-1, *(1,) * (after.ndim - 1)), arrays["next_obs"], data["obs"]
-            )
-            arrays["successor"] = has_next
+    if not has_next.all():
+        at = has_next.reshape(-1, *(1,) * (after.ndim - 1))
+        arrays |= {"next_obs": np.where(at, arrays["next_obs"], data["obs"]), "successor": has_next}
     return arrays, {"data": summary(arrays, timeout, read, not_read, notes, rewarded)}
 
 

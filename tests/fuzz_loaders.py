@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-with atheris.instrument_imports(include=["shared.untrusted", "shared.data"]):
+with atheris.instrument_imports(include=["shared.untrusted", "shared.files", "shared.fields", "shared.data"]):
     from shared.data import load_dataset
     from shared.errors import InputError
 

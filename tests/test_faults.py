@@ -58,6 +58,11 @@ def test_the_whole_is_whole_on_workers_too():
 # ------------------------------------------------------------------------------- files of every kind
 
 NAMES = ["observations", "obs", "actions", "rewards", "terminals", "timeouts", "masks", "next_observations", "x"]
+FLAGS = ["dones", "not_done", "is_first", "is_last", "is_terminal", "step_type", "discount", "valids", "mask", "reset"]
+COUNTS = ["episode_ends", "episode_ids", "episode_lengths", "terminated", "truncated"]
+NAMES += [*FLAGS, *COUNTS, "obs/arm", "data/demo_0/obs/arm", "data/demo_0/actions", "data/demo_1/obs", "observations_0"]
+NAMES += ["actions_0", "rewards_0", "terminated_0", "data/demo_1/actions"]
+GIVEN = st.sampled_from(["terminal=dones", "ignore=mask", "end=reset", "obs=x", "action=x", "reward", "q=x"])
 KINDS = [np.float32, np.float64, np.int64, np.uint8, np.bool_, np.complex64, "U3", "S3", "M8[s]", "f4,i4"]
 ANY = st.sampled_from([np.dtype(kind) for kind in KINDS]).flatmap(
     lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
@@ -69,22 +74,37 @@ ROWS = st.integers(1, 6)
 def logs(draw):
     """Arrays that are almost a dataset: most have a common number of rows."""
     n = draw(ROWS)
-    some = st.lists(st.sampled_from(NAMES), max_size=7, unique=True)
+    some = st.lists(st.sampled_from(NAMES), max_size=8, unique=True)
+    some |= st.lists(st.sampled_from(FLAGS + COUNTS), max_size=4, unique=True).map(["obs", "actions"].__add__)
     shapes = st.sampled_from([(n,), (n, 1), (n, 3), (n, 0), (n, 2, 2)])
     numbers = st.floats(allow_nan=True, allow_infinity=True, width=64) | st.integers(-3, 3).map(float)
-    return {name: draw(ANY | arrays.arrays(np.float64, shapes, elements=numbers)) for name in draw(some)}
+    flags = arrays.arrays(np.int64, st.just(n), elements=st.integers(0, 1))
+    log = {}
+    for name in draw(some):
+        of_rows = flags if name in FLAGS + COUNTS else arrays.arrays(np.float64, shapes, elements=numbers)
+        log[name] = draw(ANY | of_rows | of_rows)
+    return log
 
 
-def loads_or_says_why(path: Path | str) -> None:
+def loads_or_says_why(path: Path | str, **options) -> None:
     try:
-        assert isinstance(load_dataset(str(path)), Dataset)
+        data = load_dataset(str(path), **options)
+        assert isinstance(data, Dataset) and data.last[-1] and data.last[data.terminal].all()
+        assert len(data.obs) == data.task.data["rows"] and np.isfinite(data.obs).all()
     except InputError as error:
         assert str(error) and "\n" not in str(error), error
 
 
 @malformed(150)
-@given(log=logs(), kind=st.sampled_from(["npz", "hdf5"]), env=st.sampled_from(["pendulum", "x"]))
-def test_arrays_of_any_shape_and_type(log, kind, env, tmp_path):
+@given(
+    log=logs(),
+    kind=st.sampled_from(["npz", "hdf5"]),
+    env=st.sampled_from(["pendulum", "x", "antmaze-medium-navigate-v0"]),
+    fields=st.lists(GIVEN, max_size=2),
+    length=st.integers(0, 3),
+    discrete=st.booleans(),
+)
+def test_arrays_of_any_shape_and_type(log, kind, env, fields, length, discrete, tmp_path):
     path = tmp_path / f"{env}.{kind}"
     if kind == "npz":
         np.savez(path, **log)
@@ -95,8 +115,10 @@ def test_arrays_of_any_shape_and_type(log, kind, env, tmp_path):
                     file[name] = value
                 except TypeError:  # what HDF5 has no type for
                     file.create_group(name)
+                except ValueError:  # an array is where a group should be
+                    pass
     with np.errstate(all="ignore"):
-        loads_or_says_why(path)
+        loads_or_says_why(path, fields=tuple(fields), episode_length=length, discrete=discrete)
 
 
 def mutated(content: bytes, changes) -> bytes:

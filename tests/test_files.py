@@ -272,6 +272,17 @@ def test_returns_to_go_of_many_discounts_stay_beside_their_rows(tmp_path):
     np.testing.assert_array_equal(both.return_to_go[0], reward)
 
 
+@pytest.mark.parametrize("flags", [{"timeouts": ENDS}, {"terminals": NONE}])
+def test_next_observations_that_are_no_numbers_where_an_episode_was_cut(flags, tmp_path):
+    following = log()["next_observations"]
+    following[ENDS] = np.nan
+    data = load_dataset(write(tmp_path / "x.npz", log(next_observations=following, **flags)))
+    assert counts(data) == (N, E, 0) and (data.successor == ~ENDS).all() and np.isfinite(data.next_obs).all()
+    following[5] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite next observations, first in row 5"):
+        load_dataset(write(tmp_path / "y.npz", log(next_observations=following, timeouts=ENDS)))
+
+
 # -------------------------------------------------------------------------------------- no rewards
 
 
