@@ -52,7 +52,7 @@ KINDS = {
         ((0.5, RANDOM), (0.4, MEDIUM), (0.1, EXPERT)),
         20_000,
     ),
-    "demos": Kind("a planner on shortest paths, noise 0.25: about 20 episodes", ((1.0, EXPERT),), 1_000),
+    "demos": Kind("a planner on shortest paths, noise 0.25: about 50 episodes", ((1.0, EXPERT),), 1_000),
     "navigate": Kind(
         "a planner to one random goal after the other, noise 0.5", ((1.0, NAVIGATE),), options=(("at_goal", "next"),)
     ),

@@ -1,10 +1,12 @@
 """Interaction: transitions of environments that end, the replay ring against a plain deque, and the compiled loop."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections import deque
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import jax
@@ -14,13 +16,14 @@ import pytest
 from conftest import load, timeless
 from jax.sharding import SingleDeviceSharding
 
+from shared import online
 from shared.arguments import parse
 from shared.errors import InputError
-from shared.online import LaneEnvs
+from shared.online import Interaction, LaneEnvs
 from shared.online import _complete as complete
 from shared.replay import concatenate, init_replay, sample_union
 from shared.run import Run
-from shared.task import JaxEnv, Spec, env_task, jax_env
+from shared.task import JaxEnv, Spec, env_task, jax_env, registered_env
 from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 SPEC = Spec((1,), 1, False, (-1.0,), (1.0,))
@@ -282,6 +285,48 @@ def test_the_compiled_chunk_stores_what_its_environment_did(tmp_path):
     goes_on = (batch.next_obs[:, :-1] == batch.obs[:, 1:]).all(-1)
     assert [np.flatnonzero(~goes_on[lane]).tolist() for lane in range(2)] == [[199, 399]] * 2
     assert not batch.terminal.any() and np.abs(rows[0] - rows[1]).max(1).min() > 0
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_discrete_actions_and_normalised_observations_interact_compiled_as_stepped(compiled, monkeypatch):
+    """In either path rows are what gymnasium's environment does, normalised, and episodes begin anew at their ends."""
+    mean, std = np.float32([1, 2, 3, 4]), np.float32([2, 4, 2, 4])
+    task = dataclasses.replace(env_task("PointGrid-v0"), obs_mean=mean, obs_std=std)
+    task = dataclasses.replace(task, env_spec=registered_env("PointGrid-v0", {"goal": (3.5, 1.5)}, 6))
+    if not compiled:
+        monkeypatch.setattr(online, "jax_env", lambda task: None)
+    lanes, steps = 2, 40
+    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
+    run = SimpleNamespace(
+        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
+        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
+        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
+    )  # fmt: skip
+
+    def explore(agent, obs, key, args):
+        """Right, or what the key says: the goal, the time limit and walls are met."""
+        return jnp.where(jax.random.bernoulli(key, 0.5, (1,)), 1, jax.random.randint(key, (1,), 0, 5))
+
+    def update(agent, batch, key, args, t):
+        return agent, {"seen": batch.obs.mean()}
+
+    loop = Interaction(run, None, explore, lambda key, data, replay, args: replay.sample(key, 4), update)
+    _, metrics = loop.steps(jnp.zeros(lanes), keys[:, :steps])
+    assert metrics["seen"].shape == (lanes,)
+    batch, hand = unpack(loop.replay.rows, task.spec), gym.make("PointGrid-v0", goal=(3.5, 1.5)).unwrapped
+    ends = np.zeros((lanes, steps), bool)
+    for lane, t in np.ndindex(lanes, steps):
+        hand.reset(seed=0, options={"start": (batch.obs[lane, t] * std + mean)[:2]})
+        new, reward, terminal, *_ = hand.step(int(batch.action[lane, t]))
+        np.testing.assert_allclose(batch.next_obs[lane, t], (new - mean) / std, rtol=1e-6)
+        assert (reward, terminal) == (batch.reward[lane, t], batch.terminal[lane, t])
+        since = t - max(np.flatnonzero(ends[lane, :t]), default=-1)
+        ends[lane, t] = terminal or since == 6
+        begins = (hand.reset(seed=0)[0] - mean) / std if ends[lane, t] else batch.next_obs[lane, t]
+        if t + 1 < steps:
+            np.testing.assert_allclose(batch.obs[lane, t + 1], begins, rtol=1e-6)
+    assert ends.sum() > batch.terminal.sum() > 0 and len(np.unique(batch.action)) == 5
 
 
 def test_updates_begin_after_the_warm_up_and_are_counted(tmp_path):

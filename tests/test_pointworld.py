@@ -1,0 +1,48 @@
+"""The recipes of point worlds, in small: their form, the same content twice, and grades of skill."""
+
+import gymnasium as gym
+import make
+import minari
+import numpy as np
+import pytest
+
+from shared.data import load_dataset
+
+SMALL = {"point-umaze-demos": 130, "point-grid-mixed": 700, "point-medium-stitch": 120}
+"""{recipe: steps}; none ends where an episode does."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_makes_whole_episodes_of_its_environment(name):
+    """Twice the same; the last episode of a part is cut; what it stores is what the environment does."""
+    steps, contents = SMALL[name], []
+    for _ in range(2):
+        make.make(name, steps, force=True)
+        contents.append(load_dataset(name).task.hash)
+    assert contents[0] == contents[1]
+    dataset = minari.load_dataset(f"local/{name}-v0")
+    episodes, env = list(dataset.iterate_episodes()), dataset.recover_environment()
+    assert sum(map(len, episodes)) == steps and episodes[-1].truncations[-1]
+    for e in episodes:
+        assert e.terminations[:-1].sum() == e.truncations[:-1].sum() == 0 and e.terminations[-1] != e.truncations[-1]
+        assert e.infos["cost"].shape == (len(e) + 1,)
+    e, goals = episodes[-1], isinstance(env.observation_space, gym.spaces.Dict)
+    seen = [{k: v[t] for k, v in e.observations.items()} if goals else e.observations[t] for t in range(len(e) + 1)]
+    places = {"start": seen[0]["achieved_goal"], "goal": seen[0]["desired_goal"]} if goals else {"start": seen[0][:2]}
+    env.reset(seed=0, options=places)
+    for t, action in enumerate(e.actions):
+        obs, reward, terminated, *_ = env.step(action)
+        if goals:
+            np.testing.assert_array_equal(obs["achieved_goal"], seen[t + 1]["achieved_goal"])
+        else:
+            np.testing.assert_array_equal(obs, seen[t + 1])
+        assert reward == e.rewards[t] and terminated == e.terminations[t]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_stay_bytes_where_an_episode_is_cut():
+    make.make("point-pixels-mixed", 260)
+    episodes = list(minari.load_dataset("local/point-pixels-mixed-v0").iterate_episodes())
+    assert {(e.observations.dtype, e.observations.shape[1:]) for e in episodes} == {(np.dtype(np.uint8), (16, 16, 3))}
+    assert len(np.unique(episodes[-1].observations)) > 5
