@@ -1,10 +1,12 @@
 """What the recipes share: the form of a recipe, of an episode, and one episode played."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium as gym
+import jax
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
@@ -63,8 +65,15 @@ def cut(buffer: EpisodeBuffer, steps: int) -> EpisodeBuffer:
     """The first `steps` rows of an episode, flagged truncated if anything is missing."""
     if len(buffer) <= steps:
         return buffer
-    rows = buffer.actions[:steps], buffer.rewards[:steps]
-    return episode(buffer.observations[: steps + 1], *rows, terminated=False, seed=buffer.seed)
+    seen = {k: jax.tree.map(lambda x: x[: steps + 1], getattr(buffer, k)) for k in ("observations", "infos")}
+    return dataclasses.replace(
+        buffer,
+        actions=buffer.actions[:steps],
+        rewards=buffer.rewards[:steps],
+        terminations=np.zeros(steps, bool),
+        truncations=np.arange(steps) == steps - 1,
+        **seen,
+    )
 
 
 def rollout(env: gym.Env, act: Act, seed: int) -> EpisodeBuffer:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from environments.point import MOVES, State, World, at, cost, reset, reward, terminal, transition, turned
-from environments.point_truth import lattice, steps_between
+from environments.point_truth import lattice, of_cells, steps_between
 from environments.point_views import observe
 
 
@@ -228,7 +228,11 @@ def _route(layout: str, levels: int, avoid_hazards: bool) -> Route:
         numbers = np.flatnonzero(table.index >= 0)  # the points' cells
         between = steps_between(table, avoid_hazards)
         # A move leads into a cell, and from there on to where its teleport leads, at best.
-        after = between[table.outcomes[table.arrival]].min(2)  # [M, A, M]
+        ends = table.outcomes[table.arrival]  # [M, A, E]
+        after = between[ends].min(2)  # [M, A, M]
+        if avoid_hazards:
+            hazard = of_cells(table, world.grid.hazard)
+            after[hazard[table.arrival] | hazard[ends].any(2)] = np.inf
         into = numbers[table.arrival][np.arange(len(numbers))[:, None], after.argmin(1)]
         next_cell[level][np.ix_(numbers, numbers)] = np.where(np.isinf(between), numbers[:, None], into)
         steps[level][np.ix_(numbers, numbers)] = np.where(np.isinf(between), none, between)

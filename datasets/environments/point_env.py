@@ -87,7 +87,7 @@ class PointFunctional(FuncEnv):
 class PointEnv(FunctionalJaxEnv):
     """One world. Keys are drawn as gymnasium's FunctionalJaxEnv does; each step is one compiled call on the CPU."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20, "jax": True}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(self, render_mode: str | None = None, **options):
         """`options`: of `point.World`."""

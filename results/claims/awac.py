@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import benchmark
 
-MEDIUM, REPLAY, MAZE = "hopper-medium", "hopper-medium-replay", "pointmaze-umaze"
+MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
 EPISODES = {MEDIUM: "", REPLAY: "", MAZE: "--eval-episodes 20"}
 
 bc = {d: benchmark("bc", d, more) for d, more in EPISODES.items()}

@@ -1,6 +1,6 @@
 from results.grid import benchmark
 
-MEDIUM, REPLAY, MAZE = "hopper-medium", "hopper-medium-replay", "pointmaze-umaze"
+MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
 
 BENCHMARK = [
     benchmark("bc", MEDIUM),

@@ -1,7 +1,7 @@
 from results.checks import Claim, course, dip, end, noise, start
 from results.grid import interaction
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--actor-hidden-dims 128 128 --n-actions 4"
 
 cal_ql = {d: interaction("cal_ql", d, "10000+4800", ARGUMENTS) for d in (REPLAY, MAZE)}

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
 cql = {d: offline("cql_plus", d, "--preset cql --n-actions 4", "cql") for d in (REPLAY, MAZE)}
 plus = {d: offline("cql_plus", d, "--n-actions 4", "plus") for d in (REPLAY, MAZE)}

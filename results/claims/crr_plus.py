@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
 bc = {d: offline("bc", d) for d in (REPLAY, MAZE)}
 crr = {d: offline("crr_plus", d, "--preset crr --value-samples 4", "crr") for d in (REPLAY, MAZE)}

@@ -1,7 +1,7 @@
 from results.checks import Claim, course, fall, noise, online_mean, start
 from results.grid import interaction
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--n-actions 4 --learning-starts 500"
 PLAIN = f"{ARGUMENTS} --online-q-aggregation min --reweight none --exploration policy"
 

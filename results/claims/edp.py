@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise, updates_per_s
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 TD3 = "--improvement td3 --max-grad-norm 4"
 
 diffusion_ql = {d: offline("diffusion_ql", d) for d in (REPLAY, MAZE)}

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, highest, lowest, noise
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 PRESET = {REPLAY: "xql-gym", MAZE: "xql-pointmaze"}
 
 iql = {d: offline("iql", d) for d in PRESET}

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, highest, noise, start
 from results.grid import interaction
 
-PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {PENDULUM: "20000+9600", WEAK: "10000+4800", REPLAY: "10000+4800", MAZE: "10000+4800"}
 BETAS = ("beta=1", "beta=3", "beta=5")
 

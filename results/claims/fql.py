@@ -1,7 +1,7 @@
 from results.checks import Claim, action_ms, end, noise
 from results.grid import benchmark, offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
 BENCHMARK = [benchmark("fql", MAZE, "--eval-episodes 20", updates=30_000)]
 

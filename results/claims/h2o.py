@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import interaction, offline
 
-PENDULUM, REPLAY = "pendulum-mixed", "hopper-medium-replay"
+PENDULUM, REPLAY = "pendulum-mixed", "hopper-medium-replay-v0"
 GRAVITY = {PENDULUM: "0.3", REPLAY: "2"}
 ARMS = {
     "": "",

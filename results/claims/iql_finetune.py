@@ -1,7 +1,7 @@
 from results.checks import Claim, course, gain, noise, start
 from results.grid import interaction
 
-PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay-v0", "pointmaze-umaze"
 
 runs = {d: interaction("iql_finetune", d, "20000+9600") for d in (PENDULUM, REPLAY, MAZE)}
 runs[WEAK] = interaction("iql_finetune", WEAK, "10000+4800")

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise, under
 from results.grid import offline
 
-REPLAY, EXPERT = "hopper-medium-replay", "hopper-medium-expert"
+REPLAY, EXPERT = "hopper-medium-replay-v0", "hopper-medium-expert-v0"
 TARGET = "act_with=target"
 ARGUMENTS = {
     "td3_bc": "--base td3_bc",

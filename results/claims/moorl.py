@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import interaction
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {PENDULUM: "6000", REPLAY: "12000", MAZE: "12000"}
 ARMS = {
     "": "--learning-starts 500",

@@ -1,7 +1,7 @@
 from results.checks import Claim, action_ms, end, noise
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
 diffusion_ql = {d: offline("diffusion_ql", d) for d in (REPLAY, MAZE)}
 ofql = {d: offline("ofql", d) for d in (REPLAY, MAZE)}

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, gain, noise
 from results.grid import interaction
 
-PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, WEAK, REPLAY, MAZE = "pendulum-mixed", "pendulum-weak", "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {PENDULUM: "10000+6000", WEAK: "10000+6000", REPLAY: "10000+4800", MAZE: "10000+4800"}
 
 decay = {d: interaction("rebrac_finetune", d, steps, "--min-decay 0.5 1", "decay") for d, steps in STEPS.items()}

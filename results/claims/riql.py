@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import offline
 
-REPLAY, MAZE = "hopper-medium-replay", "pointmaze-umaze"
+REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 KINDS = {"obs": "observations", "action": "actions", "reward": "rewards", "dynamics": "dynamics"}
 
 bc = offline("bc", MAZE)

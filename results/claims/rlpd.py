@@ -1,7 +1,7 @@
 from results.checks import Claim, course, end, noise
 from results.grid import interaction
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {PENDULUM: "6000", REPLAY: "9000", MAZE: "6000"}
 ARGUMENTS = "--learning-starts 500 --utd 5 --n-critics 5"
 

@@ -1,7 +1,7 @@
 from results.checks import Claim, course, end, fall, noise, start
 from results.grid import interaction
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {PENDULUM: "10000+6000", REPLAY: "5000+3000", MAZE: "5000+3000"}
 SAMPLES = {PENDULUM: 5, REPLAY: 2, MAZE: 2}
 ARGUMENTS = "--n-critics 5 {} --learning-starts 500"

@@ -1,7 +1,7 @@
 from results.checks import Claim, lost, noise
 from results.grid import offline
 
-REPLAY, PENDULUM = "hopper-medium-replay", "pendulum-mixed"
+REPLAY, PENDULUM = "hopper-medium-replay-v0", "pendulum-mixed"
 KINDS = {"random": "at random", "min_q": "where they lower Q most"}
 WEAK, STRONG = (0.05, 0.1), (0.3, 0.6)
 ARGUMENTS = {"sac-n": "--terms --n-critics 5", "rorl": "--n-critics 5 --n-samples 2"}

@@ -1,7 +1,7 @@
 from results.checks import Claim, course, dip, end, noise, start
 from results.grid import interaction
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--vae-updates 10000 --vae-hidden-dims 128 128"
 ARMS = {
     "": "",

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import offline
 
-MIXED, REPLAY = "hopper-random-expert-5", "hopper-medium-replay"
+MIXED, REPLAY = "hopper-random-expert-5-v0", "hopper-medium-replay-v0"
 BASES = {"iql": "IQL", "td3_bc": "TD3+BC"}
 SAMPLERS = {"rw": "by return", "aw": "by advantage"}
 

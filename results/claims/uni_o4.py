@@ -1,7 +1,7 @@
 from results.checks import Claim, course, end, gain, noise, start
 from results.grid import interaction, offline
 
-PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay", "pointmaze-umaze"
+PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = (
     "--pretrain-updates 12000 --critic-lr 3e-4 --clone-lr 3e-4 --online-actor-lr 1e-4 --critic-hidden-dims 128 128 "
     "--value-hidden-dims 128 128 --model-hidden-dims 128 128 --n-models 3 --rollout-length 200 --rollout-starts 64 "

@@ -1,7 +1,7 @@
 from results.checks import Claim, course, end, noise, online_mean, start
 from results.grid import interaction
 
-PENDULUM, MAZE, REPLAY = "pendulum-mixed", "pointmaze-umaze", "hopper-medium-replay"
+PENDULUM, MAZE, REPLAY = "pendulum-mixed", "pointmaze-umaze", "hopper-medium-replay-v0"
 STEPS = {PENDULUM: "4000+3000", MAZE: "8000+3000", REPLAY: "8000+3000"}
 ARGUMENTS = "--actor-hidden-dims 128 128 --n-actions 4 --n-critics 3 --eval-episodes 10"
 

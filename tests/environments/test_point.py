@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 KEY = jax.random.key(0)
+RESETS = jax.jit(jax.vmap(point.reset, (None, 0)), static_argnums=0)
+RESET, OBSERVE = (jax.jit(f, static_argnums=0) for f in (point.reset, point_views.observe))
 
 
 def state(world: World, *positions, goal=(0.0, 0.0), velocity=(0.0, 0.0)) -> State:
@@ -149,7 +151,7 @@ def test_a_teleport_leads_to_each_of_its_exits_at_rest():
 
 def test_distractors_are_a_process_of_their_own():
     world = World("open", distractors=2)
-    reset = jax.vmap(partial(point.reset, world))(jax.random.split(KEY, 500))
+    reset = RESETS(world, jax.random.split(KEY, 500))
     np.testing.assert_allclose(reset.distractors.std(), 0.1 / np.sqrt(1 - 0.81), rtol=0.1)
     both = [compiled(world)(state(world, (4.5, 4.5)), jnp.full((400, 2), a), KEY).distractors for a in (-1.0, 1.0)]
     np.testing.assert_array_equal(*both)
@@ -222,28 +224,27 @@ def test_the_next_goal_comes_when_one_is_reached():
 
 
 def test_starts_and_goals_are_where_the_options_say():
-    first = jax.jit(jax.vmap(point.reset, (None, 0)), static_argnums=0)
     keys = jax.random.split(KEY, 300)
-    fixed = first(World("umaze"), keys)
+    fixed = RESETS(World("umaze"), keys)
     assert (fixed.goal == jnp.float32([1.5, 3.5])).all() and np.abs(fixed.position - 1.5).max() <= 0.25
     assert len(np.unique(fixed.position[:, 0], axis=0)) > 250 and np.abs(fixed.position - 1.5).max() > 0.2
     world = World("lake", start="sampled", goal="sampled", jitter=0.0)
-    s = first(world, keys)
+    s = RESETS(world, keys)
     cells, goals = (np.floor(x[:, 0]).astype(int) for x in (s.position, s.goal))
     assert (s.position % 1 == 0.5).all() and world.grid.free[0][cells[:, 1], cells[:, 0]].all()
     assert not (cells == goals).all(1).any()
     assert len(np.unique(cells, axis=0)) > 30 < len(np.unique(goals, axis=0))
-    assert (first(World("open", start=(2.25, 3.0), goal=(4.0, 4.5)), keys).position == jnp.float32([2.25, 3.0])).all()
-    team = first(World("umaze", agents=3, start="sampled", goal="sampled"), keys)
+    assert (RESETS(World("open", start=(2.25, 3.0), goal=(4.0, 4.5)), keys).position == jnp.float32([2.25, 3.0])).all()
+    team = RESETS(World("umaze", agents=3, start="sampled", goal="sampled"), keys)
     for spots in (team.position, team.goal):
         assert all(len(np.unique(np.floor(x), axis=0)) == 3 for x in np.asarray(spots))
-    crossing = first(World("crossing"), keys).goal[:, 0]
+    crossing = RESETS(World("crossing"), keys).goal[:, 0]
     assert len(np.unique(crossing, axis=0)) == 4
 
 
 def test_every_episode_draws_a_level():
     world = World("random-7x9-5", levels=3, start="sampled", goal="sampled", jitter=0.0)
-    s = jax.jit(jax.vmap(partial(point.reset, world)))(jax.random.split(KEY, 200))
+    s = RESETS(world, jax.random.split(KEY, 200))
     assert np.bincount(s.level).min() > 40
     for level in range(3):
         assert "\n".join(map("".join, world.grid.text[level])) == random_maze(7, 9, 5 + level)
@@ -272,8 +273,8 @@ def test_a_random_maze_is_connected_and_its_seeds_differ():
 
 def test_vectors_hold_what_they_say_and_no_more():
     world = World("medium", agents=2, inertia=0.5, start="sampled", goal="sampled", distractors=3, view=1)
-    s = point.reset(world, KEY)._replace(velocity=jnp.float32([(0.1, 0.2), (0.3, 0.4)]))
-    vector = np.asarray(point_views.observe(world, s))
+    s = RESET(world, KEY)._replace(velocity=jnp.float32([(0.1, 0.2), (0.3, 0.4)]))
+    vector = np.asarray(OBSERVE(world, s))
     each = vector[:-3].reshape(2, -1)
     np.testing.assert_array_equal(each[:, :6], np.concatenate([s.position, s.velocity, s.goal], 1))
     np.testing.assert_array_equal(vector[-3:], s.distractors)
@@ -283,8 +284,8 @@ def test_vectors_hold_what_they_say_and_no_more():
         np.testing.assert_array_equal(each[agent, 6:].reshape(3, 3), around)
     hidden = dataclasses.replace(world, show_goal=False)
     other = s._replace(goal=s.goal + 1)
-    np.testing.assert_array_equal(point_views.observe(hidden, s), point_views.observe(hidden, other))
-    as_goal = point_views.observe(dataclasses.replace(world, observation="goal"), s)
+    np.testing.assert_array_equal(OBSERVE(hidden, s), OBSERVE(hidden, other))
+    as_goal = OBSERVE(dataclasses.replace(world, observation="goal"), s)
     np.testing.assert_array_equal(as_goal["achieved_goal"], s.position.ravel())
     np.testing.assert_array_equal(as_goal["desired_goal"], s.goal.ravel())
     assert len(as_goal["observation"]) == len(vector) - 4
@@ -292,7 +293,7 @@ def test_vectors_hold_what_they_say_and_no_more():
 
 def test_a_view_reaches_beyond_the_rim():
     world = World("umaze", view=2, show_goal=False)
-    assert point_views.observe(world, state(world, (1.5, 1.5)))[2:].reshape(5, 5).tolist() == [
+    assert OBSERVE(world, state(world, (1.5, 1.5)))[2:].reshape(5, 5).tolist() == [
         [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0],
     ]  # fmt: skip
 
@@ -300,7 +301,7 @@ def test_a_view_reaches_beyond_the_rim():
 @pytest.mark.parametrize("side", [16, 64])
 def test_pixels_show_positions_finely_and_the_goal_if_it_is_shown(side):
     world = World("umaze", observation="pixels", pixels=side)
-    draw = jax.jit(partial(point_views.observe, world))
+    draw = partial(OBSERVE, world)
     here, there = state(world, (1.5, 1.5), goal=(1.5, 3.5)), state(world, (1.55, 1.5), goal=(1.5, 3.5))
     image = np.asarray(draw(here))
     assert image.shape == (side, side, 3) and image.dtype == np.uint8
@@ -310,9 +311,9 @@ def test_pixels_show_positions_finely_and_the_goal_if_it_is_shown(side):
     assert pixel(1.5, 1.5) == point_views.AGENTS[0] and pixel(1.5, 3.5) == point_views.GOAL
     assert (image != np.asarray(draw(there))).any()  # a twentieth of a cell: less than a pixel of the small ones
     hidden = dataclasses.replace(world, show_goal=False)
-    assert tuple(np.asarray(point_views.observe(hidden, here))[int(3.5 * cell), int(1.5 * cell)]) == point_views.FLOOR
+    assert tuple(np.asarray(OBSERVE(hidden, here))[int(3.5 * cell), int(1.5 * cell)]) == point_views.FLOOR
     moving = dataclasses.replace(world, inertia=0.5)
-    still, fast = (point_views.observe(moving, state(moving, (2.5, 1.5), velocity=v)) for v in ((0, 0), (0.2, 0)))
+    still, fast = (OBSERVE(moving, state(moving, (2.5, 1.5), velocity=v)) for v in ((0, 0), (0.2, 0)))
     assert (still != fast).any()
 
 

@@ -20,7 +20,8 @@ def played(world: World, behaviour: Behaviour, episodes: int = 64, steps: int = 
 def test_the_planner_takes_the_fewest_steps_over_cells():
     world = World("medium", start="sampled", **GRID)
     batch, table = played(world, Behaviour()), lattice(world)
-    wanted = steps_to(table)[table.nearest(batch.obs[:, 0, :2])]
+    steps = steps_to(table)[table.nearest(batch.obs[:, 0, :2])]
+    wanted = np.maximum(steps, 1)  # one that starts at its goal is there after its first step
     np.testing.assert_array_equal(batch.length, wanted)
     assert len(set(wanted)) > 5 and batch.reward.max(1).min() == 1.0
 
@@ -30,8 +31,10 @@ def test_the_planner_masters_forces_wind_and_turns_and_goes_around_hazards():
     batch = played(world, Behaviour(avoid_hazards=True))
     within = np.arange(60) < batch.length[:, None]
     assert batch.terminal[np.arange(64), batch.length - 1].all() and not (batch.cost * within).any()
-    blind = played(World("hazard"), Behaviour())
-    assert blind.cost.sum() > 0
+    world = World("hazard", start="sampled")
+    blind, careful = (played(world, Behaviour(avoid_hazards=careful)) for careful in (False, True))
+    costs = [(b.cost * (np.arange(60) < b.length[:, None])).sum() for b in (blind, careful)]
+    assert costs[0] > 0 == costs[1]
 
 
 def test_grades_of_skill():
@@ -45,11 +48,10 @@ def test_grades_of_skill():
 
 
 def test_episodes_depend_on_their_number_alone():
-    behaviour = Behaviour(noise=0.5)
-    whole, part = played(World("umaze"), behaviour, 8, 30), played(World("umaze"), behaviour, 3, 30, first=5)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part)):
-        np.testing.assert_array_equal(a[5:8], b)
-    assert len(np.unique(whole.action[:, 0], axis=0)) == 8
+    early, late = (played(World("umaze"), Behaviour(noise=0.25), steps=50, first=first) for first in (0, 60))
+    for a, b in zip(jax.tree.leaves(early), jax.tree.leaves(late)):
+        np.testing.assert_array_equal(a[60:], b[:4])
+    assert len(np.unique(early.action[:, 0], axis=0)) > 60
 
 
 def test_stitching_pieces_go_to_goals_nearby_and_stay():
