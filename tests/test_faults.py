@@ -283,6 +283,7 @@ def test_an_array_that_claims_too_much_takes_no_memory(shape, words, tmp_path, m
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("it was read"))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("observations.npy", npy(shape) + bytes(100))
+        archive.writestr("actions.npy", npy("(3, 1)") + bytes(24))
     with pytest.raises(InputError, match=words):
         load_dataset(str(tmp_path / "x.npz"))
 
@@ -328,7 +329,7 @@ def test_hdf5_arrays_of_which_nothing_is_stored_are_refused(read, tmp_path):
 
 
 def test_more_than_the_machine_has_is_refused(tmp_path, monkeypatch):
-    np.savez(tmp_path / "x.npz", observations=np.zeros((1000, 3)))
+    np.savez(tmp_path / "x.npz", observations=np.zeros((1000, 3)), actions=np.zeros((1000, 1)))
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     with pytest.raises(InputError, match="this machine has 0.0 GiB"):
         load_dataset(str(tmp_path / "x.npz"))

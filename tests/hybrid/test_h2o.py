@@ -82,6 +82,25 @@ def test_h2o_discriminators_minimise_the_cross_entropies_of_both_classifications
     close([info["gap_real"], info["gap_sim"]], gaps)
 
 
+def test_h2o_discriminators_see_no_next_observation_that_is_not_known(agent, batch):
+    """A terminal row whose successor was not stored: whatever stands there changes nothing."""
+    h2o, key, args = load("h2o"), jax.random.key(4), tiny(batch_size=B)
+    known = np.float32([1, 0, 1, 1, 0])
+    losses = []
+    for filling in (0.0, 30.0):
+        next_obs = np.where(known[:, None] > 0, batch.next_obs, np.float32(filling))
+        real = batch._replace(next_obs=next_obs, successor=known)
+        d = agent.d_sa, agent.d_sas
+        losses.append(h2o.discriminator_loss(d, agent, h2o.Batches(batch, real, batch), key, args)[0])
+    close(losses[0], losses[1])
+    every = batch._replace(successor=np.ones(B, np.float32))
+    with_column, without = (
+        h2o.discriminator_loss((agent.d_sa, agent.d_sas), agent, h2o.Batches(batch, real, batch), key, args)[0]
+        for real in (every, batch)
+    )
+    close(with_column, without)
+
+
 def test_h2o_ratio_is_that_of_the_four_probabilities(agent, batch):
     sas = (batch.obs, batch.action, batch.next_obs)
     ratio = load("h2o").log_ratio(agent, *sas)

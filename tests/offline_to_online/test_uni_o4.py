@@ -130,6 +130,23 @@ def test_uni_o4_model_predicts_the_step_and_the_end(agent, batch):
     close(module.model_loss(agent.model, agent, batches)[0], expected)
 
 
+def test_uni_o4_model_learns_no_successor_that_is_not_known(batch):
+    """It learns that the episode ends there, and nothing of what stands in next_obs."""
+    module, args = load("uni_o4"), tiny()
+    agent = module.init(jax.random.key(0), args, SPEC)
+    known, losses = np.float32([1, 0, 1, 1, 1]), []
+    for filling, terminal in ((0.0, 1.0), (30.0, 1.0), (0.0, 0.0)):
+        b = batch._replace(
+            next_obs=np.where(known[:, None] > 0, batch.next_obs, np.float32(filling)),
+            terminal=np.where(known > 0, batch.terminal, np.float32(terminal)),
+            successor=known,
+        )
+        many = jax.tree.map(lambda x: np.stack([x] * args.n_models), b)
+        losses.append(float(module.model_loss(agent.model, agent, many)[0]))
+    close(losses[0], losses[1])
+    assert abs(losses[0] - losses[2]) > 1e-4
+
+
 def transitions(n=40):
     r = np.random.default_rng(0)
     rows = np.float32(r.normal(size=(n, 3 + 2 + 2 + 3)))
