@@ -216,7 +216,7 @@ def negative_iwae(vae, agent: Agent, obs, action, key, args: Args):
 
 def vae_loss(vae, agent: Agent, batch: Batch, key, args: Args):
     """The negative evidence lower bound of the data's actions, one sample each."""
-    loss = negative_elbo(vae, agent, batch.obs, batch.action, key, dataclasses.replace(args, n_samples=1))
+    loss = negative_elbo(vae, agent, batch.obs, batch.action, key, dataclasses.replace(args, latent_samples=1))
     chex.assert_shape(loss, (args.batch_size,))
     return loss.mean(), {}
 
