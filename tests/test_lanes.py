@@ -248,5 +248,5 @@ def test_four_devices_compute_what_one_does_and_tell_each_other_nothing(name, pe
     assert one.keys() == four.keys()
     for path, value in one.items():
         if path.startswith("[0]"):
-            assert len(four[path]) == 8
-            np.testing.assert_allclose(four[path][:6], value, rtol=1e-5, atol=1e-6, err_msg=path)
+            assert len(four[path]) == 6  # the lanes that fill up the devices are not saved
+            np.testing.assert_allclose(four[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
