@@ -33,8 +33,8 @@ QUICK_COMPILES = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
-"""Tests compile much and run little: less than XLA takes for programs that run fast. (Without fusion emitters it would be
-less still, but beside these flags that gave NaN in Uni-O4's clones.)"""
+"""Tests compile much and run little: less than XLA takes for programs that run fast. (Without fusion emitters it would
+be less still, but beside these flags that gave NaN in Uni-O4's clones.)"""
 
 ALGORITHMS = sorted(p for p in (ROOT / "algorithms").glob("*/*.py") if p.stem != "__init__")
 

@@ -163,7 +163,7 @@ def test_environments_are_made_once_and_episodes_are_the_same_at_every_evaluatio
     assert sorted(seeds) == sorted(Fake.seeds) == sorted([FIRST, FIRST + 1, FIRST + 2] * 2)
     np.testing.assert_array_equal(first.returns, second.returns)
     np.testing.assert_array_equal(first.lengths, second.lengths)
-    assert len(made) == 6
+    assert len(made) == 7  # one of them tells its space of observations
 
 
 @pytest.mark.parametrize("name, limit, expected", [("Short", None, [2, 4, 1, 3, 4]), ("Fake", 3, [2, 3, 1, 3, 3])])
