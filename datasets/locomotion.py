@@ -265,7 +265,8 @@ def made_or_played(env_id: str, name: str, steps: int, seed: int) -> list[Episod
 
     One policy's episodes are those of a shorter dataset and more, so that either way they are the same.
     """
-    made = recipe_id(recipe_name(name) or NAME.sub(r"\1-\2", name))  # uniform actions have no versions
+    robot, level, _ = NAME.fullmatch(name).groups()
+    made = recipe_id(recipe_name(name) or f"{robot}-{level}")  # uniform actions have no versions
     if Path(get_dataset_path(made)).exists():
         dataset = minari.load_dataset(made)
         stored = dataset.storage.metadata
