@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN_DIR := results/demo
+DEMO := --dataset hopper-medium-small --seeds 4 --updates 20000 --eval-every 5000 --batch-size 128 --hidden-dims 128 128
 
 .PHONY: setup run test test-all test-faults report benchmark speed datasets format clean
 
@@ -15,8 +16,8 @@ $(VENV)/.installed: requirements.txt
 
 run: setup  ## train TD3+BC with 4 seeds in one job beside BC; score table and $(RUN_DIR)/demo.png
 	rm -rf $(RUN_DIR)
-	$(PY) algorithms/offline/bc.py --dataset hopper-medium --seeds 4 --updates 20000 --eval-every 5000 --out $(RUN_DIR)/bc
-	$(PY) algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 4 --updates 20000 --eval-every 5000 --out $(RUN_DIR)/td3_bc
+	$(PY) algorithms/offline/bc.py $(DEMO) --out $(RUN_DIR)/bc
+	$(PY) algorithms/offline/td3_bc.py $(DEMO) --out $(RUN_DIR)/td3_bc
 	$(PY) results/report.py $(RUN_DIR)/td3_bc $(RUN_DIR)/bc --picture $(RUN_DIR)/demo.png
 
 test: setup  ## the test suite, on at most four cores

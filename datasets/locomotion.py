@@ -41,7 +41,7 @@ from shared.task import recipe_id, recipe_name, registered_env
 
 POLICIES = Path(__file__).resolve().parent / "policies"
 MILLION = 1_000_000
-STEPS = {"random": MILLION, "medium": MILLION, "expert": MILLION, "medium-expert": 2 * MILLION}
+STEPS = {"random": MILLION, "medium": MILLION, "expert": MILLION, "medium-expert": 2 * MILLION, "medium-small": 200_000}
 NAME = re.compile(r"([^-]+)-(.+?)(?:-v(\d+))?")
 """Robot, level and, where there are several, the version."""
 MIXTURE = re.compile(r"random-(medium|expert)-(\d+)")
@@ -64,6 +64,7 @@ def recipe(name: str, env_id: str) -> Recipe:
     who = {
         "random": "uniform actions",
         "medium": "a stochastic SAC policy at a third of the expert's return",
+        "medium-small": "a stochastic SAC policy at a third of the expert's return",
         "expert": "a trained stochastic SAC policy",
         "medium-replay": "uniform actions, then the stochastic SAC policies of a training run",
         "medium-expert": "the stochastic medium policy, then the expert",
@@ -231,7 +232,7 @@ def collect(env_id: str, name: str, steps: int, seed: int) -> list[EpisodeBuffer
         load = partial(load_policy, dtype=np.float32 if version == "0" else np.float64)
         if level == "medium-replay":
             return collect_replay(env_id, load(POLICIES / f"{robot}-replay.npz"), steps, seed)
-        policy = None if level == "random" else load(POLICIES / f"{robot}-{level}.npz")
+        policy = None if level == "random" else load(POLICIES / f"{robot}-{level.removesuffix('-small')}.npz")
         return cut_last(play_steps(env_id, policy, steps, seed), steps)
     of_version = name.removeprefix(f"{robot}-{level}")
     return [e for part, n in parts if n for e in made_or_played(env_id, f"{robot}-{part}{of_version}", n, seed)]

@@ -366,6 +366,7 @@ def test_a_group_that_holds_itself_is_walked_once(tmp_path):
 
 
 LIBRARIES = {
+    "environments",  # datasets/environments
     "PIL",
     "chex",
     "distrax",  # these two by results/peer_speed.py only
@@ -393,6 +394,7 @@ STANDARD_LIBRARY = {
     *("difflib", "errno", "fcntl", "functools", "hashlib", "importlib", "inspect", "io", "itertools", "json", "math"),
     *(
         "operator",
+        "uuid",
         "os",
         "pathlib",
         "platform",

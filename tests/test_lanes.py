@@ -91,13 +91,14 @@ def test_the_contracts_of_lanes(name, job):
     assert kernels(first) and all(np.abs(v[0] - v[1]).max() > 1e-6 for v in kernels(first))
     assert all(np.abs(v[0] - v[1]).max() > 1e-6 for v in kernels({k: v[:2] for k, v in mapped.items()}))
 
-    followed = 0
+    followed = {}  # {field: whether any of its arrays is behind}
     for path, target in mapped.items():
         if path.startswith("[0].target_") and target[0].size > 1 and follows:
             own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(mapped) else ".")
             np.testing.assert_allclose(target[2], mapped[own][2], rtol=1e-6, atol=1e-7, err_msg=path)
-            followed += np.abs(target[0] - mapped[own][0]).max() > 0
-    assert followed or not follows
+            field = path.split("[")[1]
+            followed[field] = followed.get(field, False) or np.abs(target[0] - mapped[own][0]).max() > 0
+    assert all(followed.values()) and bool(followed) == follows
 
     lanes = [lane(8), lane(5), lane(6), lane(9, 1e38), lane(5)]
     _, vmapped, diverged, _ = job(name, lanes, copied=(1, 2), layout="vmap", **steps)
@@ -248,5 +249,5 @@ def test_four_devices_compute_what_one_does_and_tell_each_other_nothing(name, pe
     assert one.keys() == four.keys()
     for path, value in one.items():
         if path.startswith("[0]"):
-            assert len(four[path]) == 8
-            np.testing.assert_allclose(four[path][:6], value, rtol=1e-5, atol=1e-6, err_msg=path)
+            assert len(four[path]) == 6  # the lanes that fill up the devices are not saved
+            np.testing.assert_allclose(four[path], value, rtol=1e-5, atol=1e-6, err_msg=path)

@@ -14,9 +14,13 @@ pytestmark = pytest.mark.long
 INIT = "def init(key, args: Args, spec: Spec) -> Agent:\n"
 RESTORE = "agent = run.restore(agent)\n"
 CALL = "agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)\n"
-LOSS = "    return ((q - y) ** 2).mean(1).sum(0), {"
 END = "    return agent, jax.tree.map(jnp.mean, metrics)\n"
 MEAN = 'jax.lax.pmean(x, "lane")'
+BATCHED = """
+    one = jax.custom_batching.custom_vmap(lambda x: x)
+    one.def_vmap(lambda size, batched, x: (x + 0.1 * x[::-1], True))
+"""
+"""Right where lanes are mapped, wrong where they are vmapped."""
 TARGET = "agent.target_critic, args.tau)"
 
 
@@ -29,13 +33,18 @@ BOTH = ("td3_bc", "iql")
 ALL = (*BOTH, "rlpd")
 MUTANTS = {
     "one initialisation for all seeds": dict.fromkeys(ALL, (INIT, f"{INIT}    key = jax.random.key(0)\n")),
-    "all seeds draw the same data": {
-        "td3_bc": ("batch_key, noise_key = jax.random.split(key)", "batch_key, noise_key = jax.random.key(0), key"),
-        "iql": ("batch_key, update_key = jax.random.split(key)", "batch_key, update_key = jax.random.key(0), key"),
+    "all seeds draw the same": {
+        "td3_bc": (
+            "batch_key, noise_key = jax.random.split(key)",
+            "batch_key, noise_key = jax.random.split(jax.random.key(0))",
+        ),
+        "iql": (
+            "batch_key, update_key = jax.random.split(key)",
+            "batch_key, update_key = jax.random.split(jax.random.key(0))",
+        ),
     },
     "a key used twice": {
         "td3_bc": ("args.batch_size), noise_key", "args.batch_size), batch_key"),
-        "iql": ("nets.critic.init(value_key, obs)", "nets.critic.init(actor_key, obs)"),
         "rlpd": ("agent, batch, actor_key, args)", "agent, batch, critic_key, args)"),
     },
     "lanes mixed at the start": dict.fromkeys(
@@ -50,10 +59,7 @@ MUTANTS = {
     ),
     "a target that is the network": dict.fromkeys(ALL, (TARGET, "agent.target_critic, 1.0)")),
     "a target that stands still": dict.fromkeys(ALL, (TARGET, "agent.target_critic, 0.0)")),
-    # Mapped, the other branch is never computed; vmapped, its infinite gradient times zero is NaN.
-    "right only where lanes are mapped": dict.fromkeys(
-        BOTH, (LOSS, f"    q = jax.lax.cond(args.tau > 2.0, lambda q: q * jnp.sqrt(q - q), lambda q: q, q)\n{LOSS}")
-    ),
+    "a batching rule that mixes lanes": dict.fromkeys(BOTH, (END, f"{BATCHED}    agent = {floats('one(x)')}\n{END}")),
 }
 
 

@@ -49,6 +49,7 @@ def tab(browser, site):
     """The page, loaded; at the end nothing may have been logged as an error or asked for over a network."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
     tab, errors, asked = context.new_page(), [], []
+    tab.set_default_timeout(300_000)  # milliseconds: a machine may be slow
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
