@@ -94,7 +94,8 @@ class Evaluator:
         """Plays `episodes` episodes with every lane's `agent` (leading axis L)."""
         if self.play is None:
             self.envs = [self.task.make_env()]
-            env = jax_env(self.task, self.envs[0])
+            stepped = self.task.counts_successes  # which only gymnasium's info tells
+            env = None if stepped else jax_env(self.task, self.envs[0])
             self.play = self._compiled(env) if env else self._stepped()
         return self.play(agent, keys, args)
 

@@ -602,6 +602,17 @@ def test_the_compiled_evaluation_plays_the_episodes_of_gymnasium(name, monkeypat
     assert not np.array_equal(*wanted.returns) or name == "gymnasium's own"
 
 
+def test_successes_are_counted_where_the_environment_is_in_jax():
+    """One step to the goal, whatever the reward; the other way the time limit comes first."""
+    reference = {"min": 0.0, "max": 1.0, "episodes": 0, "of": "success", "source": ""}
+    options = {"start": (1.5, 1.5), "goal": (2.25, 1.5), "reward": "sparse", "at_goal": "stay"}
+    task = dataclasses.replace(env_task("PointUMaze-v0"), reference=reference)
+    task = dataclasses.replace(task, env_spec=registered_env("PointUMaze-v0", options, 3))
+    for direction, steps, score in ((1.0, 1, 100.0), (-1.0, 0, 0.0)):
+        played = evaluate(task, lambda *_, x=direction: np.float32([[[x, 0.0]]]))
+        assert played.success_steps.tolist() == [[steps]] and played.scores(task).tolist() == [[score]]
+
+
 def test_a_reward_of_several_objectives_is_refused():
     task = env_task("PointTreasure-v0")
     with pytest.raises(InputError, match="weights"):
