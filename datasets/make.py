@@ -225,6 +225,14 @@ def reference_scores() -> dict[str, dict]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def d4rl_pairs() -> dict[str, dict]:
+    """D4RL's pairs as they stand in reference_scores.json."""
+    source = "D4RL infos.py (D4RL environments, not v5)"
+    pairs = {f"d4rl/{k}": {"min": v[0], "max": v[1], "episodes": 100, "source": source} for k, v in D4RL.items()}
+    pairs["d4rl/antmaze"]["of"] = "success"  # in [0, 1], whatever the rewards are
+    return pairs
+
+
 def measure_references(names: list[str]) -> None:
     """Adds the reference pairs of environments (or point mazes) to reference_scores.json.
 
@@ -232,10 +240,7 @@ def measure_references(names: list[str]) -> None:
     the trained policy (stochastic), or the scripted controller without its noise.
     """
     known = {r.reference: r for r in map(recipe, recipes()) if r.returns}
-    table = reference_scores()
-    for name, (low, high) in D4RL.items():
-        source = "D4RL infos.py (D4RL environments, not v5)"
-        table[f"d4rl/{name}"] = {"min": low, "max": high, "episodes": 100, "source": source}
+    table = reference_scores() | d4rl_pairs()
     for name in names or known:
         if name not in known:
             raise InputError(f"No recipe is scored by '{name}'; {nearest(name, known)}")

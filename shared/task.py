@@ -298,9 +298,10 @@ def recipe_id(recipe: str) -> str:
 
 
 def reference_score(dataset_id: str, env_id: str | None, facts: dict | None = None) -> dict | None:
-    """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, by environment, by D4RL's name.
+    """{min, max, episodes, source} of datasets/reference_scores.json: by dataset, by D4RL's name, by environment.
 
-    Names are found as whole words of the id. Data that is made here has no pair of D4RL's, nor has OGBench's: there
+    Names are found as whole words of the id. D4RL's data keeps D4RL's pair, which published scores are in, whatever
+    environment it is evaluated in. Data that is made here has no pair of D4RL's, nor has OGBench's: there
     successes are counted ("of"), as in D4RL's AntMaze. `facts` of the data (obs_shape, actions, reward [low, high]):
     a pair found by the dataset's name must be for such data.
     """
@@ -310,9 +311,10 @@ def reference_score(dataset_id: str, env_id: str | None, facts: dict | None = No
         return {"min": 0.0, "max": 1.0, "episodes": 0, "of": "success", "source": "OGBench: the share of successes"}
     slug = f"-{standard_name(dataset_id)}-"
     by_name = [k for k in table if "/" not in k and f"-{slugify(k)}-" in slug]
-    d4rl = [k for k in table if k.startswith("d4rl/") and f"-{k[5:]}-" in slug and dataset_id not in recipes()]
+    foreign = recipe_name(dataset_id) is None
+    d4rl = [k for k in table if foreign and k.startswith("d4rl/") and f"-{k[5:]}-" in slug]
     by_name, d4rl = (max((k for k in keys if _is_for(k, facts)), key=len, default=None) for keys in (by_name, d4rl))
-    for key in (by_name, env_id, d4rl):
+    for key in (by_name, d4rl, env_id):
         if key in table:
             return table[key]
     return None

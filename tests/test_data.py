@@ -541,7 +541,9 @@ def test_rewards_that_are_all_equal_have_no_range(tmp_path):
         ("data/halfcheetah_medium-v2.hdf5", "HalfCheetah-v5", "d4rl/halfcheetah"),
         ("D4RL/pen/human-v2", "AdroitHandPen-v1", "d4rl/pen"),
         ("D4RL/pointmaze/open-v2", "PointMaze_Open-v3", None),  # its id holds "pen"
-        ("halfcheetah-random", "HalfCheetah-v5", None),  # made here, on another version than D4RL's
+        ("halfcheetah-random", "HalfCheetah-v5", "HalfCheetah-v5"),  # made here, on another version than D4RL's
+        ("data/walker2d_medium-v2.hdf5", "Walker2d-v5", "d4rl/walker2d"),  # D4RL's, though v5 has a pair
+        ("my-robot", "Walker2d-v5", "Walker2d-v5"),
         ("D4RL/pointmaze/umaze-v2", "PointMaze_UMaze-v3", "pointmaze-umaze"),
         ("pointmaze-umaze-dense", "PointMaze_UMazeDense-v3", "pointmaze-umaze-dense"),
         ("hopper-medium", "Hopper-v5", "Hopper-v5"),

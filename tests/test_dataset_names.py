@@ -18,7 +18,7 @@ MUJOCO = "random medium expert medium_expert medium_replay full_replay"
 TABLE = {
     # D4RL's files, by their own names
     (11, 3, ""): {
-        "Hopper-v5 Hopper-v5 hopper - -": [  # the pair of the environment that it is evaluated in comes first
+        "Hopper-v5 d4rl/hopper hopper - -": [  # D4RL's pair, though its data is evaluated in v5
             *(f"hopper_{kind}-v2.hdf5" for kind in MUJOCO.split()),
             *(f"hopper_{kind}-v1.hdf5" for kind in MUJOCO.split()),
             "hopper_medium.hdf5", "hopper_mixed.hdf5", "hopper_random.hdf5", "hopper_medium_expert.hdf5",
@@ -143,9 +143,10 @@ TABLE = {
         ],
     },
     # Minari's ids: the environment is stored with them
-    (11, 3, "Hopper-v5"): {"Hopper-v5 Hopper-v5 hopper - -": [
-        "mujoco/hopper/simple-v0", "mujoco/hopper/medium-v0", "mujoco/hopper/expert-v0",
-        "hopper-medium", "hopper-random"]},
+    (11, 3, "Hopper-v5"): {
+        "Hopper-v5 d4rl/hopper hopper - -": [
+            "mujoco/hopper/simple-v0", "mujoco/hopper/medium-v0", "mujoco/hopper/expert-v0"],
+        "Hopper-v5 Hopper-v5 hopper - -": ["hopper-medium", "hopper-random"]},
     (17, 6, "HalfCheetah-v5"): {"HalfCheetah-v5 d4rl/halfcheetah halfcheetah - -": [
         "mujoco/halfcheetah/simple-v0", "mujoco/halfcheetah/medium-v0", "mujoco/halfcheetah/expert-v0"]},
     (17, 6, "Walker2d-v5"): {"Walker2d-v5 d4rl/walker2d walker2d - -": [

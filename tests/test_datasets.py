@@ -446,6 +446,12 @@ def test_a_name_without_a_version_means_the_newest():
         assert reference_score(dataset, "Hopper-v5") == make.reference_scores()["Hopper-v5"]
 
 
+def test_the_pairs_of_d4rl_are_written_as_they_stand():
+    """`make.py --reference` writes the whole file again: nothing of D4RL's pairs may be lost by it."""
+    table = make.reference_scores()
+    assert {k: v for k, v in table.items() if k.startswith("d4rl/")} == make.d4rl_pairs()
+
+
 def test_every_recipe_is_whole():
     for name, env_id in recipes().items():
         made_by = make.recipe(name)
