@@ -101,6 +101,20 @@ class OfflineArgs(RunArgs, DatasetArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class GoalArgs(OfflineArgs):
+    """Arguments of every offline script whose policy is given a goal."""
+
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    eval_every: int = 100_000
+    """Steps between two evaluations; the last checkpoint is always evaluated."""
+    eval_episodes: int = 50
+    """Episodes of every lane and task at each evaluation, seeded alike for all lanes."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of the environment's tasks that are evaluated, from 1; empty: all, or its own starts and goals."""
+
+
 EnvSteps = Annotated[int, tyro.conf.arg(aliases=["--online-steps"])]
 
 

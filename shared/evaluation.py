@@ -48,10 +48,29 @@ class Returns(NamedTuple):
         """[L, episodes] by returns, or by successes, once an episode."""
         return task.score(self.returns, None if self.success_steps is None else self.success_steps > 0)
 
+    def columns(self, task: Task) -> dict[str, np.ndarray]:
+        """What a table of episodes tells, each [L, episodes]."""
+        found = {"return": self.returns, "length": self.lengths, "score": self.scores(task)}
+        if task.tasks:
+            played = np.array(task.tasks)[np.arange(self.returns.shape[1]) % len(task.tasks)]
+            found = {"task": np.broadcast_to(played, self.returns.shape), **found}
+        return found if self.success_steps is None else {**found, "success_step": self.success_steps}
+
 
 def succeeded(info: dict, reward: float) -> bool:
     """Whether the task is solved after a step, as the environment says; one that does not say rewards it with 1."""
     return bool(next((info[key] for key in ("success", "is_success") if key in info), reward >= 1.0))
+
+
+def seen_by(act: Callable, task: Task) -> Callable:
+    """`act` as a function of what `task.observe` returns.
+
+    An algorithm that is given goals has `act(agent, obs [B, O], goal [B, G], key, args)`; images have channels there.
+    """
+    if not task.spec.goal_shape:
+        return act
+    states = task.spec.obs_shape[-1]
+    return lambda agent, seen, key, args: act(agent, seen[..., :states], seen[..., states:], key, args)
 
 
 class Stopped(Exception):
@@ -94,27 +113,34 @@ class Evaluator:
         """Plays `episodes` episodes with every lane's `agent` (leading axis L)."""
         if self.play is None:
             self.envs = [self.task.make_env()]
-            stepped = self.task.counts_successes  # which only gymnasium's info tells
-            env = None if stepped else jax_env(self.task, self.envs[0])
-            self.play = self._compiled(env) if env else self._stepped()
+            env = jax_env(self.task, self.envs[0])
+            silent = env and (
+                self.task.counts_successes and not env.succeeded or self.task.tasks and not env.task_params
+            )
+            self.play = self._compiled(env) if env and not silent else self._stepped()
         return self.play(agent, keys, args)
 
     def _compiled(self, env: JaxEnv) -> Callable:
         """`(agent, keys, args) -> Returns` in an environment written in JAX, as one call."""
         rounds = -(-self.episodes // self.per_lane)
         seeds = self.seed + np.arange(rounds * self.per_lane, dtype=np.uint32).reshape(rounds, self.per_lane)
-        firsts = jax.vmap(jax.vmap(jax.random.PRNGKey))(seeds)  # as gymnasium's FunctionalJaxEnv makes them
+        keys = jax.vmap(jax.vmap(jax.random.PRNGKey))(seeds)  # as gymnasium's FunctionalJaxEnv makes them
+        number = (seeds - self.seed) % max(1, len(self.task.tasks))
+        firsts = keys, jax.tree.map(lambda x: jnp.asarray(x)[number], env.task_params)
+        counts = self.task.counts_successes
         last_round = (self.episodes - 1 - np.arange(self.per_lane)) // self.per_lane
 
         def one_lane(agent, firsts, key, args):
-            return play_compiled(env, lambda obs, step: self.act(agent, obs, step, key, args), firsts, last_round)
+            return play_compiled(
+                env, lambda obs, step: self.act(agent, obs, step, key, args), firsts, last_round, counts
+            )
 
         all_lanes = self.over_lanes(one_lane, (0, None, 0, 0))
 
         def play(agent, keys, args):
             found = [np.asarray(x).reshape(self.padded, -1) for x in all_lanes(agent, firsts, keys, args)]
-            returns, lengths = (x[: self.lanes, : self.episodes] for x in found)
-            return Returns(returns.astype(np.float64), lengths)
+            returns, lengths, steps = (x[: self.lanes, : self.episodes] for x in found)
+            return Returns(returns.astype(np.float64), lengths, steps if counts else None)
 
         return play
 
@@ -128,8 +154,8 @@ class Evaluator:
             returns = np.zeros((self.lanes, self.episodes))
             lengths = np.zeros((self.lanes, self.episodes), int)
             success_steps = np.zeros_like(lengths) if self.task.counts_successes else None
-            obs = np.zeros((self.padded, self.per_lane, *self.task.spec.obs_shape), np.float32)
-            if len(self.task.spec.obs_shape) == 3:
+            obs = np.zeros((self.padded, self.per_lane, *self.task.input_shape), np.float32)
+            if len(self.task.input_shape) == 3:
                 obs = obs.astype(np.uint8)
             episode = np.arange(n) % self.per_lane  # the episode that environment k plays
             for k in range(n):
@@ -167,45 +193,57 @@ class Evaluator:
         return play
 
     def _reset(self, k: int, episode: int) -> np.ndarray:
-        return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode))[0])
+        options = self.task.reset_options(episode)
+        return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode), options=options)[0])
 
 
-def play_compiled(env: JaxEnv, act: Callable, firsts: jax.Array, last_round: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Returns and lengths [R, S] of episodes in S environments; environment s plays those of rounds 0 .. last_round[s].
+def play_compiled(
+    env: JaxEnv, act: Callable, firsts: tuple[jax.Array, Any], last_round: np.ndarray, successes: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns, lengths and success steps [R, S] of episodes in S environments, s playing rounds 0 .. last_round[s].
 
-    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode. Of it every step splits off
-    one, for all that is random in the step, as gymnasium's FunctionalJaxEnv does.
+    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode and the parameters of its task
+    (or None). Of the key every step splits off one, for all that is random in the step, as gymnasium's
+    FunctionalJaxEnv does. `successes`: the steps up to the first success, 0 where there was none (else 0 everywhere).
     """
     slots = np.arange(len(last_round))
 
     @jax.vmap
-    def begin(key):
-        now, key = jax.random.split(key)
-        return key, *env.reset((now, now))
+    def begin(first):
+        now, key = jax.random.split(first[0])
+        return key, *env.reset((now, now), first[1])
 
     @jax.vmap
     def advance(key, state, action):
         now, key = jax.random.split(key)
-        return key, *env.step(state, action, (now,) * 4)
+        new, *rest = env.step(state, action, (now,) * 4)
+        return key, new, *rest, env.succeeded(state, action, new) if successes else False
 
     def step(carry):
-        t, at, (key, state, obs), returns, lengths = carry
+        t, at, (key, state, obs), returns, lengths, success_steps = carry
         active = at <= last_round
-        key, state, obs, reward, terminal, truncated = advance(key, state, act(obs, t))
+        key, state, obs, reward, terminal, truncated, success = advance(key, state, act(obs, t))
         returns = returns.at[at, slots].add(jnp.where(active, reward, 0.0), mode="drop")
         lengths = lengths.at[at, slots].add(active, mode="drop")
+        if successes:
+            first = active & success & (success_steps.at[at, slots].get(mode="clip") == 0)
+            success_steps = success_steps.at[at, slots].add(
+                jnp.where(first, lengths.at[at, slots].get(mode="clip"), 0), mode="drop"
+            )
         ended = active & (terminal | truncated)
         at += ended
 
         def restart(envs):
-            new = begin(firsts[jnp.minimum(at, len(firsts) - 1), slots])
+            rounds = jnp.minimum(at, len(firsts[0]) - 1)
+            new = begin(jax.tree.map(lambda x: x[rounds, slots], firsts))
             return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, envs)
 
         envs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (key, state, obs))
-        return t + 1, at, envs, returns, lengths
+        return t + 1, at, envs, returns, lengths, success_steps
 
-    shape = firsts.shape[:2]
-    carry = (0, jnp.zeros(len(slots), jnp.int32), begin(firsts[0]), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+    shape = firsts[0].shape[:2]
+    none = jnp.zeros(shape, jnp.int32)
+    carry = (0, none[0], begin(jax.tree.map(lambda x: x[0], firsts)), jnp.zeros(shape), none, none)
     return jax.lax.while_loop(lambda carry: (carry[1] <= last_round).any(), step, carry)[3:]
 
 
@@ -316,7 +354,7 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
     except Exception as error:  # a header that somebody has changed: any kind of mistake
         raise InputError(f"{path} is not a readable checkpoint ({error or type(error).__name__}).") from None
     (agent,) = load_tree(path, (agent,), partial=True)
-    return Policies(task, settings, agent, args, module.act)
+    return Policies(task, settings, agent, args, seen_by(module.act, task))
 
 
 def _parse(cls: type, name: str, text: str) -> Any:
@@ -388,12 +426,11 @@ def main(argv: list[str] | None = None) -> None:
     evaluate = Evaluator(policies.task, act, _vmapped, padded, len(policies.settings), options.episodes)
     keys = jax.random.split(jax.random.key(0), padded)
     episodes = evaluate(policies.agent, keys, policies.args)
-    (returns, lengths, steps), scores = episodes, episodes.scores(policies.task)
+    returns, scores = episodes.returns, episodes.scores(policies.task)
     name = "-".join(["evaluation", *options.set]) + ".csv"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = {"return": returns, "length": lengths, "score": scores}
-    columns |= {} if steps is None else {"success_step": steps}
+    columns = episodes.columns(policies.task)
     writer.writerow(["lane", *policies.settings[0], "episode", *columns])
     for i, e in np.ndindex(returns.shape):
         writer.writerow([i, *policies.settings[i].values(), e, *(x[i, e] for x in columns.values())])

@@ -52,7 +52,17 @@ _OGBENCH = re.compile(
     r"|powderworld-(?:easy|medium|hard)-play"
     r"|[\w-]+-singletask(?:-task\d)?)(?:-|$)"
 )
-_OGBENCH_WORDS = ("navigate", "stitch", "explore", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle", "powder")
+_OGBENCH_WORDS = (
+    "navigate",
+    "stitch",
+    "explore",
+    "humanoidmaze",
+    "antsoccer",
+    "cube",
+    "scene",
+    "puzzle",
+    "powderworld",
+)
 
 
 def is_ogbench(dataset: str) -> bool:
@@ -79,7 +89,8 @@ def preset_of(dataset: str, presets: Iterable[str]) -> str | None:
 
 
 def _for_ogbench(key: str) -> bool:
-    return any(word in key.split("-") for word in _OGBENCH_WORDS)
+    words = key.split("-")
+    return any(word in words for word in _OGBENCH_WORDS) and "point" not in words  # point worlds have such names, too
 
 
 class Family(NamedTuple):
@@ -107,7 +118,7 @@ FAMILIES = {
         ),
     ),
     "maze2d": Family((4,), 2),
-    "pointmaze": Family((4, 8), 2),
+    "pointmaze": Family((2, 4, 8), 2),
     "pen": Family((45,), 24, (("AdroitHandPen-v1", {}),)),
     "door": Family((39,), 28, (("AdroitHandDoor-v1", {}),)),
     "hammer": Family((46,), 26, (("AdroitHandHammer-v1", {}),)),

@@ -37,7 +37,7 @@ from shared.checkpoint import (
 from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
 from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
-from shared.evaluation import Evaluator, Stopped
+from shared.evaluation import Evaluator, Stopped, seen_by
 from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
 from shared.record import LANE_COLUMNS, TABLES, Tables, WandbLanes, plot_curve, print_summary, status_of, write_record
 from shared.schedule import chunk_keys, chunk_length
@@ -76,7 +76,7 @@ class Run:
     """
 
     def __init__(self, file: str, args: RunArgs, task: Task, act: Callable, unit: int = 1, before: int = 0):
-        """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`.
+        """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`; with goals see `seen_by`.
 
         `unit`: updates per step of the algorithm's scan (a delayed policy makes it 2); every interval
         must be a multiple of it. `before`: updates of something else before the first one (a model of the
@@ -105,12 +105,14 @@ class Run:
         self.lane_args = jax.device_put(with_settings(args, padded), sharding)
         self._chunk_keys = self.over_lanes(chunk_keys, in_axes=(0, None, None))
 
+        act = seen_by(act, task)
+
         def policy(agent, obs, step, key, args):
             return act(agent, obs, jax.random.fold_in(key, step), args)
 
         self._evaluate = Evaluator(
             task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),
-            args.eval_episodes, stopped=lambda: self._signal is not None,
+            args.eval_episodes * max(1, len(task.tasks)), stopped=lambda: self._signal is not None,
         )  # fmt: skip
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
@@ -305,9 +307,8 @@ class Run:
                 f"{self.task.env_spec.id} failed in the evaluation ({first_line(error)}); the agents are saved in "
                 f"{self.out / 'checkpoint'}."
             ) from error
-        scores, steps = episodes.scores(self.task), episodes.success_steps
-        columns = {"return": episodes.returns, "length": episodes.lengths, "score": scores}
-        columns |= {} if steps is None else {"success_step": steps}
+        columns, steps = episodes.columns(self.task), episodes.success_steps
+        scores = columns["score"]
         at = [*self._steps, self._seconds()]
         rows = [[*self._lane(i), *at, e, *(x[i, e] for x in columns.values())] for i, e in np.ndindex(scores.shape)]
         self._tables.append("returns", [*LANE_COLUMNS, "wall_s", "episode", *columns], rows)
@@ -430,7 +431,7 @@ class Run:
             own = np.array(self.__dict__.pop(name, ()), np.float64)  # empty in a process that had finished before
             parts = [np.frombuffer(part, own.dtype) for part in gather(own.tobytes())]
             if all(part.size for part in parts):
-                setattr(self, name, np.concatenate(parts).reshape(-1, self.args.eval_episodes))
+                setattr(self, name, np.concatenate(parts).reshape(-1, self._evaluate.episodes))
         self.settings, self.out = lane_settings(self.args), self.merged_out
 
     def _summary(self) -> None:

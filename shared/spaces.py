@@ -31,6 +31,29 @@ def flat_obs_shape(space: spaces.Space) -> tuple[int, ...]:
     return flatten_obs(space.sample(), space).shape
 
 
+def goal_parts(space: spaces.Space | None) -> list[int] | None:
+    """Sizes [O, G] of state and goal in `flatten_obs` of a goal environment's dictionary; None of another space.
+
+    Of images both are numbers of channels.
+    """
+    if not (isinstance(space, spaces.Dict) and set(OBS_ORDER[:2]) <= set(space.spaces)):
+        return None
+    state, goal = (flat_obs_shape(space[key]) for key in OBS_ORDER[:2])
+    return [int(state[-1]), int(goal[-1])]
+
+
+def flatten_goal_obs(obs, space: spaces.Dict, xp=np):
+    """[..., O + G] of dictionaries of a goal environment: the state, then the desired goal; images by their channels.
+
+    Raises:
+      InputError: state and goal are not both vectors, or images of one size.
+    """
+    state, goal = (flatten_obs(obs[key], space[key], xp) for key in OBS_ORDER[:2])
+    if state.shape[:-1] != goal.shape[:-1]:
+        raise InputError(f"States of shape {state.shape} and goals of shape {goal.shape} cannot be seen together.")
+    return xp.concatenate([state, goal], axis=-1)
+
+
 def is_image(space: spaces.Box) -> bool:
     """Whether it is kept as an image: bytes in three axes, or four of which one counts stacked frames."""
     return space.dtype == np.uint8 and len(space.shape) in (3, 4)

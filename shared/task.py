@@ -9,9 +9,10 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
@@ -20,7 +21,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
-from shared.spaces import flat_obs_shape, flatten_obs
+from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs
 
 MAX_EPISODE_STEPS = 10_000
 """Of an episode where the environment has no time limit."""
@@ -39,6 +40,8 @@ class Spec(NamedTuple):
     """Of the environment's action, where it is no vector; networks have it laid flat."""
     action_start: int = 0
     """Discrete: the environment's number of action 0."""
+    goal_shape: tuple[int, ...] = ()
+    """Of a goal, where policies are given one (`shared.goals`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Task:
     """The module that registers the environment, where one was named."""
     data: dict = dataclasses.field(default_factory=dict)
     """What was understood of the dataset when it was loaded; see `shared.fields.summary`."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of the environment's tasks that are evaluated, each with its start and goal; empty: its own resets."""
 
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
@@ -83,6 +88,16 @@ class Task:
         env = self.make_env()
         env.close()
         return env.observation_space
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what `observe` returns for one observation."""
+        *lead, size = self.spec.obs_shape
+        return (*lead, size + (self.spec.goal_shape[-1] if self.spec.goal_shape else 0))
+
+    def reset_options(self, episode: int) -> dict | None:
+        """What an environment is reset with: episode e is of task e mod their number."""
+        return {"task_id": self.tasks[episode % len(self.tasks)]} if self.tasks else None
 
     def require(self, discrete: bool | None = None) -> "Task":
         """This task, or InputError where its actions are of the other kind or it has images."""
@@ -110,7 +125,12 @@ class Task:
         return dataclasses.replace(self, env_spec=env_spec)
 
     def observe(self, obs, xp=np) -> np.ndarray:
-        """An environment's observation -> the network's input, computed by the module `xp` (numpy or jax.numpy)."""
+        """An environment's observation -> the network's input, computed by the module `xp` (numpy or jax.numpy).
+
+        Where policies are given goals: the state, then the desired goal, along the last axis.
+        """
+        if self.spec.goal_shape:
+            return flatten_goal_obs(obs, self.obs_space, xp)
         obs = flatten_obs(obs, self.obs_space if self.env_spec else None, xp)
         return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
 
@@ -169,6 +189,7 @@ class Task:
             "baselines": self.baselines,
             "options": self.options,
             "data": self.data,
+            **({"tasks": list(self.tasks)} if self.tasks else {}),
         }
 
     @classmethod
@@ -183,7 +204,8 @@ class Task:
             env = with_wrappers(env, d["env"].get("wrappers", []))
         spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in d["spec"].items()})
         known = {k: d[k] for k in ("reference", "baselines", "options")}
-        return cls(d["id"], d["hash"], spec, env, **arrays, **known, env_module=module, data=d.get("data", {}))
+        known |= {"env_module": module, "data": d.get("data", {}), "tasks": tuple(d.get("tasks", ()))}
+        return cls(d["id"], d["hash"], spec, env, **arrays, **known)
 
 
 PLUGINS = ("environments", "gymnasium_robotics")
@@ -343,12 +365,16 @@ class JaxEnv(NamedTuple):
     """An environment as a pair of functions of arrays, of one environment."""
 
     reset: Callable
-    """keys (2: of the state, of the observation) -> (state, obs [O])"""
+    """(keys (2: of the state, of the observation), params) -> (state, obs [O]); `params`: of a task, else None"""
     step: Callable
     """(state, action [A] in [-1, 1] or [], keys (4)) -> (state, obs [O], reward, terminal, truncated)
 
     The keys are of the transition, the observation, the reward and the end. The reward is the environment's own.
     """
+    succeeded: Callable | None
+    """(state, action, next state) -> whether the task is solved then; None: the environment does not say"""
+    task_params: Any = None
+    """Arrays with a leading axis, one row for each of the task's `tasks`; None: there are none."""
 
 
 PLAIN = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
@@ -374,8 +400,8 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     task = dataclasses.replace(task)
     task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
 
-    def reset(keys):
-        state = f.initial(keys[0])
+    def reset(keys, params=None):
+        state = f.initial(keys[0]) if params is None else f.initial(keys[0], params)
         return (state, jnp.int32(0)), task.observe(f.observation(state, keys[1]), jnp)
 
     def step(state, action, keys):
@@ -385,4 +411,15 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
         reward, terminal = f.reward(old, action, new, keys[2]), f.terminal(new, keys[3])
         return (new, t + 1), obs, jnp.float32(reward), jnp.bool_(terminal), t + 1 >= limit
 
-    return JaxEnv(reset, step)
+    def succeeded(state, action, new):
+        return f.transition_info(state[0], task.to_env(action), new[0])["success"]
+
+    first = jax.eval_shape(f.initial, jax.random.PRNGKey(0))
+    action = jax.eval_shape(
+        task.to_env, jnp.zeros((), jnp.int32) if task.spec.discrete else jnp.zeros(task.spec.action_dim)
+    )
+    tells = "success" in jax.eval_shape(f.transition_info, first, action, first)
+    params = getattr(f, "task_params", None)
+    if params is not None and task.tasks:
+        params = jax.tree.map(lambda x: x[np.array(task.tasks) - 1], params)
+    return JaxEnv(reset, step, succeeded if tells else None, params if task.tasks else None)

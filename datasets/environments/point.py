@@ -154,16 +154,19 @@ class State(NamedTuple):
 # ---------------------------------------------------------------------------------------- dynamics
 
 
-def reset(world: World, key: jax.Array, start: jax.Array | None = None, goal: jax.Array | None = None) -> State:
-    """A first state; `start` and `goal` [n, 2] take the place of the world's own."""
+def reset(
+    world: World, key: jax.Array, start: jax.Array | None = None, goal: jax.Array | None = None, jitter: bool = False
+) -> State:
+    """A first state; `start` and `goal` [n, 2] take the place of the world's own, `jitter` moves such a start, too."""
     level, distractors = jnp.int32(0), jnp.zeros(world.distractors)
     if world.levels > 1:
         level = jax.random.randint(jax.random.fold_in(key, 0), (), 0, world.levels)
     if start is None:
         start = _place(world, world.start, world.grid.starts, level, jax.random.fold_in(key, 1))
-        if isinstance(world.start, str) and world.jitter:  # in whole 128ths: the same on every processor
-            steps = jax.random.randint(jax.random.fold_in(key, 2), start.shape, -128, 129)
-            start = start + world.jitter / 128 * steps
+        jitter = isinstance(world.start, str)
+    if jitter and world.jitter:  # in whole 128ths: the same on every processor
+        steps = jax.random.randint(jax.random.fold_in(key, 2), start.shape, -128, 129)
+        start = start + world.jitter / 128 * steps
     if goal is None:
         goal = _place(world, world.goal, world.grid.goals, level, jax.random.fold_in(key, 3), taken=start)
     start, goal = (jnp.broadcast_to(jnp.float32(x), (world.agents, 2)) for x in (start, goal))

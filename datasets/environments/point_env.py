@@ -5,7 +5,7 @@ names. The functions of the environment (`env.unwrapped.func_env`) are those of 
 and what gymnasium steps is the same.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import gymnasium as gym
 import jax
@@ -15,6 +15,7 @@ from gymnasium.experimental.functional import FuncEnv
 
 from environments import point, point_views
 from environments.point import State, World
+from environments.point_truth import path_length
 
 IDS = {
     "PointWorld": ({}, 200),
@@ -45,6 +46,27 @@ IDS = {
 """{id without -v0: (options, time limit)}."""
 
 
+@lru_cache
+def tasks_of(world: World) -> list[dict]:
+    """Five pairs of free cells where both start and goal are sampled and one agent moves in one maze; else none.
+
+    Of all pairs, ordered by the length of the shortest way, the ones at 20, 40, 60, 80 and 100 %: task 5 is the
+    farthest.
+    """
+    if (world.start, world.goal, world.agents, world.levels) != ("sampled", "sampled", 1, 1):
+        return []
+    cells = np.argwhere(world.grid.free[0])[:, ::-1] + 0.5
+    lengths = np.stack([path_length(world, goal, fine=4)(cells) for goal in cells])  # [goal, start]
+    lengths[np.eye(len(cells), dtype=bool)] = np.inf
+    order = np.argsort(lengths, axis=None, kind="stable")[: np.isfinite(lengths).sum()]
+    tasks = []
+    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
+        goal, start = np.unravel_index(order[round(share * (len(order) - 1))], lengths.shape)
+        length = float(lengths[goal, start])
+        tasks.append({"start": tuple(cells[start].tolist()), "goal": tuple(cells[goal].tolist()), "length": length})
+    return tasks
+
+
 class PointFunctional(FuncEnv):
     """The functions of one world."""
 
@@ -58,8 +80,16 @@ class PointFunctional(FuncEnv):
         spaces = jax.tree.map(_space, shapes)
         self.observation_space = gym.spaces.Dict(spaces) if isinstance(spaces, dict) else spaces
 
+    @property
+    def task_params(self) -> dict[str, np.ndarray] | None:
+        """Start and goal [K, 1, 2] of each task, for `initial`; None: the world has no tasks."""
+        tasks = tasks_of(self.world)
+        return (
+            {k: np.stack([np.float32(t[k]).reshape(1, 2) for t in tasks]) for k in ("start", "goal")} if tasks else None
+        )
+
     def initial(self, rng, params=None) -> State:
-        return point.reset(self.world, rng)
+        return point.reset(self.world, rng, **(params or {}), jitter=params is not None)
 
     def transition(self, state, action, rng, params=None) -> State:
         return point.transition(self.world, state, action, rng)
@@ -98,14 +128,30 @@ class PointEnv(FunctionalJaxEnv):
             self.reward_space = gym.spaces.Box(-np.inf, np.inf, (len(self.world.terms),))
         self._cpu = jax.local_devices(backend="cpu")[0]
 
+    @property
+    def task_infos(self) -> list[dict]:
+        """Of each task, from number 1 on: its start, its goal (x, y), and the length of the shortest way, in cells."""
+        return tasks_of(self.world)
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """`options`: `start` and `goal` (x, y), or one for each agent, in place of the world's own."""
+        """`options`: `start` and `goal` (x, y), or one for each agent, in place of the world's own; or a `task_id`, whose
+        start is moved by the world's jitter.
+
+        Raises:
+          ValueError: there is no such task.
+        """
         gym.Env.reset(self, seed=seed)
+        if "task_id" in (options := dict(options or {})):
+            number, tasks = options.pop("task_id"), self.task_infos
+            if not 1 <= number <= len(tasks):
+                raise ValueError(f"task {number}: this world has {len(tasks)} tasks")
+            options = {k: tasks[number - 1][k] for k in ("start", "goal")} | {"jitter": True} | options
         with jax.default_device(self._cpu):
             if seed is not None:
                 self.rng = jax.random.PRNGKey(seed)
-            places = {k: np.float32(v).reshape(-1, 2) for k, v in (options or {}).items()}
-            self.state, obs, info, self.rng = _reset(self.world, self.rng, places)
+            jitter = options.pop("jitter", False)
+            places = {k: np.float32(v).reshape(-1, 2) for k, v in options.items()}
+            self.state, obs, info, self.rng = _reset(self.world, self.rng, places, jitter)
         return _plain((obs, info))
 
     def step(self, action):
@@ -137,10 +183,10 @@ class PointEnv(FunctionalJaxEnv):
 _draw = partial(jax.jit, static_argnums=(0, 2))(point_views.draw)
 
 
-@partial(jax.jit, static_argnums=0)
-def _reset(world: World, key: jax.Array, places: dict):
+@partial(jax.jit, static_argnums=(0, 3))
+def _reset(world: World, key: jax.Array, places: dict, jitter: bool):
     rng, key = jax.random.split(key)
-    state = point.reset(world, rng, **places)
+    state = point.reset(world, rng, **places, jitter=jitter)
     return state, point_views.observe(world, state), _info(world, state), key
 
 
