@@ -1,16 +1,16 @@
 """HIQL: hierarchical implicit Q-learning.
 
 Park, Ghosh, Eysenbach and Levine, "HIQL: Offline Goal-Conditioned RL with Latent States as Actions", NeurIPS 2023,
-arXiv 2307.11949, in the form of OGBench (Park, Frans, Eysenbach and Levine, ICLR 2025, arXiv 2410.20092, appendix C). One
-value V(s, g) without actions (eq. 4); two policies cloned by its differences: the high one proposes the representation
+arXiv 2307.11949, in the form of OGBench (Park, Frans, Eysenbach and Levine, ICLR 2025, arXiv 2410.20092, appendix C).
+One value V(s, g) without actions (eq. 4); two policies cloned by its differences: the high one proposes the representation
 of a state k steps ahead (eq. 6), the low one acts towards it (eq. 7). Near goals the signs of V's differences are right
 even where far goals drown them in noise.
 
 Choose it when goals are far: the higher policy needs only a rough value, and the lower one only a near one.
 
 Deviations from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
-they are one step later. From the paper, as OGBench has it: the goal representation phi([s; g]) is of state and goal and has
-norm sqrt(its size); the target value shares it.
+they are one step later. From the paper, as OGBench has it: the goal representation phi([s; g]) is of state and goal
+and has norm sqrt(its size); the target value shares it.
 
     python algorithms/goal_conditioned/hiql.py --dataset point-large-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/hiql.py --dataset point-large-navigate --subgoal-steps 25 --high-beta 1 3 10
@@ -202,7 +202,7 @@ def values(nets: Networks, representation, value, obs, goal):
 
 
 def value_loss(params, agent: Agent, batch: HierarchicalBatch, args: Args):
-    """|expectile - 1(adv < 0)| (r + gamma target V_k(s', g) - V_k(s, g))^2, summed over the two value functions (eq. 4).
+    """|expectile - 1(adv < 0)| (r + gamma target V_k(s', g) - V_k(s, g))^2, summed over the two values (eq. 4).
 
     adv = r + gamma min_k target V_k(s', g) - mean_k target V_k(s, g).
     """
@@ -269,21 +269,11 @@ def sample(key, transitions: GoalTransitions, args: Args) -> HierarchicalBatch:
     of_any = jax.random.uniform(kind_key, row.shape) < args.random_actor_goals
     high_row = jnp.where(of_any, any_row, future_row)
     subgoal_row = jnp.where(of_any, low_row, jnp.minimum(low_row, future_row))
-    found, subgoal_obs = transitions.take(row), transitions.take(subgoal_row).obs
+    at, subgoal_obs = transitions.take(row), transitions.take(subgoal_row).obs
     goal, low_goal, high_goal, subgoal = transitions.goal(jnp.stack([goal_row, low_row, high_row, subgoal_row]))
     terminal = (goal_row == row).astype(jnp.float32)
-    return HierarchicalBatch(
-        found.obs,
-        found.action,
-        found.next_obs,
-        goal,
-        terminal,
-        terminal - 1.0,
-        low_goal,
-        high_goal,
-        subgoal_obs,
-        subgoal,
-    )
+    goals = goal, terminal, terminal - 1.0, low_goal, high_goal, subgoal_obs, subgoal
+    return HierarchicalBatch(at.obs, at.action, at.next_obs, *goals)
 
 
 def update(agent: Agent, batch: HierarchicalBatch, key, args: Args) -> tuple[Agent, dict]:
