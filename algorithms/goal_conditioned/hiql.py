@@ -2,9 +2,9 @@
 
 Park, Ghosh, Eysenbach and Levine, "HIQL: Offline Goal-Conditioned RL with Latent States as Actions", NeurIPS 2023,
 arXiv 2307.11949, in the form of OGBench (Park, Frans, Eysenbach and Levine, ICLR 2025, arXiv 2410.20092, appendix C).
-One value V(s, g) without actions (eq. 4); two policies cloned by its differences: the high one proposes the representation
-of a state k steps ahead (eq. 6), the low one acts towards it (eq. 7). Near goals the signs of V's differences are right
-even where far goals drown them in noise.
+One value V(s, g) without actions (eq. 4); two policies cloned by its differences: the high one proposes the
+representation of a state k steps ahead (eq. 6), the low one acts towards it (eq. 7). Near goals the signs of V's
+differences are right even where far goals drown them in noise.
 
 Choose it when goals are far: the higher policy needs only a rough value, and the lower one only a near one.
 

@@ -134,8 +134,8 @@ class PointEnv(FunctionalJaxEnv):
         return tasks_of(self.world)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """`options`: `start` and `goal` (x, y), or one for each agent, in place of the world's own; or a `task_id`, whose
-        start is moved by the world's jitter.
+        """`options`: `start` and `goal` (x, y), or one for each agent, in place of the world's own; or a `task_id`,
+        whose start is moved by the world's jitter.
 
         Raises:
           ValueError: there is no such task.
