@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "datasets")]
 jax.config.update("jax_num_cpu_devices", 2)
 
+from shared.arguments import GoalArgs
 from shared.transitions import Batch
 
 QUICK_COMPILES = (
@@ -91,16 +92,37 @@ def pendulum(tmp_path) -> str:
     return write_pendulum(tmp_path / "pendulum.npz")
 
 
+def write_goals(path: Path, n: int = 300, seed: int = 0) -> str:
+    """An npz of states of two numbers and actions of two, without rewards; episodes of 30 rows, cut by a time limit."""
+    r = np.random.default_rng(seed)
+    frames = r.normal(size=(n + 1, 2)).astype(np.float32)
+    np.savez(
+        path,
+        observations=frames[:-1],
+        next_observations=frames[1:],
+        actions=r.uniform(-1, 1, (n, 2)).astype(np.float32),
+        timeouts=np.arange(n) % 30 == 29,
+    )
+    return str(path)
+
+
+@pytest.fixture
+def goals(tmp_path) -> str:
+    return write_goals(tmp_path / "goals.npz")
+
+
 LOCK, SOFT_LOCK = "combination-lock-h10-trajectory", "continuous-combination-lock-h10-trajectory"
 
 
 @pytest.fixture
-def data_for(pendulum) -> Callable[[str], str]:
-    """An algorithm's name -> a tiny dataset of the kind of its default one: of a lock, or of Pendulum's shapes."""
+def data_for(pendulum, goals) -> Callable[[str], str]:
+    """An algorithm's name -> a tiny dataset of the kind of its default one: of a lock, with goals, or of Pendulum's."""
     import make  # of datasets/
 
     def data(name: str) -> str:
         usual = getattr(load(name).Args, "dataset", "")
+        if issubclass(load(name).Args, GoalArgs):
+            return goals
         if "combination-lock" not in usual:
             return pendulum
         lock = SOFT_LOCK if usual.startswith("continuous") else LOCK

@@ -18,6 +18,7 @@ if SHORT not in gymnasium.registry:
 COMMON = {
     "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4, "env_steps": 8,
     "offline_updates": 4, "offline_eval_every": 4, "batch_size": 8, "hidden_dims": (8, 8),
+    "latent_dim": 8, "representation_dim": 4,
 }  # fmt: skip
 """Sizes of what many files share; an algorithm's own stand in its test file, as SMALL."""
 

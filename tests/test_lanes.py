@@ -45,7 +45,7 @@ def job(monkeypatch, data_for, tmp_path, capfd):
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
         monkeypatch.setattr(shared.run, "plot_curve", lambda *args: None)
         out, data = tmp_path / changes["layout"], data_for(name)
-        last = train(name, data, out, env="" if "lock" in data else SHORT, **changes)
+        last = train(name, data, out, env=SHORT if "pendulum" in data else "", **changes)
         monkeypatch.setattr(Run, "init", init)
         record = json.loads((out / "run.json").read_text())
         assert record["layout"] == changes["layout"]
@@ -122,7 +122,9 @@ def test_a_lane_is_the_same_seed_and_setting_alone(name, pendulum, tmp_path):
 def test_initialisation_decomposes_no_batch_of_matrices(name):
     """LAPACK on a batch waits in JAX's CPU thread pool for threads of that pool: on two cores it hung for ever."""
     module = load(name)
-    init = partial(module.init, args=small(name, "", ""), spec=Spec((11,), 3, False, (-1.0,) * 3, (1.0,) * 3))
+    init = partial(
+        module.init, args=small(name, "", ""), spec=Spec((11,), 3, False, (-1.0,) * 3, (1.0,) * 3, goal_shape=(11,))
+    )
     text = jax.jit(init).lower(jax.random.key(0)).as_text()
     operands = re.findall(r"@lapack_\w+\(.*?: \(tensor<([\dx]+)xf32>", text)
     assert not [shape for shape in operands if shape.count("x") > 1]

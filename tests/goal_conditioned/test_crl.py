@@ -1,0 +1,81 @@
+"""The losses of crl against plain numpy."""
+
+import jax
+import numpy as np
+from conftest import load
+from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
+from reference import B, agent_of, close, gelu, mlp
+
+NET = {"activation": gelu, "layer_norm": True}
+
+
+def setting(spec=GOAL_SPEC, **changes):
+    crl = load("crl")
+    args = crl.Args(**TINY, latent_dim=6, **changes)
+    return crl, args, agent_of(crl, args, spec), goal_batch(discrete=spec.discrete)
+
+
+def logits_of(pair, goal, *inputs):
+    """[B, B] by hand."""
+    return mlp(pair[0], *inputs, **NET) @ mlp(pair[1], goal, **NET).T / np.sqrt(6)
+
+
+def critics(agent, goal, *inputs):
+    """[2, B, B]"""
+    pairs = [jax.tree.map(lambda x, i=i: x[i], agent.critic) for i in range(2)]
+    return np.stack([logits_of(pair, goal, *inputs) for pair in pairs])
+
+
+def cross_entropy(logits):
+    sigma = 1 / (1 + np.exp(-logits))
+    own = np.eye(B, dtype=bool)
+    return -(np.log(sigma[..., own]).sum() + np.log(1 - sigma[..., ~own]).sum()) / logits.size
+
+
+def test_a_rows_goal_is_told_from_those_of_all_others():
+    crl, args, agent, batch = setting()
+    expected = cross_entropy(critics(agent, batch.goal, batch.obs, batch.action))
+    close(crl.critic_loss(agent.critic, agent, batch, args)[0], expected)
+    expected = cross_entropy(logits_of(agent.value, batch.goal, batch.obs))
+    close(crl.value_loss(agent.value, agent, batch, args), expected)
+
+
+def test_the_actor_climbs_the_lesser_critic():
+    crl, args, agent, batch = setting(bc_weight=0.7)
+    mean = mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu)
+    q = critics(agent, batch.actor_goal, batch.obs, np.clip(mean, -1, 1)).diagonal(axis1=1, axis2=2).min(0)
+    expected = -q.mean() / (np.abs(q).mean() + 1e-6) - 0.7 * unit_log_prob(batch.action, mean).mean()
+    close(crl.ddpg_bc_loss(agent.actor, agent, batch, args)[0], expected)
+    new, metrics = crl.update(agent, batch, jax.random.key(0), args)
+    close(metrics["actor_loss"], expected)
+    jax.tree.map(np.testing.assert_array_equal, new.value, agent.value)  # V is of the discrete actor alone
+
+
+def test_discrete_actions_are_cloned_by_advantages():
+    crl, args, agent, batch = setting(DISCRETE_SPEC, beta=2.0, max_weight=1.5)
+    q = critics(agent, batch.actor_goal, batch.obs, np.eye(4)[batch.action]).diagonal(axis1=1, axis2=2).min(0)
+    adv = q - logits_of(agent.value, batch.actor_goal, batch.obs).diagonal()
+    weight = np.minimum(np.exp(2.0 * adv), 1.5)
+    assert (weight == 1.5).any() and (weight < 1.5).any()
+    log_prob = softmax_log_prob(batch.action, mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu))
+    new, metrics = crl.update(agent, batch, jax.random.key(0), args)
+    close(metrics["actor_loss"], -(weight * log_prob).mean())
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (new.value, agent.value)), strict=True))
+
+
+def test_the_optimum_is_the_log_of_the_ratio_of_visits():
+    """Of a table of logits the loss is least where f = log p(g|s) / p(g) - log(B - 1), for many equal batches."""
+    crl, batches = load("crl"), 4000
+    r = np.random.default_rng(0)
+    state = r.integers(0, 3, (batches, 64))
+    reach = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    goal = (r.random(state.shape)[..., None] > reach.cumsum(1)[state]).sum(-1)
+
+    def loss(table, state, goal):
+        return jax.vmap(lambda s, g: crl.contrastive_loss(table[s][:, g]))(state, goal).mean()
+
+    table, step = np.zeros((3, 3)), jax.jit(jax.grad(loss))
+    marginal = reach.mean(0)
+    expected = np.log(reach / marginal) - np.log(63)
+    gradient = step(expected, state, goal)
+    assert np.abs(gradient).max() < 2e-5 < np.abs(step(table, state, goal)).max()

@@ -1,0 +1,45 @@
+"""The losses of gcivl against the equations in plain numpy."""
+
+import jax
+import numpy as np
+from conftest import load
+from goal_reference import GOAL_SPEC, TINY, goal_batch, unit_log_prob
+from reference import agent_of, close, gelu, heads, mlp
+
+NET = {"activation": gelu, "layer_norm": True}
+
+
+def setting(**changes):
+    gcivl = load("gcivl")
+    args = gcivl.Args(**TINY, discount=0.9, **changes)
+    return gcivl, args, agent_of(gcivl, args, GOAL_SPEC), goal_batch()
+
+
+def test_the_value_follows_each_target_of_its_own_weighted_by_the_least():
+    gcivl, args, agent, batch = setting(expectile=0.8)
+    next_v = heads(agent.target_value, batch.next_obs, batch.goal, **NET)
+    mask = 1.0 - batch.terminal
+    adv = batch.reward + 0.9 * mask * next_v.min(0) - heads(agent.target_value, batch.obs, batch.goal, **NET).mean(0)
+    assert (adv > 0).any() and (adv < 0).any()
+    y = batch.reward + 0.9 * mask * next_v
+    v = heads(agent.value, batch.obs, batch.goal, **NET)
+    expected = (np.where(adv < 0, 0.2, 0.8) * (y - v) ** 2).mean(1).sum()
+    close(gcivl.value_loss(agent.value, agent, batch, args)[0], expected)
+
+
+def test_the_actor_is_cloned_by_the_online_values_differences():
+    gcivl, args, agent, batch = setting(beta=2.0, max_weight=1.5)
+    adv = np.subtract(*(heads(agent.value, x, batch.actor_goal, **NET).mean(0) for x in (batch.next_obs, batch.obs)))
+    weight = np.minimum(np.exp(2.0 * adv), 1.5)
+    assert (weight == 1.5).any() and (weight < 1.5).any()
+    log_prob = unit_log_prob(batch.action, mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu))
+    close(gcivl.actor_loss(agent.actor, agent, batch, args)[0], -(weight * log_prob).mean())
+
+
+def test_both_losses_take_the_networks_of_before():
+    gcivl, args, agent, batch = setting(learning_rate=0.1, tau=0.5)
+    new, metrics = gcivl.update(agent, batch, jax.random.key(0), args)
+    close(metrics["actor_loss"], gcivl.actor_loss(agent.actor, agent, batch, args)[0])
+    close(metrics["value_loss"], gcivl.value_loss(agent.value, agent, batch, args)[0])
+    half = jax.tree.map(lambda a, b: (a + b) / 2, agent.target_value, new.value)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.target_value, half)
