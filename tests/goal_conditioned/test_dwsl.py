@@ -1,0 +1,76 @@
+"""The losses of dwsl against the equations in plain numpy."""
+
+import jax
+import numpy as np
+from conftest import load, write_goals
+from goal_reference import GOAL_SPEC, TINY, goal_batch
+from reference import agent_of, close, mlp
+
+from shared.data import load_dataset
+from shared.goals import goal_dataset
+
+SMALL = {"bins": 6}
+
+
+def setting(**changes):
+    dwsl = load("dwsl")
+    args = dwsl.Args(**TINY, bins=4, **changes)
+    plain = goal_batch()
+    own = {k: getattr(plain, k) for k in ("obs", "action", "next_obs", "goal")}
+    batch = dwsl.DistanceBatch(**own, steps=np.int32([1, 2, 4, 9, 1]), valid=np.float32([1, 1, 1, 1, 0]))
+    return dwsl, args, agent_of(dwsl, args, GOAL_SPEC), batch
+
+
+def probabilities(agent, obs, goal):
+    logits = mlp(agent.distance, obs, goal)
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def test_the_distance_is_a_classifier_of_the_datas_steps():
+    dwsl, args, agent, batch = setting()
+    p = probabilities(agent, batch.obs, batch.goal)
+    expected = -np.log(p[[0, 1, 2, 3], [0, 1, 3, 3]]).mean()  # 9 steps are in the last class; the fifth row has none
+    close(dwsl.distance_loss(agent.distance, agent, batch, args), expected)
+
+
+def test_the_soft_minimum_lies_between_the_least_and_the_mean():
+    dwsl, args, agent, batch = setting(soft_min=0.3)
+    p, d = probabilities(agent, batch.obs, batch.goal), np.arange(4) / 4
+    found = dwsl.soft_min_distance(agent, batch.obs, batch.goal, args)
+    close(found, -0.3 * np.log((p * np.exp(-d / 0.3)).sum(-1)))
+    assert (found < p @ d).all()
+    near = dwsl.soft_min_distance(agent, batch.obs, batch.goal, dwsl.Args(**TINY, bins=4, soft_min=0.003))
+    far = dwsl.soft_min_distance(agent, batch.obs, batch.goal, dwsl.Args(**TINY, bins=4, soft_min=1e3))
+    assert (near < 0.05).all()
+    np.testing.assert_allclose(far, p @ d, rtol=1e-2)
+
+
+def test_actions_that_shorten_the_way_are_cloned_more():
+    dwsl, args, agent, batch = setting(soft_min=0.3, temperature=0.1, max_weight=1.1)
+    d = np.arange(4) / 4
+
+    def distance(obs):
+        return -0.3 * np.log((probabilities(agent, obs, batch.goal) * np.exp(-d / 0.3)).sum(-1))
+
+    weight = np.minimum(np.exp((distance(batch.obs) - 0.25 - distance(batch.next_obs)) / 0.1), 1.1)
+    error = ((np.tanh(mlp(agent.actor, batch.obs, batch.goal)) - batch.action) ** 2).sum(-1)
+    close(dwsl.actor_loss(agent.actor, agent, batch, args)[0], (weight * error)[:4].mean())
+    assert len({*np.round(weight[:4], 3)}) > 1
+
+
+def test_goals_are_later_states_and_their_steps_are_counted(tmp_path):
+    dwsl = load("dwsl")
+    data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.take(np.arange(300)).obs))}
+    for nstep in (1, 3):
+        batch = dwsl.sample(jax.random.key(0), data, dwsl.Args(batch_size=5000, nstep=nstep))
+        row, goal = (np.array([row_of[tuple(y)] for y in np.asarray(x)]) for x in (batch.obs, batch.goal))
+        end = row // 30 * 30 + 29
+        np.testing.assert_array_equal(batch.valid, row < end)
+        at = row < end
+        assert ((goal > row) & (goal <= end))[at].all()
+        np.testing.assert_array_equal(np.asarray(batch.steps)[at], np.ceil((goal - row)[at] / nstep))
+        share = (goal - row - 1)[at] / (end - row)[at]
+        assert 0.4 < share.mean() < 0.5
+    ahead = np.minimum(row + 3, end)
+    np.testing.assert_array_equal(batch.next_obs, data.take(ahead).obs)
