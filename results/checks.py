@@ -191,6 +191,11 @@ def end(run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, lambda row: row.final)
 
 
+def of_task(number: int, run: Entry, setting: str = "") -> LaneMean:
+    """At the last evaluation, in one of the environment's tasks."""
+    return of_lanes(run, setting, lambda row: raw.final_episodes(row, number).mean(1))
+
+
 def start(run: Entry, setting: str = "") -> LaneMean:
     """At the first evaluation: of a fine-tuning run, at the end of its offline training."""
     return of_lanes(run, setting, lambda row: row.curve[:, 0])

@@ -235,10 +235,11 @@ def load_algorithm(script: Path) -> ModuleType:
     return module
 
 
-def final_episodes(row: Row) -> np.ndarray:
-    """[lanes, episodes]: each episode of the last evaluation, in the unit of `row`."""
+def final_episodes(row: Row, task: int | None = None) -> np.ndarray:
+    """[lanes, episodes]: each episode of the last evaluation (those of one `task`), in the unit of `row`."""
     table = pd.read_csv(row.run / "returns.csv")
     last = table[(table["update"] == row.steps["update"][-1]) & (table["env_step"] == row.steps["env_step"][-1])]
+    last = last if task is None else last[last["task"] == task]
     return last.pivot(index="lane", columns="episode", values=row.metric).loc[row.lanes].to_numpy()
 
 

@@ -1,0 +1,24 @@
+from results.checks import Claim, end, noise
+from results.grid import goals
+
+STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
+LATENT = "--latent-dim 64"
+
+gcbc = goals("gcbc", NAVIGATE)
+crl = {d: goals("crl", d, LATENT) for d in (STITCH, NAVIGATE)}
+gcivl = goals("gcivl", STITCH)
+
+CLAIM = Claim(
+    title="Contrastive values beat cloning, and put no two episodes together",
+    paper="OGBench (arXiv 2410.20092, table 2) has CRL above GCBC on navigate data of point mazes, and near 0 on their "
+    "stitch data, far below GCIVL: it values the data's own behaviour, without dynamic programming.",
+    runs=[gcbc, *crl.values(), gcivl],
+    checks={
+        f"{NAVIGATE}: CRL ends above GCBC, beyond noise": (
+            end(crl[NAVIGATE]) > end(gcbc) + noise(end(crl[NAVIGATE]), end(gcbc))
+        ),
+        f"{STITCH}: CRL ends below GCIVL, beyond noise": (
+            end(crl[STITCH]) < end(gcivl) - noise(end(crl[STITCH]), end(gcivl))
+        ),
+    },
+)

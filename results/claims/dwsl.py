@@ -1,0 +1,18 @@
+from results.checks import Claim, end, noise
+from results.grid import goals
+
+EXPLORE, NAVIGATE = "point-medium-explore", "point-medium-navigate"
+
+gcbc = {d: goals("gcbc", d) for d in (EXPLORE, NAVIGATE)}
+dwsl = {d: goals("dwsl", d) for d in gcbc}
+
+CLAIM = Claim(
+    title="Distances learned by classification shorten the ways of the data",
+    paper="DWSL (arXiv 2304.13774) claims success at the level of the best methods by supervised learning alone, above "
+    "goal-conditioned cloning, from data that wanders.",
+    runs=[*gcbc.values(), *dwsl.values()],
+    checks={
+        f"{d}: DWSL ends above GCBC, beyond noise": end(dwsl[d]) > end(gcbc[d]) + noise(end(dwsl[d]), end(gcbc[d]))
+        for d in gcbc
+    },
+)

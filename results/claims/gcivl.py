@@ -1,0 +1,25 @@
+from results.checks import Claim, end, noise, of_task
+from results.grid import goals
+
+STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
+
+gcbc = {d: goals("gcbc", d) for d in (STITCH, NAVIGATE)}
+gcivl = {d: goals("gcivl", d) for d in gcbc}
+
+CLAIM = Claim(
+    title="A value puts short ways together, which cloning cannot",
+    paper="OGBench (arXiv 2410.20092, tables 2 and 5) has GCIVL far above GCBC where long ways must be put together from "
+    "episodes that end 4 cells from their start (stitch), and above it where episodes lead on (navigate).",
+    runs=[*gcbc.values(), *gcivl.values()],
+    checks={
+        **{
+            f"{d}: GCIVL ends above GCBC, beyond noise": end(gcivl[d])
+            > end(gcbc[d]) + noise(end(gcivl[d]), end(gcbc[d]))
+            for d in gcbc
+        },
+        f"{STITCH}: GCIVL reaches the farthest goal more often, beyond noise": (
+            of_task(5, gcivl[STITCH])
+            > of_task(5, gcbc[STITCH]) + noise(of_task(5, gcivl[STITCH]), of_task(5, gcbc[STITCH]))
+        ),
+    },
+)

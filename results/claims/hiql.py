@@ -1,0 +1,20 @@
+from results.checks import Claim, noise, of_task
+from results.grid import goals
+
+LARGE = "point-large-navigate"
+
+gcbc, gcivl, hiql = (goals(name, LARGE) for name in ("gcbc", "gcivl", "hiql"))
+
+CLAIM = Claim(
+    title="Two policies of one value reach farther than one",
+    paper="HIQL (arXiv 2307.11949) claims higher success than flat policies of the same value where goals are far: the "
+    "signs of a value's differences drown in its noise for single steps, not for subgoals.",
+    runs=[gcbc, gcivl, hiql],
+    checks={
+        f"{LARGE}, task {task}: HIQL succeeds more often than {label}, beyond noise": (
+            of_task(task, hiql) > of_task(task, run) + noise(of_task(task, hiql), of_task(task, run))
+        )
+        for task in (4, 5)
+        for label, run in {"GCIVL": gcivl, "GCBC": gcbc}.items()
+    },
+)

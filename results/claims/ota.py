@@ -1,0 +1,19 @@
+from results.checks import Claim, noise, of_task
+from results.grid import goals
+
+LARGE = "point-large-navigate"
+
+hiql, ota = goals("hiql", LARGE), goals("ota", LARGE)
+
+CLAIM = Claim(
+    title="A value of options reaches farther than a value of steps",
+    paper="OTA (arXiv 2505.12737) claims higher success than HIQL in long tasks, by a higher policy whose value counts "
+    "options.",
+    runs=[hiql, ota],
+    checks={
+        f"{LARGE}, task {task}: OTA succeeds more often than HIQL, beyond noise": (
+            of_task(task, ota) > of_task(task, hiql) + noise(of_task(task, ota), of_task(task, hiql))
+        )
+        for task in (4, 5)
+    },
+)

@@ -1,0 +1,28 @@
+from results.checks import Claim, end, noise
+from results.grid import goals
+
+STITCH, TELEPORT = "point-medium-stitch", "point-teleport-navigate"
+LATENT = "--latent-dim 64"
+
+gcbc = goals("gcbc", STITCH)
+gciql = goals("gciql", STITCH)
+qrl = {d: goals("qrl", d, LATENT) for d in (STITCH, TELEPORT)}
+gcivl = goals("gcivl", TELEPORT)
+
+CLAIM = Claim(
+    title="A quasimetric finds the shortest ways where nothing is left to chance",
+    paper="OGBench (arXiv 2410.20092, table 2) has QRL best in point mazes, stitch data above all, and last where a "
+    "teleport leaves the outcome to chance.",
+    runs=[gcbc, gciql, *qrl.values(), gcivl],
+    checks={
+        f"{STITCH}: QRL ends above GCBC, beyond noise": (
+            end(qrl[STITCH]) > end(gcbc) + noise(end(qrl[STITCH]), end(gcbc))
+        ),
+        f"{STITCH}: QRL ends above GCIQL, beyond noise": (
+            end(qrl[STITCH]) > end(gciql) + noise(end(qrl[STITCH]), end(gciql))
+        ),
+        f"{TELEPORT}: QRL ends below GCIVL, beyond noise": (
+            end(qrl[TELEPORT]) < end(gcivl) - noise(end(qrl[TELEPORT]), end(gcivl))
+        ),
+    },
+)
