@@ -75,7 +75,7 @@ class RunArgs:
     eval_every: int = 50_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 10
-    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
     max_episode_steps: int = 0
     """Steps after which an episode of an evaluation is cut; 0: the environment's limit, or 10,000 where it has none."""
     checkpoint_every: int = 100_000
@@ -110,7 +110,7 @@ class GoalArgs(OfflineArgs):
     eval_every: int = 100_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 50
-    """Episodes of every lane and task at each evaluation, seeded alike for all lanes."""
+    """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
     tasks: tuple[int, ...] = ()
     """Numbers of the environment's tasks that are evaluated, from 1; empty: all, or its own starts and goals."""
 

@@ -27,8 +27,9 @@ import numpy as np
 
 from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
+from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
-from shared.task import JaxEnv, Task, jax_env
+from shared.task import Task
 from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
@@ -195,56 +196,6 @@ class Evaluator:
     def _reset(self, k: int, episode: int) -> np.ndarray:
         options = self.task.reset_options(episode)
         return self.task.observe(self.envs[k].reset(seed=int(self.seed + episode), options=options)[0])
-
-
-def play_compiled(
-    env: JaxEnv, act: Callable, firsts: tuple[jax.Array, Any], last_round: np.ndarray, successes: bool = False
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns, lengths and success steps [R, S] of episodes in S environments, s playing rounds 0 .. last_round[s].
-
-    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode and the parameters of its task
-    (or None). Of the key every step splits off one, for all that is random in the step, as gymnasium's
-    FunctionalJaxEnv does. `successes`: the steps up to the first success, 0 where there was none (else 0 everywhere).
-    """
-    slots = np.arange(len(last_round))
-
-    @jax.vmap
-    def begin(first):
-        now, key = jax.random.split(first[0])
-        return key, *env.reset((now, now), first[1])
-
-    @jax.vmap
-    def advance(key, state, action):
-        now, key = jax.random.split(key)
-        new, *rest = env.step(state, action, (now,) * 4)
-        return key, new, *rest, env.succeeded(state, action, new) if successes else False
-
-    def step(carry):
-        t, at, (key, state, obs), returns, lengths, success_steps = carry
-        active = at <= last_round
-        key, state, obs, reward, terminal, truncated, success = advance(key, state, act(obs, t))
-        returns = returns.at[at, slots].add(jnp.where(active, reward, 0.0), mode="drop")
-        lengths = lengths.at[at, slots].add(active, mode="drop")
-        if successes:
-            first = active & success & (success_steps.at[at, slots].get(mode="clip") == 0)
-            success_steps = success_steps.at[at, slots].add(
-                jnp.where(first, lengths.at[at, slots].get(mode="clip"), 0), mode="drop"
-            )
-        ended = active & (terminal | truncated)
-        at += ended
-
-        def restart(envs):
-            rounds = jnp.minimum(at, len(firsts[0]) - 1)
-            new = begin(jax.tree.map(lambda x: x[rounds, slots], firsts))
-            return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, envs)
-
-        envs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (key, state, obs))
-        return t + 1, at, envs, returns, lengths, success_steps
-
-    shape = firsts[0].shape[:2]
-    none = jnp.zeros(shape, jnp.int32)
-    carry = (0, none[0], begin(jax.tree.map(lambda x: x[0], firsts)), jnp.zeros(shape), none, none)
-    return jax.lax.while_loop(lambda carry: (carry[1] <= last_round).any(), step, carry)[3:]
 
 
 class FineTuning(NamedTuple):

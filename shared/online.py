@@ -18,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from shared.errors import InputError
+from shared.jax_envs import jax_env
 from shared.replay import Replay, init_replay
 from shared.run import Run
-from shared.task import MAX_EPISODE_STEPS, Task, jax_env, require_env
+from shared.task import MAX_EPISODE_STEPS, Task, require_env
 from shared.transitions import FIELDS, Transitions
 
 # ----------------------------------------------------------------------------------- environments

@@ -7,17 +7,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
-import jax
-import jax.numpy as jnp
 import numpy as np
-from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.envs.registration import WrapperSpec
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
@@ -356,70 +351,3 @@ def require_env(task: Task) -> Task:
     if task.env_spec is None:
         raise InputError(f"'{task.id}' has no environment to interact with; give one with --env.")
     return task
-
-
-# ----------------------------------------------------------------------- environments written in JAX
-
-
-class JaxEnv(NamedTuple):
-    """An environment as a pair of functions of arrays, of one environment."""
-
-    reset: Callable
-    """(keys (2: of the state, of the observation), params) -> (state, obs [O]); `params`: of a task, else None"""
-    step: Callable
-    """(state, action [A] in [-1, 1] or [], keys (4)) -> (state, obs [O], reward, terminal, truncated)
-
-    The keys are of the transition, the observation, the reward and the end. The reward is the environment's own.
-    """
-    succeeded: Callable | None
-    """(state, action, next state) -> whether the task is solved then; None: the environment does not say"""
-    task_params: Any = None
-    """Arrays with a leading axis, one row for each of the task's `tasks`; None: there are none."""
-
-
-PLAIN = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
-"""Wrappers that change nothing but the time limit, which is compiled, too."""
-
-
-def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
-    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None.
-
-    `env`: the task's, where it is made already.
-
-    Raises:
-      InputError: its reward is of several objectives.
-    """
-    env = env or task.make_env()
-    while isinstance(env, PLAIN):
-        env = env.env
-    if not isinstance(env, FunctionalJaxEnv):
-        return None
-    if hasattr(env, "reward_space"):
-        raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
-    f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
-    task = dataclasses.replace(task)
-    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
-
-    def reset(keys, params=None):
-        state = f.initial(keys[0]) if params is None else f.initial(keys[0], params)
-        return (state, jnp.int32(0)), task.observe(f.observation(state, keys[1]), jnp)
-
-    def step(state, action, keys):
-        (old, t), action = state, task.to_env(action)
-        new = f.transition(old, action, keys[0])
-        obs = task.observe(f.observation(new, keys[1]), jnp)
-        reward, terminal = f.reward(old, action, new, keys[2]), f.terminal(new, keys[3])
-        return (new, t + 1), obs, jnp.float32(reward), jnp.bool_(terminal), t + 1 >= limit
-
-    def succeeded(state, action, new):
-        return f.transition_info(state[0], task.to_env(action), new[0])["success"]
-
-    first = jax.eval_shape(f.initial, jax.random.PRNGKey(0))
-    action = jax.eval_shape(
-        task.to_env, jnp.zeros((), jnp.int32) if task.spec.discrete else jnp.zeros(task.spec.action_dim)
-    )
-    tells = "success" in jax.eval_shape(f.transition_info, first, action, first)
-    params = getattr(f, "task_params", None)
-    if params is not None and task.tasks:
-        params = jax.tree.map(lambda x: x[np.array(task.tasks) - 1], params)
-    return JaxEnv(reset, step, succeeded if tells else None, params if task.tasks else None)

@@ -24,9 +24,10 @@ from shared.checkpoint import read_header
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import Evaluator, Policies, Returns, film, fine_tuning, interval, load_run, main
+from shared.jax_envs import jax_env
 from shared.lanes import make_mesh, over_lanes
 from shared.run import Run
-from shared.task import Spec, Task, env_task, jax_env, registered_env
+from shared.task import Spec, Task, env_task, registered_env
 
 FIRST = 10_000  # the seed of episode 0
 HIDDEN = (8, 8)

@@ -19,11 +19,12 @@ from jax.sharding import SingleDeviceSharding
 from shared import online
 from shared.arguments import parse
 from shared.errors import InputError
+from shared.jax_envs import JaxEnv, jax_env
 from shared.online import Interaction, LaneEnvs
 from shared.online import _complete as complete
 from shared.replay import concatenate, init_replay, sample_union
 from shared.run import Run
-from shared.task import JaxEnv, Spec, env_task, jax_env, registered_env
+from shared.task import Spec, env_task, registered_env
 from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 SPEC = Spec((1,), 1, False, (-1.0,), (1.0,))

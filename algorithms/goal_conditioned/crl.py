@@ -47,7 +47,7 @@ class Args(GoalArgs):
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
     latent_dim: int = 512
-    """Size of the representations phi(s, a) and psi(g)."""
+    """Size of the representations."""
     value_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""
     actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)

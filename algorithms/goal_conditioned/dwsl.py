@@ -45,7 +45,7 @@ class Args(GoalArgs):
     nstep: int = 1
     """Steps of one class, and between the two states of an advantage."""
     soft_min: Float = 1.0
-    """alpha: temperature of the minimum over distances, which lie in [0, 1): large is the mean."""
+    """alpha: temperature of the minimum over distances, of which the farthest is 1; large: their mean."""
     temperature: Float = 0.05
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     max_weight: Float = 10.0

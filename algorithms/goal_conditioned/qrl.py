@@ -43,7 +43,7 @@ class Args(GoalArgs):
     distance: Literal["iqe", "mrn"] = "iqe"
     """Form of the quasimetric: interval embeddings, or metric residual networks (Liu et al., arXiv 2208.08133)."""
     latent_dim: int = 512
-    """Size of what states are encoded to; a multiple of 8 (iqe) or of 2 (mrn)."""
+    """Size of the representations."""
     constraint_slack: Float = 0.05
     """epsilon: mean squared excess over 1 of the distance of one step that the multiplier aims at."""
     actor_objective: Literal["auto", "ddpg_bc", "awr"] = "auto"

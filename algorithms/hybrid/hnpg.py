@@ -84,7 +84,7 @@ class Args(HybridArgs):
     env_steps: EnvSteps = 1_500_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     eval_episodes: int = 30
-    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {}

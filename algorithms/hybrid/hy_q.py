@@ -75,7 +75,7 @@ class Args(HybridArgs):
     log_every: int = 1
     """Steps between two rows of metrics.csv (means of the steps between)."""
     eval_episodes: int = 20
-    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {}

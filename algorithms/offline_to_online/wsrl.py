@@ -60,7 +60,7 @@ class Args(FinetuneArgs):
     eval_every: int = 20_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 20
-    """Episodes of every lane at each evaluation, seeded alike for all lanes."""
+    """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
     online_share: StaticFraction = 1.0

@@ -1,0 +1,129 @@
+"""Environments written in JAX (gymnasium's FuncEnv) as functions of arrays; whole episodes as one compiled call."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from shared.errors import InputError
+from shared.task import Task
+
+
+class JaxEnv(NamedTuple):
+    """An environment as a pair of functions of arrays, of one environment."""
+
+    reset: Callable
+    """(keys (2: of the state, of the observation), params) -> (state, obs [O]); `params`: of a task, else None"""
+    step: Callable
+    """(state, action [A] in [-1, 1] or [], keys (4)) -> (state, obs [O], reward, terminal, truncated)
+
+    The keys are of the transition, the observation, the reward and the end. The reward is the environment's own.
+    """
+    succeeded: Callable | None
+    """(state, action, next state) -> whether the task is solved then; None: the environment does not say"""
+    task_params: Any = None
+    """Arrays with a leading axis, one row for each of the task's `tasks`; None: there are none."""
+
+
+PLAIN = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
+"""Wrappers that change nothing but the time limit, which is compiled, too."""
+
+
+def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
+    """The pair of a task whose environment is written in JAX (gymnasium's FuncEnv), else None.
+
+    `env`: the task's, where it is made already.
+
+    Raises:
+      InputError: its reward is of several objectives.
+    """
+    env = env or task.make_env()
+    while isinstance(env, PLAIN):
+        env = env.env
+    if not isinstance(env, FunctionalJaxEnv):
+        return None
+    if hasattr(env, "reward_space"):
+        raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
+    f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
+    task = dataclasses.replace(task)
+    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
+
+    def reset(keys, params=None):
+        state = f.initial(keys[0]) if params is None else f.initial(keys[0], params)
+        return (state, jnp.int32(0)), task.observe(f.observation(state, keys[1]), jnp)
+
+    def step(state, action, keys):
+        (old, t), action = state, task.to_env(action)
+        new = f.transition(old, action, keys[0])
+        obs = task.observe(f.observation(new, keys[1]), jnp)
+        reward, terminal = f.reward(old, action, new, keys[2]), f.terminal(new, keys[3])
+        return (new, t + 1), obs, jnp.float32(reward), jnp.bool_(terminal), t + 1 >= limit
+
+    def succeeded(state, action, new):
+        return f.transition_info(state[0], task.to_env(action), new[0])["success"]
+
+    first = jax.eval_shape(f.initial, jax.random.PRNGKey(0))
+    action = jax.eval_shape(
+        task.to_env, jnp.zeros((), jnp.int32) if task.spec.discrete else jnp.zeros(task.spec.action_dim)
+    )
+    tells = "success" in jax.eval_shape(f.transition_info, first, action, first)
+    params = getattr(f, "task_params", None)
+    if params is not None and task.tasks:
+        params = jax.tree.map(lambda x: x[np.array(task.tasks) - 1], params)
+    return JaxEnv(reset, step, succeeded if tells else None, params if task.tasks else None)
+
+
+def play_compiled(
+    env: JaxEnv, act: Callable, firsts: tuple[jax.Array, Any], last_round: np.ndarray, successes: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns, lengths and success steps [R, S] of episodes in S environments, s playing rounds 0 .. last_round[s].
+
+    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode and the parameters of its task
+    (or None). Of the key every step splits off one, for all that is random in the step, as gymnasium's
+    FunctionalJaxEnv does. `successes`: the steps up to the first success, 0 where there was none (else 0 everywhere).
+    """
+    slots = np.arange(len(last_round))
+
+    @jax.vmap
+    def begin(first):
+        now, key = jax.random.split(first[0])
+        return key, *env.reset((now, now), first[1])
+
+    @jax.vmap
+    def advance(key, state, action):
+        now, key = jax.random.split(key)
+        new, *rest = env.step(state, action, (now,) * 4)
+        return key, new, *rest, env.succeeded(state, action, new) if successes else False
+
+    def step(carry):
+        t, at, (key, state, obs), returns, lengths, success_steps = carry
+        active = at <= last_round
+        key, state, obs, reward, terminal, truncated, success = advance(key, state, act(obs, t))
+        returns = returns.at[at, slots].add(jnp.where(active, reward, 0.0), mode="drop")
+        lengths = lengths.at[at, slots].add(active, mode="drop")
+        if successes:
+            first = active & success & (success_steps.at[at, slots].get(mode="clip") == 0)
+            success_steps = success_steps.at[at, slots].add(
+                jnp.where(first, lengths.at[at, slots].get(mode="clip"), 0), mode="drop"
+            )
+        ended = active & (terminal | truncated)
+        at += ended
+
+        def restart(envs):
+            rounds = jnp.minimum(at, len(firsts[0]) - 1)
+            new = begin(jax.tree.map(lambda x: x[rounds, slots], firsts))
+            return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, envs)
+
+        envs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (key, state, obs))
+        return t + 1, at, envs, returns, lengths, success_steps
+
+    shape = firsts[0].shape[:2]
+    none = jnp.zeros(shape, jnp.int32)
+    carry = (0, none[0], begin(jax.tree.map(lambda x: x[0], firsts)), jnp.zeros(shape), none, none)
+    return jax.lax.while_loop(lambda carry: (carry[1] <= last_round).any(), step, carry)[3:]
