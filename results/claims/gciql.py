@@ -7,8 +7,8 @@ gcbc, gciql = goals("gcbc", STITCH), goals("gciql", STITCH)
 
 CLAIM = Claim(
     title="GCIQL puts short ways together, which cloning cannot",
-    paper="OGBench (arXiv 2410.20092, table 2) has GCIQL above GCBC on stitch data of the larger mazes and on nearly all "
-    "manipulation tasks.",
+    paper="OGBench (arXiv 2410.20092, table 2) has GCIQL above GCBC on stitch data of the larger mazes and on nearly "
+    "all manipulation tasks.",
     runs=[gcbc, gciql],
     checks={
         f"{STITCH}: GCIQL ends above GCBC, beyond noise": end(gciql) > end(gcbc) + noise(end(gciql), end(gcbc)),

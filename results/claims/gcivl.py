@@ -8,8 +8,8 @@ gcivl = {d: goals("gcivl", d) for d in gcbc}
 
 CLAIM = Claim(
     title="A value puts short ways together, which cloning cannot",
-    paper="OGBench (arXiv 2410.20092, tables 2 and 5) has GCIVL far above GCBC where long ways must be put together from "
-    "episodes that end 4 cells from their start (stitch), and above it where episodes lead on (navigate).",
+    paper="OGBench (arXiv 2410.20092, tables 2 and 5) has GCIVL far above GCBC where long ways must be put together "
+    "from episodes that end 4 cells from their start (stitch), and above it where episodes lead on (navigate).",
     runs=[*gcbc.values(), *gcivl.values()],
     checks={
         **{
