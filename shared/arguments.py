@@ -195,7 +195,7 @@ def parse(
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    for name in ("seed", "max_episode_steps", "episode_length"):
+    for name in ("seed", "max_episode_steps", "episode_length", "random_shift"):
         if getattr(args, name, 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

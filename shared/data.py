@@ -14,7 +14,7 @@ import numpy as np
 from shared.arguments import DatasetArgs
 from shared.checks import checked, facts, guessed_env, preset_misfit, stored_env
 from shared.errors import InputError, nearest
-from shared.fields import described
+from shared.fields import described, jumps
 from shared.formats import content_hash, dataset_id, read_dataset
 from shared.task import Spec, Task, named_env, reference_score
 from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
@@ -178,11 +178,14 @@ class Dataset:
             next_obs=self.next_obs[rows, :-1],
         )
 
-    def require(self, discrete: bool | None = None, reward: bool = True) -> "Dataset":
-        """This dataset, or InputError where its actions are of the other kind, or it has images or no rewards."""
+    def require(self, discrete: bool | None = None, reward: bool = True, images: bool = False) -> "Dataset":
+        """This dataset, or InputError where its actions are of the other kind, or it has no rewards.
+
+        `images`: observations may be images.
+        """
         if reward and not self.task.data.get("rewards", True):
             raise InputError(f"This learns from rewards; '{self.task.id}' has none (an array of another name?).")
-        self.task.require(discrete)
+        self.task.require(discrete, images)
         return self
 
     def reward_range(self) -> tuple[float, float]:
@@ -209,7 +212,12 @@ class Dataset:
         return dataclasses.replace(self, task=dataclasses.replace(self.task, options=options, **(task or {})), **arrays)
 
     def normalize_obs(self, eps: float = 1e-3) -> "Dataset":
-        """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike."""
+        """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike.
+
+        Images stay the bytes that they are: networks scale them.
+        """
+        if self.spec.images:
+            return self
         mean, std = self.obs.mean(0, dtype=np.float64), self.obs.std(0, dtype=np.float64) + eps
         mean, std = mean.astype(np.float32), std.astype(np.float32)
         return self.replace(
@@ -243,7 +251,7 @@ class Dataset:
             raise InputError(f"Corruption has a rate in [0, 1] and a scale of at least 0, not {rate} and {scale}.")
         if not elements:
             return self
-        if self.spec.discrete or len(self.spec.obs_shape) != 1:
+        if self.spec.discrete or self.spec.images:
             raise InputError(f"'{self.task.id}' has discrete actions or images; only numbers are corrupted.")
         arrays = {n: getattr(self, n) for n in ARRAYS}
         for stream, (element, field) in enumerate(CORRUPTIONS.items()):
@@ -278,14 +286,17 @@ class Dataset:
 
     # -- to the device
 
-    def transitions(self, *fields: str, weights: np.ndarray | None = None) -> Transitions:
+    def transitions(self, *fields: str, weights: np.ndarray | None = None, random_shift: int = 0) -> Transitions:
         """The columns `fields` (default: FIELDS) of the rows that are `usable`, packed and on the default device.
 
-        `weights` [N]: `sample` draws rows in proportion to them (default: uniformly).
+        `weights` [N]: `sample` draws rows in proportion to them (default: uniformly). `random_shift`: pixels that it
+        moves images by at most. Images stay bytes, each stored once.
         The field `successor` is for losses that use next_obs where an episode terminated (models, discriminators): it
         is 0 where next_obs is not known. Elsewhere what follows a terminal row is multiplied by zero in every target.
         """
         fields = fields or FIELDS
+        if random_shift and not self.spec.images:
+            raise InputError(f"--random-shift moves images; the observations of '{self.task.id}' are vectors.")
         arrays = {name: getattr(self, name) for name in (*FIELDS, "successor")}
         keep = self.usable(*fields)
         if not keep.any():
@@ -297,13 +308,16 @@ class Dataset:
         if "return_to_go" in fields:
             arrays["return_to_go"] = self.return_to_go()
         frames = frame = None
-        if len(self.spec.obs_shape) == 3:
-            frames = jnp.asarray(np.insert(self.obs, self.ends() + 1, self.next_obs[self.ends()], axis=0))
-            frame = jnp.asarray((np.arange(len(self.obs)) + self.episode())[keep])
+        if self.spec.images:  # a next_obs that is not the next row's obs is stored behind its row's
+            apart = np.r_[self.last[:-1] | jumps(self.obs, self.next_obs), True]
+            at = np.flatnonzero(apart)
+            frames = jnp.asarray(np.insert(self.obs, at + 1, self.next_obs[at], axis=0))
+            frame = jnp.asarray((np.arange(len(self.obs)) + np.cumsum(np.r_[0, apart[:-1]]))[keep])
         packed = [arrays[f] for f in fields if frames is None or "obs" not in f]
         packed = [x[keep].reshape(len(x[keep]), -1).astype(np.float32) for x in packed]
         table = None if weights is None else alias_table(weights[keep])
-        return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields, table)
+        rows = jnp.asarray(np.concatenate(packed, axis=1))
+        return Transitions(rows, frames, frame, self.spec, fields, table, random_shift)
 
     def with_returns(
         self, discounts: np.ndarray, failure: float | None = None, endless: bool = False

@@ -37,8 +37,9 @@ def is_image(space: spaces.Box) -> bool:
 
 
 def _image(x, axes: int):
-    """[..., H, W, C] of [..., H, W, C], [..., C, H, W] or [..., frames, H, W, C]; channels are the shortest axis."""
+    """[..., H, W, C] of [..., H, W, C] or [..., C, H, W], with frames before them or not; channels are the shortest."""
     if axes == 4:
+        x = np.moveaxis(x, -3, -1) if x.shape[-3] < x.shape[-1] else x
         x = np.moveaxis(x, -4, -2)
         return x.reshape(*x.shape[:-2], -1)
     height, _, width = x.shape[-3:]

@@ -40,6 +40,11 @@ class Spec(NamedTuple):
     action_start: int = 0
     """Discrete: the environment's number of action 0."""
 
+    @property
+    def images(self) -> bool:
+        """Whether observations are images [H, W, C] uint8."""
+        return len(self.obs_shape) == 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -84,12 +89,12 @@ class Task:
         env.close()
         return env.observation_space
 
-    def require(self, discrete: bool | None = None) -> "Task":
-        """This task, or InputError where its actions are of the other kind or it has images."""
+    def require(self, discrete: bool | None = None, images: bool = False) -> "Task":
+        """This task, or InputError where its actions are of the other kind, or it has images and they are not asked."""
         if discrete is not None and discrete != self.spec.discrete:
             kinds = {True: "discrete", False: "continuous"}
             raise InputError(f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}.")
-        if len(self.spec.obs_shape) != 1:
+        if self.spec.images and not images:
             raise InputError(f"'{self.id}' has image observations; this needs vectors.")
         return self
 
