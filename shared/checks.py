@@ -9,7 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from shared.errors import InputError, first_line
 from shared.names import FAMILIES, family_of, is_ogbench, misfit, ogbench_env
-from shared.spaces import flat_obs_shape, flatten_obs
+from shared.spaces import flat_obs_shape, flatten_obs, without
 from shared.task import Spec, registered_env, space_spec, with_wrappers
 
 
@@ -147,7 +147,8 @@ def checked(
                 "pass --clip-actions to clip them."
             )
         action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
-    if env_spec and (shape := flat_obs_shape(_made(env_spec).observation_space)) != obs.shape[1:]:
+    seen = without(_made(env_spec).observation_space, meta.get("left_out", ())) if env_spec else None
+    if env_spec and (shape := flat_obs_shape(seen)) != obs.shape[1:]:
         raise InputError(
             f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}; name the environment with "
             "--env, or train without one: --env none."

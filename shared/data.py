@@ -1,7 +1,9 @@
 """Datasets: flat arrays of transitions, their masks and statistics, and their packed rows for the device.
 
 Episodes are concatenated along N. `terminal` says that bootstrapping stops (the task ended);
-`last` marks an episode's last row for whatever reason (task end, time limit, or a cut log).
+`last` marks an episode's last row for whatever reason (task end, time limit, or a cut log). A terminal row need not be
+an episode's last: in OGBench's data of one task the trajectory goes on at the goal. Returns and n-step targets end
+there, windows and next actions go on.
 """
 
 import dataclasses
@@ -28,12 +30,13 @@ def return_to_go(
     failure: float | None = None,
     endless: bool = False,
 ) -> np.ndarray:
-    """[N] discounted sum of the rewards [N] from a row to its episode's last row (where `last` [N]).
+    """[N] discounted sum of the rewards [N] from a row to the next that is `terminal` or its episode's `last` [N].
 
     `failure`: the reward of a step without success; an episode of nothing else goes on failing for ever, and is
     worth failure / (1 - discount) in each of its rows. `endless`: the last reward of an episode that did not
     terminate goes on for ever.
     """
+    last = last | terminal
     starts, ends = np.flatnonzero(np.r_[True, last[:-1]]), np.flatnonzero(last)
     total = reward.astype(np.float64)
     if endless:
@@ -75,7 +78,7 @@ class Dataset:
     next_obs: np.ndarray
     """Like obs; the true next observation, also at an episode's last row (where none was stored: the row's obs)."""
     terminal: np.ndarray
-    """[N] bool: the task ended here, bootstrapping stops."""
+    """[N] bool: the task ended here, bootstrapping stops (the log may go on)."""
     last: np.ndarray
     """[N] bool: the episode's last row: terminal, time limit or cut."""
     successor: np.ndarray = None
@@ -104,11 +107,11 @@ class Dataset:
         return np.cumsum(np.r_[0, self.last[:-1]])
 
     def episode_returns(self, discount: float = 1.0) -> np.ndarray:
-        """[E] (discounted) return of every episode, as far as it was recorded."""
+        """[E] (discounted) return of every episode up to its first termination, as far as it was recorded."""
         return self.return_to_go(discount)[self.starts()]
 
     def return_to_go(self, discount: float = 1.0, failure: float | None = None, endless: bool = False) -> np.ndarray:
-        """[N] discounted sum of the rewards from a row to its episode's last row; see `return_to_go` for the rest."""
+        """[N] discounted sum of the rewards from a row to where the task or its episode ends; see `return_to_go`."""
         return return_to_go(self.reward, self.terminal, self.last, discount, failure, endless)
 
     def next_action(self) -> tuple[np.ndarray, np.ndarray]:
@@ -138,10 +141,10 @@ class Dataset:
         target = reward + weight * V(next_obs[row]); fewer steps at an episode's end, and weight 0
         where the episode terminated within them. Of rows that are not `usable` it is none.
         """
-        row, usable = np.arange(len(self.obs)), self.usable()
+        row, usable, ended = np.arange(len(self.obs)), self.usable(), self.last | self.terminal
         total, weight = self.reward.astype(np.float64), np.full(len(row), discount)
         for _ in range(n - 1):
-            goes_on = ~self.last[row] & np.r_[usable[1:], True][row]  # not into a row that cannot be bootstrapped from
+            goes_on = ~ended[row] & np.r_[usable[1:], True][row]  # not into a row that cannot be bootstrapped from
             row = row + goes_on
             total += np.where(goes_on, weight * self.reward[row], 0.0)
             weight = np.where(goes_on, weight * discount, weight)
@@ -376,6 +379,7 @@ def load_dataset(
         print(f"scores: {reference['min']:g} is 0, {reference['max']:g} is 100 ({reference['source']})", flush=True)
     options = {"clip_actions": True} if clip_actions else {}
     known = {"reference": reference, "options": options, "env_module": module, "data": understood}
+    known["left_out"] = tuple(meta.get("left_out", ()))
     data = Dataset(Task(name, meta["hash"], spec, env_spec, **known), **arrays)
     if not (meta.get("same_env", True) and understood["rewards"]):  # returns of another problem than the scores'
         return data

@@ -7,7 +7,7 @@ import numpy as np
 
 from shared.errors import InputError, first_line
 from shared.fields import summary
-from shared.spaces import flatten_obs
+from shared.spaces import constant_texts, flatten_obs, less, without
 from shared.task import space_spec
 from shared.untrusted import check_hdf5
 
@@ -27,7 +27,9 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         action_space = dataset.action_space
         spec = space_spec((), action_space)
         episodes = list(dataset.iterate_episodes())
-        observations = [flatten_obs(e.observations, dataset.observation_space) for e in episodes]
+        texts = constant_texts(dataset.observation_space, [e.observations for e in episodes])
+        space = without(dataset.observation_space, texts)
+        observations = [flatten_obs(less(e.observations, texts), space) for e in episodes]
         stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
         env = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
         ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
@@ -51,13 +53,15 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError(f"{data} is not a readable Minari dataset ({first_line(error)}).") from None
     if not isinstance(env, dict) or not isinstance(env.get("kwargs", {}), dict):
         raise InputError(f"{data} has no readable environment in its metadata.")
+    notes = [f"the text '{name}' is '{text}' in every row: it is left out" for name, text in texts.items()]
     meta = {
         "env": env.get("id"),
         "env_kwargs": env.get("kwargs", {}),
         "max_episode_steps": env.get("max_episode_steps"),
         "wrappers": env.get("additional_wrappers") or [],
         "same_env": stored.get("eval_env_spec") in (None, stored.get("env_spec")),
-        "data": summary(arrays, truncated, {}, infos),
+        "left_out": list(texts),
+        "data": summary(arrays, truncated, {}, infos, notes),
     }
     if "ref_min_score" in stored and "ref_max_score" in stored:
         pair = stored["ref_min_score"], stored["ref_max_score"]

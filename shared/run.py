@@ -47,12 +47,15 @@ from shared.task import Task
 def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: str) -> None:
     """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
     try:
-        args = parse(cls, presets, doc, objection=preset_objection)
+        told: list[str] = []  # by process 0 alone, and which it is shows when all have joined
+        args = parse(cls, presets, doc, objection=preset_objection, tell=told.append)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
         meet()
         talks = not args.distributed or jax.process_index() == 0
         with contextlib.redirect_stdout(sys.stdout if talks else io.StringIO()):
+            for line in told:
+                print(line, flush=True)
             main(args)
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)

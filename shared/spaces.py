@@ -1,5 +1,7 @@
 """Observations of gymnasium's spaces as vectors or images: the same of a dataset as of its environment."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from gymnasium import spaces
 
@@ -29,6 +31,28 @@ def flatten_obs(obs, space: spaces.Space | None = None, xp=np):
 def flat_obs_shape(space: spaces.Space) -> tuple[int, ...]:
     """Shape of `flatten_obs` of one observation of `space`."""
     return flatten_obs(space.sample(), space).shape
+
+
+def without(space: spaces.Space, names: Iterable[str]) -> spaces.Space:
+    """A Dict without the fields `names`; any other space as it is."""
+    if not (names and isinstance(space, spaces.Dict)):
+        return space
+    return spaces.Dict({name: of for name, of in space.items() if name not in names})
+
+
+def less(obs, names: Iterable[str]):
+    """An observation of such a space."""
+    return {name: x for name, x in obs.items() if name not in names} if names else obs
+
+
+def constant_texts(space: spaces.Space, observations: list) -> dict[str, str]:
+    """{field: text} of the texts of a Dict that are the same in all of `observations`: they teach nothing."""
+    if not isinstance(space, spaces.Dict):
+        return {}
+    found = {
+        k: {str(x) for obs in observations for x in obs[k]} for k, of in space.items() if isinstance(of, spaces.Text)
+    }
+    return {name: next(iter(texts)) for name, texts in found.items() if len(texts) == 1}
 
 
 def is_image(space: spaces.Box) -> bool:

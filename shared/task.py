@@ -20,7 +20,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
-from shared.spaces import flat_obs_shape, flatten_obs
+from shared.spaces import flat_obs_shape, flatten_obs, less, without
 
 MAX_EPISODE_STEPS = 10_000
 """Of an episode where the environment has no time limit."""
@@ -70,6 +70,8 @@ class Task:
     """The module that registers the environment, where one was named."""
     data: dict = dataclasses.field(default_factory=dict)
     """What was understood of the dataset when it was loaded; see `shared.fields.summary`."""
+    left_out: tuple[str, ...] = ()
+    """Fields of the environment's observations that the data says nothing by."""
 
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
@@ -84,10 +86,10 @@ class Task:
 
     @cached_property
     def obs_space(self) -> gym.Space:
-        """The environment's own space of observations."""
+        """The environment's own space of observations, of what is seen of them."""
         env = self.make_env()
         env.close()
-        return env.observation_space
+        return without(env.observation_space, self.left_out)
 
     def require(self, discrete: bool | None = None, images: bool = False) -> "Task":
         """This task, or InputError where its actions are of the other kind, or it has images and they are not asked."""
@@ -108,7 +110,7 @@ class Task:
             raise InputError(f"'{self.id}' has no environment to change; give one with --env.")
         env_spec = registered_env(env_id, kwargs, self.env_spec.max_episode_steps)
         env = gym.make(env_spec)
-        spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
+        spec = space_spec(flat_obs_shape(without(env.observation_space, self.left_out)), env.action_space)
         env.close()
         if spec != self.spec:
             raise InputError(f"{env_id} has other observations or actions than '{self.id}'.")
@@ -116,7 +118,7 @@ class Task:
 
     def observe(self, obs, xp=np) -> np.ndarray:
         """An environment's observation -> the network's input, computed by the module `xp` (numpy or jax.numpy)."""
-        obs = flatten_obs(obs, self.obs_space if self.env_spec else None, xp)
+        obs = flatten_obs(less(obs, self.left_out), self.obs_space if self.env_spec else None, xp)
         return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
@@ -174,6 +176,7 @@ class Task:
             "baselines": self.baselines,
             "options": self.options,
             "data": self.data,
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
     @classmethod
@@ -188,7 +191,8 @@ class Task:
             env = with_wrappers(env, d["env"].get("wrappers", []))
         spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in d["spec"].items()})
         known = {k: d[k] for k in ("reference", "baselines", "options")}
-        return cls(d["id"], d["hash"], spec, env, **arrays, **known, env_module=module, data=d.get("data", {}))
+        known |= {"env_module": module, "data": d.get("data", {}), "left_out": tuple(d.get("left_out", ()))}
+        return cls(d["id"], d["hash"], spec, env, **arrays, **known)
 
 
 PLUGINS = ("environments", "gymnasium_robotics")
@@ -204,8 +208,9 @@ def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: i
         if env_id not in gym.registry:
             importlib.import_module(plugin)
     if env_id not in gym.registry:
-        with contextlib.suppress(ImportError):  # not of requirements.txt
-            importlib.import_module("ogbench")
+        for package in ("ogbench", "minigrid"):  # not of requirements.txt
+            with contextlib.suppress(ImportError):
+                importlib.import_module(package)
     if env_id not in gym.registry:
         raise InputError(
             f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)} "
@@ -376,8 +381,8 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     if hasattr(env, "reward_space"):
         raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
     f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
-    task = dataclasses.replace(task)
-    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
+    task = dataclasses.replace(task)  # nothing is made while a function is compiled
+    task.__dict__["obs_space"] = without(env.observation_space, task.left_out)
 
     def reset(keys):
         state = f.initial(keys[0])

@@ -415,6 +415,30 @@ def test_ogbench_with_one_task(tmp_path):
     assert (data.reward.min(), data.reward.max()) == (-1.0, 0.0)
 
 
+def test_a_row_that_terminates_within_a_trajectory(tmp_path):
+    """OGBench's masks: bootstrapping and returns end at the goal, the trajectory goes on; the next row is of it."""
+    goal = np.isin(np.arange(N), (20, 70, 71))
+    reward = np.where(goal, 0.0, -1.0)
+    for i, changes in enumerate(({}, {"next_observations": None})):
+        arrays = log(rewards=reward, terminals=ENDS.astype(np.float32), masks=1.0 - goal, **changes)
+        data = load_dataset(write(tmp_path / f"{i}.npz", arrays))
+        assert counts(data) == (N, E, 3) and (data.terminal == goal).all() and (data.last == ENDS).all()
+        assert data.task.data["cuts"] == E and "3 lie within episodes" in data.task.data["notes"][0]
+        assert data.successor[goal].all()  # what follows is known
+        togo = data.return_to_go()
+        assert togo[[0, 20, 21, 50, 70, 71, 72, 99]].tolist() == [-20, 0, -29, -20, 0, 0, -28, -1]
+        assert data.episode_returns().tolist() == [-20, -20, *[-50] * 6]
+        rows, mask = data.windows(4)
+        assert (
+            rows[19].tolist() == [19, 20, 21, 22] and mask[19].all() and mask[48].tolist() == [True, True, False, False]
+        )
+        action, known = data.next_action()
+        assert known[20] and (action[20] == data.action[21]).all()
+        total, row, weight = data.n_step(3, 0.5)
+        assert (total[19], row[19], weight[19]) == (-1.0, 20, 0.0) and row[20] == 20 and row[21] == 23
+        assert data.usable()[goal].all()
+
+
 def test_images_in_either_order_of_axes(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (N + 1, 9, 12, 12), dtype=np.uint8)
     arrays = {"image": frames[:-1], "action": log()["actions"], "reward": np.ones(N), "is_last": ENDS}

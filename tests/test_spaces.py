@@ -200,6 +200,66 @@ def test_the_datas_action_space_is_compared_with_the_environments():
         load_dataset("test/two-v0", "CartPole-v1")
 
 
+class Told(gym.Env):
+    """MiniGrid's observations: picture, direction, and a mission of no space that gymnasium knows to flatten."""
+
+    class Mission(spaces.Space):
+        def sample(self, *_):
+            return "reach the goal"
+
+        def contains(self, x):
+            return isinstance(x, str)
+
+    seen = {"direction": spaces.Discrete(4), "image": spaces.Box(0, 255, (3, 3, 3), np.uint8)}
+    action_space = spaces.Discrete(7)
+
+    def __init__(self):
+        self.observation_space = spaces.Dict(self.seen | {"mission": self.Mission()})
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gym.register("SpacesTest/Told-v0", f"{__name__}:Told", max_episode_steps=5, disable_env_checker=True)
+
+
+def told(name: str, missions: list[str]):
+    """A dataset of three episodes, each with one of the missions."""
+    space = spaces.Dict(Told.seen | {"mission": spaces.Text(20, charset="abcdefghijklmnopqrstuvwxyz")})
+    space.seed(0)
+    buffers, obs = [], []
+    for mission in missions:
+        obs.append([space.sample() | {"mission": mission} for _ in range(5)])
+        known = {"actions": np.arange(4), "rewards": [0.0] * 4, "terminations": [False] * 4, "infos": {}}
+        buffers.append(EpisodeBuffer(observations=stacked(obs[-1]), truncations=[False] * 3 + [True], **known))
+    minari.create_dataset_from_buffers(
+        name, buffer=buffers, observation_space=space, action_space=Told.action_space, eval_env="SpacesTest/Told-v0"
+    )
+    return obs
+
+
+def test_a_text_that_never_changes_is_left_out_and_told(capsys):
+    obs = told("test/told-v0", ["reach the goal"] * 3)
+    data = load_dataset("test/told-v0")
+    right = [flatten(spaces.Dict(Told.seen), {k: o[k] for k in Told.seen}) for e in obs for o in e[:-1]]
+    np.testing.assert_array_equal(data.obs, np.float32(right))
+    assert capsys.readouterr().out.count("the text 'mission' is 'reach the goal' in every row: it is left out") == 1
+    env = data.task.make_env()
+    seen, _ = env.reset(seed=0)
+    again = Task.from_description(data.task.describe())
+    for task in (data.task, again, data.task.in_env("SpacesTest/Told-v0")):
+        assert task.observe(seen).shape == data.spec.obs_shape == (31,)
+
+
+def test_texts_that_change_and_are_not_of_their_space_are_refused():
+    told("test/told-v0", ["reach the goal", "go to the door", "reach the goal"])
+    with pytest.raises(InputError, match="'reach the goal' is not of the observation space Text.*no letter ' '"):
+        load_dataset("test/told-v0")
+
+
 def test_a_spec_is_the_same_where_there_is_nothing_odd():
     assert space_spec((3,), spaces.Box(-2, 2, (1,))) == Spec((3,), 1, False, (-2.0,), (2.0,))
     assert space_spec((4,), spaces.Discrete(2)) == Spec((4,), 2, True)
