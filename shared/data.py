@@ -374,6 +374,10 @@ def load_dataset(
     reference = meta.get("reference") if own_env or env_id in (None, meta.get("env")) else None
     reference = reference or reference_score(name, env_id, facts(arrays, meta))
     spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, discrete, env_units)
+    limit = env_spec.max_episode_steps if env_spec else None
+    if limit and understood["longest"] > limit:
+        most = f"the data has episodes of up to {understood['longest']:,} rows"
+        understood["notes"].append(f"{most}, {env_id} ends them after {limit:,} steps")
     print(f"{name}: {described(understood)}", flush=True)
     if reference:
         print(f"scores: {reference['min']:g} is 0, {reference['max']:g} is 100 ({reference['source']})", flush=True)

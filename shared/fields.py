@@ -282,6 +282,13 @@ def jumps(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
     return differ
 
 
+def moves(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
+    """[N] the largest change of a number of an observation in each row."""
+    one, other = obs.reshape(len(obs), -1), next_obs.reshape(len(obs), -1)
+    parts = [np.abs(other[at].astype(np.float64) - one[at]).max(1, initial=0.0) for at in _blocks(len(obs))]
+    return np.concatenate(parts or [np.zeros(0)])
+
+
 def _blocks(n: int, rows: int = 1 << 16) -> list[slice]:
     """Parts of N rows, so that little is held at a time."""
     return [slice(start, start + rows) for start in range(0, n, rows)]

@@ -1,5 +1,7 @@
 """Spaces: flattened as gymnasium does, the same in a dataset and in its environment, or refused by name."""
 
+import dataclasses
+
 import gymnasium as gym
 import minari
 import numpy as np
@@ -198,6 +200,37 @@ def test_the_datas_action_space_is_compared_with_the_environments():
     stored("test/two-v0", spaces.Box(-8, 8, (4,)), spaces.Discrete(2, start=1))
     with pytest.raises(InputError, match=r"Discrete\(2, start=1\).*CartPole-v1 has Discrete\(2\)"):
         load_dataset("test/two-v0", "CartPole-v1")
+
+
+def test_episodes_of_one_observation_too_few(monkeypatch):
+    """Minari 199: as many observations as steps; what follows the last one is not known, and nothing is moved."""
+    obs, _ = stored("test/few-v0", spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
+    whole, read = load_dataset("test/few-v0"), minari.MinariDataset.iterate_episodes
+
+    def cut(by: int):
+        def episodes(dataset):
+            for e in read(dataset):
+                yield e if e.id != 1 else dataclasses.replace(e, observations=e.observations[:-by])
+
+        return episodes
+
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(1))
+    monkeypatch.setenv("OFFLINE_RL_CACHE", "/dev/null")  # nothing is kept
+    data = load_dataset("test/few-v0")
+    np.testing.assert_array_equal(data.obs, whole.obs)
+    assert data.successor.tolist() == [i != 11 for i in range(18)]
+    np.testing.assert_array_equal(data.next_obs[data.successor], whole.next_obs[data.successor])
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(2))
+    with pytest.raises(InputError, match="episode 1 has 5 observations of 6 steps"):
+        load_dataset("test/few-v0")
+
+
+def test_a_time_limit_that_is_shorter_than_the_datas_episodes_is_told():
+    """Minari 286."""
+    env = gym.make("SpacesTest/Odd-v0")
+    stored("test/long-v0", env.observation_space, env.action_space, env=env)
+    notes = load_dataset("test/long-v0").task.data["notes"]
+    assert notes == ["the data has episodes of up to 6 rows, SpacesTest/Odd-v0 ends them after 5 steps"]
 
 
 class Told(gym.Env):
