@@ -52,10 +52,8 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
         meet()
-        talks = not args.distributed or jax.process_index() == 0
-        with contextlib.redirect_stdout(sys.stdout if talks else io.StringIO()):
-            for line in told:
-                print(line, flush=True)
+        with contextlib.redirect_stdout(io.StringIO() if args.distributed and jax.process_index() else sys.stdout):
+            print(*told, sep="\n", end="\n" * bool(told), flush=True)
             main(args)
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
