@@ -185,7 +185,8 @@ def test_the_critics_train_the_encoder_and_the_actor_does_not(pictures):
 # ------------------------------------------------------------------------------------ the whole path
 
 
-@pytest.mark.parametrize("name", ["td3_bc", *(pytest.param(name, marks=pytest.mark.long) for name in ("bc", "iql"))])
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
 def test_both_layouts_agree_on_images(name, pictures, tmp_path):
     found = [
         train(name, pictures, tmp_path / layout, layout=layout, seeds=2, random_shift=1, hidden_dims=(8,), env="none")
