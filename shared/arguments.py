@@ -180,11 +180,12 @@ def parse(
     doc: str,
     argv: list[str] | None = None,
     objection: Callable[[DatasetArgs, str, dict[str, Any]], str | None] | None = None,
+    tell: Callable[[str], Any] = print,
 ):
     """Command line -> `cls`. What is given there wins over the preset, the preset over the defaults.
 
     `objection(args, key, settings)`: why the data is none that a preset picked by name is for; such a one is left out.
-    The preset that is used is printed, and takes the place of "auto".
+    The preset that is used is told, and takes the place of "auto".
     """
     options = {"description": inspect.cleandoc(doc), "args": argv}
     args = tyro.cli(cls, **options)
@@ -192,10 +193,10 @@ def parse(
         key = preset_for(args.dataset, presets, args.preset)
         why = objection(args, key, presets[key]) if objection and key and args.preset == "auto" else None
         if why:
-            print(f"preset {key} is left out: {why}", flush=True)
+            tell(f"preset {key} is left out: {why}")
             key = None
         if key is not None:
-            print(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}", flush=True)
+            tell(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}")
             args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
         args = dataclasses.replace(args, preset=key or "none")
     swept = float_fields(cls)
@@ -209,7 +210,7 @@ def parse(
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    for name in ("seed", "max_episode_steps", "episode_length"):
+    for name in ("seed", "max_episode_steps", "episode_length", "random_shift"):
         if getattr(args, name, 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

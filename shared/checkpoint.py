@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from shared.arguments import RunArgs
 from shared.errors import InputError
-from shared.task import Task
+from shared.task import Spec, Task
 from shared.untrusted import read_npz
 
 # What arguments and parts of an agent were called in earlier runs: what they are called now, in one file or another.
@@ -132,6 +132,12 @@ _FREE |= {"layout"}  # a run may go on on another kind of device, which has anot
 _FREE |= {"dataset"}  # it may have moved: its content is compared
 INTERVALS = ("log_every", "eval_every", "offline_eval_every", "checkpoint_every", "max_episode_steps")
 """Arguments that a resumed run may have others of."""
+
+
+def with_todays(stored: dict, today: dict, defaults: dict) -> dict:
+    """`stored` with those of `today`'s fields that there were not when it was written, at their defaults as JSON."""
+    new = {name: defaults[name] for name in today.keys() - stored.keys() if name in defaults}
+    return stored | json.loads(json.dumps(new))
 
 
 def comparable(args: RunArgs) -> dict:
@@ -263,6 +269,8 @@ def refuse_another_run(run_dir: Path, header: dict, algorithm: str, task: Task, 
         raise InputError(f"{run_dir} is a run of {header['algorithm']}, not of {algorithm}.")
     if header["task"]["hash"] != task.hash:
         raise InputError(f"The dataset '{task.id}' has changed since the run in {run_dir} began.")
+    defaults = {f.name: f.default for f in dataclasses.fields(args) if f.default is not dataclasses.MISSING}
+    stored = with_todays(header["args"], comparable(args), defaults)
     for name, value in comparable(args).items():
         former = [old for old in header["args"] if name in FORMER.get(old, ()) and name not in header["args"]]
         if former:
@@ -270,7 +278,7 @@ def refuse_another_run(run_dir: Path, header: dict, algorithm: str, task: Task, 
                 f"The run in {run_dir} is of a time when --{name.replace('_', '-')} was "
                 f"--{former[0].replace('_', '-')}: its policies can be loaded, but it cannot be resumed."
             )
-        flag, before = f"--{name.replace('_', '-')}", header["args"].get(name)
+        flag, before = f"--{name.replace('_', '-')}", stored.get(name)
         if before == value or name in INTERVALS:
             continue
         if name != "updates":
@@ -297,6 +305,7 @@ def pretrained_lanes(run_dir: Path, task: Task, settings: list[dict]) -> tuple[P
         raise InputError(f"--from: there is no checkpoint in {run_dir}.")
     header = read_header(path)
     args, there, here = header["args"], header["task"], json.loads(json.dumps(task.describe()))
+    there = there | {"spec": with_todays(there["spec"], here["spec"], Spec._field_defaults)}
     if "env_steps" in args and header["done"] != 0:
         what = "have interacted already" if header["done"] > 0 else "are still in their offline phase"
         raise InputError(f"--from: the agents of {run_dir} {what}.")

@@ -9,7 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from shared.errors import InputError, first_line
 from shared.names import FAMILIES, family_of, is_ogbench, misfit, ogbench_env
-from shared.spaces import flat_obs_shape, flatten_obs
+from shared.spaces import flat_obs_shape, flatten_obs, without
 from shared.task import Spec, registered_env, space_spec, with_wrappers
 
 
@@ -31,7 +31,7 @@ def facts(arrays: dict, meta: dict) -> dict:
     else:
         actions = meta.get("actions") or action[0].size
     return {
-        "obs_shape": obs.shape[1:] if _is_image(obs) else (obs[0].size,),
+        "obs_shape": flat_obs_shape(_frame(obs)) if _is_image(obs) else (obs[0].size,),
         "actions": actions,
         "reward": [float(reward.min()), float(reward.max())],
     }
@@ -87,7 +87,12 @@ def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec 
 
 
 def _is_image(obs: np.ndarray) -> bool:
-    return obs.dtype == np.uint8 and obs.ndim == 4
+    return obs.dtype == np.uint8 and obs.ndim in (4, 5)  # stacked frames
+
+
+def _frame(obs: np.ndarray) -> gym.spaces.Box:
+    """The space of one image of `obs`."""
+    return gym.spaces.Box(0, 255, obs.shape[1:], np.uint8)
 
 
 def checked(
@@ -112,8 +117,7 @@ def checked(
     if n < 2:
         raise InputError(f"{name} holds {n} transitions; nothing can be learned from it.")
     if _is_image(obs):
-        frame = gym.spaces.Box(0, 255, obs.shape[1:], np.uint8)
-        obs, next_obs = (np.ascontiguousarray(flatten_obs(x, frame)) for x in (obs, next_obs))
+        obs, next_obs = (np.ascontiguousarray(flatten_obs(x, _frame(x))) for x in (obs, next_obs))
     else:
         obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
     reward = arrays["reward"].astype(np.float32)
@@ -143,7 +147,8 @@ def checked(
                 "pass --clip-actions to clip them."
             )
         action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
-    if env_spec and (shape := flat_obs_shape(_made(env_spec).observation_space)) != obs.shape[1:]:
+    seen = without(_made(env_spec).observation_space, meta.get("left_out", ())) if env_spec else None
+    if env_spec and (shape := flat_obs_shape(seen)) != obs.shape[1:]:
         raise InputError(
             f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}; name the environment with "
             "--env, or train without one: --env none."

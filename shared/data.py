@@ -1,7 +1,9 @@
 """Datasets: flat arrays of transitions, their masks and statistics, and their packed rows for the device.
 
 Episodes are concatenated along N. `terminal` says that bootstrapping stops (the task ended);
-`last` marks an episode's last row for whatever reason (task end, time limit, or a cut log).
+`last` marks an episode's last row for whatever reason (task end, time limit, or a cut log). A terminal row need not be
+an episode's last: in OGBench's data of one task the trajectory goes on at the goal. Returns and n-step targets end
+there, windows and next actions go on.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import numpy as np
 from shared.arguments import DatasetArgs
 from shared.checks import checked, facts, guessed_env, preset_misfit, stored_env
 from shared.errors import InputError, nearest
-from shared.fields import described
+from shared.fields import described, jumps
 from shared.formats import content_hash, dataset_id, read_dataset
 from shared.task import Spec, Task, named_env, reference_score
 from shared.transitions import FIELDS, Batch, Transitions, TransitionsWithReturns, alias_table
@@ -28,12 +30,13 @@ def return_to_go(
     failure: float | None = None,
     endless: bool = False,
 ) -> np.ndarray:
-    """[N] discounted sum of the rewards [N] from a row to its episode's last row (where `last` [N]).
+    """[N] discounted sum of the rewards [N] from a row to the next that is `terminal` or its episode's `last` [N].
 
     `failure`: the reward of a step without success; an episode of nothing else goes on failing for ever, and is
     worth failure / (1 - discount) in each of its rows. `endless`: the last reward of an episode that did not
     terminate goes on for ever.
     """
+    last = last | terminal
     starts, ends = np.flatnonzero(np.r_[True, last[:-1]]), np.flatnonzero(last)
     total = reward.astype(np.float64)
     if endless:
@@ -75,7 +78,7 @@ class Dataset:
     next_obs: np.ndarray
     """Like obs; the true next observation, also at an episode's last row (where none was stored: the row's obs)."""
     terminal: np.ndarray
-    """[N] bool: the task ended here, bootstrapping stops."""
+    """[N] bool: the task ended here, bootstrapping stops (the log may go on)."""
     last: np.ndarray
     """[N] bool: the episode's last row: terminal, time limit or cut."""
     successor: np.ndarray = None
@@ -104,11 +107,11 @@ class Dataset:
         return np.cumsum(np.r_[0, self.last[:-1]])
 
     def episode_returns(self, discount: float = 1.0) -> np.ndarray:
-        """[E] (discounted) return of every episode, as far as it was recorded."""
+        """[E] (discounted) return of every episode up to its first termination, as far as it was recorded."""
         return self.return_to_go(discount)[self.starts()]
 
     def return_to_go(self, discount: float = 1.0, failure: float | None = None, endless: bool = False) -> np.ndarray:
-        """[N] discounted sum of the rewards from a row to its episode's last row; see `return_to_go` for the rest."""
+        """[N] discounted sum of the rewards from a row to where the task or its episode ends; see `return_to_go`."""
         return return_to_go(self.reward, self.terminal, self.last, discount, failure, endless)
 
     def next_action(self) -> tuple[np.ndarray, np.ndarray]:
@@ -138,10 +141,10 @@ class Dataset:
         target = reward + weight * V(next_obs[row]); fewer steps at an episode's end, and weight 0
         where the episode terminated within them. Of rows that are not `usable` it is none.
         """
-        row, usable = np.arange(len(self.obs)), self.usable()
+        row, usable, ended = np.arange(len(self.obs)), self.usable(), self.last | self.terminal
         total, weight = self.reward.astype(np.float64), np.full(len(row), discount)
         for _ in range(n - 1):
-            goes_on = ~self.last[row] & np.r_[usable[1:], True][row]  # not into a row that cannot be bootstrapped from
+            goes_on = ~ended[row] & np.r_[usable[1:], True][row]  # not into a row that cannot be bootstrapped from
             row = row + goes_on
             total += np.where(goes_on, weight * self.reward[row], 0.0)
             weight = np.where(goes_on, weight * discount, weight)
@@ -178,11 +181,14 @@ class Dataset:
             next_obs=self.next_obs[rows, :-1],
         )
 
-    def require(self, discrete: bool | None = None, reward: bool = True) -> "Dataset":
-        """This dataset, or InputError where its actions are of the other kind, or it has images or no rewards."""
+    def require(self, discrete: bool | None = None, reward: bool = True, images: bool = False) -> "Dataset":
+        """This dataset, or InputError where its actions are of the other kind, or it has no rewards.
+
+        `images`: observations may be images.
+        """
         if reward and not self.task.data.get("rewards", True):
             raise InputError(f"This learns from rewards; '{self.task.id}' has none (an array of another name?).")
-        self.task.require(discrete)
+        self.task.require(discrete, images)
         return self
 
     def reward_range(self) -> tuple[float, float]:
@@ -209,7 +215,12 @@ class Dataset:
         return dataclasses.replace(self, task=dataclasses.replace(self.task, options=options, **(task or {})), **arrays)
 
     def normalize_obs(self, eps: float = 1e-3) -> "Dataset":
-        """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike."""
+        """Observations (o - mean) / (std + eps); the task normalises what the policy sees alike.
+
+        Images stay the bytes that they are: networks scale them.
+        """
+        if self.spec.images:
+            return self
         mean, std = self.obs.mean(0, dtype=np.float64), self.obs.std(0, dtype=np.float64) + eps
         mean, std = mean.astype(np.float32), std.astype(np.float32)
         return self.replace(
@@ -243,7 +254,7 @@ class Dataset:
             raise InputError(f"Corruption has a rate in [0, 1] and a scale of at least 0, not {rate} and {scale}.")
         if not elements:
             return self
-        if self.spec.discrete or len(self.spec.obs_shape) != 1:
+        if self.spec.discrete or self.spec.images:
             raise InputError(f"'{self.task.id}' has discrete actions or images; only numbers are corrupted.")
         arrays = {n: getattr(self, n) for n in ARRAYS}
         for stream, (element, field) in enumerate(CORRUPTIONS.items()):
@@ -278,14 +289,17 @@ class Dataset:
 
     # -- to the device
 
-    def transitions(self, *fields: str, weights: np.ndarray | None = None) -> Transitions:
+    def transitions(self, *fields: str, weights: np.ndarray | None = None, random_shift: int = 0) -> Transitions:
         """The columns `fields` (default: FIELDS) of the rows that are `usable`, packed and on the default device.
 
-        `weights` [N]: `sample` draws rows in proportion to them (default: uniformly).
+        `weights` [N]: `sample` draws rows in proportion to them (default: uniformly). `random_shift`: pixels that it
+        moves images by at most. Images stay bytes, each stored once.
         The field `successor` is for losses that use next_obs where an episode terminated (models, discriminators): it
         is 0 where next_obs is not known. Elsewhere what follows a terminal row is multiplied by zero in every target.
         """
         fields = fields or FIELDS
+        if random_shift and not self.spec.images:
+            raise InputError(f"--random-shift moves images; the observations of '{self.task.id}' are vectors.")
         arrays = {name: getattr(self, name) for name in (*FIELDS, "successor")}
         keep = self.usable(*fields)
         if not keep.any():
@@ -297,13 +311,16 @@ class Dataset:
         if "return_to_go" in fields:
             arrays["return_to_go"] = self.return_to_go()
         frames = frame = None
-        if len(self.spec.obs_shape) == 3:
-            frames = jnp.asarray(np.insert(self.obs, self.ends() + 1, self.next_obs[self.ends()], axis=0))
-            frame = jnp.asarray((np.arange(len(self.obs)) + self.episode())[keep])
+        if self.spec.images:  # a next_obs that is not the next row's obs is stored behind its row's
+            apart = np.r_[self.last[:-1] | jumps(self.obs, self.next_obs), True]
+            at = np.flatnonzero(apart)
+            frames = jnp.asarray(np.insert(self.obs, at + 1, self.next_obs[at], axis=0))
+            frame = jnp.asarray((np.arange(len(self.obs)) + np.cumsum(np.r_[0, apart[:-1]]))[keep])
         packed = [arrays[f] for f in fields if frames is None or "obs" not in f]
         packed = [x[keep].reshape(len(x[keep]), -1).astype(np.float32) for x in packed]
         table = None if weights is None else alias_table(weights[keep])
-        return Transitions(jnp.asarray(np.concatenate(packed, axis=1)), frames, frame, self.spec, fields, table)
+        rows = jnp.asarray(np.concatenate(packed, axis=1))
+        return Transitions(rows, frames, frame, self.spec, fields, table, random_shift)
 
     def with_returns(
         self, discounts: np.ndarray, failure: float | None = None, endless: bool = False
@@ -357,11 +374,16 @@ def load_dataset(
     reference = meta.get("reference") if own_env or env_id in (None, meta.get("env")) else None
     reference = reference or reference_score(name, env_id, facts(arrays, meta))
     spec, arrays = checked(name, arrays, meta, env_spec, clip_actions, discrete, env_units)
+    limit = env_spec.max_episode_steps if env_spec else None
+    if limit and understood["longest"] > limit:
+        most = f"the data has episodes of up to {understood['longest']:,} rows"
+        understood["notes"].append(f"{most}, {env_id} ends them after {limit:,} steps")
     print(f"{name}: {described(understood)}", flush=True)
     if reference:
         print(f"scores: {reference['min']:g} is 0, {reference['max']:g} is 100 ({reference['source']})", flush=True)
     options = {"clip_actions": True} if clip_actions else {}
     known = {"reference": reference, "options": options, "env_module": module, "data": understood}
+    known["left_out"] = tuple(meta.get("left_out", ()))
     data = Dataset(Task(name, meta["hash"], spec, env_spec, **known), **arrays)
     if not (meta.get("same_env", True) and understood["rewards"]):  # returns of another problem than the scores'
         return data

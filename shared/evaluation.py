@@ -156,7 +156,7 @@ class Evaluator:
             lengths = np.zeros((self.lanes, self.episodes), int)
             success_steps = np.zeros_like(lengths) if self.task.counts_successes else None
             obs = np.zeros((self.padded, self.per_lane, *self.task.input_shape), np.float32)
-            if len(self.task.input_shape) == 3:
+            if self.task.spec.images:
                 obs = obs.astype(np.uint8)
             episode = np.arange(n) % self.per_lane  # the episode that environment k plays
             for k in range(n):

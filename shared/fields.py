@@ -142,7 +142,10 @@ def episodes(
     if dead and term and not np.array_equal(term.rows, dead.rows):
         if not theirs:
             _contradict(source, term, dead)
-        notes.append(f"{term.name} are ends of episodes, {dead.name} say which rows terminate")
+        notes.append(
+            f"{term.name} are ends of episodes, {dead.name} say which rows terminate, of which "
+            f"{(dead.rows & ~term.rows).sum():,} lie within episodes"
+        )
         ends, term, free = ends or term, dead, True
     elif theirs and not (rewarded or dead or done or ends or timeout):
         notes.append(f"without rewards {term.name} are ends of episodes, none terminates")
@@ -170,7 +173,7 @@ def episodes(
         for flag in (term, timeout):
             if flag and (flag.rows & ~ends.rows)[:-1].any():
                 _contradict(source, flag, ends)
-    last = terminal | limit | (ends.rows if ends else no)
+    last = limit | (ends.rows if ends else no) | (no if free else terminal)
     last[-1] = True
     told = bool(ends or (timeout and last[:-1].any()))
     return Episodes(terminal, last, limit & ~terminal, told, notes)
@@ -277,6 +280,13 @@ def jumps(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
         for at in _blocks(n):
             differ[at] = ~(np.abs(one[at].astype(np.float64) - other[at]) <= allowed).all(1)
     return differ
+
+
+def moves(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
+    """[N] the largest change of a number of an observation in each row."""
+    one, other = obs.reshape(len(obs), -1), next_obs.reshape(len(obs), -1)
+    parts = [np.abs(other[at].astype(np.float64) - one[at]).max(1, initial=0.0) for at in _blocks(len(obs))]
+    return np.concatenate(parts or [np.zeros(0)])
 
 
 def _blocks(n: int, rows: int = 1 << 16) -> list[slice]:

@@ -14,9 +14,11 @@ from shared.fields import (
     DATA,
     FLAGS,
     GROUPS,
+    Episodes,
     episodes,
     every,
     jumps,
+    moves,
     plain,
     roles,
     speaks_of_an_end,
@@ -209,8 +211,9 @@ def _rows(
     ep = episodes(source, flags, n, rewarded, {word.partition("=")[2] for word in given})
     notes += ep.notes
     stored_next = "next_obs" in read.values()
-    last, timeout = ep.last, ep.timeout
-    if stored_next and (gaps := jumps(data["obs"], data["next_obs"]) & ~last[:-1]).any():
+    last, timeout = _goes_on(data["obs"], ep, notes), ep.timeout
+    apart = jumps(data["obs"], data["next_obs"]) if stored_next else np.zeros(n - 1, bool)
+    if (gaps := apart & ~last[:-1]).any():
         if not ep.told:
             last = last | np.r_[gaps, False]
             if last.mean() > 0.5 and n > 2:
@@ -245,12 +248,46 @@ def _rows(
     if stored_next:  # some write NaN where an episode was cut
         numbers = data["next_obs"].dtype.kind == "f"
         has_next = ~last | np.isfinite(data["next_obs"]).reshape(n, -1).any(1) if numbers else np.ones(n, bool)
+        has_next &= ~_of_the_next_episode(data["obs"], data["next_obs"], last, ~apart, notes)
     else:
         has_next = ~last | recorded
     if not has_next.all():
         at = has_next.reshape(-1, *(1,) * (after.ndim - 1))
         arrays |= {"next_obs": np.where(at, arrays["next_obs"], data["obs"]), "successor": has_next}
     return arrays, {"data": summary(arrays, timeout, read, not_read, notes, rewarded)}
+
+
+def _goes_on(obs: np.ndarray, ep: Episodes, notes: list[str]) -> np.ndarray:
+    """[N] last rows of episodes; of a log with time limits that goes on where the task has ended, these alone.
+
+    D4RL's AntMaze says in every row at the goal that it terminates: what terminates row after row, without a larger
+    change of the observation than there is within episodes, is one trajectory.
+    """
+    again = ep.terminal[:-1] & ep.terminal[1:]
+    if not (again.any() and ep.timeout.any()):
+        return ep.last
+    step = moves(obs[:-1], obs[1:])
+    on = ep.terminal[:-1] & (step <= step[~ep.last[:-1]].max(initial=0.0))
+    if not on[again].all():
+        return ep.last
+    notes.append(f"the log goes on after {on.sum():,} rows that terminate: episodes end by time limits")
+    return ep.last & ~np.r_[on, False]
+
+
+def _of_the_next_episode(
+    obs: np.ndarray, next_obs: np.ndarray, last: np.ndarray, follows: np.ndarray, notes: list[str]
+) -> np.ndarray:
+    """[N] last rows of which the stored next observation is the first of the next episode, as of a table that was
+    shifted by a row: the next row's (`follows` [N - 1]), and farther away than any within episodes.
+    """
+    found = np.zeros(len(obs), bool)
+    if (last[:-1] & follows).any() and not last[:-1].all():
+        step = moves(obs, next_obs)
+        found[:-1] = last[:-1] & follows & (step[:-1] > step[:-1][~last[:-1]].max())
+    if found.any():
+        found[-1] = np.array_equal(next_obs[-1], obs[0]) or np.array_equal(next_obs[-1], obs[-1])
+        notes.append(f"the next observation of {found.sum():,} last rows is the next episode's first: it is not used")
+    return found
 
 
 def _of(x: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Datasets as they are stored -> flat arrays: found, made or downloaded by name, read once, then cached."""
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -116,7 +117,8 @@ def _cached(stored: list[Path], how: str, read) -> tuple[dict[str, np.ndarray], 
             np.savez(f, __meta__=np.array(json.dumps(meta)), **arrays)
         os.replace(temporary, known)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return arrays, meta
 
 

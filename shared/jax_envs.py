@@ -12,6 +12,7 @@ from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import InputError
+from shared.spaces import without
 from shared.task import Task
 
 
@@ -51,8 +52,8 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     if hasattr(env, "reward_space"):
         raise InputError(f"{task.env_spec.id} has a reward of several objectives; make it one number (weights).")
     f, limit = env.func_env, task.env_spec.max_episode_steps or np.inf
-    task = dataclasses.replace(task)
-    task.__dict__["obs_space"] = env.observation_space  # nothing is made while a function is compiled
+    task = dataclasses.replace(task)  # nothing is made while a function is compiled
+    task.__dict__["obs_space"] = without(env.observation_space, task.left_out)
 
     def reset(keys, params=None):
         state = f.initial(keys[0]) if params is None else f.initial(keys[0], params)

@@ -7,7 +7,7 @@ import numpy as np
 
 from shared.errors import InputError, first_line
 from shared.fields import summary
-from shared.spaces import flatten_obs, goal_parts
+from shared.spaces import constant_texts, flatten_obs, goal_parts, less, without
 from shared.task import space_spec
 from shared.untrusted import check_hdf5
 
@@ -27,20 +27,32 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         action_space = dataset.action_space
         spec = space_spec((), action_space)
         episodes = list(dataset.iterate_episodes())
-        observations = [flatten_obs(e.observations, dataset.observation_space) for e in episodes]
+        texts = constant_texts(dataset.observation_space, [e.observations for e in episodes])
+        space = without(dataset.observation_space, texts)
+        rows = [len(e.rewards) for e in episodes]
+        observations = [flatten_obs(less(e.observations, texts), space) for e in episodes]
         stored = json.loads((data / "metadata.json").read_text()) if (data / "metadata.json").exists() else {}
         env = json.loads(stored.get("eval_env_spec") or stored.get("env_spec") or "{}")
-        ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
+        ends = np.cumsum(rows) - 1
+        for e, o in zip(episodes, observations, strict=True):
+            if len({len(e.actions), len(e.rewards), len(e.terminations), len(e.truncations)}) > 1:
+                raise InputError(f"episode {e.id} has arrays of different lengths")
+            if len(o) not in (len(e.rewards), len(e.rewards) + 1):
+                raise InputError(f"episode {e.id} has {len(o)} observations of {len(e.rewards)} steps")
+        known = np.repeat(True, ends[-1] + 1)
+        known[ends] = [len(o) > n for o, n in zip(observations, rows, strict=True)]  # some lack the last one
+        observations = [o if len(o) > n else np.r_[o, o[-1:]] for o, n in zip(observations, rows, strict=True)]
         last = np.zeros(ends[-1] + 1, bool)
         last[ends] = True
         arrays = {
-            "obs": np.concatenate([o[:-1] for o in observations]),
-            "next_obs": np.concatenate([o[1:] for o in observations]),
+            "obs": np.concatenate([o[:n] for o, n in zip(observations, rows, strict=True)]),
+            "next_obs": np.concatenate([o[1 : n + 1] for o, n in zip(observations, rows, strict=True)]),
             "action": np.concatenate([e.actions for e in episodes]),
             "reward": np.concatenate([e.rewards for e in episodes]),
             "terminal": np.concatenate([e.terminations for e in episodes]),
             "last": last,
         }
+        arrays |= {} if known.all() else {"successor": known}
         truncated = np.concatenate([e.truncations for e in episodes])
         infos = [f"infos/{name}" for name in episodes[0].infos or ()]
     except InputError as error:
@@ -51,13 +63,15 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError(f"{data} is not a readable Minari dataset ({first_line(error)}).") from None
     if not isinstance(env, dict) or not isinstance(env.get("kwargs", {}), dict):
         raise InputError(f"{data} has no readable environment in its metadata.")
+    notes = [f"the text '{name}' is '{text}' in every row: it is left out" for name, text in texts.items()]
     meta = {
         "env": env.get("id"),
         "env_kwargs": env.get("kwargs", {}),
         "max_episode_steps": env.get("max_episode_steps"),
         "wrappers": env.get("additional_wrappers") or [],
         "same_env": stored.get("eval_env_spec") in (None, stored.get("env_spec")),
-        "data": summary(arrays, truncated, {}, infos),
+        "left_out": list(texts),
+        "data": summary(arrays, truncated, {}, infos, notes),
     }
     if parts := goal_parts(dataset.observation_space):
         meta["data"]["goal"] = parts

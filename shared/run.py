@@ -47,12 +47,13 @@ from shared.task import Task
 def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: str) -> None:
     """Runs `main` from the command line; bad input is one sentence on stderr and exit status 2."""
     try:
-        args = parse(cls, presets, doc, objection=preset_objection)
+        told: list[str] = []  # by process 0 alone, and which it is shows when all have joined
+        args = parse(cls, presets, doc, objection=preset_objection, tell=told.append)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
         meet()
-        talks = not args.distributed or jax.process_index() == 0
-        with contextlib.redirect_stdout(sys.stdout if talks else io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO() if args.distributed and jax.process_index() else sys.stdout):
+            print(*told, sep="\n", end="\n" * bool(told), flush=True)
             main(args)
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
@@ -105,10 +106,8 @@ class Run:
         self.lane_args = jax.device_put(with_settings(args, padded), sharding)
         self._chunk_keys = self.over_lanes(chunk_keys, in_axes=(0, None, None))
 
-        act = seen_by(act, task)
-
         def policy(agent, obs, step, key, args):
-            return act(agent, obs, jax.random.fold_in(key, step), args)
+            return seen_by(act, task)(agent, obs, jax.random.fold_in(key, step), args)
 
         self._evaluate = Evaluator(
             task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),

@@ -1,5 +1,7 @@
 """Observations of gymnasium's spaces as vectors or images: the same of a dataset as of its environment."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from gymnasium import spaces
 
@@ -54,14 +56,37 @@ def flatten_goal_obs(obs, space: spaces.Dict, xp=np):
     return xp.concatenate([state, goal], axis=-1)
 
 
+def without(space: spaces.Space, names: Iterable[str]) -> spaces.Space:
+    """A Dict without the fields `names`; any other space as it is."""
+    if not (names and isinstance(space, spaces.Dict)):
+        return space
+    return spaces.Dict({name: of for name, of in space.items() if name not in names})
+
+
+def less(obs, names: Iterable[str]):
+    """An observation of such a space."""
+    return {name: x for name, x in obs.items() if name not in names} if names else obs
+
+
+def constant_texts(space: spaces.Space, observations: list) -> dict[str, str]:
+    """{field: text} of the texts of a Dict that are the same in all of `observations`: they teach nothing."""
+    if not isinstance(space, spaces.Dict):
+        return {}
+    found = {
+        k: {str(x) for obs in observations for x in obs[k]} for k, of in space.items() if isinstance(of, spaces.Text)
+    }
+    return {name: next(iter(texts)) for name, texts in found.items() if len(texts) == 1}
+
+
 def is_image(space: spaces.Box) -> bool:
     """Whether it is kept as an image: bytes in three axes, or four of which one counts stacked frames."""
     return space.dtype == np.uint8 and len(space.shape) in (3, 4)
 
 
 def _image(x, axes: int):
-    """[..., H, W, C] of [..., H, W, C], [..., C, H, W] or [..., frames, H, W, C]; channels are the shortest axis."""
+    """[..., H, W, C] of [..., H, W, C] or [..., C, H, W], with frames before them or not; channels are the shortest."""
     if axes == 4:
+        x = np.moveaxis(x, -3, -1) if x.shape[-3] < x.shape[-1] else x
         x = np.moveaxis(x, -4, -2)
         return x.reshape(*x.shape[:-2], -1)
     height, _, width = x.shape[-3:]

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import WrapperSpec
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, standard_name
-from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs
+from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs, less, without
 
 MAX_EPISODE_STEPS = 10_000
 """Of an episode where the environment has no time limit."""
@@ -37,6 +37,11 @@ class Spec(NamedTuple):
     """Discrete: the environment's number of action 0."""
     goal_shape: tuple[int, ...] = ()
     """Of a goal, where policies are given one (`shared.goals`)."""
+
+    @property
+    def images(self) -> bool:
+        """Whether observations are images [H, W, C] uint8."""
+        return len(self.obs_shape) == 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Task:
     """What was understood of the dataset when it was loaded; see `shared.fields.summary`."""
     tasks: tuple[int, ...] = ()
     """Numbers of the environment's tasks that are evaluated, each with its start and goal; empty: its own resets."""
+    left_out: tuple[str, ...] = ()
+    """Fields of the environment's observations that the data says nothing by."""
 
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
@@ -79,10 +86,10 @@ class Task:
 
     @cached_property
     def obs_space(self) -> gym.Space:
-        """The environment's own space of observations."""
+        """The environment's own space of observations, of what is seen of them."""
         env = self.make_env()
         env.close()
-        return env.observation_space
+        return without(env.observation_space, self.left_out)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -94,12 +101,12 @@ class Task:
         """What an environment is reset with: episode e is of task e mod their number."""
         return {"task_id": self.tasks[episode % len(self.tasks)]} if self.tasks else None
 
-    def require(self, discrete: bool | None = None) -> "Task":
-        """This task, or InputError where its actions are of the other kind or it has images."""
+    def require(self, discrete: bool | None = None, images: bool = False) -> "Task":
+        """This task, or InputError where its actions are of the other kind, or it has images and they are not asked."""
         if discrete is not None and discrete != self.spec.discrete:
             kinds = {True: "discrete", False: "continuous"}
             raise InputError(f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}.")
-        if len(self.spec.obs_shape) != 1:
+        if self.spec.images and not images:
             raise InputError(f"'{self.id}' has image observations; this needs vectors.")
         return self
 
@@ -113,7 +120,7 @@ class Task:
             raise InputError(f"'{self.id}' has no environment to change; give one with --env.")
         env_spec = registered_env(env_id, kwargs, self.env_spec.max_episode_steps)
         env = gym.make(env_spec)
-        spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
+        spec = space_spec(flat_obs_shape(without(env.observation_space, self.left_out)), env.action_space)
         env.close()
         if spec != self.spec:
             raise InputError(f"{env_id} has other observations or actions than '{self.id}'.")
@@ -126,7 +133,7 @@ class Task:
         """
         if self.spec.goal_shape:
             return flatten_goal_obs(obs, self.obs_space, xp)
-        obs = flatten_obs(obs, self.obs_space if self.env_spec else None, xp)
+        obs = flatten_obs(less(obs, self.left_out), self.obs_space if self.env_spec else None, xp)
         return obs if self.obs_mean is None else (obs - self.obs_mean) / self.obs_std
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
@@ -185,6 +192,7 @@ class Task:
             "options": self.options,
             "data": self.data,
             **({"tasks": list(self.tasks)} if self.tasks else {}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
     @classmethod
@@ -199,7 +207,8 @@ class Task:
             env = with_wrappers(env, d["env"].get("wrappers", []))
         spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in d["spec"].items()})
         known = {k: d[k] for k in ("reference", "baselines", "options")}
-        known |= {"env_module": module, "data": d.get("data", {}), "tasks": tuple(d.get("tasks", ()))}
+        known |= {"env_module": module, "data": d.get("data", {})}
+        known |= {name: tuple(d.get(name, ())) for name in ("tasks", "left_out")}
         return cls(d["id"], d["hash"], spec, env, **arrays, **known)
 
 
@@ -216,8 +225,9 @@ def registered_env(env_id: str, kwargs: dict | None = None, max_episode_steps: i
         if env_id not in gym.registry:
             importlib.import_module(plugin)
     if env_id not in gym.registry:
-        with contextlib.suppress(ImportError):  # not of requirements.txt
-            importlib.import_module("ogbench")
+        for package in ("ogbench", "minigrid"):  # not of requirements.txt
+            with contextlib.suppress(ImportError):
+                importlib.import_module(package)
     if env_id not in gym.registry:
         raise InputError(
             f"Environment '{env_id}' is not registered; {nearest(env_id, gym.registry)} "

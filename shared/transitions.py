@@ -43,6 +43,19 @@ def unpack(rows: jax.Array, spec: Spec, fields: tuple[str, ...] = FIELDS) -> Bat
     return Batch(**columns)
 
 
+def random_shift(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
+    """Images [..., H, W, C], each moved by -most to most pixels in both directions; its rim is repeated outwards.
+
+    Kostrikov et al., "Image Augmentation Is All You Need", arXiv 2004.13649 (whole pixels; DrQ-v2 interpolates).
+    """
+    height, width, channels = images.shape[-3:]
+    flat = images.reshape(-1, height, width, channels)
+    padded = jnp.pad(flat, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    corners = jax.random.randint(key, (len(flat), 2), 0, 2 * most + 1)
+    crop = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), flat.shape[1:])  # noqa: E731
+    return jax.vmap(crop)(padded, corners).reshape(images.shape)
+
+
 class AliasTable(NamedTuple):
     """Draws row i in proportion to its weight with two look-ups (Walker's alias method).
 
@@ -98,6 +111,8 @@ class Transitions:
     fields: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     table: AliasTable | None = None
     """How rows are drawn; None: uniformly."""
+    random_shift: int = dataclasses.field(default=0, metadata={"static": True})
+    """Pixels that `sample` moves images by at most."""
 
     def take(self, index: jax.Array) -> Batch:
         """Rows `index` [...] as a Batch."""
@@ -105,11 +120,21 @@ class Transitions:
             return unpack(self.rows[index], self.spec, self.fields)
         names = tuple(f for f in self.fields if "obs" not in f)
         batch = unpack(self.rows[index], self.spec._replace(obs_shape=(0,)), names)
-        at = self.frame[index]
-        return batch._replace(obs=self.frames[at], next_obs=self.frames[at + 1])
+        seen = [f for f in ("obs", "next_obs") if f in self.fields]
+        at = self.frame[index][..., None] + np.array([("obs", "next_obs").index(f) for f in seen])
+        return batch._replace(**dict(zip(seen, jnp.moveaxis(self.frames[at], index.ndim, 0), strict=True)))
 
     def sample(self, key: jax.Array, shape: int | tuple[int, ...]) -> Batch:
-        """`shape` rows with replacement: uniformly, or by the weights given to `Dataset.transitions`."""
+        """`shape` rows with replacement: uniformly, or by the weights given to `Dataset.transitions`.
+
+        Of images obs and next_obs are moved, each by itself, by up to `random_shift` pixels.
+        """
+        if self.random_shift:
+            key, obs_key, next_key = jax.random.split(key, 3)
+            batch = dataclasses.replace(self, random_shift=0).sample(key, shape)
+            keys = {"obs": obs_key, "next_obs": next_key}
+            images = {f: random_shift(keys[f], getattr(batch, f), self.random_shift) for f in keys if f in self.fields}
+            return batch._replace(**images)
         shape = (shape,) if isinstance(shape, int) else shape
         if self.table is None:
             return self.take(jax.random.randint(key, shape, 0, len(self.rows)))

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, load, timeless, write_pendulum
 from test_run import record, rows
 
+import shared.run
 from shared import distributed
 from shared.errors import InputError
 
@@ -79,6 +80,19 @@ def test_two_processes_make_the_tables_of_one(name, steps, tmp_path):
         with np.load(tmp_path / "two" / f"process-{i}" / "checkpoint" / "state.npz") as file:
             header = json.loads(str(file["__header__"]))
         assert [s["seed"] for s in header["settings"]] == [[0], [1, 2]][i] and len(header["settings"]) == lanes
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_process_0_alone_tells_of_the_preset(index, tmp_path, monkeypatch, capsys):
+    for name in ("join", "meet", "use_cpu_devices"):
+        monkeypatch.setattr(shared.run, name, lambda *_: None)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    words = ["td3_bc.py", "--dataset", str(tmp_path / "antmaze-umaze-v2.npz"), "--distributed", "auto"]
+    monkeypatch.setattr(sys, "argv", words)
+    module, seen = load("td3_bc"), []
+    shared.run.launch(seen.append, module.Args, module.PRESETS, "doc")
+    assert seen[0].preset == "antmaze"
+    assert ("preset antmaze: reward_shift -1" in capsys.readouterr().out) == (index == 0)
 
 
 PATCHED = """

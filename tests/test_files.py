@@ -238,6 +238,76 @@ def test_single_transitions_are_told(tmp_path):
     assert any("single transitions" in note for note in data.task.data["notes"])
 
 
+# ------------------------------------------------------------------------------ reports of users
+
+
+def test_a_log_that_goes_on_at_the_goal(tmp_path):
+    """D4RL 199: AntMaze terminates in every row at the goal; not an episode for each of them."""
+    place = np.tile(np.minimum(np.arange(T), 40), E)[:, None] * np.ones(4) + 0.5 * (np.arange(N) // T)[:, None]
+    there = np.tile(np.arange(T) >= 40, E) & (np.arange(N) < 6 * T)
+    arrays = {"observations": place, "terminals": there, "rewards": there * 1.0, "timeouts": ENDS & ~there}
+    data = load_dataset(write(tmp_path / "x.hdf5", log(next_observations=None, **arrays)))
+    assert counts(data) == (N, E, 60) and (data.last == ENDS).all()
+    assert data.episode_returns().tolist() == [1.0] * 6 + [0.0] * 2
+    assert "goes on after 54 rows that terminate" in data.task.data["notes"][0]
+    short = {"terminals": np.isin(np.arange(N), (48, 49)), "timeouts": ENDS & (np.arange(N) > T)}
+    apart = log()["observations"].copy()
+    apart[49] += 500.0  # an episode of one row, somewhere else
+    data = load_dataset(write(tmp_path / "y.hdf5", log(observations=apart, next_observations=None, **short)))
+    assert data.ends()[:2].tolist() == [48, 49] and len(data.ends()) == E + 1
+
+
+@pytest.mark.parametrize("flags", [{"terminals": ENDS}, {"terminals": SOME, "timeouts": ENDS & ~SOME}])
+def test_next_observations_that_were_shifted_over_the_ends_of_episodes(flags, tmp_path):
+    """D4RL 145: what is stored behind an episode's last row is the first observation of the next one."""
+    obs = log()["observations"]
+    for i, end in enumerate((obs[:1], obs[-1:])):
+        data = load_dataset(write(tmp_path / f"{i}.npz", log(next_observations=np.r_[obs[1:], end], **flags)))
+        assert counts(data)[:2] == (N, E) and (data.successor == ~ENDS).all()
+        np.testing.assert_array_equal(data.next_obs[ENDS], obs[ENDS])
+        assert any("8 last rows is the next episode's first" in note for note in data.task.data["notes"])
+    honest = load_dataset(write(tmp_path / "honest.npz", log(**flags)))
+    assert honest.successor.all() and honest.task.data["notes"] == []
+
+
+def test_a_log_without_resets_that_is_cut_by_time_limits_keeps_its_successors(tmp_path):
+    """D4RL 85: in Maze2D a timeout says that the goal has changed."""
+    walk = np.cumsum(np.random.default_rng(0).uniform(0.1, 0.3, (N + 1, 4)), 0).astype(np.float32)
+    walk[:: T // 2] += 0.2
+    data = load_dataset(
+        write(
+            tmp_path / "x.npz", log(observations=walk[:-1], next_observations=walk[1:], timeouts=ENDS, terminals=NONE)
+        )
+    )
+    assert counts(data) == (N, E, 0) and data.successor.all()
+
+
+def test_demonstrations_without_rewards_or_ends(tmp_path):
+    """MimicGen 30: groups of observations and actions alone are episodes to be cloned."""
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        for e, part in enumerate(episodes_of(log())):
+            file[f"data/demo_{e}/obs/object"], file[f"data/demo_{e}/actions"] = part["observations"], part["actions"]
+            file[f"data/demo_{e}/states"] = np.zeros((T, 9))
+    data = load_dataset(str(tmp_path / "x.hdf5"))
+    assert counts(data) == (N, E, 0) and data.require(reward=False) is data and data.obs.shape == (N, 4)
+
+
+def test_d3rlpy_of_version_1(tmp_path):
+    """d3rlpy 166: terminals are terminations, episode_terminals ends of episodes."""
+    arrays = log(next_observations=None, terminals=SOME.astype(np.float32), episode_terminals=ENDS.astype(np.float32))
+    arrays |= {"discrete_action": np.array(False), "create_mask": np.array(False), "version": np.bytes_("1.0")}
+    data = load_dataset(write(tmp_path / "x.h5", arrays))
+    assert counts(data) == (N, E, 3) and data.task.data["cuts"] == 5
+
+
+def test_actions_beyond_one_keep_their_range(tmp_path):
+    """robomimic 38: 1.79 in one dimension is no reason to clip."""
+    action = log()["actions"].copy()
+    action[7, 1] = 1.75
+    data = load_dataset(write(tmp_path / "x.npz", log(actions=action, terminals=ENDS)))
+    np.testing.assert_allclose(data.task.to_env(data.action), action, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------ missing successors
 
 
@@ -415,6 +485,30 @@ def test_ogbench_with_one_task(tmp_path):
     assert (data.reward.min(), data.reward.max()) == (-1.0, 0.0)
 
 
+def test_a_row_that_terminates_within_a_trajectory(tmp_path):
+    """OGBench's masks: bootstrapping and returns end at the goal, the trajectory goes on; the next row is of it."""
+    goal = np.isin(np.arange(N), (20, 70, 71))
+    reward = np.where(goal, 0.0, -1.0)
+    for i, changes in enumerate(({}, {"next_observations": None})):
+        arrays = log(rewards=reward, terminals=ENDS.astype(np.float32), masks=1.0 - goal, **changes)
+        data = load_dataset(write(tmp_path / f"{i}.npz", arrays))
+        assert counts(data) == (N, E, 3) and (data.terminal == goal).all() and (data.last == ENDS).all()
+        assert data.task.data["cuts"] == E and "3 lie within episodes" in data.task.data["notes"][0]
+        assert data.successor[goal].all()  # what follows is known
+        togo = data.return_to_go()
+        assert togo[[0, 20, 21, 50, 70, 71, 72, 99]].tolist() == [-20, 0, -29, -20, 0, 0, -28, -1]
+        assert data.episode_returns().tolist() == [-20, -20, *[-50] * 6]
+        rows, mask = data.windows(4)
+        assert (
+            rows[19].tolist() == [19, 20, 21, 22] and mask[19].all() and mask[48].tolist() == [True, True, False, False]
+        )
+        action, known = data.next_action()
+        assert known[20] and (action[20] == data.action[21]).all()
+        total, row, weight = data.n_step(3, 0.5)
+        assert (total[19], row[19], weight[19]) == (-1.0, 20, 0.0) and row[20] == 20 and row[21] == 23
+        assert data.usable()[goal].all()
+
+
 def test_images_in_either_order_of_axes(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (N + 1, 9, 12, 12), dtype=np.uint8)
     arrays = {"image": frames[:-1], "action": log()["actions"], "reward": np.ones(N), "is_last": ENDS}
@@ -472,6 +566,12 @@ def test_without_an_environment_the_data_gives_the_range_of_actions(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- cache
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OFFLINE_RL_CACHE", str(tmp_path / "file"))
+    assert counts(load_dataset(write(tmp_path / "x.npz", log(terminals=ENDS)))) == (N, E, E)
 
 
 def test_what_another_reader_understood_is_read_again(tmp_path, monkeypatch):

@@ -40,6 +40,14 @@ def test_discrete_cql_beats_cloning_on_mixed_cartpole(tmp_path):
     assert cql.mean() > train("bc", tmp_path, **shared).mean()
 
 
+def test_cloning_and_td3_bc_learn_from_pictures(tmp_path):
+    """The dataset's mean return is 0.76, a uniform policy's near 0."""
+    shared = {"dataset": "point-pixels-mixed", "random_shift": 1, "updates": 1_200, "batch_size": 64}
+    shared |= {"hidden_dims": (64, 64), "eval_every": 1_200, "eval_episodes": 20}
+    assert train("bc", tmp_path, **shared).mean() > 0.9
+    assert train("td3_bc", tmp_path, **shared, alpha=0.5, tau=0.02).mean() > 0.9
+
+
 def test_the_gap_of_cql_falls_with_alpha(tmp_path):
     """A larger penalty leaves a smaller gap between the soft maximum of Q and the data's Q."""
     module = load("cql")

@@ -18,7 +18,7 @@ from reference import SPEC
 import shared.arguments
 from results.raw import changed_settings, read_run
 from shared.arguments import Fraction, StaticFraction, float_fields, parse
-from shared.checkpoint import comparable, load_lanes, refuse_another_run, renamed, save_tree
+from shared.checkpoint import comparable, load_lanes, pretrained_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
 from shared.lanes import with_settings
@@ -242,6 +242,30 @@ def test_a_run_with_former_names_is_fine_tuned_but_not_resumed(old_run):
     header["task"]["hash"] = ""
     with pytest.raises(InputError, match=r"is of a time when --[\w-]+ was --[\w-]+: .* cannot be resumed\.$"):
         refuse_another_run(run_dir, header, header["algorithm"], Task("log", "", SPEC), args, settings)
+
+
+def test_a_checkpoint_of_before_an_argument_or_a_part_of_the_spec_is_read(tmp_path):
+    """What there was not then is at its default; another value is refused."""
+    args = load("iql").Args(updates=10)
+    header = {"algorithm": "iql", "args": comparable(args), "task": Task("log", "", SPEC).describe(), "done": 10}
+    header = json.loads(json.dumps(header | {"settings": [{"seed": 0}]}))
+    for name in ("fields", "episode_length", "discrete", "max_episode_steps", "random_shift"):
+        del header["args"][name]
+    for name in ("action_shape", "action_start"):
+        del header["task"]["spec"][name]
+    path = tmp_path / "checkpoint" / "state.npz"
+    path.parent.mkdir()
+    save_tree(path, {"x": np.zeros(1)}, header)
+    found, lanes, updates = pretrained_lanes(tmp_path, Task("log", "", SPEC), [{"seed": 0}])
+    assert (found, lanes.tolist(), updates) == (path, [0], 10)
+    with pytest.raises(InputError, match=r"other data .*\(spec\)"):
+        pretrained_lanes(tmp_path, Task("log", "", SPEC._replace(action_shape=(1, 2))), [{"seed": 0}])
+    refuse_another_run(tmp_path, header, "iql", Task("log", "", SPEC), args, [{"seed": 0}])
+    for change in ({"random_shift": 4}, {"episode_length": 5}):
+        with pytest.raises(InputError, match="--resume with --"):
+            refuse_another_run(
+                tmp_path, header, "iql", Task("log", "", SPEC), dataclasses.replace(args, **change), [{"seed": 0}]
+            )
 
 
 def test_the_raw_files_of_a_run_with_former_names_are_read_under_todays(tmp_path):

@@ -1,5 +1,7 @@
 """Spaces: flattened as gymnasium does, the same in a dataset and in its environment, or refused by name."""
 
+import dataclasses
+
 import gymnasium as gym
 import minari
 import numpy as np
@@ -198,6 +200,97 @@ def test_the_datas_action_space_is_compared_with_the_environments():
     stored("test/two-v0", spaces.Box(-8, 8, (4,)), spaces.Discrete(2, start=1))
     with pytest.raises(InputError, match=r"Discrete\(2, start=1\).*CartPole-v1 has Discrete\(2\)"):
         load_dataset("test/two-v0", "CartPole-v1")
+
+
+def test_episodes_of_one_observation_too_few(monkeypatch):
+    """Minari 199: as many observations as steps; what follows the last one is not known, and nothing is moved."""
+    obs, _ = stored("test/few-v0", spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
+    whole, read = load_dataset("test/few-v0"), minari.MinariDataset.iterate_episodes
+
+    def cut(by: int):
+        def episodes(dataset):
+            for e in read(dataset):
+                yield e if e.id != 1 else dataclasses.replace(e, observations=e.observations[:-by])
+
+        return episodes
+
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(1))
+    monkeypatch.setenv("OFFLINE_RL_CACHE", "/dev/null")  # nothing is kept
+    data = load_dataset("test/few-v0")
+    np.testing.assert_array_equal(data.obs, whole.obs)
+    assert data.successor.tolist() == [i != 11 for i in range(18)]
+    np.testing.assert_array_equal(data.next_obs[data.successor], whole.next_obs[data.successor])
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(2))
+    with pytest.raises(InputError, match="episode 1 has 5 observations of 6 steps"):
+        load_dataset("test/few-v0")
+
+
+def test_a_time_limit_that_is_shorter_than_the_datas_episodes_is_told():
+    """Minari 286."""
+    env = gym.make("SpacesTest/Odd-v0")
+    stored("test/long-v0", env.observation_space, env.action_space, env=env)
+    notes = load_dataset("test/long-v0").task.data["notes"]
+    assert notes == ["the data has episodes of up to 6 rows, SpacesTest/Odd-v0 ends them after 5 steps"]
+
+
+class Told(gym.Env):
+    """MiniGrid's observations: picture, direction, and a mission of no space that gymnasium knows to flatten."""
+
+    class Mission(spaces.Space):
+        def sample(self, *_):
+            return "reach the goal"
+
+        def contains(self, x):
+            return isinstance(x, str)
+
+    seen = {"direction": spaces.Discrete(4), "image": spaces.Box(0, 255, (3, 3, 3), np.uint8)}
+    action_space = spaces.Discrete(7)
+
+    def __init__(self):
+        self.observation_space = spaces.Dict(self.seen | {"mission": self.Mission()})
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gym.register("SpacesTest/Told-v0", f"{__name__}:Told", max_episode_steps=5, disable_env_checker=True)
+
+
+def told(name: str, missions: list[str]):
+    """A dataset of three episodes, each with one of the missions."""
+    space = spaces.Dict(Told.seen | {"mission": spaces.Text(20, charset="abcdefghijklmnopqrstuvwxyz")})
+    space.seed(0)
+    buffers, obs = [], []
+    for mission in missions:
+        obs.append([space.sample() | {"mission": mission} for _ in range(5)])
+        known = {"actions": np.arange(4), "rewards": [0.0] * 4, "terminations": [False] * 4, "infos": {}}
+        buffers.append(EpisodeBuffer(observations=stacked(obs[-1]), truncations=[False] * 3 + [True], **known))
+    minari.create_dataset_from_buffers(
+        name, buffer=buffers, observation_space=space, action_space=Told.action_space, eval_env="SpacesTest/Told-v0"
+    )
+    return obs
+
+
+def test_a_text_that_never_changes_is_left_out_and_told(capsys):
+    obs = told("test/told-v0", ["reach the goal"] * 3)
+    data = load_dataset("test/told-v0")
+    right = [flatten(spaces.Dict(Told.seen), {k: o[k] for k in Told.seen}) for e in obs for o in e[:-1]]
+    np.testing.assert_array_equal(data.obs, np.float32(right))
+    assert capsys.readouterr().out.count("the text 'mission' is 'reach the goal' in every row: it is left out") == 1
+    env = data.task.make_env()
+    seen, _ = env.reset(seed=0)
+    again = Task.from_description(data.task.describe())
+    for task in (data.task, again, data.task.in_env("SpacesTest/Told-v0")):
+        assert task.observe(seen).shape == data.spec.obs_shape == (31,)
+
+
+def test_texts_that_change_and_are_not_of_their_space_are_refused():
+    told("test/told-v0", ["reach the goal", "go to the door", "reach the goal"])
+    with pytest.raises(InputError, match="'reach the goal' is not of the observation space Text.*no letter ' '"):
+        load_dataset("test/told-v0")
 
 
 def test_a_spec_is_the_same_where_there_is_nothing_odd():

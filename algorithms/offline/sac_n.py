@@ -258,7 +258,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args.dataset, args.env, args.clip_actions).require(discrete=False)
+    data = load_dataset(args).require(discrete=False)
     if args.standardize_reward:
         data.reward_range()  # refuses rewards that are all equal
         std = float(data.reward.std())

@@ -5,11 +5,15 @@ The actor maximises lambda Q(s, pi(s)) - (pi(s) - a)^2 (eq. 3), with lambda = al
 alpha serves rewards of any size (eq. 5); everything else is TD3 (clipped double Q-learning, target policy
 smoothing, delayed actor), with normalised observations (eq. 4).
 
+On images it is DrQ+BC of V-D4RL (Lu et al., TMLR 2023, arXiv 2206.04779): an encoder that the critics' loss trains
+and at which the actor's gradient stops, without a target of its own, and --random-shift.
+
 Choose it when actions are continuous and you want the simplest and fastest method with a critic.
 
 Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
-- actions are in [-1, 1] and rescaled to the environment's range outside the networks.
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- of DrQ+BC: padded convolutions, one trunk for actor and critics, 1-step targets, TD3's noise and target actor.
 
     python algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 4 --updates 50000
     python algorithms/offline/td3_bc.py --dataset hopper-medium --seeds 8 --alpha 1 2.5 4
@@ -59,6 +63,8 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
+    random_shift: int = 0
+    """Pixels by which images are moved at random in training, at most (DrQ uses 4); 0: they are not."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
 
@@ -66,6 +72,30 @@ class Args(OfflineArgs):
 PRESETS = {"antmaze": {"reward_shift": -1.0}}
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+def patches(x, stride: int):
+    """[B, H, W, C] -> [B, H / stride, W / stride, 9 C]: what a padded 3x3 convolution multiplies by its kernel.
+
+    As a product of matrices it is many times faster in a scan on CPU, and needs no grouped one where lanes are vmapped.
+    """
+    _, height, width, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate(
+        [x[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)], -1
+    )
+
+
+class Encoder(nn.Module):
+    """Images [B, H, W, C] uint8 -> [B, 50]: V-D4RL's four convolutions (padded, so that small images do) and trunk."""
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs / 255.0 - 0.5
+        for stride in (2, 1, 1, 1):
+            x = nn.relu(nn.Dense(32, kernel_init=nn.initializers.orthogonal(jnp.sqrt(2.0)))(patches(x, stride)))
+        x = nn.Dense(50, kernel_init=nn.initializers.orthogonal())(x.reshape(len(x), -1))
+        return jnp.tanh(nn.LayerNorm()(x))
 
 
 class Actor(nn.Module):
@@ -94,6 +124,7 @@ class Critic(nn.Module):
 class Networks(NamedTuple):
     actor: Actor
     critic: Critic
+    encoder: Encoder
 
 
 class Agent(flax.struct.PyTreeNode):
@@ -105,6 +136,14 @@ class Agent(flax.struct.PyTreeNode):
     target_critic: Any
     actor_opt: optax.OptState
     critic_opt: optax.OptState
+    encoder: Any = None
+    """Of images; None: observations are vectors."""
+    encoder_opt: optax.OptState = None
+
+
+def encode(agent: Agent, encoder, obs):
+    """What the networks see: features of images [B, 50], vectors as they are."""
+    return obs if encoder is None else agent.nets.encoder.apply(encoder, obs)
 
 
 def q_values(net: Critic, critics, obs, action):
@@ -138,9 +177,14 @@ def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims))
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims), Encoder())
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    encoder, encoder_opt = None, None
+    if spec.images:
+        actor_key, encoder_key = jax.random.split(actor_key)
+        encoder = nets.encoder.init(encoder_key, obs)
+        encoder_opt, obs = optax.adam(args.critic_lr).init(encoder), nets.encoder.apply(encoder, obs)
     actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
     return Agent(
@@ -151,20 +195,31 @@ def init(key, args: Args, spec: Spec) -> Agent:
         target_critic=critic,
         actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
+        encoder=encoder,
+        encoder_opt=encoder_opt,
     )
 
 
 def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
-    """One gradient step of the two critics."""
-    grad = jax.value_and_grad(critic_loss, has_aux=True)
-    (loss, info), grads = grad(agent.critic, agent, batch, key, args)
+    """One gradient step of the two critics, and of the encoder of images, by their loss of its features of obs."""
+
+    def loss_of(critic, encoder):
+        obs, next_obs = encode(agent, encoder, batch.obs), encode(agent, agent.encoder, batch.next_obs)
+        return critic_loss(critic, agent, batch._replace(obs=obs, next_obs=next_obs), key, args)
+
+    grad = jax.value_and_grad(loss_of, (0, 1), has_aux=True)
+    (loss, info), (grads, encoder_grads) = grad(agent.critic, agent.encoder)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+    if agent.encoder is not None:
+        updates, encoder_opt = optax.adam(args.critic_lr).update(encoder_grads, agent.encoder_opt)
+        agent = agent.replace(encoder=optax.apply_updates(agent.encoder, updates), encoder_opt=encoder_opt)
     return agent, {"critic_loss": loss, **info}
 
 
 def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
-    """One gradient step of the actor, and a Polyak step of all targets."""
+    """One gradient step of the actor (its gradient stops at the encoder), and a Polyak step of all targets."""
+    batch = batch._replace(obs=encode(agent, agent.encoder, batch.obs))
     (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, args)
     updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
@@ -184,7 +239,7 @@ def update(agent: Agent, batches: Batch, keys, args: Args) -> tuple[Agent, dict]
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1], deterministic."""
-    return agent.nets.actor.apply(agent.actor, obs)
+    return agent.nets.actor.apply(agent.actor, encode(agent, agent.encoder, obs))
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
@@ -202,11 +257,11 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args).require(discrete=False)
+    data = load_dataset(args).require(discrete=False, images=True)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
-        transitions = run.replicate(data.transitions())
+        transitions = run.replicate(data.transitions(random_shift=args.random_shift))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
