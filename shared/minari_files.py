@@ -57,7 +57,7 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         "max_episode_steps": env.get("max_episode_steps"),
         "wrappers": env.get("additional_wrappers") or [],
         "same_env": stored.get("eval_env_spec") in (None, stored.get("env_spec")),
-        "data": summary(arrays, truncated, {}, infos),
+        "data": summary(arrays, truncated, {}, infos, rewarded=stored.get("rewards", True)),
     }
     if "ref_min_score" in stored and "ref_max_score" in stored:
         pair = stored["ref_min_score"], stored["ref_max_score"]
