@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -280,8 +280,12 @@ def env_task(env_id: str) -> Task:
 def recipes() -> dict[str, str]:
     """{name: environment id} of datasets/recipes.txt, and of the variants of OGBench's data."""
     path = ROOT / "datasets" / "recipes.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    listed = dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
+    return dict(_recipes_of(path.read_text() if path.exists() else ""))
+
+
+@cache
+def _recipes_of(text: str) -> dict[str, str]:
+    listed = dict(line.split("\t")[:2] for line in text.splitlines() if line and not line.startswith("#"))
     theirs = [variant for name in listed if name.startswith("ogbench-") for variant in ogbench_variants(name)]
     return listed | {variant: ogbench_env(variant.removeprefix("ogbench-")) for variant in theirs}
 
