@@ -4,6 +4,7 @@ Without the package ogbench only the first half runs.
 """
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -286,6 +287,21 @@ def test_numpys_global_generator_is_as_it_was():
         inside = np.random.rand()  # noqa: NPY002
     found.append(np.random.rand())  # noqa: NPY002
     assert found == expected.tolist() and inside not in found
+
+
+def test_published_figures_are_of_data_that_is_made_here():
+    """The figures to hold ours against: every one with its source, of a name that `--dataset` takes."""
+    published = json.loads((ROOT / "results" / "published.json").read_text())
+    rows = published["rows"]
+    assert len({(row["dataset"], row["tasks"], row["algorithm"]) for row in rows}) == len(rows) > 200
+    for row in rows:
+        assert row["dataset"] in recipes() and 0 <= row["mean"] <= 100 and row["source"] in published["sources"]
+        assert ("singletask" in row["dataset"]) == (row["tasks"] in ("mean of 5", "default"))
+    for source in published["sources"].values():
+        assert source["paper"] and source["read"] and source["scale"] and source["updates"] == 1_000_000
+    of_default = [row for row in rows if (row["tasks"], row["dataset"][:19]) == ("default", "ogbench-cube-single")]
+    default = {row["algorithm"]: row["mean"] for row in of_default}
+    assert default == {"bc": 3, "iql": 85, "rebrac": 92, "idql": 96, "ifql": 73, "fql": 97}
 
 
 # ----------------------------------------------------------------------------------- with ogbench
