@@ -27,6 +27,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import time
 import warnings
 import zipfile
@@ -278,6 +279,7 @@ def play_all(data: str, seed: int, blocks: list[tuple[str, int, int]], work: Pat
 
 def play_blocks(data: str, seed: int, blocks: list[tuple[str, int, int]], work: Path, parent: int) -> None:
     """The work of one process; it ends with the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
     for block in blocks:
         if os.getppid() != parent:
             return

@@ -452,6 +452,21 @@ def test_the_ball_goes_where_the_recipe_says():
     cells = {env.xy_to_ij(xy) for xy in rows["observations"]}
     assert len(cells) > 12  # one goal after the other
     np.testing.assert_array_equal(rows["observations"], rows["qpos"])
+    data, jumps = "pointmaze-teleport-navigate", 0
+    exits = np.array(ogbench_data.collection(data).unwrapped._teleport_info["teleport_out_xys"])
+    for episode in range(3):
+        rows = ogbench_data.play_episode(data, 0, "train", episode)
+        jumped = (rows["observations"] != rows["qpos"]).any(1)  # the observation is the place that was left
+        assert all((np.abs(exits - xy).max(1) < 1e-6).any() for xy in rows["qpos"][jumped])
+        jumps += jumped.sum()
+    assert jumps > 0
+
+
+@with_ogbench
+def test_a_process_that_fails_is_said(roots, monkeypatch):
+    monkeypatch.setattr(ogbench_data, "cores", lambda: 2)
+    with pytest.raises(InputError, match=r"A process that played cube-none-play failed \(exit code 1\)"):
+        ogbench_data.play_all("cube-none-play", 0, [("train", 0, 1), ("train", 1, 1)], roots)
 
 
 @with_ogbench
