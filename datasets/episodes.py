@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -23,8 +23,8 @@ class Recipe(NamedTuple):
     steps: int
     policy: str
     """Who acts, in one sentence."""
-    collect: Callable[[int, int], list[EpisodeBuffer]]
-    """(steps, first seed) -> complete episodes; the last one is cut at `steps` rows."""
+    collect: Callable[[int, int], Iterable[EpisodeBuffer]]
+    """(steps, first seed) -> complete episodes, all played; the last one is cut at `steps` rows (not OGBench's)."""
     reference: str
     """Key in reference_scores.json."""
     expert: str
@@ -32,6 +32,10 @@ class Recipe(NamedTuple):
     returns: Callable[[str, int], np.ndarray] | None
     """("random" | "expert", episodes) -> returns [episodes] in the evaluation environment; None: the pair in
     reference_scores.json is exact, and not measured."""
+    packages: tuple[str, ...] = ()
+    """Beyond those of requirements.txt, whose versions are recorded."""
+    rewards: bool = True
+    """False: goals are for whoever learns from it to choose; rewards are stored as 0."""
 
 
 def cores() -> int:

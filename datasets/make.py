@@ -2,13 +2,18 @@
 
   python datasets/make.py --list                         what can be made
   python datasets/make.py pendulum-mixed hopper-random   make these (Minari id: local/<name>-v<version>)
-  python datasets/make.py --all --steps 20000            make everything, small
+  python datasets/make.py --all --steps 20000            make everything (but OGBench's data), small
+  python datasets/make.py ogbench-cube-single-play --steps 200000           OGBench's own data, a fifth of it
+  python datasets/make.py ogbench-cube-single-play-singletask-task2         the same with the rewards of a task
   python datasets/make.py --reference Hopper-v5          measure the returns worth 0 and 100
   python datasets/make.py --table                        table.md and table.json of what is here
   python datasets/make.py --check                        compare what is here with table.json
 
 Datasets go to Minari's root ($MINARI_DATASETS_PATH or ~/.minari/datasets) and appear there only
 once complete. `recipes.txt` lists the names; a name's first word says which module makes it.
+OGBench's data (`ogbench-...`; pip install ogbench==1.2.2 dm_control==1.0.44) is also written in OGBench's own form, to
+$OGBENCH_DATASETS_PATH or ~/.ogbench/made, by as many processes as there are cores; --steps takes whole episodes, and a
+job that was killed goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -20,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +38,7 @@ import locks
 import locomotion
 import minari
 import numpy as np
+import ogbench_data
 import pointmaze
 import pointworld
 import scripted
@@ -55,6 +61,7 @@ MODULES = {
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,
+    "ogbench": ogbench_data,
 }
 REFERENCE_EPISODES = 100
 # (min, max) of D4RL's environments: Farama-Foundation/D4RL, d4rl/infos.py.
@@ -103,6 +110,11 @@ def known_name(name: str) -> str:
     raise InputError(f"There is no recipe '{name}'; {nearest(name, recipes())}")
 
 
+def own_recipes() -> list[str]:
+    """All names but those of OGBench's data, which is large, needs a further package, and has no scores to measure."""
+    return [name for name in recipes() if not name.startswith("ogbench-")]
+
+
 def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False) -> None:
     """Collects a recipe's episodes and writes them as the Minari dataset local/<name>.
 
@@ -120,18 +132,17 @@ def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False
     episodes = made_by.collect(steps or made_by.steps, seed)
     played = time.perf_counter() - start
     with scratch_root(final.parent.parent) as root:
-        write(name, made_by, episodes, seed, start)
+        total, returns = write(name, made_by, episodes, seed, start)
         final.parent.mkdir(exist_ok=True)
         if final.exists():
             os.replace(final, root / "replaced")
         os.replace(root / "local" / final.name, final)
     describe_namespace(final.parent)
-    total, wall = sum(map(len, episodes)), time.perf_counter() - start
-    returns = [float(e.rewards.sum()) for e in episodes]
+    wall = time.perf_counter() - start
+    speed = f"{total / played:,.0f} steps/s, " if played > 0.1 else ""  # played, and not out of a file
     print(
-        f"{name}: {total:,} steps, {len(episodes):,} episodes, return {np.mean(returns):.1f} "
-        f"({min(returns):.1f} to {max(returns):.1f}); {total / played:,.0f} steps/s, "
-        f"{wall:.1f} s in all"
+        f"{name}: {total:,} steps, {len(returns):,} episodes, return {np.mean(returns):.1f} "
+        f"({min(returns):.1f} to {max(returns):.1f}); {speed}{wall:.1f} s in all"
     )
 
 
@@ -159,14 +170,26 @@ def scratch_root(root: Path) -> Iterator[Path]:
                 os.environ["MINARI_DATASETS_PATH"] = earlier
 
 
-def write(name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, start: float) -> None:
-    """Writes a complete Minari dataset, metadata included, into Minari's present root."""
+def write(
+    name: str, made_by: Recipe, episodes: Iterable[EpisodeBuffer], seed: int, start: float
+) -> tuple[int, np.ndarray]:
+    """Writes a complete Minari dataset, metadata included, into Minari's present root; its steps and returns.
+
+    `episodes` are taken one by one: not all of them need be in memory.
+    """
     reference = reference_scores().get(made_by.reference, {})
-    returns = np.array([e.rewards.sum() for e in episodes], np.float64)
+    returns: list[float] = []
+
+    def counted() -> Iterator[EpisodeBuffer]:
+        for e in episodes:
+            returns.append(float(e.rewards.sum(dtype=np.float64)))
+            yield e
+
     space = gym.make(made_by.env).observation_space
     dataset = minari.create_dataset_from_buffers(
         recipe_id(name),
-        episodes,
+        counted(),
+        jpeg_encoding=False,  # pictures as they are
         env=made_by.env,
         eval_env=made_by.eval_env,
         observation_space=in_float32(space),
@@ -179,19 +202,21 @@ def write(name: str, made_by: Recipe, episodes: list[EpisodeBuffer], seed: int, 
         ref_max_score=reference.get("max"),
         num_episodes_average_score=reference.get("episodes", REFERENCE_EPISODES),
     )
-    packages = ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
+    packages = ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy", *made_by.packages)
     dataset.storage.update_metadata(
         {
             "recipe": name,
             "policy": made_by.policy,
             "seed": seed,
             "versions": {p: importlib.metadata.version(p) for p in packages},
-            "mean_return": float(returns.mean()),
-            "min_return": float(returns.min()),
-            "max_return": float(returns.max()),
+            "mean_return": float(np.mean(returns)),
+            "min_return": min(returns),
+            "max_return": max(returns),
             "seconds": round(time.perf_counter() - start, 1),
+            **({} if made_by.rewards else {"rewards": False}),
         }
     )
+    return dataset.storage.total_steps, np.array(returns)
 
 
 def in_float32(space: gym.Space) -> gym.Space:
@@ -204,9 +229,11 @@ def in_float32(space: gym.Space) -> gym.Space:
 
 
 def description(name: str) -> str:
-    """The third column of recipes.txt."""
+    """The third column of recipes.txt; with the rest of the name, where it is a variant of one that is listed."""
     lines = (HERE / "recipes.txt").read_text().splitlines()
-    return dict(line.split("\t")[::2] for line in lines if not line.startswith("#"))[name]
+    texts = dict(line.split("\t")[::2] for line in lines if not line.startswith("#"))
+    listed = max((k for k in texts if f"{name}-".startswith(f"{k}-")), key=len)
+    return texts[listed] + (f"; {name[len(listed) + 1 :]}" if name != listed else "")
 
 
 def describe_namespace(folder: Path) -> None:
@@ -239,7 +266,7 @@ def measure_references(names: list[str]) -> None:
     0 is the mean return of 100 episodes of uniform actions, 100 that of 100 episodes of the expert:
     the trained policy (stochastic), or the scripted controller without its noise.
     """
-    known = {r.reference: r for r in map(recipe, recipes()) if r.returns}
+    known = {r.reference: r for r in map(recipe, own_recipes()) if r.returns}
     table = reference_scores() | d4rl_pairs()
     for name in names or known:
         if name not in known:
@@ -344,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets to make")
-    parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt")
+    parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt but OGBench's")
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
     parser.add_argument(
@@ -357,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         parser.error("--steps must be at least 1")
-    names = list(recipes()) if args.all else args.names
+    names = [*own_recipes(), *args.names] if args.all else args.names
     for name in names:  # every name is checked before the first dataset is made
         recipe(name)
     if args.list:

@@ -158,6 +158,20 @@ def baselines(rows: list[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
+PUBLISHED = Path(__file__).resolve().parent / "published.json"
+"""Figures of papers, typed: each with its source."""
+
+
+def published(rows: list[Row], file: Path = PUBLISHED) -> list[dict]:
+    """The figures of papers {dataset, tasks, algorithm, mean, sd, source} for algorithms and datasets that `rows` have.
+
+    Of a single task's dataset those of that task; the means of five tasks are of five datasets.
+    """
+    here = {(row.algorithm, row.dataset) for row in rows}
+    known = json.loads(file.read_text())["rows"]
+    return [x for x in known if (x["algorithm"], x["dataset"]) in here and x["tasks"] != "mean of 5"]
+
+
 def speed(record: dict) -> float:
     """Steps per second of all lanes together, evaluation and checkpoints in, compilation out.
 

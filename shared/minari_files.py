@@ -71,7 +71,7 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         "wrappers": env.get("additional_wrappers") or [],
         "same_env": stored.get("eval_env_spec") in (None, stored.get("env_spec")),
         "left_out": list(texts),
-        "data": summary(arrays, truncated, {}, infos, notes),
+        "data": summary(arrays, truncated, {}, infos, notes, rewarded=stored.get("rewards", True)),
     }
     if parts := goal_parts(dataset.observation_space):
         meta["data"]["goal"] = parts

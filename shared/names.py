@@ -80,6 +80,12 @@ def ogbench_env(dataset: str) -> str | None:
     return env if re.search(r"-v\d+$", env) else f"{env}-v0"
 
 
+def ogbench_variants(recipe: str) -> list[str]:
+    """Names of what a recipe of OGBench's data also makes: the rewards of one of its tasks, the validation set."""
+    tasks = ["", "-singletask", *(f"-singletask-task{task}" for task in range(1, 6))]
+    return [f"{recipe}{task}{val}" for task in tasks[: 1 if "powder" in recipe else None] for val in ("", "-val")][1:]
+
+
 def preset_of(dataset: str, presets: Iterable[str]) -> str | None:
     """The longest key that a word of the id begins with; of OGBench's ids and keys only one with the other."""
     name = f"-{standard_name(dataset)}-"

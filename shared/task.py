@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import WrapperSpec
 
 from shared.errors import ROOT, InputError, first_line, nearest, slugify
-from shared.names import is_ogbench, misfit, standard_name
+from shared.names import is_ogbench, misfit, ogbench_env, ogbench_variants, standard_name
 from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs, less, without
 
 MAX_EPISODE_STEPS = 10_000
@@ -305,10 +305,16 @@ def env_task(env_id: str) -> Task:
 
 
 def recipes() -> dict[str, str]:
-    """{name: environment id} of datasets/recipes.txt."""
+    """{name: environment id} of datasets/recipes.txt, and of the variants of OGBench's data."""
     path = ROOT / "datasets" / "recipes.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
+    return dict(_recipes_of(path.read_text() if path.exists() else ""))
+
+
+@cache
+def _recipes_of(text: str) -> dict[str, str]:
+    listed = dict(line.split("\t")[:2] for line in text.splitlines() if line and not line.startswith("#"))
+    theirs = [variant for name in listed if name.startswith("ogbench-") for variant in ogbench_variants(name)]
+    return listed | {variant: ogbench_env(variant.removeprefix("ogbench-")) for variant in theirs}
 
 
 def recipe_name(name: str) -> str | None:

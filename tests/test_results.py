@@ -135,6 +135,16 @@ def test_last_evaluation_mean_std_and_iqm(tmp_path):
     assert table["*dataset mean*"] == ["44.4"] and table["*dataset best episode*"] == ["88.8"]
 
 
+def test_published_figures_stand_beside_ours(tmp_path):
+    for algorithm in ("iql", "td3_bc"):
+        make_run(tmp_path, algorithm, "ogbench-cube-single-play-singletask", RISES_THEN_FALLS)
+    table = table_of(tmp_path)
+    assert table["*published: iql*"] == ["85"]  # of that task; the mean of five is 83
+    assert not [label for label in table if "published" in label and "iql" not in label]
+    text = (tmp_path / "results" / "tables.md").read_text()
+    assert text.count("*Published*: Park, Li, Levine: Flow Q-Learning") == 1 and "8 seeds; 512x512x512x512" in text
+
+
 def test_returns_where_there_is_no_reference(tmp_path):
     make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, reference=False)
     table = table_of(tmp_path)

@@ -1,5 +1,6 @@
 """Score tables, comparisons and the selection of hyperparameters: results/tables.md."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from results.aggregate import budget_curve, iqm_interval, probability_of_improve
 from results.pages.text import budget, clock, iqm_text, markdown, mean_std, number, rate
 from results.pictures import slug
 from results.raw import (
+    PUBLISHED,
     Row,
     baselines,
     changed_settings,
@@ -16,6 +18,7 @@ from results.raw import (
     hardware,
     labels,
     lane_notes,
+    published,
     runs_of,
     speed,
 )
@@ -79,6 +82,12 @@ def score_table(rows: list[Row], compact: bool = False) -> str:
     for label, values in baselines(rows).items():
         cells = [number(values.get(d, np.nan), metric[d]) for d in datasets]
         body.append([f"*{label}*", *cells, *([""] if whole else [])])
+    theirs: dict[str, dict[str, str]] = {}
+    for known in published(rows):
+        text = f"{known['mean']}" + ("" if known["sd"] is None else f" ± {known['sd']}")
+        theirs.setdefault(known["algorithm"], {})[known["dataset"]] = text
+    for algorithm, cells in theirs.items():
+        body.append([f"*published: {algorithm}*", *(cells.get(d, "–") for d in datasets), *([""] if whole else [])])
     return markdown(header + ([f"all {len(datasets)}"] if whole else []), body)
 
 
@@ -95,6 +104,11 @@ def notes(rows: list[Row], root: Path) -> list[str]:
     if changed:
         listed = "; ".join(f"{what} ({', '.join(sorted(changed[what]))})" for what in sorted(changed))
         lines.append(f"Other settings than the files' defaults and presets: {listed}.")
+    sources = json.loads(PUBLISHED.read_text())["sources"]
+    for name in sorted({known["source"] for known in published(rows)}):
+        of = sources[name]
+        how = [of["scale"], f"{of['updates']:,} updates", f"{of['seeds']} seeds", of.get("networks"), of.get("notes")]
+        lines.append(f"*Published*: {of['paper']} ({of['read']}): {'; '.join(filter(None, how))}.")
     for dataset, users in versions.items():
         if len(users) > 1:
             listed = "; ".join(f"{h}: {', '.join(sorted(names))}" for h, names in users.items())
