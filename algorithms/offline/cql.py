@@ -53,9 +53,9 @@ class Args(OfflineArgs):
     target_gap: Float = 1.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     clip_diff_min: float = -1e9
-    """The gap is not pushed under this (-200 in CORL's AntMaze) ..."""
+    """The gap is not pushed under this (-200 in CORL's AntMaze)."""
     clip_diff_max: float = 1e9
-    """... and where it is over this, it is not pushed."""
+    """The gap is not pushed where it is over this."""
     max_q_backup: bool = False
     """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
