@@ -141,7 +141,7 @@ class Interaction:
     ):
         """`task`: to interact with, if it is not the one that is evaluated.
 
-        `warmup`: environment steps before the first update, with uniform actions if `random_warmup`.
+        `warmup`: environment steps before the first update, with uniform actions (in these alone) if `random_warmup`.
         `updates_per_step`: gradient updates that `update` makes (for the log).
         `return_to_go`: (lane, rewards [T], terminated) -> [T], a further column of the replay buffer, whose
         transitions may be sampled only when their episode has ended.
@@ -189,13 +189,20 @@ class Interaction:
         insert = run.over_lanes(insert, in_axes=(0, 0), vmap=True)
         draw = run.over_lanes(sample, in_axes=(0, None, 0, 0), vmap=True)
         learn_and_act = run.over_lanes(learn_and_act, in_axes=(0, 0, 0, 0, 0, None))
-        warm_act = run.over_lanes(act_at_random if random_warmup else act, in_axes=(0, 0, 0, 0))
+
+        def warm_act(agent, obs, key, args, t):
+            """The next action after step t of the warm-up; that of the first step after it is the policy's."""
+            if not random_warmup:
+                return act(agent, obs, key, args)
+            return jax.lax.cond(t == warmup - 1, act, act_at_random, agent, obs, key, args)
+
+        warm_act = run.over_lanes(warm_act, in_axes=(0, 0, 0, 0, None))
 
         def step(agent, replay, row, obs, keys, args, data, t, learning):
             """All lanes: insert `row` [L, D], update if `learning`, act on `obs` [L, O]; `keys` [L, 3]."""
             replay = insert(replay, row)
             if not learning:
-                return agent, replay, {}, warm_act(agent, obs, keys[:, 2], args)
+                return agent, replay, {}, warm_act(agent, obs, keys[:, 2], args, t)
             batch = draw(keys[:, 0], data, replay, args)
             agent, metrics, action = learn_and_act(agent, batch, obs, keys[:, 1:], args, t)
             return agent, replay, metrics, action

@@ -563,3 +563,34 @@ def test_the_command_line_has_the_fields_names():
     args = parse(tuned.Args, tuned.PRESETS, tuned.__doc__, argv)
     assert (args.env_steps, args.offline_updates, args.from_run) == (300, 100, "results/x")
     assert parse(tuned.Args, tuned.PRESETS, "", ["--env-steps", "7"]).env_steps == 7
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("warmup", [1, 3])
+@pytest.mark.parametrize("random", [True, False])
+def test_a_warm_up_of_w_steps_takes_w_random_actions(warmup, random, compiled, monkeypatch):
+    """The policy acts from step W on, before its first update (RLPD's and SAC's own loops); here it says 0.25."""
+    task = env_task("phys2d/Pendulum-v0" if compiled else "Pendulum-v1")
+    lanes, steps = 2, 8
+    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
+    run = SimpleNamespace(
+        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
+        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
+        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
+    )  # fmt: skip
+
+    def explore(agent, obs, key, args):
+        return jnp.full((1, 1), 0.25)
+
+    def update(agent, batch, key, args, t):
+        return agent + 1, {"seen": batch.obs.mean()}
+
+    loop = Interaction(
+        run, None, explore, lambda key, data, replay, args: replay.sample(key, 4), update, warmup=warmup,
+        random_warmup=random,
+    )  # fmt: skip
+    agent, _ = loop.steps(jnp.zeros(lanes), keys[:, :steps])
+    assert agent.tolist() == [steps - warmup] * lanes
+    of_policy = unpack(loop.replay.rows, task.spec).action[..., 0] == 0.25
+    assert (of_policy == (np.arange(steps) >= (warmup if random else 0))).all()

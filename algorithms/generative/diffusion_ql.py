@@ -79,8 +79,9 @@ class Args(OfflineArgs):
     """How rewards are changed for training, suite by suite: see above."""
 
 
-_antmaze = {"reward_tuning": "antmaze", "max_q_backup": True}
-_pen = {"reward_tuning": "normalize", "actor_lr": 3e-5}
+_antmaze = {"reward_tuning": "antmaze", "max_q_backup": True, "eval_episodes": 100}
+_pen = {"reward_tuning": "normalize", "actor_lr": 3e-5, "eval_episodes": 100}
+_kitchen = {"eta": 0.005, "eval_episodes": 100}
 PRESETS = {  # the table of the authors' code
     "halfcheetah-medium": {"updates": 2_000_000, "max_grad_norm": 9.0},
     "hopper-medium": {"updates": 2_000_000, "max_grad_norm": 9.0},
@@ -99,8 +100,8 @@ PRESETS = {  # the table of the authors' code
     "antmaze-large-diverse": {**_antmaze, "eta": 3.5, "max_grad_norm": 7.0},
     "pen-human": {**_pen, "eta": 0.15, "max_grad_norm": 7.0},
     "pen-cloned": {**_pen, "eta": 0.1, "max_grad_norm": 8.0},
-    "kitchen-complete": {"updates": 250_000, "eta": 0.005, "max_grad_norm": 9.0},
-    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"eta": 0.005, "max_grad_norm": 10.0}),
+    "kitchen-complete": {**_kitchen, "updates": 250_000, "max_grad_norm": 9.0},
+    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {**_kitchen, "max_grad_norm": 10.0}),
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default

@@ -60,9 +60,10 @@ class Args(OfflineArgs):
     """Added to every reward in training, after the scale."""
 
 
-_raw = {"normalize_q": False}
-_adroit = {**_raw, "q_aggregation": "min"}
-_d4rl_antmaze = {**_raw, "distillation_weight": 10.0, "reward_shift": -1.0}
+_raw = {"normalize_q": False, "eval_episodes": 50}
+_d4rl = {**_raw, "updates": 500_000}
+_adroit = {**_d4rl, "q_aggregation": "min"}
+_d4rl_antmaze = {**_d4rl, "distillation_weight": 10.0, "reward_shift": -1.0}
 PRESETS = {
     "antmaze-large-navigate": {**_raw, "distillation_weight": 10.0, "q_aggregation": "min"},
     "antmaze-giant-navigate": {**_raw, "distillation_weight": 10.0, "q_aggregation": "min", "discount": 0.995},

@@ -84,8 +84,9 @@ class Args(OfflineArgs):
     """How rewards are changed for training, suite by suite: see above."""
 
 
-_antmaze = {"reward_tuning": "antmaze", "max_q_backup": True}
-_pen = {"reward_tuning": "normalize", "actor_lr": 3e-5}
+_antmaze = {"reward_tuning": "antmaze", "max_q_backup": True, "eval_episodes": 100}
+_pen = {"reward_tuning": "normalize", "actor_lr": 3e-5, "eval_episodes": 100}
+_kitchen = {"eval_episodes": 100}
 PRESETS = {  # Diffusion-QL's, but eta
     "halfcheetah-medium": {"max_grad_norm": 9.0},
     "hopper-medium": {"max_grad_norm": 9.0},
@@ -96,16 +97,16 @@ PRESETS = {  # Diffusion-QL's, but eta
     "halfcheetah-medium-expert": {"max_grad_norm": 7.0},
     "hopper-medium-expert": {"max_grad_norm": 5.0},
     "walker2d-medium-expert": {"max_grad_norm": 5.0},
-    "antmaze-umaze": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-umaze": {**_antmaze, "max_q_backup": False, "max_grad_norm": 2.0},
     "antmaze-umaze-diverse": {**_antmaze, "max_grad_norm": 3.0},
-    "antmaze-medium-play": {**_antmaze, "max_grad_norm": 2.0},
+    "antmaze-medium-play": {**_antmaze, "max_grad_norm": 2.0, "actor_lr": 1e-3},
     "antmaze-medium-diverse": {**_antmaze, "max_grad_norm": 1.0},
     "antmaze-large-play": {**_antmaze, "max_grad_norm": 10.0},
     "antmaze-large-diverse": {**_antmaze, "max_grad_norm": 7.0},
     "pen-human": {**_pen, "max_grad_norm": 7.0},
     "pen-cloned": {**_pen, "max_grad_norm": 8.0},
-    "kitchen-complete": {"max_grad_norm": 9.0},
-    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {"max_grad_norm": 10.0}),
+    "kitchen-complete": {**_kitchen, "max_grad_norm": 9.0},
+    **dict.fromkeys(("kitchen-partial", "kitchen-mixed"), {**_kitchen, "max_grad_norm": 10.0}),
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default

@@ -58,13 +58,16 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
+    normalize_return: bool = False
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
 
 
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"temperature": 1 / 3}),
-    "antmaze": {"temperature": 0.1, "reward_shift": -1.0},
+    "antmaze": {"temperature": 0.1, "reward_shift": -1.0, "eval_episodes": 100},
+    "maze2d": {"temperature": 0.1, "eval_episodes": 100},
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -201,7 +204,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
-    data = data.scale_rewards(shift=args.reward_shift)
+    scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
+    data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())

@@ -43,8 +43,8 @@ class Args(OfflineArgs):
     """Head of the policy; auto: deterministic, or categorical where actions are discrete."""
     top_fraction: StaticFraction = 1.0
     """Share of the episodes that is used, those with the highest return, in (0, 1]."""
-    sort_discount: StaticFraction = 0.99
-    """Discount of the returns that episodes are sorted by (CORL; the Decision Transformer's is 1)."""
+    sort_discount: StaticFraction = 1.0
+    """Discount of the returns that episodes are sorted by."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     batch_size: int = 256
@@ -57,7 +57,7 @@ class Args(OfflineArgs):
     """Pixels by which images are moved at random in training, at most (DrQ uses 4); 0: they are not."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS = dict.fromkeys(("antmaze", "maze2d"), {"eval_episodes": 100})
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 

@@ -9,7 +9,8 @@ The soft maximum is estimated with importance weights from uniform and policy ac
 Choose it when actions are discrete, or you want values that are pessimistic wherever the data say little.
 
 Deviations from the paper:
-- settings per suite as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
+- settings per suite and first weights as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
+  AntMaze's critics both have five layers (by a slip CORL's second one has three);
 - next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;
 - the discrete form is on double DQN, not on QR-DQN.
 
@@ -45,16 +46,24 @@ class Args(OfflineArgs):
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
+    importance_sampling: bool = True
+    """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
     lagrange: bool = False
     """Tune the penalty's weight so that the gap stays near target_gap."""
     target_gap: Float = 1.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
     clip_diff_min: float = -1e9
     """The gap is not pushed under this (-200 in CORL's AntMaze)."""
+    clip_diff_max: float = 1e9
+    """The gap is not pushed where it is over this."""
     max_q_backup: bool = False
     """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
+    init_temperature: Float = 1.0
+    """First value of the entropy temperature."""
+    tune_temperature: bool = True
+    """Tune the entropy temperature to the entropy -dim(A); without it it keeps its first value."""
     bc_steps: int = 0
     """First updates in which the actor clones the data instead of following Q."""
     discount: Fraction = 0.99
@@ -69,8 +78,12 @@ class Args(OfflineArgs):
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
+    critic_hidden_dims: tuple[int, ...] = ()
+    """Hidden layers of the critics; none: as hidden_dims."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
+    normalize_return: bool = False
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
@@ -79,17 +92,26 @@ class Args(OfflineArgs):
 
 _antmaze = {
     "cql_alpha": 5.0, "lagrange": True, "target_gap": 0.8, "max_q_backup": True, "clip_diff_min": -200.0,
-    "actor_lr": 1e-4, "hidden_dims": (256,) * 5, "normalize_obs": False, "reward_scale": 10.0, "reward_shift": -5.0,
+    "actor_lr": 1e-4, "critic_hidden_dims": (256,) * 5, "normalize_obs": False, "eval_episodes": 100,
+    "reward_scale": 10.0, "reward_shift": -5.0,
 }  # fmt: skip
+_mujoco = {"cql_alpha": 10.0, "actor_lr": 3e-5}
+_maze = {"cql_alpha": 10.0, "lagrange": True, "target_gap": 5.0, "actor_lr": 3e-5}
 PRESETS = {
-    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"cql_alpha": 10.0, "actor_lr": 3e-5}),
-    **dict.fromkeys(("maze2d", "pointmaze"), {"cql_alpha": 10.0, "lagrange": True, "target_gap": 5.0}),
+    **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _mujoco),
+    **dict.fromkeys(("hopper-medium-replay", "hopper-medium-expert"), _mujoco),
+    "hopper-medium": {**_mujoco, "normalize_return": True},  # of all sets CORL's configurations have it here alone
+    "maze2d": {**_maze, "eval_episodes": 100},
+    "pointmaze": _maze,
     **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), {"cql_alpha": 1.0, "actor_lr": 1e-4}),
     "antmaze": _antmaze,
     "cartpole": {"cql_alpha": 1.0, "hidden_dims": (64, 64)},  # ours: the paper's discrete tasks are Atari games
 }
 
-dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+actor_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+actor_last_init = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")  # Xavier's with gain 1e-2
+critic_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+critic_last_init = nn.initializers.orthogonal(1e-2)
 
 
 class Actor(nn.Module):
@@ -102,8 +124,8 @@ class Actor(nn.Module):
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
-        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim)(x), 2, axis=-1)
+            x = nn.relu(nn.Dense(size, kernel_init=actor_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=actor_last_init)(x), 2, axis=-1)
         scale = self.param("log_std_scale", nn.initializers.ones, ())
         offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
         return mean, jnp.clip(scale * log_std + offset, -20.0, 2.0)
@@ -119,8 +141,8 @@ class Critic(nn.Module):
     def __call__(self, obs, action=None):
         x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
-        x = nn.Dense(self.outputs)(x)
+            x = nn.relu(nn.Dense(size, kernel_init=critic_init)(x))
+        x = nn.Dense(self.outputs, kernel_init=critic_last_init)(x)
         return x[..., 0] if action is not None else x
 
 
@@ -179,7 +201,8 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
     """Soft maximum of Q_i over actions minus Q_i of the data's, mean over the batch: [E] (eq. 4).
 
     log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
-    pi(a|s). Policy actions at s' are evaluated at s. None of the actions carries a gradient.
+    pi(a|s); or not, with the data's action among them. Policy actions at s' are evaluated at s. None of the actions
+    carries a gradient.
     """
     uniform_key, actor_key, next_key = jax.random.split(key, 3)
     B, A = batch.action.shape
@@ -189,11 +212,16 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
         *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, args.n_actions
     )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
-    log_density = jnp.concatenate([jnp.full((args.n_actions, B), A * jnp.log(0.5)), following_log_prob, now_log_prob])
-    all_q = q_values(agent.nets.critic, critic, batch.obs, actions) - jax.lax.stop_gradient(log_density)
+    all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
     chex.assert_shape(all_q, (2, 3 * args.n_actions, B))
+    if args.importance_sampling:
+        uniform_log_prob = jnp.full((args.n_actions, B), A * jnp.log(0.5))
+        log_density = jnp.concatenate([uniform_log_prob, following_log_prob, now_log_prob])
+        all_q = all_q - jax.lax.stop_gradient(log_density)
+    else:
+        all_q = jnp.concatenate([all_q, q[:, None]], axis=1)
     soft_max = args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=1)
-    return jnp.maximum(soft_max - q, args.clip_diff_min).mean(1)
+    return jnp.clip(soft_max - q, args.clip_diff_min, args.clip_diff_max).mean(1)
 
 
 def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
@@ -264,7 +292,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     inputs = (obs,) if spec.discrete else (obs, action)
-    net = Critic(args.hidden_dims, spec.action_dim if spec.discrete else 1)
+    net = Critic(args.critic_hidden_dims or args.hidden_dims, spec.action_dim if spec.discrete else 1)
     critic = jax.lax.map(lambda k: net.init(k, *inputs), jax.random.split(critic_key, 2))
     agent = Agent(
         nets=Networks(None if spec.discrete else Actor(args.hidden_dims, spec.action_dim), net),
@@ -275,7 +303,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     if spec.discrete:
         return agent
     actor = agent.nets.actor.init(actor_key, obs)
-    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
+    log_alpha, log_alpha_prime = jnp.log(jnp.float32(args.init_temperature)), jnp.ones(())
     return agent.replace(
         actor=actor,
         actor_opt=optax.adam(args.actor_lr).init(actor),
@@ -301,9 +329,10 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
         updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
         new["actor"] = optax.apply_updates(agent.actor, updates)
 
-        grads = jax.grad(alpha_loss)(agent.log_alpha, actor_info["entropy"], batch.action.shape[-1])
-        updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
-        new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
+        if args.tune_temperature:
+            grads = jax.grad(alpha_loss)(agent.log_alpha, actor_info["entropy"], batch.action.shape[-1])
+            updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
+            new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
 
         grad = jax.value_and_grad(critic_loss, has_aux=True)
         (loss, info), grads = grad(agent.critic, agent, batch, critic_key, args)
@@ -340,7 +369,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args).require()
-    data = data.scale_rewards(args.reward_scale, args.reward_shift)
+    scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
+    data = data.scale_rewards(scale * args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())

@@ -96,7 +96,7 @@ class Args(OfflineArgs):
 _cql = {"n_actions": 10, "actor_lr": 3e-4, "critic_activation": "relu", "last_layer_scale": 1.0, "separate_std": False}
 PRESETS = {
     "cql": _cql,  # by name only
-    "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0},
+    "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     "pointmaze": {"reward_scale": 4.0, "reward_shift": -2.0},  # ours, after AntMaze: the paper has no PointMaze
     "kitchen": {"normalize_reward": True},
     **dict.fromkeys(("pen-", "door-", "relocate-"), {"normalize_reward": True, "max_reward": 20.0}),

@@ -84,7 +84,7 @@ class Args(OfflineArgs):
 
 PRESETS = {
     "crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
-    "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0},
+    "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), {"normalize_reward": True}),
 }
 

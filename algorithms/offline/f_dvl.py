@@ -9,7 +9,8 @@ whose exponential is unstable at low temperatures; total variation and Pearson's
 square instead. All the rest is IQL: Q regresses to r + gamma V(s'), and the policy is cloned with weights
 exp(beta (Q - V)).
 
-The actor's step size decays to zero over the run as a cosine, as IQL's does.
+Total variation is quantile regression: V is the (2 lambda - 1) / lambda quantile of Q over the data's actions, for
+lambda in (1/2, 1]; at 1/2 the loss is flat below it, and under 1/2 it falls without bound as V does.
 
 Choose it when you would use IQL and want another regulariser than the expectile; XQL is one of its settings.
 
@@ -19,6 +20,7 @@ Deviations from the paper:
 - the authors' code for chi-square (chi_square) rises again for Q - V < -4, where the conjugate restricted to
   weights w >= 0 stays at -1; it is the default because the published scores come from it, and
   `--divergence chi_square_monotone` is the conjugate itself;
+- AntMaze's constant step size of the actor is that of the authors' code, and of XQL's (a cosine everywhere else);
 - several value updates in one step draw their own random actions (the authors' code repeats the same ones).
 
     python algorithms/offline/f_dvl.py --dataset hopper-medium --seeds 4 --updates 50000
@@ -35,11 +37,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -50,8 +54,8 @@ class Args(OfflineArgs):
     divergence: Literal["chi_square", "chi_square_monotone", "total_variation", "reverse_kl"] = "chi_square"
     """f of the value's loss; reverse_kl is XQL."""
     loss_temperature: Float = 1.0
-    """lambda: weight of f* in (0, 1] (the larger, the nearer V is to the maximum); for reverse_kl the scale
-    that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
+    """lambda: weight of f* in (0, 1], of total_variation in (1/2, 1] (the larger, the nearer V is to the maximum); for
+    reverse_kl the scale that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
     max_clip: Float = 7.0
     """reverse_kl: (Q - V) / lambda is clipped here from above."""
     n_random_actions: int = 0
@@ -72,6 +76,8 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
+    decay_actor_lr: bool = True
+    """The actor's step size decays to zero over the run as a cosine; else it is constant."""
     huber_delta: Float = 20.0
     """TD errors count as a square up to here and linearly beyond."""
     max_weight: Float = 100.0
@@ -96,7 +102,7 @@ def _xql(temperature: float, max_clip: float, batch_size: int = 1024, **more) ->
 
 
 _gym = {"beta": 3.0, "normalize_return": True}
-_antmaze = {"beta": 10.0, "reward_shift": -1.0}
+_antmaze = {"beta": 10.0, "reward_shift": -1.0, "decay_actor_lr": False, "eval_episodes": 100}
 _kitchen = {"beta": 0.5, "dropout": 0.1}
 _random, _noise = {"n_random_actions": 1}, {"action_noise": 0.1}
 PRESETS = {
@@ -248,7 +254,8 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
 
 
 def actor_optimizer(args: Args) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
+    cosine = optax.cosine_decay_schedule(args.actor_lr, args.updates)
+    return optax.adam(cosine if args.decay_actor_lr else args.actor_lr)
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
@@ -317,7 +324,20 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def check_temperature(args: Args) -> None:
+    """Refuses lambdas for which the value's loss has no minimum, or not one alone."""
+    low, high = {"reverse_kl": (0.0, jnp.inf), "total_variation": (0.5, 1.0)}.get(args.divergence, (0.0, 1.0))
+    temperatures = np.atleast_1d(args.loss_temperature)
+    if not np.all((temperatures > low) & (temperatures <= high)):
+        bounds = f"greater than {low:g}" + ("" if high == jnp.inf else f" and at most {high:g}")
+        raise InputError(
+            f"--loss-temperature of {args.divergence} must be {bounds}, not {args.loss_temperature}; V would fall or "
+            "rise for ever."
+        )
+
+
 def main(args: Args) -> None:
+    check_temperature(args)
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

@@ -10,6 +10,9 @@ The actor's step size decays to zero over the run as a cosine.
 The paper has no images. Here an encoder (V-D4RL's: Lu et al., TMLR 2023, arXiv 2206.04779) is trained by the loss of
 Q alone; V and the actor learn from its features, and their gradients stop there.
 
+Presets are the authors'. CORL's (arXiv 2210.07105) differ on two of hopper's sets, with a deterministic policy, slower
+targets and normalised observations: --preset corl-hopper-medium, corl-hopper-medium-replay.
+
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
 
@@ -47,6 +50,8 @@ class Args(OfflineArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    deterministic: bool = False
+    """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
@@ -85,11 +90,13 @@ class Args(OfflineArgs):
 
 _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
 _human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
+_corl_hopper = {"deterministic": True, "tau": 0.001, "normalize_return": True, "normalize_obs": True}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
     "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
+    **dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper),  # by name
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
@@ -120,11 +127,12 @@ class Encoder(nn.Module):
 
 
 class Actor(nn.Module):
-    """Mean (through tanh) and a log standard deviation that does not depend on the state."""
+    """Mean (through tanh) and a log standard deviation that does not depend on the state, None if deterministic."""
 
     hidden_dims: tuple[int, ...]
     action_dim: int
     dropout: float
+    deterministic: bool
 
     @nn.compact
     def __call__(self, obs, training: bool = False):
@@ -133,6 +141,8 @@ class Actor(nn.Module):
             x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
             x = nn.Dropout(self.dropout, deterministic=not training)(x)
         mean = jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+        if self.deterministic:
+            return mean, None
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
         return mean, jnp.clip(log_std, -5.0, 2.0)
 
@@ -192,13 +202,16 @@ def value_loss(value, agent: Agent, batch: Batch, args: Args):
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
-    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (eq. 7)."""
+    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (eq. 7); or |pi(s) - a|^2 for -log pi."""
     q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
     adv = q - agent.nets.critic.apply(agent.value, batch.obs)
     weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
     mean, log_std = agent.nets.actor.apply(actor, batch.obs, training=True, rngs={"dropout": key})
-    action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
-    log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
+    if args.deterministic:
+        log_prob = -((mean - batch.action) ** 2).sum(-1)
+    else:
+        action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
+        log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
     chex.assert_shape([weight, log_prob], (args.batch_size,))
     return -(weight * log_prob).mean(), {"adv": adv.mean(), "weight": weight.mean()}
 
@@ -218,7 +231,8 @@ def actor_optimizer(args: Args) -> optax.GradientTransformation:
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.dropout), Critic(args.hidden_dims), Encoder())
+    actor = Actor(args.hidden_dims, spec.action_dim, args.dropout, args.deterministic)
+    nets = Networks(actor, Critic(args.hidden_dims), Encoder())
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     encoder, encoder_opt = None, None

@@ -58,12 +58,16 @@ class Args(OfflineArgs):
     """Critic updates per update of the actor and of the targets."""
     normalize_q: bool = True
     """Divide Q in the actor's loss by its mean absolute value."""
+    actor_layer_norm: bool = False
+    """Layer normalisation in the actor."""
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
     batch_size: int = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
+    critic_hidden_dims: tuple[int, ...] = ()
+    """Hidden layers of the critics; none: as hidden_dims."""
     normalize_obs: bool = False
     """Observations to mean 0 and standard deviation 1."""
     reward_scale: float = 1.0
@@ -87,12 +91,14 @@ def uniform(scale: float):
 class Actor(nn.Module):
     hidden_dims: tuple[int, ...]
     action_dim: int
+    layer_norm: bool
 
     @nn.compact
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
             x = nn.relu(nn.Dense(size, **hidden_init)(x))
+            x = nn.LayerNorm()(x) if self.layer_norm else x
         return jnp.tanh(nn.Dense(self.action_dim, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))(x))
 
 
@@ -156,7 +162,10 @@ def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim), Critic(args.hidden_dims, args.critic_layer_norm))
+    nets = Networks(
+        Actor(args.hidden_dims, spec.action_dim, args.actor_layer_norm),
+        Critic(args.critic_hidden_dims or args.hidden_dims, args.critic_layer_norm),
+    )
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)

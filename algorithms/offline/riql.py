@@ -16,6 +16,7 @@ Deviations from the paper:
 - one corruption, with a seed of its own, for all lanes; the authors' differs from seed to seed;
 - observations, actions and dynamics are corrupted at random only: the paper's adversarial kind attacks the
   Q-functions of an EDAC agent trained before (adversarial rewards need none and are offered);
+- biases of V and of the policy start at zero (PyTorch's default draws them like the weights);
 - Huber's threshold is 1 / sigma^2, targets are clipped and the policy is deterministic as in the authors'
   code, whose values the presets are: they go by environment and corruption, so they are named, not automatic.
 
@@ -113,9 +114,10 @@ PRESETS = {  # by name: --preset hopper-obs
     "hopper-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 0.1, "quantile": 0.25},
 }
 
-dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
-hidden_init = {
-    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+critic_init = {
+    # +-sqrt(1 / outputs): the authors' matrices are [inputs, outputs], of which PyTorch reads the second as the inputs
+    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
     "bias_init": nn.initializers.constant(0.1),
 }
 
@@ -145,21 +147,31 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a), or V(s) without an action."""
-
     hidden_dims: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, obs, action=None):
-        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+            x = nn.relu(nn.Dense(size, **critic_init)(x))
         return nn.Dense(1, kernel_init=uniform(3e-3), bias_init=uniform(3e-3))(x)[..., 0]
+
+
+class Value(nn.Module):
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
 
 
 class Networks(NamedTuple):
     actor: Actor
     critic: Critic
+    value: Value
 
 
 class Agent(flax.struct.PyTreeNode):
@@ -195,7 +207,7 @@ def huber(x, sigma):
 def value_loss(value, agent: Agent, batch: Batch, args: Args):
     """|expectile - 1(u < 0)| u^2, u = Q_alpha(s, a) - V(s)."""
     q, info = quantile_q(agent, batch, args)
-    v = agent.nets.critic.apply(value, batch.obs)
+    v = agent.nets.value.apply(value, batch.obs)
     chex.assert_shape([q, v], (args.batch_size,))
     u = q - v
     weight = jnp.where(u < 0, 1.0 - args.expectile, args.expectile)
@@ -204,7 +216,7 @@ def value_loss(value, agent: Agent, batch: Batch, args: Args):
 
 def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
     """exp(beta (Q_alpha(s, a) - V(s))) |pi(s) - a|^2 or -log pi(a|s) for the square, weights clipped."""
-    adv = quantile_q(agent, batch, args)[0] - agent.nets.critic.apply(agent.value, batch.obs)
+    adv = quantile_q(agent, batch, args)[0] - agent.nets.value.apply(agent.value, batch.obs)
     weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
     mean, log_std = agent.nets.actor.apply(actor, batch.obs)
     if args.deterministic:
@@ -217,7 +229,7 @@ def actor_loss(actor, agent: Agent, batch: Batch, args: Args):
 
 def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
     """Huber's loss of r + gamma V(s') - Q_i(s, a), the target clipped; mean over the critics (section 4.2)."""
-    next_v = agent.nets.critic.apply(agent.value, batch.next_obs)
+    next_v = agent.nets.value.apply(agent.value, batch.next_obs)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
     y = jnp.clip(y, args.min_target, args.max_target)
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
@@ -231,12 +243,14 @@ def actor_optimizer(args: Args) -> optax.GradientTransformation:
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.deterministic), Critic(args.hidden_dims))
+    nets = Networks(
+        Actor(args.hidden_dims, spec.action_dim, args.deterministic), Critic(args.hidden_dims), Value(args.hidden_dims)
+    )
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
-    value = nets.critic.init(value_key, obs)
+    value = nets.value.init(value_key, obs)
     return Agent(
         nets=nets,
         actor=actor,

@@ -129,6 +129,11 @@ hidden_init = {
     "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
     "bias_init": nn.initializers.constant(0.1),
 }
+actor_init = {
+    # +-sqrt(1 / outputs): of PyTorch's matrices, [outputs, inputs], the authors' code reads the first as the inputs
+    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+    "bias_init": nn.initializers.constant(0.1),
+}
 
 
 def uniform(scale: float):
@@ -146,7 +151,7 @@ class Actor(nn.Module):
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+            x = nn.relu(nn.Dense(size, **actor_init)(x))
         x = nn.Dense(2 * self.action_dim, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))(x)
         mean, log_std = jnp.split(x, 2, axis=-1)
         return mean, jnp.clip(log_std, -5.0, 2.0)

@@ -80,13 +80,18 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     vae_hidden_dims: tuple[int, ...] = (750, 750)
     """Hidden layers of the VAE's encoder and decoder."""
+    small_last_layers: bool = False
+    """Last layers begin uniform within 1e-3 (actor) and 3e-3 (critics), biases too; else as the others (AntMaze)."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
 
 
-_antmaze = {"reward_shift": -1.0, "normalize_obs": False, "dropout": 0.0, "actor_lr": 1e-4}
+_antmaze = {
+    "reward_shift": -1.0, "normalize_obs": False, "dropout": 0.0, "actor_lr": 1e-4, "small_last_layers": True,
+    "eval_episodes": 100,
+}  # fmt: skip
 PRESETS = {
     "halfcheetah": {"support_weight": 0.05},
     "halfcheetah-medium-expert": {"support_weight": 1.0},
@@ -97,17 +102,26 @@ PRESETS = {
     "antmaze": _antmaze | {"support_weight": 0.025},
     "antmaze-umaze": _antmaze | {"support_weight": 0.25},
     "antmaze-medium-play": _antmaze | {"support_weight": 0.05},
-    "antmaze-large": _antmaze | {"support_weight": 0.025, "discount": 0.995},
     "pointmaze": {"support_weight": 0.25, "normalize_obs": False, "dropout": 0.0},  # ours, after AntMaze's umaze
 }
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
 
+def last_init(scale: float, small: bool) -> dict:
+    """First weights of a last layer: uniform in [-scale, scale] if `small`, or as those of the other layers."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -scale, scale)
+
+    return {"kernel_init": uniform, "bias_init": uniform} if small else {"kernel_init": dense_init}
+
+
 class Actor(nn.Module):
     hidden_dims: tuple[int, ...]
     action_dim: int
     dropout: float
+    small_last_layer: bool
 
     @nn.compact
     def __call__(self, obs, training: bool = False):
@@ -115,18 +129,19 @@ class Actor(nn.Module):
         for size in self.hidden_dims:
             x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
             x = nn.Dropout(self.dropout, deterministic=not training)(x)
-        return jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+        return jnp.tanh(nn.Dense(self.action_dim, **last_init(1e-3, self.small_last_layer))(x))
 
 
 class Critic(nn.Module):
     hidden_dims: tuple[int, ...]
+    small_last_layer: bool
 
     @nn.compact
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
             x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
-        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+        return nn.Dense(1, **last_init(3e-3, self.small_last_layer))(x)[..., 0]
 
 
 class MLP(nn.Module):
@@ -237,8 +252,8 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
-        Actor(args.hidden_dims, spec.action_dim, args.dropout),
-        Critic(args.hidden_dims),
+        Actor(args.hidden_dims, spec.action_dim, args.dropout, args.small_last_layers),
+        Critic(args.hidden_dims, args.small_last_layers),
         VAE(args.vae_hidden_dims, spec.action_dim),
     )
     actor_key, critic_key, vae_key, latent_key = jax.random.split(key, 4)

@@ -65,11 +65,13 @@ class Args(OfflineArgs):
     """Observations to mean 0 and standard deviation 1."""
     random_shift: int = 0
     """Pixels by which images are moved at random in training, at most (DrQ uses 4); 0: they are not."""
+    normalize_return: bool = False
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
 
 
-PRESETS = {"antmaze": {"reward_shift": -1.0}}
+PRESETS = {"antmaze": {"reward_shift": -1.0, "eval_episodes": 100}, "maze2d": {"eval_episodes": 100}}
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -258,7 +260,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False, images=True)
-    data = data.scale_rewards(shift=args.reward_shift)
+    scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
+    data = data.scale_rewards(scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         transitions = run.replicate(data.transitions(random_shift=args.random_shift))

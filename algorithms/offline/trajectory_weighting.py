@@ -94,12 +94,11 @@ class Args(OfflineArgs):
     """Added to every reward in training, after the scale."""
 
 
-_human = {"beta": 0.5, "dropout": 0.1}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"normalize_return": True}),
     "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0},
-    "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
-    **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
+    **dict.fromkeys(("maze2d", "pointmaze"), {"expectile": 0.9, "beta": 10.0}),
+    "kitchen": {"beta": 0.5, "dropout": 0.1},
 }
 
 

@@ -15,8 +15,8 @@ Deviations from the paper:
 - an update follows every environment step instead of as many updates every episode; until a lane's first episode
   has ended, the online half is drawn from the dataset too (the authors collect one episode first);
 - an episode's last transition at a time limit is kept: its true next observation is known;
-- Kitchen's networks and those of locomotion are WSRL's (arXiv 2412.07762), dense Adroit's CORL's (arXiv 2210.07105,
-  without its bound on the gap): the authors' main branch has AntMaze and binary Adroit. Kitchen's reward is taken as
+- locomotion's settings are WSRL's (arXiv 2412.07762), dense Adroit's CORL's (arXiv 2210.07105, without its bound on
+  the gap): the authors have AntMaze, binary Adroit and, on a branch of its own, Kitchen. Kitchen's reward is taken as
   the number of tasks that are done. The code can also mix in proportion to the buffers; none of those commands does;
 - actions are not clipped to 0.99999.
 
@@ -95,18 +95,19 @@ class Args(FinetuneArgs):
 
 
 _sparse = {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0}
+_eval = {"eval_episodes": 20}
 _locomotion = {"hidden_dims": (256, 256), "offline_updates": 250_000}
 _dense_hand = {"cql_alpha": 1.0, "hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3}
 _binary_hand = {
     "cql_alpha": 1.0, "hidden_dims": (512,) * 3, "actor_hidden_dims": (512, 512), "offline_updates": 20_000,
-    "reward_scale": 10.0, "reward_shift": 5.0, "failure_reward": -1.0,
+    "reward_scale": 10.0, "reward_shift": 5.0, "failure_reward": -1.0, **_eval,
 }  # fmt: skip
 PRESETS = {
-    "antmaze": {**_sparse, "lagrange": True, "target_gap": 0.8},
+    "antmaze": {**_sparse, "lagrange": True, "target_gap": 0.8, **_eval},
     "pointmaze": {**_sparse, "endless": True},  # ours, after AntMaze: the environment goes on paying at the goal
     "kitchen": {
-        "hidden_dims": (512,) * 3, "actor_hidden_dims": (512,) * 3, "offline_updates": 250_000,
-        "importance_sampling": False, "reward_shift": -4.0, "endless": True,
+        "hidden_dims": (512,) * 3, "actor_hidden_dims": (512,) * 3, "offline_updates": 500_000,
+        "env_steps": 1_500_000, "online_share": 0.75, "importance_sampling": False, "endless": True, **_eval,
     },
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _locomotion),
     **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _dense_hand),

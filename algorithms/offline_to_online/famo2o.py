@@ -13,6 +13,8 @@ Deviations from the paper:
 - the balance policy maximises its entropy besides Q, with a learned temperature, as in the authors' code
   (--no-balance-entropy: Q alone);
 - beta and the action in the balance policy's loss are drawn with keys of their own (the authors' code uses one);
+- a transition's weight is that of its own beta, as the paper says; in the authors' code, where [B] times [B, 1] is
+  [B, B], it is the mean over all betas of the batch;
 - the paper's ranges of beta for locomotion are not in the authors' code: what stands here is its default range;
 - the version on CQL is left out: it shares no loss with this one but the balance policy's;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
@@ -91,7 +93,7 @@ class Args(FinetuneArgs):
 _mujoco = {"expectile": 0.7, "normalize_return": True}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
-    "antmaze": {"expectile": 0.9, "beta_min": 8.0, "beta_max": 14.0, "reward_shift": -1.0},
+    "antmaze": {"expectile": 0.9, "beta_min": 8.0, "beta_max": 14.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta_min": 8.0, "beta_max": 14.0},  # ours, after AntMaze
 }
 

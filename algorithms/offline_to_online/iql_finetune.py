@@ -6,6 +6,8 @@ r + gamma V(s') (eq. 6), the policy is cloned with weights exp(beta (Q - V)) (eq
 unseen action, nothing changes when the environment is added: the replay buffer begins with the whole dataset,
 every step appends one transition, and batches are uniform over both.
 
+--deterministic, and its --exploration-noise, are CORL's (arXiv 2210.07105); a Gaussian policy explores with its own.
+
 Choose it when you want to fine-tune at all: the first method to try, in which nothing changes with the environment.
 
 Deviations from the paper:
@@ -46,6 +48,10 @@ class Args(FinetuneArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    deterministic: bool = False
+    """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
+    exploration_noise: Float = 0.03
+    """Standard deviation of the noise on the actor's actions in the environment."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
@@ -85,11 +91,12 @@ dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
 class Actor(nn.Module):
-    """Mean (through tanh) and a log standard deviation that does not depend on the state."""
+    """Mean (through tanh) and a log standard deviation that does not depend on the state, None if deterministic."""
 
     hidden_dims: tuple[int, ...]
     action_dim: int
     dropout: float
+    deterministic: bool
 
     @nn.compact
     def __call__(self, obs, training: bool = False):
@@ -98,6 +105,8 @@ class Actor(nn.Module):
             x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
             x = nn.Dropout(self.dropout, deterministic=not training)(x)
         mean = jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+        if self.deterministic:
+            return mean, None
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
         return mean, jnp.clip(log_std, -5.0, 2.0)
 
@@ -148,13 +157,16 @@ def value_loss(value, agent: Agent, batch: Batch, args: Args):
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
-    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (eq. 7)."""
+    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (eq. 7); or |pi(s) - a|^2 for -log pi."""
     q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
     adv = q - agent.nets.critic.apply(agent.value, batch.obs)
     weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
     mean, log_std = agent.nets.actor.apply(actor, batch.obs, training=True, rngs={"dropout": key})
-    action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
-    log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
+    if args.deterministic:
+        log_prob = -((mean - batch.action) ** 2).sum(-1)
+    else:
+        action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
+        log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
     chex.assert_shape([weight, log_prob], (args.batch_size,))
     return -(weight * log_prob).mean(), {"adv": adv.mean(), "weight": weight.mean()}
 
@@ -170,7 +182,9 @@ def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.dropout), Critic(args.hidden_dims))
+    nets = Networks(
+        Actor(args.hidden_dims, spec.action_dim, args.dropout, args.deterministic), Critic(args.hidden_dims)
+    )
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
@@ -219,9 +233,12 @@ def act(agent: Agent, obs, key, args: Args):
 
 
 def explore(agent: Agent, obs, key, args: Args):
-    """Sampled actions [B, A]; the environment clips them."""
+    """Sampled actions [B, A], of a deterministic policy noisy ones; the environment clips them."""
     mean, log_std = agent.nets.actor.apply(agent.actor, obs)
-    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    noise = jax.random.normal(key, mean.shape)
+    if args.deterministic:
+        return mean + jnp.clip(args.exploration_noise * noise, -0.5, 0.5)
+    return mean + jnp.exp(log_std) * noise
 
 
 def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:

@@ -123,13 +123,18 @@ _antmaze = {
 _umaze = {"actor_q": "lcb", "bc_reg": 5.0, "ood_reg": 0.3, "uncertainty_min": 1.0, "uncertainty_decay": 0.0}
 _large = {"bc_reg": 1.0, "ood_reg": 0.5, "uncertainty": 2.0, "uncertainty_min": 1.0, "uncertainty_decay": 1e-6}
 PRESETS = {
-    "antmaze": {**_antmaze, **_large},
-    "antmaze-umaze": {**_antmaze, **_umaze},
+    "antmaze": {**_antmaze, **_large, "eval_episodes": 100},
+    "antmaze-umaze": {**_antmaze, **_umaze, "eval_episodes": 100},
     "pointmaze": {**_antmaze, **_umaze},  # ours, after AntMaze: the paper has no PointMaze
 }
 
 hidden_init = {
     "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # +-sqrt(1 / fan_in)
+    "bias_init": nn.initializers.constant(0.1),
+}
+critic_init = {
+    # +-sqrt(1 / outputs): the authors' matrices are [inputs, outputs], of which PyTorch reads the second as the inputs
+    "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
     "bias_init": nn.initializers.constant(0.1),
 }
 
@@ -162,7 +167,7 @@ class Critic(nn.Module):
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, **hidden_init)(x))
+            x = nn.relu(nn.Dense(size, **critic_init)(x))
         return nn.Dense(1, kernel_init=uniform(3e-3), bias_init=uniform(3e-3))(x)[..., 0]
 
 

@@ -29,7 +29,8 @@ Deviations from the paper:
   reward, which AM-Q does not need; no hold-out set, no elites, no weight decay; a rollout keeps one member of the
   ensemble, and stays inside the data's range;
 - rewards are scaled alike in all stages, so that V is good for PPO as it is (the authors' code scales them before PPO
-  and fits a new V to Monte-Carlo returns); observations are always normalised;
+  and fits a new V to Monte-Carlo returns), and by a number where the authors' scripts divide by a running deviation
+  (HalfCheetah, and half of pen's and hammer's runs); observations are always normalised;
 - sampled actions are clipped to [-1, 1], and the ratio is that of the clipped action, in both phases (the authors'
   offline code clips in Adroit only); actions are rescaled to the environment's range outside the networks;
 - the log standard deviation is a tanh's output in [-5, 0], in both phases (the authors' PPO takes the tanh twice);
@@ -136,14 +137,14 @@ class Args(FinetuneArgs):
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
     critic_hidden_dims: tuple[int, ...] = (1024, 1024)
-    """Hidden layers of the critics."""
+    """Hidden layers of the critics; none: as hidden_dims."""
     value_hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of the value function."""
     model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
     """Hidden layers of the model of the dynamics."""
     actor_activation: Literal["relu", "tanh"] = "relu"
     """Of the actors."""
-    reward_scale: float = 0.1
+    reward_scale: float = 1.0
     """Rewards are multiplied by this in training."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
@@ -156,21 +157,34 @@ _maze = {
     "critic_hidden_dims": (256,) * 3,
     "value_hidden_dims": (256,) * 3,
 }
-_adroit = {"actor_lr": 1e-5, "rollout_length": 50, "pretrain_updates": 1_000_000, "online_actor_lr": 3e-6}
-PRESETS = {
-    "halfcheetah": {"actor_activation": "tanh"},
-    "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0, "clone_successes": True},
-    "pointmaze": _maze,  # ours, after AntMaze: the paper has no PointMaze
-    "kitchen": {"actor_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000},
-    "kitchen-mixed": {
-        "actor_lr": 1e-5,
-        "rollout_length": 5,
-        "offline_updates": 1_000,
-        "pretrain_updates": 1_000_000,
-        "disagreement_weight": 0.0,
+_adroit = {"actor_lr": 1e-5, "rollout_length": 50, "minibatch_size": 256, "online_actor_lr": 8e-6}
+_tanh = {"actor_activation": "tanh"}
+_scaled = {"reward_scale": 0.1}
+_pen = {**_adroit, **_scaled, "online_actor_lr": 3e-6}
+_kitchen = {"actor_lr": 1e-5, "rollout_length": 5, "offline_updates": 1_000, "pretrain_updates": 1_000_000}
+PRESETS = {  # where the authors' scripts go through several values, one of them
+    "hopper": _scaled,
+    "halfcheetah": {**_tanh, **_scaled},
+    **dict.fromkeys(("halfcheetah-medium", "halfcheetah-medium-replay"), {**_tanh, **_scaled, "online_actor_lr": 3e-5}),
+    "halfcheetah-medium-expert": _scaled,
+    "walker2d": {"online_actor_lr": 1e-5, "epochs": 20},
+    "walker2d-medium-replay": {
+        "online_actor_lr": 1e-5, "epochs": 20, "pretrain_updates": 500_000, "critic_per_clone": 1,
     },
-    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _adroit),
-}
+    "antmaze": _maze | {"reward_scale": 10.0, "reward_shift": -5.0, "clone_successes": True, "eval_episodes": 30},
+    # ours, after AntMaze and hopper: the paper has neither of the two
+    "pointmaze": {**_maze, **_scaled},
+    "pendulum": _scaled,
+    "kitchen": _kitchen,
+    "kitchen-complete": {**_kitchen, "pretrain_updates": 500_000},
+    "kitchen-mixed": {**_kitchen, "disagreement_weight": 0.0},
+    "pen-": _pen,
+    "pen-human": {**_pen, "pretrain_updates": 1_000_000},
+    "door-": _adroit,
+    "door-human": {**_adroit, "offline_updates": 5_000},
+    "hammer-": {**_adroit, **_tanh, **_scaled},
+    "relocate-": {**_adroit, **_tanh},
+}  # fmt: skip
 
 dense_init = nn.initializers.orthogonal(1.0)
 
@@ -447,7 +461,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
         Actor(args.hidden_dims, spec.action_dim, args.actor_activation),
-        Critic(args.critic_hidden_dims),
+        Critic(args.critic_hidden_dims or args.hidden_dims),
         Critic(args.value_hidden_dims),
         Model(args.model_hidden_dims, spec.obs_shape[0]),
     )

@@ -9,6 +9,7 @@ layer-normalised critics, the least of two random ones in the target, four criti
 Cal-QL (arXiv 2303.05479, eq. 5.1), or CQL with --no-calibrate, on the same ensemble.
 The paper's ablations: --learning-starts 0, and --online-share 0.5 to retain the dataset.
 
+With --lagrange the multiplier, which begins at 1, takes the place of --cql-alpha.
 The conservative penalty is on --subset-size random critics, too; it, and --max-q-backup, are of the offline phase.
 Online every environment step has --utd critic updates, then one of actor and temperature on all their batches.
 
@@ -20,8 +21,7 @@ Deviations from the paper:
   of an update is on two random critics, which makes it as cheap as CQL's;
 - small initial weights are the output layers', as in Cal-QL; the released code has them in the last hidden layer,
   where the layer normalisation undoes them;
-- entropy temperature and Lagrange multiplier are exponentials (softplus there), the latter times cql_alpha, as in
-  Cal-QL;
+- entropy temperature and Lagrange multiplier are exponentials (softplus there);
 - the temperature is tuned on the entropy at s (at s' in the released code); actions are not clipped to 0.99999;
 - Kitchen's reward is taken as the number of tasks that are done; the released code ends episodes at the fourth;
 - with --learning-starts 0 updates begin with the first transition; the released code waits for one batch (1024).
@@ -294,7 +294,7 @@ def conservative_critic_loss(critic, agent: Agent, batch: Batch, key, args: Args
     gap, info_gap = conservative_gap(random_subset(critic, subset_key, args), agent, batch, gap_key, args)
     if args.lagrange:
         alpha_prime = jnp.clip(jnp.exp(agent.log_alpha_prime), 0.0, 1e6)
-        penalty = alpha_prime * args.cql_alpha * (gap - args.target_gap)
+        penalty = alpha_prime * (gap - args.target_gap)
     else:
         penalty = args.cql_alpha * gap
     return bellman + penalty, {**info, **info_gap}
@@ -302,7 +302,7 @@ def conservative_critic_loss(critic, agent: Agent, batch: Batch, key, args: Args
 
 def alpha_prime_loss(log_alpha_prime, gap, args: Args):
     """The multiplier ascends the penalty: it grows while the gap is over its target."""
-    return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * args.cql_alpha * (gap - args.target_gap)
+    return -jnp.clip(jnp.exp(log_alpha_prime), 0.0, 1e6) * (gap - args.target_gap)
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
@@ -328,7 +328,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, args.n_critics))
     actor = nets.actor.init(actor_key, obs)
-    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
+    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.zeros(())
     return Agent(
         nets=nets,
         critic=critic,

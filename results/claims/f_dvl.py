@@ -6,16 +6,17 @@ PRESET = {REPLAY: "xql-gym", MAZE: "xql-pointmaze"}
 
 iql = {d: offline("iql", d) for d in PRESET}
 chi_square = {d: offline("f_dvl", d, "--divergence chi_square", "chi-square") for d in PRESET}
-tv = {d: offline("f_dvl", d, "--divergence total_variation --loss-temperature 0.5 0.8", "tv") for d in PRESET}
+QUANTILES = ("0.6", "0.7", "0.8", "0.9")  # at 0.5 the loss is flat, below it there is no least value
+TV = f"--divergence total_variation --loss-temperature {' '.join(QUANTILES)}"
+tv = {d: offline("f_dvl", d, TV, "tv") for d in PRESET}
 xql = {d: offline("f_dvl", d, f"--preset {PRESET[d]} --loss-temperature 0.1 0.5 2 10", "xql") for d in PRESET}
 
 
 def settings(d):
-    """f-DVL in three settings."""
+    """f-DVL with chi-square, and with total variation at several temperatures."""
     return {
         "chi-square": end(chi_square[d]),
-        "total variation, temperature 0.5,": end(tv[d], "loss_temperature=0.5"),
-        "total variation, temperature 0.8,": end(tv[d], "loss_temperature=0.8"),
+        **{f"total variation, temperature {t},": end(tv[d], f"loss_temperature={t}") for t in QUANTILES},
     }
 
 
@@ -30,7 +31,7 @@ CLAIM = Claim(
     runs=[*iql.values(), *chi_square.values(), *tv.values(), *xql.values()],
     checks={
         **{
-            f"{d}: the worst of three settings of f-DVL ends above XQL at its lowest temperature": (
+            f"{d}: the worst setting of f-DVL ends above XQL at its lowest temperature": (
                 lowest(*settings(d).values()) > at(d, "0.1")
             )
             for d in PRESET
@@ -49,11 +50,16 @@ CLAIM = Claim(
         },
     },
     observed={
+        f"{MAZE}: f-DVL with chi-square ends above IQL": end(chi_square[MAZE]) > end(iql[MAZE]),
+        f"{REPLAY}: f-DVL with chi-square ends below IQL": end(chi_square[REPLAY]) < end(iql[REPLAY]),
+    }
+    | {
         f"{d}: XQL ends lower at temperature 0.1 than at {t}": at(d, "0.1") < at(d, t)
         for d in PRESET
         for t in ("0.5", "2", "10")
     },
     finding="XQL is worst at its lowest temperature on both datasets, by far on "
-    "hopper-medium-replay. f-DVL ends above IQL on PointMaze in two of three settings, and below it on "
-    "hopper-medium-replay in all. Total variation is as sensitive to its temperature as XQL is.",
+    "hopper-medium-replay. f-DVL with chi-square ends above IQL on PointMaze and below it on hopper-medium-replay. "
+    "Total variation is a quantile regression only at temperatures above a half: at a half V fell without end, and "
+    "those runs are gone. The settings that have a least value are still to be run.",
 )

@@ -44,5 +44,6 @@ CLAIM = Claim(
     "other's spread, slightly below the offline level; without any the agent starts from nothing and has not "
     "reached them after 4,800 steps. On PointMaze 10,000 offline updates leave nothing to fine-tune (the actor "
     "comes back slowly from the corners of the action space: results/README.md), and 4,800 steps do not change "
-    "that. The paper's gains are over a million steps.",
+    "that; these runs had the general settings, not CORL's for mazes, and are to be made again. The paper's gains "
+    "are over a million steps.",
 )

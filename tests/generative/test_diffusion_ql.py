@@ -10,6 +10,7 @@ import pytest
 from conftest import load
 from networks_in_numpy import mish, noise_net, posterior_chain, q_values
 from reference import B, agent_of, close
+from released import table, wrong_settings
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -205,3 +206,52 @@ def test_diffusion_ql_rewards_and_presets(pendulum):
         module.reward_map(dataclasses.replace(data, reward=np.float32([1, 1])), "normalize")
     for changes in module.PRESETS.values():
         module.Args(**changes)
+
+
+RELEASED = """
+    halfcheetah-medium-v2 3e-4 1.0 False 9.0
+    hopper-medium-v2 3e-4 1.0 False 9.0
+    walker2d-medium-v2 3e-4 1.0 False 1.0
+    halfcheetah-medium-replay-v2 3e-4 1.0 False 2.0
+    hopper-medium-replay-v2 3e-4 1.0 False 4.0
+    walker2d-medium-replay-v2 3e-4 1.0 False 4.0
+    halfcheetah-medium-expert-v2 3e-4 1.0 False 7.0
+    hopper-medium-expert-v2 3e-4 1.0 False 5.0
+    walker2d-medium-expert-v2 3e-4 1.0 False 5.0
+    antmaze-umaze-v0 3e-4 0.5 False 2.0
+    antmaze-umaze-diverse-v0 3e-4 2.0 True 3.0
+    antmaze-medium-play-v0 1e-3 2.0 True 2.0
+    antmaze-medium-diverse-v0 3e-4 3.0 True 1.0
+    antmaze-large-play-v0 3e-4 4.5 True 10.0
+    antmaze-large-diverse-v0 3e-4 3.5 True 7.0
+    pen-human-v1 3e-5 0.15 False 7.0
+    pen-cloned-v1 3e-5 0.1 False 8.0
+    kitchen-complete-v0 3e-4 0.005 False 9.0
+    kitchen-partial-v0 3e-4 0.005 False 10.0
+    kitchen-mixed-v0 3e-4 0.005 False 10.0
+"""
+
+
+def test_diffusion_ql_settings_are_those_released():
+    """main.py of Zhendong-Wang/Diffusion-Policies-for-Offline-RL at d871f5c; the critics' rate is fixed there."""
+    expected = table(
+        RELEASED, actor_lr=float, eta=float, max_q_backup=lambda word: word == "True", max_grad_norm=float
+    )  # fmt: skip
+    tuning = {"antmaze": "antmaze", "pen": "normalize"}
+    epochs = {"-v2": 2000, "complete-v0": 250}
+    for dataset, row in expected.items():
+        row["reward_tuning"] = tuning.get(dataset.split("-")[0], "none")
+        row["updates"] = 1000 * next((n for end, n in epochs.items() if dataset.endswith(end)), 1000)
+        row |= {"critic_lr": 3e-4, "eval_episodes": 10 if dataset.endswith("-v2") else 100}
+    assert not wrong_settings(load("diffusion_ql"), expected)
+
+
+def test_ofql_settings_are_diffusion_qls_but_eta():
+    """Which the paper tunes for every set; the number of updates is one million for all."""
+    expected = table(
+        RELEASED, actor_lr=float, eta=float, max_q_backup=lambda word: word == "True", max_grad_norm=float
+    )  # fmt: skip
+    for dataset, row in expected.items():
+        del row["eta"]
+        row |= {"updates": 1_000_000, "eval_episodes": 10 if dataset.endswith("-v2") else 100}
+    assert not wrong_settings(load("ofql"), expected)

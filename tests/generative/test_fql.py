@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import load
 from reference import B, agent_of, close, gelu, heads, mlp
+from released import every, table, wrong_settings
 
 
 def q_values(critics, obs, action):
@@ -48,3 +49,46 @@ def test_fql_actor_is_distilled_from_the_clipped_flow(batch, normalize_q):
     lam = 1 / np.abs(q).mean() if normalize_q else 1.0
     expected = 3.0 * ((action - np.clip(x, -1, 1)) ** 2).mean() - lam * q.mean()
     close(fql.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
+
+
+def test_fql_settings_are_those_released():
+    """README of seohongpark/fql at 719d044: state-based OGBench, D4RL's AntMaze and Adroit; 50 episodes everywhere."""
+    theirs = table(
+        """
+        antmaze-large-navigate-singletask-v0 10 min 0.99
+        antmaze-giant-navigate-singletask-task3-v0 10 min 0.995
+        humanoidmaze-medium-navigate-singletask-v0 30 mean 0.995
+        humanoidmaze-large-navigate-singletask-task1-v0 30 mean 0.995
+        antsoccer-arena-navigate-singletask-v0 10 mean 0.995
+        cube-single-play-singletask-v0 300 mean 0.99
+        cube-double-play-singletask-task2-v0 300 mean 0.99
+        scene-play-singletask-v0 300 mean 0.99
+        puzzle-3x3-play-singletask-v0 1000 mean 0.99
+        puzzle-4x4-play-singletask-task4-v0 1000 mean 0.99
+        antmaze-umaze-v2 10 mean 0.99
+        antmaze-umaze-diverse-v2 10 mean 0.99
+        antmaze-medium-play-v2 10 mean 0.99
+        antmaze-medium-diverse-v2 10 mean 0.99
+        antmaze-large-play-v2 3 mean 0.99
+        antmaze-large-diverse-v2 3 mean 0.99
+        pen-human-v1 10000 min 0.99
+        pen-cloned-v1 10000 min 0.99
+        pen-expert-v1 3000 min 0.99
+        door-human-v1 30000 min 0.99
+        door-cloned-v1 30000 min 0.99
+        door-expert-v1 30000 min 0.99
+        hammer-human-v1 30000 min 0.99
+        hammer-cloned-v1 10000 min 0.99
+        hammer-expert-v1 30000 min 0.99
+        relocate-human-v1 10000 min 0.99
+        relocate-cloned-v1 30000 min 0.99
+        relocate-expert-v1 30000 min 0.99
+        """,
+        distillation_weight=float, q_aggregation=str, discount=float,
+    )  # fmt: skip
+    for dataset, row in theirs.items():
+        d4rl = "singletask" not in dataset
+        row |= {"normalize_q": False, "eval_episodes": 50, "updates": 500_000 if d4rl else 1_000_000}
+        row |= {"reward_shift": -1.0 if d4rl and dataset.startswith("antmaze") else 0.0}
+    assert not wrong_settings(load("fql"), theirs)
+    assert not wrong_settings(load("fql"), every(["hopper-medium-v2"], normalize_q=True))

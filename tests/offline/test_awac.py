@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, log_std_of, mlp
+from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
 
@@ -42,3 +43,18 @@ def test_awac_critic_has_no_entropy_term(batch):
     y = batch.reward + 0.99 * (1 - batch.terminal) * heads(agent.target_critic, batch.next_obs, next_action).min(0)
     q = heads(agent.critic, batch.obs, batch.action)
     close(awac.critic_loss(agent.critic, agent, batch, key, args)[0], ((q - y) ** 2).mean(1).sum())
+
+
+def test_awac_settings_are_those_released():
+    """configs/offline/awac of corl-team/CORL at eeeeef2."""
+    common = {
+        "batch_size": 256, "discount": 0.99, "tau": 0.005, "actor_lr": 3e-4, "critic_lr": 3e-4,
+        "hidden_dims": (256, 256, 256), "normalize_return": False,
+    }  # fmt: skip
+    expected = {
+        **every(MUJOCO, **common, temperature=1 / 3, reward_shift=0.0, eval_episodes=10),
+        **every(ADROIT, **common, temperature=0.1, reward_shift=0.0, eval_episodes=10),
+        **every(MAZE2D, **common, temperature=0.1, reward_shift=0.0, eval_episodes=100),
+        **every(ANTMAZE, **common, temperature=0.1, reward_shift=-1.0, eval_episodes=100),
+    }
+    assert not wrong_settings(load("awac"), expected)

@@ -1,11 +1,14 @@
 """The losses of cql against the same equations in plain numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, settings, wrong_settings
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -119,3 +122,97 @@ def test_cql_discrete_is_double_dqn_plus_the_gap(batch):
     expected = ((q[:, rows, action] - y) ** 2).mean(1).sum()
     expected += 0.6 * (logsumexp(q, -1) - q[:, rows, action]).mean(1).sum()
     close(cql.discrete_critic_loss(agent.critic, agent, batch, args)[0], expected)
+
+
+def test_cql_settings_are_those_released():
+    """configs/offline/cql of corl-team/CORL at eeeeef2; PointMaze, Minari's maze2d, as maze2d."""
+    common = {
+        "importance_sampling": True, "n_actions": 10, "cql_temperature": 1.0, "clip_diff_max": 1e9, "bc_steps": 0,
+        "backup_entropy": False, "tune_temperature": True, "batch_size": 256, "discount": 0.99, "critic_lr": 3e-4,
+        "tau": 0.005, "hidden_dims": (256,) * 3,
+    }  # fmt: skip
+    dense = {**common, "normalize_obs": True, "reward_scale": 1.0, "reward_shift": 0.0, "max_q_backup": False}
+    dense |= {"clip_diff_min": -1e9, "critic_hidden_dims": ()}
+    mujoco = {**dense, "cql_alpha": 10.0, "actor_lr": 3e-5, "lagrange": False, "eval_episodes": 10}
+    maze = {**dense, "cql_alpha": 10.0, "actor_lr": 3e-5, "lagrange": True, "target_gap": 5.0}
+    maze |= {"normalize_return": False}
+    hand = {**mujoco, "cql_alpha": 1.0, "actor_lr": 1e-4, "normalize_return": False}
+    expected = {
+        **{d: {**mujoco, "normalize_return": d == "hopper-medium-v2"} for d in MUJOCO},
+        **every(MAZE2D, **maze, eval_episodes=100),
+        **every(["pointmaze-umaze", "D4RL/pointmaze/large-v2"], **maze),
+        **every(ADROIT, **hand),
+        **every(
+            ANTMAZE, **common, cql_alpha=5.0, actor_lr=1e-4, lagrange=True, target_gap=0.8, max_q_backup=True,
+            clip_diff_min=-200.0, critic_hidden_dims=(256,) * 5, normalize_obs=False, reward_scale=10.0,
+            reward_shift=-5.0, eval_episodes=100, normalize_return=False,
+        ),
+    }  # fmt: skip
+    assert not wrong_settings(load("cql"), expected)
+
+
+@pytest.mark.parametrize("name", ["cql", "e2o"])
+def test_cql_begins_with_small_outputs(name):
+    """Of last layers, as in CORL: Xavier's uniform of gain 0.01 (policy), orthogonal of gain 0.01 (critics)."""
+    module = load(name)
+    agent = module.init(jax.random.key(0), module.Args(hidden_dims=(64, 64)), SPEC)
+    layers = agent.actor["params"]
+    last, first = np.asarray(layers["Dense_2"]["kernel"]), np.asarray(layers["Dense_0"]["kernel"])
+    bound = 0.01 * np.sqrt(6 / (64 + 4))
+    assert 0.9 * bound < np.abs(last).max() <= bound
+    assert 0.9 / np.sqrt(3) < np.abs(first).max() <= 1 / np.sqrt(3)
+    critics = agent.critic["params"]
+    np.testing.assert_allclose(np.linalg.norm(critics["Dense_2"]["kernel"], axis=(1, 2)), 0.01, rtol=1e-4)
+    hidden = np.asarray(critics["Dense_1"]["kernel"][0])
+    np.testing.assert_allclose(hidden.T @ hidden, 2 * np.eye(64), atol=1e-4)
+
+
+def test_cql_in_antmaze_only_the_critics_have_five_layers():
+    cql = load("cql")
+    args = dataclasses.replace(settings(cql, "antmaze-umaze-v2"), hidden_dims=(8,) * 3, critic_hidden_dims=(8,) * 5)
+    agent = cql.init(jax.random.key(0), args, SPEC)
+    depth = [sum(k.startswith("Dense") for k in net["params"]) for net in (agent.actor, agent.critic)]
+    assert depth == [4, 6]
+
+
+def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(batch):
+    cql, n = load("cql"), 3
+    args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=n, importance_sampling=False)
+    agent, key = agent_of(cql, args), jax.random.key(2)
+    q = heads(agent.critic, batch.obs, batch.action)
+    uniform_key, now_key, next_key = jax.random.split(key, 3)
+    uniform = np.asarray(jax.random.uniform(uniform_key, (n, B, 2), minval=-1.0, maxval=1.0))
+    noise = [np.asarray(jax.random.normal(k, (n, B, 2))) for k in (now_key, next_key)]
+    now = tanh_normal(*cql_policy(agent.actor, batch.obs), noise[0])[0]
+    following = tanh_normal(*cql_policy(agent.actor, batch.next_obs), noise[1])[0]
+    of_actions = [heads(agent.critic, batch.obs, a[k]) for a in (uniform, following, now) for k in range(n)]
+    expected = (logsumexp(np.stack([*of_actions, q]), axis=0) - q).mean(1)
+    close(cql.conservative_gap(agent.critic, agent, batch, q, key, args), expected)
+
+
+def test_cql_gaps_are_clipped_on_both_sides(batch):
+    cql = load("cql")
+    args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2)
+    agent, key = agent_of(cql, args), jax.random.key(2)
+    alone = batch._replace(obs=batch.obs[:1], action=batch.action[:1], next_obs=batch.next_obs[:1])
+    q = heads(agent.critic, alone.obs, alone.action)
+    free = np.asarray(cql.conservative_gap(agent.critic, agent, alone, q, key, args))
+    low, high = free.min(), free.max()
+    middle = float(low + high) / 2
+
+    def clipped(**bounds):
+        return cql.conservative_gap(agent.critic, agent, alone, q, key, dataclasses.replace(args, **bounds))
+
+    close(np.sort(clipped(clip_diff_min=middle)), [middle, high])
+    close(np.sort(clipped(clip_diff_max=middle)), [low, middle])
+
+
+def test_cql_temperature_stays_where_it_is_not_tuned(batch):
+    cql = load("cql")
+    sizes = {"hidden_dims": (8, 8), "batch_size": B, "n_actions": 2}
+    fixed = cql.Args(**sizes, init_temperature=0.3, tune_temperature=False)
+    agent = cql.init(jax.random.key(0), fixed, SPEC)
+    after, metrics = cql.update(agent, batch, jax.random.key(1), fixed)
+    close([metrics["alpha"], np.exp(after.log_alpha)], 0.3)
+    tuned, _ = cql.update(agent, batch, jax.random.key(1), dataclasses.replace(fixed, tune_temperature=True))
+    assert abs(float(tuned.log_alpha) - np.log(0.3)) > 1e-5

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, log_std_of, mlp
+from released import ANTMAZE, MUJOCO, every, wrong_settings
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
+
+from shared.errors import InputError
 
 DIVERGENCES = ("chi_square", "chi_square_monotone", "total_variation", "reverse_kl")
 
@@ -142,3 +145,67 @@ def test_f_dvl_named_presets_are_xql():
     xql = {name: p for name, p in presets.items() if name.startswith("xql-")}
     assert len(xql) == 22 and all(p["divergence"] == "reverse_kl" for p in xql.values())
     assert presets["xql-hopper-medium-replay"]["loss_temperature"] == 2.0 and "divergence" not in presets["hopper"]
+
+
+def test_f_dvl_settings_are_those_released():
+    """README and configs of hari-sikchi/DVL; XQL's, by name, of Div99/XQL at dff09af (offline/reproduce)."""
+    f_dvl = load("f_dvl")
+    expected = {
+        **every(
+            [d for d in MUJOCO if "random" not in d], divergence="chi_square", loss_temperature=1.0,
+            n_random_actions=1, beta=3.0, normalize_return=True, decay_actor_lr=True, batch_size=1024,
+        ),
+        **every(
+            ANTMAZE, divergence="total_variation", loss_temperature=0.8, beta=10.0, reward_shift=-1.0,
+            decay_actor_lr=False, batch_size=1024, eval_episodes=100,
+        ),
+        "pen-human-v1": {
+            "divergence": "reverse_kl", "loss_temperature": 8.0, "max_clip": 5.0, "n_random_actions": 1, "beta": 0.5,
+            "dropout": 0.1, "decay_actor_lr": True,
+        },
+    }  # fmt: skip
+    assert not wrong_settings(f_dvl, expected)
+    constant = {name for name, preset in f_dvl.PRESETS.items() if not preset.get("decay_actor_lr", True)}
+    assert constant == {name for name in f_dvl.PRESETS if "antmaze" in name}
+
+
+def test_f_dvl_the_actors_step_size_is_constant_where_it_does_not_decay(batch):
+    f_dvl = load("f_dvl")
+    sizes = {"updates": 3, "actor_lr": 0.1}
+    gradient = {"x": jnp.ones(2)}
+    steps = {}
+    for decays in (True, False):
+        optimizer = f_dvl.actor_optimizer(small(decay_actor_lr=decays, **sizes))
+        state, steps[decays] = optimizer.init(gradient), []
+        for _ in range(4):
+            step, state = optimizer.update(gradient, state)
+            steps[decays].append(-float(step["x"][0]))
+    np.testing.assert_allclose(steps[False], 0.1, rtol=1e-4)
+    np.testing.assert_allclose(steps[True], 0.1 * (1 + np.cos(np.pi * np.arange(4) / 3)) / 2, atol=1e-6)
+
+
+def test_f_dvl_total_variation_is_quantile_regression():
+    """Its least point over V of a sample of Q is the (2 lambda - 1) / lambda quantile."""
+    f_dvl, q = load("f_dvl"), np.random.default_rng(0).normal(size=401).astype(np.float32)
+    for temperature in (0.6, 0.8, 0.9):
+        args = small(divergence="total_variation", loss_temperature=temperature)
+        losses = [float(f_dvl.conjugate_loss(jnp.asarray(q - v), args).mean()) for v in np.sort(q)]
+        assert abs(np.argmin(losses) / 400 - (2 * temperature - 1) / temperature) < 0.01
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_f_dvl_refuses_temperatures_for_which_v_has_no_bound(divergence):
+    """Half and less of total variation: the loss does not rise where V falls under every Q; over 1 where it rises."""
+    f_dvl = load("f_dvl")
+    refused = {"total_variation": (0.5, 0.3, (0.8, 0.5), 1.2), "reverse_kl": (0.0, -1.0)}.get(divergence, (0.0, 1.2))
+    accepted = {"total_variation": (0.51, 0.8, (0.6, 1.0)), "reverse_kl": (0.1, 10.0)}.get(divergence, (0.1, 1.0))
+    for temperature in refused:
+        with pytest.raises(InputError, match="--loss-temperature of"):
+            f_dvl.main(small(divergence=divergence, loss_temperature=temperature, dataset="/nowhere.npz"))
+    for temperature in accepted:
+        f_dvl.check_temperature(small(divergence=divergence, loss_temperature=temperature))
+    if divergence == "total_variation":
+        d = jnp.array([1.0, 10.0, 100.0])
+        for temperature, sign in ((0.4, -1), (0.5, 0), (0.6, 1)):
+            slope = np.diff(f_dvl.conjugate_loss(d, small(divergence=divergence, loss_temperature=temperature)))
+            assert (np.sign(np.round(slope, 5)) == sign).all()

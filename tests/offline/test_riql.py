@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, log_std_of, mlp
+from reference import SPEC, B, agent_of, close, heads, log_std_of, mlp
 from scipy.stats import norm
 
 SMALL = {"n_critics": 3}
@@ -124,3 +124,21 @@ def test_riql_presets_corrupt_what_their_names_say():
         (element,) = preset["corruption"]
         assert name.split("-")[1] == element.split("_")[0]
         riql.Args(**preset)
+
+
+def test_riql_begins_as_the_authors_networks_do():
+    """RIQL.py of YangRui2015/RIQL at cc07d81: critics within 1 / sqrt(outputs), V and policy plain linear layers."""
+    riql = load("riql")
+    agent = riql.init(jax.random.key(0), riql.Args(hidden_dims=(64, 32), n_critics=3), SPEC)
+
+    def largest(tree, layer, kind="kernel"):
+        return float(np.abs(tree["params"][f"Dense_{layer}"][kind]).max())
+
+    for layer, outputs in ((0, 64), (1, 32)):
+        assert 0.9 / np.sqrt(outputs) < largest(agent.critic, layer) <= 1 / np.sqrt(outputs)
+        assert largest(agent.critic, layer, "bias") == np.float32(0.1)
+    assert largest(agent.critic, 2) <= 3e-3
+    for tree in (agent.value, agent.actor):
+        for layer, inputs in ((0, 3), (1, 64), (2, 32)):
+            assert 0.7 / np.sqrt(inputs) < largest(tree, layer) <= 1 / np.sqrt(inputs)
+            assert largest(tree, layer, "bias") == 0

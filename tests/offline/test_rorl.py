@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
 
 SMALL = {"n_critics": 3, "n_samples": 2}
 
@@ -210,3 +210,18 @@ def test_rorl_attack_scales_change_the_evaluation_only(pendulum, tmp_path):
     returns = {scale: [r["return"] for r in rows if r["attack_scale"] == scale] for scale in ("0", "1")}
     assert len(returns["0"]) == 2 and returns["0"] != returns["1"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["args"]["attack"] == "min_q"
+
+
+@pytest.mark.parametrize("name, wide", [("rorl", "actor"), ("ro2o", "critic")])
+def test_first_layers_begin_within_the_authors_bounds(name, wide):
+    """1 / sqrt(outputs) where they read the wrong side of a matrix, in RORL the policy's, in RO2O the critics'.
+
+    lifelong_rl/torch/pytorch_util.py of YangRui2015/RORL at c604043, algorithms/offline/ro2o_mujoco.py of
+    BattleWen/RO2O.
+    """
+    module = load(name)
+    agent = module.init(jax.random.key(0), module.Args(hidden_dims=(64, 64), n_critics=3), SPEC)
+    for field, inputs in (("actor", 3), ("critic", 5)):
+        largest = float(np.abs(getattr(agent, field)["params"]["Dense_0"]["kernel"]).max())
+        bound = 1 / np.sqrt(64 if field == wide else inputs)
+        assert 0.85 * bound < largest <= bound

@@ -11,6 +11,7 @@ import pytest
 from conftest import load
 from jobs import small, train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
+from released import ANTMAZE, every, table, wrong_settings
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -172,3 +173,51 @@ def test_spot_stays_on_one_of_two_modes_where_cloning_takes_their_mean():
     agent, _ = jax.jit(lambda a, k: jax.lax.scan(pretrain, a, k))(agent, jax.random.split(jax.random.key(1), 1500))
     agent, _ = jax.jit(lambda a, k: jax.lax.scan(step, a, k))(agent, jax.random.split(jax.random.key(2), 1500))
     assert abs(abs(float(spot.act(agent, obs, None, args)[0, 0])) - 0.8) < 0.1
+
+
+def test_spot_settings_are_those_released():
+    """configs/offline of thuml/SPOT; those of online_finetune have another discount on the large mazes."""
+    weights = table(
+        """
+        halfcheetah-medium-v2 0.05
+        halfcheetah-medium-replay-v2 0.05
+        halfcheetah-medium-expert-v2 1.0
+        hopper-medium-v2 0.1
+        hopper-medium-replay-v2 0.1
+        hopper-medium-expert-v2 0.2
+        walker2d-medium-v2 0.2
+        walker2d-medium-replay-v2 0.2
+        walker2d-medium-expert-v2 0.5
+        antmaze-umaze-v2 0.25
+        antmaze-umaze-diverse-v2 0.25
+        antmaze-medium-play-v2 0.05
+        antmaze-medium-diverse-v2 0.025
+        antmaze-large-play-v2 0.025
+        antmaze-large-diverse-v2 0.025
+        """,
+        support_weight=float,
+    )
+    antmaze = every(
+        ANTMAZE, actor_lr=1e-4, dropout=0.0, small_last_layers=True, normalize_obs=False, eval_episodes=100,
+        discount=0.99,
+    )  # fmt: skip
+    other = every(
+        weights.keys() - antmaze.keys(), actor_lr=3e-4, dropout=0.1, small_last_layers=False, normalize_obs=True,
+        eval_episodes=10, discount=0.99,
+    )  # fmt: skip
+    assert not wrong_settings(load("spot"), weights)
+    assert not wrong_settings(load("spot"), antmaze | other)
+
+
+@pytest.mark.parametrize("small_last", [True, False])
+def test_spot_last_layers_are_small_where_asked(small_last):
+    spot = load("spot")
+    args = spot.Args(hidden_dims=(64, 64), vae_hidden_dims=(8, 8), small_last_layers=small_last)
+    agent = spot.init(jax.random.key(0), args, SPEC)
+    for net, bound in ((agent.actor, 1e-3), (agent.critic, 3e-3)):
+        last = net["params"]["Dense_2"]
+        largest = [float(np.abs(last[k]).max()) for k in ("kernel", "bias")]
+        if small_last:
+            assert 0.8 * bound < largest[0] <= bound and 0 < largest[1] <= bound
+        else:
+            assert 0.8 / 8 < largest[0] <= 1 / 8 and largest[1] == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import train
+from released import ADROIT, ANTMAZE, KITCHEN, MUJOCO, every, wrong_settings
 from scipy.special import softmax
 
 from shared.data import Dataset
@@ -134,3 +135,16 @@ def test_the_sampled_rows_are_those_of_the_good_episodes():
     p = softmax(np.repeat((returns - returns.min()) / np.ptp(returns), 20) / 0.1)
     assert good == pytest.approx(p[:100].sum(), abs=0.01) and good > 0.98
     assert jnp.asarray(drawn).shape == (20_000, 2)
+
+
+def test_settings_are_those_released():
+    """experiments/d4rl/run_iql.py of Improbable-AI/harness-offline-rl at cb6e709; its Adroit is MuJoCo's."""
+    common = {"base": "iql", "weight_temperature": 0.1, "top_fraction": 0.1, "batch_size": 256, "eval_episodes": 10}
+    expected = {
+        **every(MUJOCO, **common, expectile=0.7, beta=3.0, dropout=0.0, normalize_return=True),
+        **every(ADROIT, **common, expectile=0.7, beta=3.0, dropout=0.0, normalize_return=False),
+        **every(ANTMAZE, **common, expectile=0.9, beta=10.0, dropout=0.0, reward_shift=-1.0),
+        **every(["maze2d-umaze-v1", "maze2d-large-dense-v1"], **common, expectile=0.9, beta=10.0, reward_shift=0.0),
+        **every(KITCHEN, **common, expectile=0.7, beta=0.5, dropout=0.1),
+    }
+    assert not wrong_settings(load("trajectory_weighting"), expected)

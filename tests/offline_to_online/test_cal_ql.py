@@ -8,6 +8,7 @@ from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from released import ANTMAZE, KITCHEN, every, wrong_settings
 from scipy.special import logsumexp
 
 from shared.data import Dataset
@@ -168,3 +169,31 @@ def test_cal_ql_online_transitions_get_their_lanes_returns_when_their_episode_ha
         for t in reversed(range(200)):
             expected = reward[lane, t] + discount * expected if t < 199 else expected
             np.testing.assert_allclose(returns[lane, t], expected, rtol=1e-4)
+
+
+def test_cal_ql_settings_are_those_released():
+    """scripts/ of nakamotoo/Cal-QL at ac6eafe, Kitchen's of its branch dev/add-kitchen at c510025."""
+    common = {
+        "n_actions": 10, "discount": 0.99, "tau": 0.005, "batch_size": 256, "actor_lr": 1e-4, "critic_lr": 3e-4,
+        "max_q_backup": True, "calibrate": True, "eval_episodes": 20,
+    }  # fmt: skip
+    sparse = {"reward_scale": 10.0, "online_share": 0.5, "endless": False, "importance_sampling": True}
+    hand = {
+        **common, **sparse, "cql_alpha": 1.0, "lagrange": False, "actor_hidden_dims": (512, 512),
+        "hidden_dims": (512,) * 3, "offline_updates": 20_000, "reward_shift": 5.0, "failure_reward": -1.0,
+    }  # fmt: skip
+    expected = {
+        **every(
+            [d for d in ANTMAZE if "umaze" not in d], **common, **sparse, lagrange=True, target_gap=0.8,
+            cql_alpha=5.0, actor_hidden_dims=(256, 256), hidden_dims=(256,) * 4, offline_updates=1_000_000,
+            env_steps=1_000_000, reward_shift=-5.0, failure_reward=0.0,
+        ),
+        **every(
+            KITCHEN, **common, cql_alpha=5.0, lagrange=False, importance_sampling=False, endless=True,
+            actor_hidden_dims=(512,) * 3, hidden_dims=(512,) * 3, offline_updates=500_000, env_steps=1_500_000,
+            online_share=0.75, reward_scale=1.0, reward_shift=0.0, failure_reward=None,
+        ),
+        "pen-binary-v0": {**hand, "env_steps": 200_000},
+        **every(["door-binary-v0", "relocate-binary-v0"], **hand, env_steps=1_000_000),
+    }  # fmt: skip
+    assert not wrong_settings(load("cal_ql"), expected)

@@ -10,6 +10,7 @@ import pytest
 from conftest import load, write_pendulum
 from jobs import train
 from reference import SPEC, B, agent_of, close, heads, mlp
+from released import ANTMAZE, every, table, wrong_settings
 from scipy.stats import norm
 from test_online import final, stop_after
 
@@ -481,3 +482,43 @@ def test_uni_o4_initial_policies_differ():
     for trees, n in ((agent.actors, P), (agent.critic, 2), (agent.model, M)):
         first = trees["params"]["Dense_0"]["kernel"]
         assert all(np.abs(first[i] - first[j]).max() > 1e-3 for i in range(n) for j in range(i))
+
+
+def test_uni_o4_settings_are_those_released():
+    """scripts/ and ppo_finetune/scripts of Lei-Kun/Uni-O4 at 1eecc45; of several values that are tried, one of them.
+
+    A scale of 0.1 is the scripts' "number"; HalfCheetah-medium's and -medium-expert's are "dynamic".
+    """
+    theirs = table(
+        """
+        hopper-medium-v2 relu 2000000 10000 1e-4 2e-5 128 0.1
+        hopper-medium-replay-v2 relu 2000000 10000 1e-4 2e-5 128 0.1
+        halfcheetah-medium-v2 tanh 2000000 10000 1e-4 3e-5 128 0.1
+        halfcheetah-medium-replay-v2 tanh 2000000 10000 1e-4 3e-5 128 0.1
+        halfcheetah-medium-expert-v2 relu 2000000 10000 1e-4 2e-5 128 0.1
+        walker2d-medium-v2 relu 2000000 10000 1e-4 1e-5 128 1.0
+        walker2d-medium-replay-v2 relu 500000 10000 1e-4 1e-5 128 1.0
+        walker2d-medium-expert-v2 relu 2000000 10000 1e-4 1e-5 128 1.0
+        pen-human-v1 relu 1000000 10000 1e-5 3e-6 256 0.1
+        pen-cloned-v1 relu 2000000 10000 1e-5 3e-6 256 0.1
+        door-human-v1 relu 2000000 5000 1e-5 8e-6 256 1.0
+        door-cloned-v1 relu 2000000 10000 1e-5 8e-6 256 1.0
+        hammer-human-v1 tanh 2000000 10000 1e-5 8e-6 256 0.1
+        hammer-cloned-v1 tanh 2000000 10000 1e-5 8e-6 256 0.1
+        relocate-human-v1 tanh 2000000 10000 1e-5 8e-6 256 1.0
+        relocate-cloned-v1 tanh 2000000 10000 1e-5 8e-6 256 1.0
+        kitchen-complete-v0 relu 500000 1000 1e-5 2e-5 128 1.0
+        kitchen-partial-v0 relu 1000000 1000 1e-5 2e-5 128 1.0
+        kitchen-mixed-v0 relu 1000000 1000 1e-5 2e-5 128 1.0
+        """,
+        actor_activation=str, pretrain_updates=int, offline_updates=int, actor_lr=float, online_actor_lr=float,
+        minibatch_size=int, reward_scale=float,
+    )  # fmt: skip
+    antmaze = every(
+        ANTMAZE, expectile=0.9, critic_hidden_dims=(256,) * 3, value_hidden_dims=(256,) * 3, clone_successes=True,
+        actor_lr=3e-5, eval_episodes=30,
+    )  # fmt: skip
+    more = {d: {"disagreement_weight": 0.0 if d == "kitchen-mixed-v0" else 0.1} for d in theirs}
+    assert not wrong_settings(load("uni_o4"), theirs | antmaze)
+    assert not wrong_settings(load("uni_o4"), more)
+    assert load("uni_o4").Args().reward_scale == 1.0

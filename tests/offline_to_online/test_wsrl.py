@@ -1,6 +1,7 @@
 """The losses of wsrl against the same equations in plain numpy, its phases and its ablations."""
 
 import csv
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
 from reference import SPEC, B, agent_of, close, tanh_normal
+from released import ANTMAZE, KITCHEN, every, wrong_settings
 from scipy.special import logsumexp
 
 from shared.replay import init_replay
@@ -113,9 +115,9 @@ def test_wsrl_pretrains_two_random_critics_conservatively(batch, calibrate, impo
                         value = max(value, RETURNS[b]) if calibrate else value
                     values.append(value - log_density[k, b] if importance else value)
             gaps.append(logsumexp(values) - q[i, b])
-    penalty = np.exp(0.4) * (np.mean(gaps) - 0.5) if lagrange else np.mean(gaps)
+    penalty = np.exp(0.4) * (np.mean(gaps) - 0.5) if lagrange else 2.0 * np.mean(gaps)
     loss, info = load("wsrl").conservative_critic_loss(agent.critic, agent, batch, key, args)
-    close(loss, bellman_of(agent, batch, bellman_key, best_of_actions=True) + 2.0 * penalty)
+    close(loss, bellman_of(agent, batch, bellman_key, best_of_actions=True) + penalty)
     close(info["bound_rate"], np.mean(under))
 
 
@@ -189,3 +191,37 @@ def test_wsrl_without_warm_up_learns_from_the_first_step(pendulum, tmp_path):
     agent = train("wsrl", pendulum, tmp_path / "run", learning_starts=0, online_share=0.5)
     assert agent["[0].critic_opt[0].count"].tolist() == [4 + 2 * 8]
     assert all(np.isfinite(value).all() for value in agent.values())
+
+
+def test_wsrl_settings_are_those_released():
+    """experiments/ of zhouzypaul/wsrl at 891ee35."""
+    common = {"n_actions": 10, "n_critics": 10, "subset_size": 2, "actor_lr": 1e-4, "critic_lr": 3e-4, "discount": 0.99}
+    common |= {"max_q_backup": True, "utd": 4, "learning_starts": 5_000, "batch_size": 256, "eval_episodes": 20}
+    hand = {"cql_alpha": 1.0, "offline_updates": 20_000, "reward_scale": 10.0, "reward_shift": 5.0}
+    hand |= {"hidden_dims": (512,) * 3, "actor_hidden_dims": (512, 512), "lagrange": False}
+    gym = {"cql_alpha": 5.0, "offline_updates": 250_000, "lagrange": False, "hidden_dims": (256, 256)}
+    expected = {
+        **every(
+            ANTMAZE, **common, lagrange=True, target_gap=0.8, offline_updates=1_000_000, reward_scale=10.0,
+            reward_shift=-5.0, hidden_dims=(256,) * 4, state_dependent_std=False, online_max_q_backup=True,
+        ),
+        **every(
+            KITCHEN, **common, cql_alpha=5.0, lagrange=False, importance_sampling=False, offline_updates=250_000,
+            reward_scale=1.0, reward_shift=-4.0, hidden_dims=(512,) * 3, actor_hidden_dims=(512,) * 3, endless=False,
+        ),
+        **every(["pen-binary-v0", "door-binary-v0", "relocate-binary-v0"], **common, **hand),
+        **every(["halfcheetah-medium-replay-v2", "hopper-medium-v2"], **common, **gym, reward_shift=0.0),
+    }  # fmt: skip
+    assert not wrong_settings(load("wsrl"), expected)
+
+
+def test_wsrl_the_multiplier_begins_at_one(batch):
+    """cql_alpha_lagrange_init of experiments/configs/cql_config.py, without a factor beside it."""
+    wsrl, args = load("wsrl"), tiny(lagrange=True, cql_alpha=5.0, target_gap=0.5)
+    agent = wsrl.init(jax.random.key(0), args, SPEC)
+    values = [
+        wsrl.conservative_critic_loss(agent.critic, agent, batch, jax.random.key(1), a)
+        for a in (args, dataclasses.replace(args, lagrange=False, cql_alpha=1.0))
+    ]
+    close(values[0][0], values[1][0] - 0.5)
+    close(jax.grad(wsrl.alpha_prime_loss)(jnp.float32(0.0), 2.0, args), -(2.0 - 0.5))
