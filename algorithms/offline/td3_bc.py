@@ -7,6 +7,8 @@ smoothing, delayed actor), with normalised observations (eq. 4).
 
 Choose it when actions are continuous and you want the simplest and fastest method with a critic.
 
+Parity: equal to CORL's td3_bc.py, update for update (results/parity.md).
+
 Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
