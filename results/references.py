@@ -141,13 +141,13 @@ def theirs(checkout: Path, file: str, stand_ins: tuple[str, ...] = ABSENT) -> ty
 
 
 def torch_double() -> Any:
-    """torch, of which new tensors are float64."""
+    """torch, of which new tensors are float64, also where a reference says float."""
     try:
         import torch
     except ModuleNotFoundError:
         raise InputError("This comparison needs PyTorch: pip install torch in an environment of its own.") from None
     torch.set_default_dtype(torch.float64)
-    torch.FloatTensor = torch.DoubleTensor  # what references make of numpy's batches
+    torch.FloatTensor, torch.float, torch.Tensor.float = torch.DoubleTensor, torch.float64, torch.Tensor.double
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return torch

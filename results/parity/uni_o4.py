@@ -201,7 +201,6 @@ def online(checkout, undo):
     torch, module, rng, noise, data, args, agent = start(
         steps_per_iteration=ROLLOUT, minibatch_size=MINIBATCH, epochs=2, env_steps=1000, online_actor_lr=1e-3
     )
-    torch.float, torch.Tensor.float = torch.float64, torch.Tensor.double
     peer = ref.theirs(checkout, "ppo_finetune/ppo.py")
     settings = {
         "max_action": 1.0,
