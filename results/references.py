@@ -89,6 +89,21 @@ def ours(algorithm: str) -> types.ModuleType:
     return module(next((ROOT / "algorithms").glob(f"*/{algorithm}.py")), f"ours_{algorithm}")
 
 
+_replaced: list[tuple[Any, str, Any]] = []
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute of a package or class until `restore`."""
+    _replaced.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
+
+
+def restore() -> None:
+    """Undoes every `replace`, the last one first: one comparison changes nothing for the next."""
+    while _replaced:
+        setattr(*_replaced.pop())
+
+
 def in_double(ours: types.ModuleType) -> types.ModuleType:
     """Our module with its constants in float64, too: where it says jnp.float32."""
     ours.jnp = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
