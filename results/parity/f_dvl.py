@@ -16,7 +16,17 @@ def compare(checkout, undo, divergence, **setting):
         hidden_dims=HIDDEN, batch_size=ROWS, updates=50, divergence=divergence.replace("-", "_"), beta=0.5, **setting
     )
     agent, zeros = start(code, args), jax.numpy.zeros
-    names = "f sample_random_times grad_pen noise noise_std lambda_gp max_clip num_v_updates log_loss".split()
+    names = [
+        "f",
+        "sample_random_times",
+        "grad_pen",
+        "noise",
+        "noise_std",
+        "lambda_gp",
+        "max_clip",
+        "num_v_updates",
+        "log_loss",
+    ]
     values = [divergence, args.n_random_actions, False, args.action_noise > 0, args.action_noise, 1, args.max_clip]
     flags = Flags(dict(zip(names, [*values, args.value_updates, False], strict=True)))
     learner = peer.Learner(

@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from results.references import (
-    ACTION, OBS, Case, Step, give, in_general_position, ours, scalar, theirs, tie, torch_double, values,
+    ACTION,
+    OBS,
+    Case,
+    Step,
+    give,
+    in_general_position,
+    ours,
+    scalar,
+    theirs,
+    tie,
+    torch_double,
+    values,
 )  # fmt: skip
 from shared.task import Spec
 from shared.transitions import Batch

@@ -3,7 +3,16 @@
 import jax
 
 from results.jax_references import (
-    HIDDEN, Space, packages, pairs, read, side_by_side, start, theirs_of, two_heads, write,
+    HIDDEN,
+    Space,
+    packages,
+    pairs,
+    read,
+    side_by_side,
+    start,
+    theirs_of,
+    two_heads,
+    write,
 )  # fmt: skip
 from results.references import ACTION, OBS, ROWS, Case, ours
 

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import optax
 
 from results.jax_references import (
-    HIDDEN, N, packages, pairs, plain, read, side_by_side, start, theirs_of, two_heads, write,
+    HIDDEN,
+    N,
+    packages,
+    pairs,
+    plain,
+    read,
+    side_by_side,
+    start,
+    theirs_of,
+    two_heads,
+    write,
 )  # fmt: skip
 from results.references import ROWS, SPEC, Case, ours
 
