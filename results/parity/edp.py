@@ -19,7 +19,7 @@ DEVIATIONS = {
     CLIP: "the gradients of the two critics are clipped together; the reference's, each critic's alone",
 }
 SAMPLING = DEVIATIONS | {
-    SOLVER: "actions for the critics' target are drawn by DPM-Solver++(2M); the reference's, by the singlestep DPM-Solver"
+    SOLVER: "actions in the critics' target are by DPM-Solver++(2M); the reference's, by the singlestep DPM-Solver"
 }
 T, TIME = 100, 16
 

@@ -16,19 +16,16 @@ def compare(checkout, undo, divergence, **setting):
         hidden_dims=HIDDEN, batch_size=ROWS, updates=50, divergence=divergence.replace("-", "_"), beta=0.5, **setting
     )
     agent, zeros = start(code, args), jax.numpy.zeros
-    names = [
-        "f",
-        "sample_random_times",
-        "grad_pen",
-        "noise",
-        "noise_std",
-        "lambda_gp",
-        "max_clip",
-        "num_v_updates",
-        "log_loss",
-    ]
-    values = [divergence, args.n_random_actions, False, args.action_noise > 0, args.action_noise, 1, args.max_clip]
-    flags = Flags(dict(zip(names, [*values, args.value_updates, False], strict=True)))
+    flags = Flags(
+        f=divergence,
+        sample_random_times=args.n_random_actions,
+        grad_pen=False,
+        noise=args.action_noise > 0,
+        noise_std=args.action_noise,
+        max_clip=args.max_clip,
+        num_v_updates=args.value_updates,
+        log_loss=False,
+    )
     learner = peer.Learner(
         0, zeros((1, OBS)), zeros((1, ACTION)), hidden_dims=HIDDEN, temperature=args.beta, layernorm=True,
         max_steps=50, loss_temp=args.loss_temperature, double_q=True, vanilla=False, args=flags,
@@ -40,7 +37,7 @@ def compare(checkout, undo, divergence, **setting):
 class Flags:
     """The reference's settings; hashable, as its compiled update wants them."""
 
-    def __init__(self, values: dict):
+    def __init__(self, **values):
         self.__dict__.update(values)
 
 
