@@ -67,11 +67,11 @@ def change_ours(module, undo):
         module.optimizer = clipped_apart
 
 
-def our_sampler(module, args):
+def our_sampler(module, net, args):
     """A sampling method for the reference's policy: ours, with its network."""
 
     def sample(self, rng, observations, deterministic=False, repeat=None):
-        net, variables = self.base_net.unbind()
+        variables = {"params": self.variables["params"]["base_net"]}
 
         def apply(_, obs, action, t):
             return net.apply(variables, obs, action, jnp.broadcast_to(t, obs.shape[:-1]))
@@ -108,7 +108,8 @@ def compare(checkout, undo, improvement):
         critic, value = nets.Critic(OBS, ACTION, HIDDEN), nets.Value(OBS, HIDDEN)
         peers = peer.DiffusionQL(config, policy, critic, value, nets.GaussianPolicy(ACTION))
     if SOLVER in undo:
-        nets.DiffusionPolicy.dpm_sample = our_sampler(module, args)
+        net = nets.PolicyNet(ACTION, HIDDEN, TIME)
+        nets.DiffusionPolicy.dpm_sample = our_sampler(module, net, args)
     like = {name: state.params for name, state in peers.train_states.items()}
     new = {"policy": write(like["policy"], actor_of(agent.actor))}
     new |= {f"qf{i + 1}": write(like[f"qf{i + 1}"], member(read(agent.critic), i)) for i in (0, 1)}
