@@ -107,9 +107,9 @@ def compare(checkout, undo, improvement):
         policy = nets.DiffusionPolicy(noise, OBS, ACTION, HIDDEN, TIME, sample_method="dpm", dpm_steps=5)
         critic, value = nets.Critic(OBS, ACTION, HIDDEN), nets.Value(OBS, HIDDEN)
         peers = peer.DiffusionQL(config, policy, critic, value, nets.GaussianPolicy(ACTION))
+    sampler = nets.DiffusionPolicy.dpm_sample
     if SOLVER in undo:
-        net = nets.PolicyNet(ACTION, HIDDEN, TIME)
-        nets.DiffusionPolicy.dpm_sample = our_sampler(module, net, args)
+        sampler = our_sampler(module, nets.PolicyNet(ACTION, HIDDEN, TIME), args)
     like = {name: state.params for name, state in peers.train_states.items()}
     new = {"policy": write(like["policy"], actor_of(agent.actor))}
     new |= {f"qf{i + 1}": write(like[f"qf{i + 1}"], member(read(agent.critic), i)) for i in (0, 1)}
@@ -134,7 +134,8 @@ def compare(checkout, undo, improvement):
             return our_update(agent, batch)
 
     def their_step(now, rows):
-        with mock.patch.object(jnp, "float32", jnp.float64):
+        patched = mock.patch.object(nets.DiffusionPolicy, "dpm_sample", sampler)
+        with patched, mock.patch.object(jnp, "float32", jnp.float64):
             key = jax.random.PRNGKey(0)
             states, targets, info = peers._train_step(*now, key, theirs_of(rows), policy_tgt_update=True)
         losses = {"critic": info["qf1_loss"] + info["qf2_loss"], "actor": info["policy_loss"]}

@@ -78,7 +78,8 @@ def online(checkout, undo):
     def view(ours, theirs):
         return rebrac.view(ours[0], theirs[0])
 
-    yield from side_by_side((agent, jnp.int32(0)), our_step, (state, jnp.int32(0)), their_step, view)
+    first = jnp.int64(0)  # dividing it is exact in float64
+    yield from side_by_side((agent, first), our_step, (state, first), their_step, view)
 
 
 CASES = {

@@ -89,12 +89,13 @@ def change_ours(module, undo):
 
 
 def change_theirs(load, agent_class, undo):
-    if TEMPERATURE in undo:
-        multiplier = load("wsrl.networks.lagrange").LagrangeMultiplier
-        for name, kind in (("GeqLagrangeMultiplier", "geq"), ("LeqLagrangeMultiplier", "leq")):
-            made = functools.partial(multiplier, constraint_type=kind, parameterization="exp")
-            for file in ("sac", "cql"):
-                setattr(load(f"wsrl.agents.{file}"), name, made)
+    lagrange = load("wsrl.networks.lagrange")
+    for name, kind in (("GeqLagrangeMultiplier", "geq"), ("LeqLagrangeMultiplier", "leq")):
+        multiplier = getattr(lagrange, name)
+        if TEMPERATURE in undo:
+            multiplier = functools.partial(lagrange.LagrangeMultiplier, constraint_type=kind, parameterization="exp")
+        setattr(load("wsrl.agents.sac"), name, multiplier)
+        setattr(load("wsrl.agents.cql"), name, multiplier)
     original = load("wsrl.agents.sac").SACAgent.temperature_loss_fn
     if ENTROPY not in undo:
         return mock.patch.object(agent_class, "temperature_loss_fn", original)
@@ -118,7 +119,7 @@ def both(checkout, undo, online, **setting):
     name = ("sac", "SACAgent") if online else ("calql", "CalQLAgent")
     agent_class = getattr(load(f"wsrl.agents.{name[0]}"), name[1])
     changed = change_theirs(load, agent_class, undo)
-    config = load("experiments.configs.ensemble_config" if online else "experiments.configs.cql_config").get_config()
+    config = load("experiments.configs.wsrl_config" if online else "experiments.configs.cql_config").get_config()
     config.update(critic_ensemble_size=args.n_critics, critic_subsample_size=args.subset_size)
     for network in (config.critic_network_kwargs, config.policy_network_kwargs):
         network.update(hidden_dims=HIDDEN, use_layer_norm=True)
