@@ -5,14 +5,14 @@
     python results/parity.py --corl /tmp/CORL td3_bc iql          # these algorithms only
     python results/parity.py --list                               # what can be compared, with which checkout
 
-One file of results/parity/ per algorithm says with what it is compared and how; `results/references.py` is what they
-share. None of a reference's code is here: it is imported from the checkout that you name. Run it in an environment
-with requirements.txt and what the reference needs (PyTorch for most; CPU is enough).
+One file of results/parity/ per algorithm (and per reference: `iql-corl.py`) says with what it is compared and how;
+`results/references.py` is what they share. None of a reference's code is here: it is imported from the checkout that
+you name. Run it in an environment with requirements.txt and what the reference needs (PyTorch for most; CPU is enough).
 
 Measured after 1 and after 10 updates: the largest relative difference of the losses, and of all parameters and
 targets (relative to the largest entry of each array), in float64 where both sides allow it. Where we differ on
 purpose, the deviations are undone and the difference is measured again; then each is left in alone, so that what it
-changes is seen. Writes results/parity/<algorithm>.json, from which `make report` makes results/parity.md.
+changes is seen. Writes results/parity/<comparison>.json, from which `make report` makes results/parity.md.
 """
 
 import argparse
@@ -114,7 +114,10 @@ def git(checkout: Path, *command: str) -> str:
 
 
 def comparisons(folder: Path = FOLDER) -> dict[str, dict[str, Case]]:
-    """{algorithm: {name of the case, often empty: case}}, from the files of results/parity/."""
+    """{comparison: {name of the case, often empty: case}}, from the files of results/parity/.
+
+    A comparison is named by its algorithm, and, after a dash, by what tells it from the algorithm's others.
+    """
     return {file.stem: module(file, f"parity_{file.stem}").CASES for file in sorted(folder.glob("*.py"))}
 
 

@@ -89,6 +89,12 @@ def ours(algorithm: str) -> types.ModuleType:
     return module(next((ROOT / "algorithms").glob(f"*/{algorithm}.py")), f"ours_{algorithm}")
 
 
+def in_double(ours: types.ModuleType) -> types.ModuleType:
+    """Our module with its constants in float64, too: where it says jnp.float32."""
+    ours.jnp = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
+    return ours
+
+
 class StandIn(types.ModuleType):
     """A package, class or function of which only names are looked up; as a decorator it changes nothing."""
 
@@ -141,6 +147,7 @@ def torch_double() -> Any:
     except ModuleNotFoundError:
         raise InputError("This comparison needs PyTorch: pip install torch in an environment of its own.") from None
     torch.set_default_dtype(torch.float64)
+    torch.FloatTensor = torch.DoubleTensor  # what references make of numpy's batches
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return torch
@@ -165,6 +172,11 @@ def in_general_position(agent: Any, rng: np.random.Generator, keep: tuple[str, .
     fields = {name: getattr(agent, name) for name in agent.__dataclass_fields__}
     networks = [name for name, tree in fields.items() if is_network(tree) and name not in keep]
     return agent.replace(**{name: shaken(fields[name], rng) for name in networks})
+
+
+def agent_of(module: types.ModuleType, args: Any, rng: np.random.Generator, spec: Spec = SPEC) -> Any:
+    """A new agent in general position, everything in the process's precision."""
+    return in_general_position(jax.jit(module.init, static_argnums=2)(jax.random.key(0), args, spec), rng)
 
 
 def is_network(tree: Any) -> bool:
@@ -239,6 +251,17 @@ def tie(tree: Any, network: Any, others: dict[str, Any] | None = None) -> list[T
     if lacking or wrong or len(tied) != len(jax.tree.leaves(tree)):
         raise InputError(f"{len(lacking)} parameters of the reference have no partner, {len(wrong)} another shape.")
     return tied
+
+
+def split_last(tree: dict) -> dict:
+    """`tree` with its last Dense layer as two, where a reference has one for the mean, one for the deviation."""
+    layers = dict(tree["params"])
+    last = max((name for name in layers if name.startswith("Dense_")), key=_natural)
+    halves = {name: jnp.split(x, 2, axis=-1) for name, x in layers.pop(last).items()}
+    number = int(last.removeprefix("Dense_"))
+    for i in range(2):
+        layers[f"Dense_{number + i}"] = {name: half[i] for name, half in halves.items()}
+    return {"params": layers}
 
 
 def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -336,6 +359,17 @@ class Noise:
     def ours(self) -> Iterator[None]:
         """jax.random draws from here; jit is off, so that every draw is made once for each time it runs."""
         self.drawn = []
+        shapes_only = False
+        real = {name: getattr(jax.random, name) for name in ("normal", "uniform", "randint")}
+        real_eval_shape = jax.eval_shape
+
+        def eval_shape(*args, **kwargs):  # flax asks a parameter's initialiser for its shape whenever it is used
+            nonlocal shapes_only
+            outer, shapes_only = shapes_only, True
+            try:
+                return real_eval_shape(*args, **kwargs)
+            finally:
+                shapes_only = outer
 
         def draw(kind: str, array: np.ndarray) -> jax.Array:
             self.drawn.append(Draw(kind, np.asarray(array)))
@@ -350,9 +384,13 @@ class Noise:
         def randint(key, shape, minval, maxval, dtype=int, **_):
             return draw("integers", self.rng.integers(minval, maxval, shape))
 
+        def given(function):
+            return lambda *args, **kwargs: (real[function.__name__] if shapes_only else function)(*args, **kwargs)
+
         with contextlib.ExitStack() as stack:
             for function in (normal, uniform, randint):
-                stack.enter_context(mock.patch.object(jax.random, function.__name__, function))
+                stack.enter_context(mock.patch.object(jax.random, function.__name__, given(function)))
+            stack.enter_context(mock.patch.object(jax, "eval_shape", eval_shape))
             stack.enter_context(jax.disable_jit())
             yield
 

@@ -4,60 +4,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from results.references import (
-    ACTION,
-    OBS,
-    ROWS,
-    SPEC,
-    Case,
-    Noise,
-    batch,
-    batches,
-    in_general_position,
-    ours,
-    scalar,
-    side_by_side,
-    tensors,
-    theirs,
-    tie,
-    torch_double,
-)
+from results import references as ref
 
 FILE = "algorithms/offline/td3_bc.py"
 
 
 def compare(checkout, undo):
-    torch, module, peer = torch_double(), ours("td3_bc"), theirs(checkout, FILE)
+    torch, module, peer = ref.torch_double(), ref.ours("td3_bc"), ref.theirs(checkout, FILE)
     rng = np.random.default_rng(0)
-    noise, data = Noise(rng), batches(rng)
-    args = module.Args(batch_size=ROWS)
-    agent = in_general_position(module.init(jax.random.key(0), args, SPEC), rng)
-    parts = [peer.Actor(OBS, ACTION, 1.0), peer.Critic(OBS, ACTION), peer.Critic(OBS, ACTION)]
-    parts = [part for net in parts for part in (net, torch.optim.Adam(net.parameters(), lr=3e-4))]
-    trainer = peer.TD3_BC(1.0, *parts)
+    noise, data = ref.Noise(rng), ref.batches(rng)
+    args = module.Args(batch_size=ref.ROWS)
+    agent = ref.agent_of(module, args, rng)
+    critics = [peer.Critic(ref.OBS, ref.ACTION) for _ in range(2)]
+    nets = [peer.Actor(ref.OBS, ref.ACTION, 1.0), *critics]
+    trainer = peer.TD3_BC(1.0, *(x for net in nets for x in (net, torch.optim.Adam(net.parameters(), lr=3e-4))))
 
     def networks():
         return {
-            "actor": tie(agent.actor, trainer.actor),
-            "critic": tie(agent.critic, [trainer.critic_1, trainer.critic_2]),
-            "target actor": tie(agent.target_actor, trainer.actor_target),
-            "target critic": tie(agent.target_critic, [trainer.critic_1_target, trainer.critic_2_target]),
+            "actor": ref.tie(agent.actor, trainer.actor),
+            "critic": ref.tie(agent.critic, critics),
+            "target actor": ref.tie(agent.target_actor, trainer.actor_target),
+            "target critic": ref.tie(agent.target_critic, [trainer.critic_1_target, trainer.critic_2_target]),
         }
 
     def update():
         nonlocal agent
         rows = [next(data) for _ in range(args.policy_delay)]
-        both = jax.tree.map(lambda *x: jnp.stack(x), *map(batch, rows))
+        both = jax.tree.map(lambda *x: jnp.stack(x), *map(ref.batch, rows))
         with noise.ours():
             agent, info = module.update(agent, both, jax.random.split(jax.random.key(0)), args)
         with noise.theirs():
-            logs = [trainer.train(tensors(row, "obs", "action", "reward", "next_obs", "terminal")) for row in rows]
+            logs = [trainer.train(ref.tensors(r, "obs", "action", "reward", "next_obs", "terminal")) for r in rows]
         return {
-            "critic": (scalar(info["critic_loss"]), scalar(np.mean([log["critic_loss"] for log in logs]))),
-            "actor": (scalar(info["actor_loss"]), scalar(logs[-1]["actor_loss"])),
+            "critic": (ref.scalar(info["critic_loss"]), ref.scalar(np.mean([log["critic_loss"] for log in logs]))),
+            "actor": (ref.scalar(info["actor_loss"]), ref.scalar(logs[-1]["actor_loss"])),
         }
 
-    return side_by_side(networks, update)
+    return ref.side_by_side(networks, update)
 
 
-CASES = {"": Case("corl-team/CORL", FILE, compare, note="One update is two critic steps and one of the actor.")}
+CASES = {"": ref.Case("corl-team/CORL", FILE, compare, note="One update is two critic steps and one of the actor.")}
