@@ -3,6 +3,8 @@
 Both sides are compiled as they are. Random numbers are a table per shape: whatever its key and whenever it is made,
 a draw of a shape gives the same numbers on both sides, whose axes are known by their sizes, so that [n, B, A] and
 [B, n, A] are the same draw. That leaves a reference's order of draws and splitting of keys out of the comparison.
+
+Most references need distrax, ml_collections and the JAX part of TensorFlow Probability beside requirements.txt.
 """
 
 import contextlib
@@ -10,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import itertools
 import re
 import sys
 import types
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from results.references import ABSENT, ACTION, OBS, ROWS, SPEC, Arrays, Pair, Step, _Finder, batch, batches
+from results.references import ABSENT, SPEC, Arrays, Pair, Step, _Finder, batch, batches
 from shared.errors import InputError
 from shared.transitions import Batch
 
@@ -85,7 +86,7 @@ def plain(tree: Any) -> Any:
     return {k: plain(v) for k, v in tree.items()} if hasattr(tree, "items") else tree
 
 
-def write(tree: Any, arrays: Arrays, *first: str, like: bool = True) -> Any:
+def write(tree: Any, arrays: Arrays, *first: str) -> Any:
     """`tree` with `arrays`, which are in the order of `read`.
 
     Raises:
@@ -324,9 +325,3 @@ def packages(checkout: Path, root: str = "", frozen: bool = False) -> Callable[[
             raise InputError(f"{folder} needs a package that is not here: {error.name}.") from None
 
     return load
-
-
-__all__ = [
-    "ACTION", "HIDDEN", "N", "OBS", "ROWS", "Space", "double", "itertools", "member", "moments", "packages", "pairs",
-    "plain", "read", "same_numbers", "side_by_side", "stack", "start", "theirs_of", "two_heads", "write",
-]  # fmt: skip
