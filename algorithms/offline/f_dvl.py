@@ -13,6 +13,8 @@ The actor's step size decays to zero over the run as a cosine, as IQL's does.
 
 Choose it when you would use IQL and want another regulariser than the expectile; XQL is one of its settings.
 
+Parity: equal to the authors' code, update for update, and with reverse KL to that of XQL (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the return range that rewards are divided by is taken over the dataset's own episodes;
