@@ -184,8 +184,8 @@ def test_raw_results_are_of_the_comparisons_that_exist(path):
         assert result["agrees"] and set(result["after"]) == {"1", "10"}
         assert {d: found["what"] for d, found in result["deviations"].items()} == case.deviations
         undone = max(max(kind.values()) for kind in result["after"]["10"].values())
-        seen = max(100 * undone, TOLERANCE[result["dtype"]])  # a deviation changes something
-        assert all(max(found["losses"], found["parameters"]) > seen for found in result["deviations"].values())
+        for found in result["deviations"].values():  # each changes something
+            assert max(found["losses"], found["parameters"]) > 100 * undone
         assert result["note"] == case.note
     assert "\nParity: " in ast.get_docstring(ast.parse(file.read_text()))
 

@@ -128,6 +128,7 @@ STD = "advantages are normalised by their deviation over the batch; the authors'
 OFFLINE = {
     "clip": CLIP,
     "std": STD,
+    "epsilon": "1e-8 is added to that deviation; the authors add 1e-10",
     "bound": "actions are clipped to [-1, 1]; the authors', where they clip, to [-1 + 1e-5, 1 + 1e-5]",
     "lag": "the step size of an update is that of the update; the authors' is that of the one before",
 }
@@ -157,6 +158,8 @@ def offline(checkout, undo):
         exact_clip(torch)
     if "std" in undo:
         population_std(torch)
+    if "epsilon" in undo:
+        peer.CONST_EPS = 1e-8
     if "bound" in undo:
         clamp = torch.Tensor.clamp
 
@@ -204,7 +207,7 @@ ROLLOUT, MINIBATCH = 32, 8
 
 def online(checkout, undo):
     torch, module, rng, noise, data, args, agent = start(
-        steps_per_iteration=ROLLOUT, minibatch_size=MINIBATCH, epochs=2, env_steps=1000, online_actor_lr=1e-3
+        steps_per_iteration=ROLLOUT, minibatch_size=MINIBATCH, epochs=2, env_steps=1000, online_actor_lr=1e-4
     )
     peer = ref.theirs(checkout, "ppo_finetune/ppo.py")
     settings = {
@@ -254,15 +257,17 @@ def online(checkout, undo):
         nonlocal agent, t
         t += ROLLOUT
         rows = next(ref.batches(rng, ROLLOUT))
+        with torch.no_grad():  # what such a policy would have done
+            policy = trainer.actor.get_dist(torch.tensor(rows["obs"]))
+            action = policy.mean + policy.stddev * torch.tensor(rng.standard_normal(rows["action"].shape))
+            rows["action"] = action.clamp(-1.0, 1.0).numpy()
         ended, order = np.maximum(rows["terminal"], rng.random(ROLLOUT) < 0.2), rng.permutation(ROLLOUT)
         shuffled = mock.patch.object(jax.random, "permutation", lambda key, x: jnp.asarray(order))
         with noise.ours(), shuffled:
             agent, info = module.update_online(agent, ref.batch(rows), jnp.asarray(ended), jax.random.key(0), args, t)
         peer.SubsetRandomSampler = lambda rows: order.tolist()
         obs, action, reward, next_obs, terminal = ref.tensors(rows, "obs", "action", "reward", "next_obs", "terminal")
-        with torch.no_grad():
-            log_prob = trainer.actor.get_dist(obs).log_prob(action)
-        rollout = obs, action, log_prob, reward, next_obs, terminal, torch.tensor(ended[:, None])
+        rollout = obs, action, policy.log_prob(action), reward, next_obs, terminal, torch.tensor(ended[:, None])
         trainer.lr_decay(t)
         actor, critic = trainer.update(mock.Mock(numpy_to_tensor=lambda: rollout), t)
         return {
