@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
-from results.references import Case, Pair, Step, module
+from results.references import Case, Pair, Step, module, restore
 from shared.errors import InputError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,13 +87,18 @@ def follow(steps: Iterable[Step], updates: tuple[int, ...] = UPDATES) -> tuple[d
 def measure(case: Case, checkout: Path) -> dict:
     """The raw result of one case."""
     everything = frozenset(case.deviations)
-    after, moved = follow(case.compare(checkout, everything))
+
+    def run(undone: frozenset[str], updates: tuple[int, ...]) -> tuple[dict, dict[str, float]]:
+        restore()
+        return follow(case.compare(checkout, undone), updates)
+
+    after, moved = run(everything, UPDATES)
     still = {name for name, change in moved.items() if not change}
     if still != set(case.still):
         raise InputError(f"Parameters that no update moved: {sorted(still)}; expected: {sorted(case.still)}.")
     left_in = {}
     for name, what in case.deviations.items():
-        apart, _ = follow(case.compare(checkout, everything - {name}), (max(UPDATES),))
+        apart, _ = run(everything - {name}, (max(UPDATES),))
         left_in[name] = {"what": what, **{k: max(v.values()) for k, v in apart[max(UPDATES)].items()}}
     dtype = "float64" if case.double else "float32"
     return {

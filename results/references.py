@@ -89,6 +89,21 @@ def ours(algorithm: str) -> types.ModuleType:
     return module(next((ROOT / "algorithms").glob(f"*/{algorithm}.py")), f"ours_{algorithm}")
 
 
+_replaced: list[tuple[Any, str, Any]] = []
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute of a package or class until `restore`."""
+    _replaced.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
+
+
+def restore() -> None:
+    """Undoes every `replace`, the last one first: one comparison changes nothing for the next."""
+    while _replaced:
+        setattr(*_replaced.pop())
+
+
 def in_double(ours: types.ModuleType) -> types.ModuleType:
     """Our module with its constants in float64, too: where it says jnp.float32."""
     ours.jnp = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
@@ -141,13 +156,13 @@ def theirs(checkout: Path, file: str, stand_ins: tuple[str, ...] = ABSENT) -> ty
 
 
 def torch_double() -> Any:
-    """torch, of which new tensors are float64."""
+    """torch, of which new tensors are float64, also where a reference says float."""
     try:
         import torch
     except ModuleNotFoundError:
         raise InputError("This comparison needs PyTorch: pip install torch in an environment of its own.") from None
     torch.set_default_dtype(torch.float64)
-    torch.FloatTensor = torch.DoubleTensor  # what references make of numpy's batches
+    torch.FloatTensor, torch.float, torch.Tensor.float = torch.DoubleTensor, torch.float64, torch.Tensor.double
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return torch

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import ALGORITHMS, ROOT
 
 from results.pages.parity import parity_page
 from results.parity import FOLDER, TOLERANCE, comparisons, follow, main, measure, relative
-from results.references import Case, StandIn, Step, _Finder, tie
+from results.references import Case, StandIn, Step, _Finder, replace, restore, tie
 from shared.errors import InputError
 
 PEER = """
@@ -24,6 +25,9 @@ def step(w, target, x, y):
 """A reference: least squares, with a target that follows; its loss is the one after the step."""
 
 
+CONSTANTS = types.SimpleNamespace(decay=0.01)
+
+
 def toy(checkout, undo):
     """Ours: the same with weight decay, which is the deviation `decay`."""
     from results.references import theirs
@@ -35,10 +39,16 @@ def toy(checkout, undo):
     while True:
         yield Step(losses, {"w": ([w], [v]), "target": ([t], [u])})
         x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
-        w = w - 0.1 * (2 * ((x @ w - y)[:, None] * x).mean(0) + (0.0 if "decay" in undo else 0.01) * w)
+        w = w - 0.1 * (2 * ((x @ w - y)[:, None] * x).mean(0) + CONSTANTS.decay * w)
         t = 0.9 * t + 0.1 * w
         v, u, loss = peer.step(v, u, x, y)
         losses = {"loss": ([((x @ w - y) ** 2).mean()], [loss])}
+
+
+@pytest.fixture(autouse=True)
+def nothing_replaced():
+    yield
+    restore()
 
 
 @pytest.fixture
@@ -47,7 +57,13 @@ def checkout(tmp_path):
     return tmp_path
 
 
-CASE = Case("someone/something", "peer.py", toy, deviations={"decay": "the weights decay"})
+def compare(checkout, undo):
+    if "decay" in undo:
+        replace(CONSTANTS, "decay", 0.0)
+    return toy(checkout, undo)
+
+
+CASE = Case("someone/something", "peer.py", compare, deviations={"decay": "the weights decay"})
 
 
 def test_sides_that_differ_by_the_deviation_alone_agree_and_it_is_measured(checkout):
@@ -72,11 +88,23 @@ def test_a_planted_difference_is_found(checkout, said, planted, where):
     assert not found["agrees"] and {**last["losses"], **last["parameters"]}[where] > TOLERANCE["float64"]
 
 
+def test_what_one_comparison_replaces_is_back_for_the_next(checkout):
+    """Else the deviation, left in, would still be undone."""
+    seen = []
+
+    def looking(checkout, undo):
+        seen.append(CONSTANTS.decay)
+        return compare(checkout, undo)
+
+    measure(CASE._replace(compare=looking), checkout)
+    assert seen == [0.01, 0.01]
+
+
 def test_a_network_that_never_moves_must_be_expected(checkout):
     """Equal because nothing happens is no agreement."""
 
     def frozen(checkout, undo):
-        for step in toy(checkout, undo):
+        for step in compare(checkout, undo):
             yield step._replace(parameters={**step.parameters, "target": ([np.ones(3)], [np.ones(3)])})
 
     with pytest.raises(InputError, match="no update moved.*target"):

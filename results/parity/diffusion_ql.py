@@ -23,7 +23,7 @@ def compare(checkout, undo, max_q_backup):
     )
     agent = ref.agent_of(module, args, rng)
     schedule, helpers = sys.modules["agents.diffusion"], sys.modules["agents.helpers"]
-    schedule.vp_beta_schedule = partial(helpers.vp_beta_schedule, dtype=torch.float64)
+    ref.replace(schedule, "vp_beta_schedule", partial(helpers.vp_beta_schedule, dtype=torch.float64))
     trainer = peer.Diffusion_QL(
         ref.OBS,
         ref.ACTION,
@@ -40,7 +40,7 @@ def compare(checkout, undo, max_q_backup):
         grad_norm=0.5,
     )
     if "clip" in undo:
-        torch.nn.utils.clip_grad_norm_ = partial(exact_clip, torch)
+        ref.replace(torch.nn.utils, "clip_grad_norm_", partial(exact_clip, torch))
 
     def networks():
         q, target_q = trainer.critic, trainer.critic_target

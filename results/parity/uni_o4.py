@@ -1,5 +1,6 @@
 """Uni-O4's three stages beside its authors' code, each on its own."""
 
+import sys
 import types
 from copy import deepcopy
 from unittest import mock
@@ -60,12 +61,12 @@ def exact_clip(torch):
         for p in parameters:
             p.grad.mul_(largest / max(norm, largest))
 
-    torch.nn.utils.clip_grad_norm_ = clip
+    ref.replace(torch.nn.utils, "clip_grad_norm_", clip)
 
 
 def population_std(torch):
     std = torch.Tensor.std
-    torch.Tensor.std = lambda x: std(x, correction=0)
+    ref.replace(torch.Tensor, "std", lambda x: std(x, correction=0))
 
 
 # ------------------------------------------------------------------------------ stage 1: what PPO needs
@@ -158,7 +159,11 @@ def offline(checkout, undo):
         population_std(torch)
     if "bound" in undo:
         clamp = torch.Tensor.clamp
-        torch.Tensor.clamp = lambda x, low, high: clamp(x, -1.0, 1.0) if high == 1.0 + 1e-5 else clamp(x, low, high)
+
+        def bounded(x, low, high):
+            return clamp(x, -1.0, 1.0) if high == 1.0 + 1e-5 else clamp(x, low, high)
+
+        ref.replace(torch.Tensor, "clamp", bounded)
 
     def networks():
         q = theirs._Q
@@ -201,7 +206,6 @@ def online(checkout, undo):
     torch, module, rng, noise, data, args, agent = start(
         steps_per_iteration=ROLLOUT, minibatch_size=MINIBATCH, epochs=2, env_steps=1000, online_actor_lr=1e-3
     )
-    torch.float, torch.Tensor.float = torch.float64, torch.Tensor.double
     peer = ref.theirs(checkout, "ppo_finetune/ppo.py")
     settings = {
         "max_action": 1.0,
@@ -237,8 +241,8 @@ def online(checkout, undo):
     if "std" in undo:
         population_std(torch)
     if "tanh" in undo:
-        nets = ref.sys.modules["net"]
-        nets.soft_clamp = lambda x, bound: bound[0] + 0.5 * (bound[1] - bound[0]) * (x + 1)
+        once = lambda x, bound: bound[0] + 0.5 * (bound[1] - bound[0]) * (x + 1)  # noqa: E731
+        ref.replace(sys.modules["net"], "soft_clamp", once)
 
     def networks():
         return {"actor": ref.tie(agent.actor, trainer.actor), "value": ref.tie(agent.value, trainer.critic)}
