@@ -10,7 +10,7 @@ The actor's step size decays to zero over the run as a cosine.
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
 
-Parity: equal to the authors' code, update for update (results/parity.md).
+Parity: equal to the authors' code, update for update, and to CORL's but for the order of the steps (results/parity.md).
 
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
