@@ -4,11 +4,11 @@
     python results/report.py --check     # exit 1 if a committed page is not what the raw files say
     python results/report.py RUN_DIR RUN_DIR --picture FILE     # these runs side by side
 
-Reads results/runs/<algorithm>/<dataset>/<run>/{run.json, returns.csv}, results/claims/*.py, the measurements of
-speed beside this file, and the docstrings of algorithms/. Writes results/{index.html, tables.md, speed.md}, the
-pages of results/claims/, results/curves/, and what stands between the markers `<!-- begin:NAME -->` and
-`<!-- end:NAME -->` of README.md, algorithms/README.md and results/README.md. A file whose content would be the
-same is left alone; a page or picture of a claim that is gone is removed.
+Reads results/runs/<algorithm>/<dataset>/<run>/{run.json, returns.csv}, results/claims/*.py, results/parity/*.json,
+the measurements of speed beside this file, and the docstrings of algorithms/. Writes results/{index.html, tables.md,
+speed.md, parity.md}, the pages of results/claims/, results/curves/, and what stands between the markers
+`<!-- begin:NAME -->` and `<!-- end:NAME -->` of README.md, algorithms/README.md and results/README.md. A file whose
+content would be the same is left alone; a page or picture of a claim that is gone is removed.
 
 A lane's result is the mean over the episodes of its LAST evaluation, never the best over training.
 What is read is in results/raw.py, the statistics in results/aggregate.py, what is written in results/pages/.
@@ -25,6 +25,7 @@ from results.checks import Raw
 from results.grid import claims
 from results.pages.algorithms import algorithms_tables, families_table, finder
 from results.pages.claims import claim_page, claim_rows, degrees, drawn, evidence, overview
+from results.pages.parity import parity_page
 from results.pages.scores import (
     CAPTION,
     comparison_section,
@@ -67,6 +68,7 @@ def documents(rows: list[Row], left_out: list[str], root: Path, files: Raw) -> d
         results / "tables.md": "\n\n".join(parts) + "\n",
         results / "index.html": page(everything, root),
         results / "speed.md": "\n\n".join(["# Speed", MADE, speed_section(root)]) + "\n",
+        results / "parity.md": parity_page(root),
         results / "claims" / "README.md": overview(root, files),
     }
     for name, claim in claims(root).items():

@@ -10,6 +10,8 @@ critics bootstrap from actions of an averaged policy (eq. 4). Acting draws 50 ac
 
 Choose it when the data's actions have several modes and the time to act does not matter; the generative baseline.
 
+Parity: equal to the authors' code, update for update, but for 1e-6 in the clip of gradients (results/parity.md).
+
 Deviations from the paper:
 - each step of the chain clips the action that it predicts and adds noise of the posterior's variance (the authors'
   code) instead of beta_t (eq. 1);

@@ -14,6 +14,9 @@ r - 1; range is to [-1, 1]; returns is IQL's, times 1000 / (highest - lowest epi
 
 Choose it when the data's actions have several modes and you want one diffusion policy under TD3, CRR or IQL.
 
+Parity: equal to the authors' code, update for update, with all three improvements, but for the solver, the embedding
+and how gradients are clipped (results/parity.md).
+
 Deviations from the paper:
 - the ODE solver is the multistep DPM-Solver++(2M), which extrapolates clipped predictions of the action, with steps
   uniform in log(alpha / sigma); the authors' is the singlestep third-order DPM-Solver, with steps uniform in time;

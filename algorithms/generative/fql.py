@@ -7,10 +7,13 @@ thus never differentiated through the flow's integration, and acting takes one f
 Choose it when the data's actions have several modes and acting must take one network call; the simplest of its
 family.
 
+Parity: equal to the authors' code, update for update, but for the target critic (results/parity.md).
+
 Deviations from the paper:
 - datasets without a preset use the normalised Q loss with --distillation-weight 1 (the paper's alpha), as the authors
   advise for new tasks;
-- actions are in [-1, 1] and rescaled to the environment's range outside the networks.
+- actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- the target critic follows the critics after their step (before it in the authors' code).
 
     python algorithms/generative/fql.py --dataset pointmaze-umaze --seeds 4 --updates 100000 --hidden-dims 128 128
     python algorithms/generative/fql.py --dataset pointmaze-umaze --seeds 4 --distillation-weight 0.3 1 3 10

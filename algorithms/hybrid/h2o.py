@@ -17,6 +17,8 @@ discriminators see --batch-size real and as many simulated transitions.
 
 Choose it when you have data of the real system and a simulator of it whose dynamics are wrong.
 
+Parity: equal to the authors' code, update for update, but for the size of the noise on s' (results/parity.md).
+
 Deviations from the paper:
 - one update after each simulated step, not 1000 of these, then 1000 of those; all simulated steps are kept;
 - the noise on s' in u is in units of the standard deviation of a batch of real observations (in the authors' code,

@@ -15,11 +15,14 @@ episodes.
 
 Choose it when you want an on-policy method that also learns from a dataset; long chains in which exploration is hard.
 
+Parity: equal to the authors' code, iteration for iteration, but for the weight decay (results/parity.md).
+
 Deviations from the paper:
 - the natural gradient step is TRPO's, with its line search, as in the authors' code;
 - float32, where the authors' code has float64;
 - the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
-- the lock clips actions (logits) to [-10, 10], far outside of what the policies need.
+- the lock clips actions (logits) to [-10, 10], far outside of what the policies need;
+- no weight decay (in the authors' code it reaches the last bias of each critic alone).
 
     python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-trajectory --env-steps 300000 --seeds 4
     python algorithms/hybrid/hnpg.py --dataset continuous-combination-lock-h10-random --env-steps 300000 --mode online

@@ -15,6 +15,8 @@ Adam's state is kept from round to round.
 Choose it when actions are discrete, episodes short, and exploration alone does not find the reward that a dataset
 shows.
 
+Parity: equal to the authors' code, fit for fit (results/parity.md).
+
 Deviations from the paper:
 - the lock and its dataset are the same in all lanes, which differ in initialisation and samples;
 - the buffers of the authors' code are not built (the dataset, and with every collected row another of the dataset):

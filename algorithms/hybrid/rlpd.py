@@ -10,6 +10,8 @@ updates (G), each on a minibatch of its own, and one of actor and temperature on
 
 Choose it when you have a dataset and an environment from the start: the first hybrid method to try.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; those of the data are not
   moved away from +-1, since no density of a data action is ever taken.

@@ -8,6 +8,8 @@ at least one of them is better than V. Elsewhere, Q alone decides. The equations
 
 Choose it when the same states have good and bad actions in the data and imitating both holds TD3+BC back.
 
+Parity: equal to the authors' code, update for update, but for V's age (results/parity.md).
+
 Deviations from the paper:
 - V in the VAE's and the actor's loss is the one after its step of this update (authors' code: before);
 - details are those of the authors' code: an advantage counts from 0; V regresses on the lower of two one-step targets;

@@ -7,6 +7,8 @@ the advantage from a critic of the policy itself. Networks and settings as in CO
 
 Choose it when rewards are sparse, or you want the simplest weighted cloning, which also goes on online.
 
+Parity: equal to CORL's awac.py, update for update (results/parity.md).
+
 Deviations from the paper:
 - weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch, times
   its size, as the authors' code does;

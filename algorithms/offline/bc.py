@@ -9,6 +9,8 @@ standard deviation, IQL's policy head) and categorical (discrete actions). Image
 
 Choose it when you begin: it is what every other method has to beat, and enough where the data are an expert's.
 
+Parity: equal to CORL's any_percent_bc.py, update for update (results/parity.md).
+
 Deviations from CORL:
 - episodes are the dataset's own (terminal, time limit or cut), not runs of 1000 steps;
 - biases start at zero (PyTorch's default draws them like the weights).

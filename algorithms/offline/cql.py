@@ -8,6 +8,8 @@ The soft maximum is estimated with importance weights from uniform and policy ac
 
 Choose it when actions are discrete, or you want values that are pessimistic wherever the data say little.
 
+Parity: equal to CORL's cql.py, update for update, with and without --lagrange (results/parity.md).
+
 Deviations from the paper:
 - settings per suite and first weights as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
   AntMaze's critics both have five layers (by a slip CORL's second one has three);

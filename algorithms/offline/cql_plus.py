@@ -8,6 +8,8 @@ deviation. `--preset cql` undoes these five, without rescaling of rewards; each 
 
 Choose it when you would use CQL and have the time for more sampled actions per update.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - the loss terms that the authors' code computes but leaves out (cloning) or has turned off (the cosine schedule of the
   policy's learning rate) are not here; --bc-steps of CQL is;

@@ -11,6 +11,8 @@ times its size.
 
 Choose it when you want weighted cloning with an advantage over the policy's own actions.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - CRR has a distributional critic, targets copied every 100 updates and a deep residual network; here both have the
   plain critics and Polyak averages of the authors' code of CRR+, so that only the choices differ;

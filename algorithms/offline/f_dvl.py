@@ -14,6 +14,8 @@ lambda in (1/2, 1]; at 1/2 the loss is flat below it, and under 1/2 it falls wit
 
 Choose it when you would use IQL and want another regulariser than the expectile; XQL is one of its settings.
 
+Parity: equal to the authors' code, update for update, and with reverse KL to that of XQL (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the return range that rewards are divided by is taken over the dataset's own episodes;

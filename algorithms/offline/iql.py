@@ -16,6 +16,8 @@ targets and normalised observations: --preset corl-hopper-medium, corl-hopper-me
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
 
+Parity: equal to the authors' code, update for update, and to CORL's but for the order of the steps (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the return range that rewards are divided by is taken over the dataset's own episodes.

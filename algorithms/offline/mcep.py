@@ -15,10 +15,14 @@ every update is one of the actors, too.
 
 Choose it when the constraint that keeps the values stable leaves the policy too close to poor data.
 
+Parity: equal to the authors' code, update for update, with both bases, but for a factor that Adam does not show
+(results/parity.md).
+
 Deviations from the paper:
 - layers start as in td3_bc.py and awac.py (the authors' code: orthogonal);
 - the authors' code can weigh the evaluation policy's cloning by a running mean of the target policy's, and does so on
-  Adroit (bc_norm): left out.
+  Adroit (bc_norm): left out;
+- the critic's loss is the sum over the two critics (in the authors' code the mean: Adam's steps are the same).
 
     python algorithms/offline/mcep.py --dataset hopper-medium --seeds 4 --updates 50000
     python algorithms/offline/mcep.py --dataset hopper-medium --seeds 4 --base awac --evaluation-temperature 0.3 0.6 1

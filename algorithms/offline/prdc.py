@@ -16,6 +16,8 @@ states have so many dimensions, or are so evenly spread, that the k-d tree is sl
 
 Choose it when better actions were taken in similar states of the same data.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - the search over candidates (above); the authors query a k-d tree over all pairs on the host at every actor update;
 - always the nearest pair: the authors' code can take the k-th nearest instead, and its scripts take the first;

@@ -7,9 +7,12 @@ and learning rates. The next action of the dataset enters the critic's penalty.
 
 Choose it when you want TD3+BC's form with the field's later practice and can tune two weights.
 
+Parity: equal to CORL's rebrac.py, update for update, but for the target actor (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
-- the last row of an episode that did not terminate has no next action and is left out.
+- the last row of an episode that did not terminate has no next action and is left out;
+- targets follow the actor after its step (before it in the authors' code).
 
     python algorithms/offline/rebrac.py --dataset hopper-medium --seeds 4 --updates 50000 --batch-size 256
     python algorithms/offline/rebrac.py --dataset hopper-medium-replay --seeds 4 --actor-bc 0.01 0.05 0.1

@@ -10,6 +10,8 @@ The actor's step size decays to zero over the run as a cosine, as IQL's does.
 
 Choose it when the data may be corrupted: noise or errors in observations, actions, rewards or next observations.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - observations are normalised with the statistics of s, not of s and s' together, which differ only by what
   is corrupted (under 3 percent of the standard deviation at the paper's rate and range);

@@ -8,6 +8,8 @@ Evaluation may attack the observation that the policy sees (section 6): --attack
 
 Choose it when the observations will be noisy or attacked when the policy is used.
 
+Parity: equal to the authors' code, update for update, but for the form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - the n perturbations of an update are shared by the observations of its batch, and smoothing and lowering count
   as means over the critics beside a sum of their Bellman errors, as in the authors' code with its weights;

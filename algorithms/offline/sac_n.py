@@ -7,6 +7,8 @@ action without data is worth less (c_N is 0.56 for N = 2, 1.5 for 10, 2.2 for 50
 
 Choose it when you can afford many critics and want no other regulariser, and no model of the behaviour policy.
 
+Parity: equal to CORL's sac_n.py, update for update, but for the form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - temperature, actor and critics are updated one after the other, each with the ones before it, as CORL does; the
   authors' code computes all three losses from the old parameters;

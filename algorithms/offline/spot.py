@@ -10,6 +10,8 @@ Dropout is in the actor's update only. --kl-weight is the paper's beta; the deco
 
 Choose it when the policy shall stay in the data's support by a density model, with one weight to tune.
 
+Parity: equal to CORL's spot.py, update for update, without dropout (results/parity.md).
+
 Deviations from the paper:
 - offline training only; the fine-tuning phase, which lowers lambda over the environment steps, is not here;
 - every lane trains a VAE of its own (the authors' code trains one per dataset);

@@ -10,6 +10,8 @@ and at which the actor's gradient stops, without a target of its own, and --rand
 
 Choose it when actions are continuous and you want the simplest and fastest method with a critic.
 
+Parity: equal to CORL's td3_bc.py, update for update (results/parity.md).
+
 Deviations from the paper:
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;

@@ -14,6 +14,8 @@ normalize_obs.
 
 Choose it when few episodes of the data are good and most are bad; it goes with IQL and TD3+BC.
 
+Parity: weights and IQL's update are equal to the authors' code (results/parity.md).
+
 Deviations from the paper:
 - rewards and observations are scaled as each base's own paper does, weights computed from the scaled rewards;
 - batches are drawn by an alias table and not from rows that were drawn beforehand;

@@ -10,6 +10,8 @@ Online, half of every batch comes from the dataset, half from the episodes finis
 
 Choose it when you would pre-train with CQL and the dip at the onset of fine-tuning must not happen.
 
+Parity: equal to the authors' code and to CORL's cal_ql.py, update for update (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - an update follows every environment step instead of as many updates every episode; until a lane's first episode

@@ -9,6 +9,8 @@ V and Q are IQL's (eq. 5 and 6 of arXiv 2110.06169), and so is the replay buffer
 
 Choose it when the data is good in some states and bad in others, and you will fine-tune.
 
+Parity: equal to the authors' code, update for update, but for the weights (results/parity.md).
+
 Deviations from the paper:
 - the balance policy maximises its entropy besides Q, with a learned temperature, as in the authors' code
   (--no-balance-entropy: Q alone);
@@ -18,7 +20,9 @@ Deviations from the paper:
 - the paper's ranges of beta for locomotion are not in the authors' code: what stands here is its default range;
 - the version on CQL is left out: it shares no loss with this one but the balance policy's;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
-- the return range that rewards are divided by is taken over the dataset's own episodes.
+- the return range that rewards are divided by is taken over the dataset's own episodes;
+- the authors' code multiplies advantages [B] and betas [B, 1] to weights [B, B], so that every row is weighted by
+  every beta of the batch; here each row has the weight of its own beta, as in the paper.
 
     python algorithms/offline_to_online/famo2o.py --dataset hopper-medium --seeds 4
     python algorithms/offline_to_online/famo2o.py --dataset pointmaze-umaze --beta-min 1 --beta-max 5

@@ -10,6 +10,8 @@ every step appends one transition, and batches are uniform over both.
 
 Choose it when you want to fine-tune at all: the first method to try, in which nothing changes with the environment.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
 - the return range that rewards are divided by is taken over the dataset's own episodes;

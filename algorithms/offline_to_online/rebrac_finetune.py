@@ -8,6 +8,9 @@ half from what was collected since.
 
 Choose it when you pre-train with ReBRAC and go on online.
 
+Parity: equal to CORL's rebrac.py, update for update, offline and online, but for the target actor
+(results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the last row of an episode that did not terminate has no next action and is left out;

@@ -11,6 +11,9 @@ The first --learning-starts environment steps are the offline policy's; one upda
 
 Choose it when observations are noisy offline and online alike, and you can afford an ensemble.
 
+Parity: equal to the authors' offline code, update for update, but for the order of the steps and the form of
+log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - the authors' fine-tuning code computes the three terms and leaves them out of its losses: --no-online-reg is that;
 - the n perturbations of an update are shared by the observations of its batch, and smoothing and lowering count

@@ -13,6 +13,8 @@ its KL divergence's. Offline cloning has weight 1.
 
 Choose it when you pre-train with TD3+BC and few environment steps are left to improve in.
 
+Parity: equal to the authors' code, update for update, online (results/parity.md).
+
 Deviations from the paper:
 - TD3+BC is the only offline base: the version on CQL has another policy, exploration rule (U first, then Q) and
   critic loss, and would be a second algorithm in this file; it is not here;

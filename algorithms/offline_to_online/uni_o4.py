@@ -17,6 +17,9 @@ of the actors are clipped one by one. --buffer-size is not used: PPO learns from
 
 Choose it when environment steps are cheap and you want PPO to go on from offline data without a dip.
 
+Parity: every stage is equal to the authors' code, update for update, but for what is listed in results/parity.md;
+AM-Q and the model are not compared.
+
 Deviations from the paper:
 - the policy for the environment is the one of highest AM-Q in the state in which AM-Q accepted it; the authors' code
   takes the last ones (--deploy last), and among their three highest the best in a few episodes: unpaid interaction;

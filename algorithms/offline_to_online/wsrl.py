@@ -15,14 +15,22 @@ Online every environment step has --utd critic updates, then one of actor and te
 
 Choose it when the offline data cannot be kept while fine-tuning.
 
+Parity: equal to the authors' code, update for update, offline and online, but for the critics' output layers, the
+temperature and what stands still (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the two target critics differ (the released code draws them with replacement); as there, the conservative penalty
   of an update is on two random critics, which makes it as cheap as CQL's;
 - small initial weights are the output layers', as in Cal-QL; the released code has them in the last hidden layer,
   where the layer normalisation undoes them;
-- entropy temperature and Lagrange multiplier are exponentials (softplus there);
-- the temperature is tuned on the entropy at s (at s' in the released code); actions are not clipped to 0.99999;
+- every critic has an output layer of its own (in the released code all share one);
+- what is not updated stands still: in the released code Adam's momentum goes on moving policy and temperature in the
+  critics' steps, and the critics in the policy's;
+- entropy temperature and Lagrange multiplier are exponentials (softplus there), and the temperature's loss is linear
+  in its logarithm, as in Cal-QL;
+- the temperature is tuned on the entropy at s, of one action (at s' in the released code, of as many as its target
+  takes); actions are not clipped to 0.99999;
 - Kitchen's reward is taken as the number of tasks that are done; the released code ends episodes at the fourth;
 - with --learning-starts 0 updates begin with the first transition; the released code waits for one batch (1024).
 

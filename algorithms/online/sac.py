@@ -9,6 +9,9 @@ The first --learning-starts steps take uniform random actions; one update follow
 
 Choose it when you have an environment and no data, or want to collect some.
 
+Parity: equal to pranz24's pytorch-soft-actor-critic, update for update, but for the temperature's loss and the form
+of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - one environment per lane, all lanes stepped together; one update per environment step, as in the paper,
