@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 RUN_DIR := results/demo
 DEMO := --dataset hopper-medium-small --seeds 4 --updates 20000 --eval-every 5000 --batch-size 128 --hidden-dims 128 128
 
-.PHONY: setup run test test-all test-faults report benchmark speed datasets format clean
+.PHONY: setup run test test-all test-faults mutate report benchmark speed datasets format clean
 
 setup: $(VENV)/.installed  ## environment in .venv, only when requirements.txt changed
 
@@ -28,6 +28,9 @@ test-all: setup  ## the test suite with its long tests, before a release
 
 test-faults: setup  ## 10,000 malformed files, SIGKILL twenty times for each of four scripts, full disks (five minutes)
 	$(PY) -m pytest tests/test_faults.py --whole-faults -n auto --maxprocesses 4
+
+mutate: setup  ## defects in every algorithm's equations, and which its own tests do not catch (hours)
+	$(PY) tests/mutate.py
 
 report: setup  ## every table, page and picture, from the raw files alone
 	$(PY) results/report.py
