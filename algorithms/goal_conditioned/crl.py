@@ -11,6 +11,8 @@ diverges, and nothing connects two episodes either.
 
 No deviation from OGBench's present code is known; before June 2025 it cut f at log 1e-6 in the actor's loss.
 
+Parity: equal to OGBench's crl.py, update for update (results/parity.md).
+
     python algorithms/goal_conditioned/crl.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/crl.py --dataset point-medium-navigate --bc-weight 0.01 0.03 0.1 --seeds 4
 """

@@ -10,6 +10,8 @@ Choose it when you begin with goals: it is what every goal-conditioned method ha
 
 No deviation from OGBench is known.
 
+Parity: equal to OGBench's gcbc.py, update for update (results/parity.md).
+
     python algorithms/goal_conditioned/gcbc.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/gcbc.py --dataset point-medium-stitch --hidden-dims 128 128 --seeds 8
 """

@@ -11,6 +11,8 @@ Choose it when the data's actions are noisy or poor and better ones lie nearby: 
 Deviation from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
 they are one step later.
 
+Parity: equal to OGBench's gciql.py, update for update, but for the targets (results/parity.md).
+
     python algorithms/goal_conditioned/gciql.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/gciql.py --dataset point-medium-navigate --bc-weight 0.003 0.03 0.3 --seeds 4
 """

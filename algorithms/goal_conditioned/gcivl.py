@@ -11,6 +11,8 @@ chance decides, it takes the lucky outcome for the action's merit.
 Deviation from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
 they are one step later.
 
+Parity: equal to OGBench's gcivl.py, update for update, but for the targets (results/parity.md).
+
     python algorithms/goal_conditioned/gcivl.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/gcivl.py --dataset point-medium-stitch --actor-goals 0 0.5 0.5 --seeds 8
 """

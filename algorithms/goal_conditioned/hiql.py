@@ -12,6 +12,8 @@ Deviations from OGBench: targets follow the networks of after the step; its code
 they are one step later. From the paper, as OGBench has it: the goal representation phi([s; g]) is of state and goal
 and has norm sqrt(its size); the target value shares it.
 
+Parity: equal to OGBench's hiql.py, update for update, but for the targets (results/parity.md).
+
     python algorithms/goal_conditioned/hiql.py --dataset point-large-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/hiql.py --dataset point-large-navigate --subgoal-steps 25 --high-beta 1 3 10
 """

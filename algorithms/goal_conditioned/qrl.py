@@ -12,6 +12,8 @@ counts on the luckiest outcome.
 Deviation from the paper, as OGBench has it: the actor climbs the distance after one step of a latent model (continuous
 actions) or is cloned by weights (discrete ones).
 
+Parity: equal to OGBench's qrl.py, update for update (results/parity.md).
+
     python algorithms/goal_conditioned/qrl.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/qrl.py --dataset point-medium-stitch --latent-dim 128 --hidden-dims 128 128
 """
