@@ -299,9 +299,9 @@ def play_block(data: str, seed: int, block: tuple[str, int, int], work: Path) ->
 
 def join(parts: list[Path], target: Path) -> None:
     """One .npz of the rows of many, with one part in memory at a time; the same bytes for the same rows."""
-    with np.load(parts[0]) as first:
+    with np.load(parts[0], allow_pickle=False) as first:
         columns = {k: first[k][:0] for k in first.files}
-    total = sum(len(np.load(path)["terminals"]) for path in parts)
+    total = sum(len(np.load(path, allow_pickle=False)["terminals"]) for path in parts)
     temporary = target.with_suffix(".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
         for name, empty in columns.items():
@@ -312,7 +312,7 @@ def join(parts: list[Path], target: Path) -> None:
                 header |= {"shape": (total, *empty.shape[1:]), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(stream, header)
                 for path in parts:
-                    with np.load(path) as rows:
+                    with np.load(path, allow_pickle=False) as rows:
                         stream.write(np.ascontiguousarray(rows[name]).data.cast("B"))
     os.replace(temporary, target)
 

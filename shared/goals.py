@@ -1,6 +1,6 @@
 """Goal-conditioned data: which state is whose goal, drawn on the device.
 
-What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics, point worlds), else
+What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics), else
 the whole observation (OGBench). Goals that were wanted when the data was recorded play no part: every goal is one that
 was achieved somewhere in the data (hindsight), and a row's goal is reached if it is the row's own.
 """

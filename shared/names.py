@@ -96,7 +96,7 @@ def preset_of(dataset: str, presets: Iterable[str]) -> str | None:
 
 def _for_ogbench(key: str) -> bool:
     words = key.split("-")
-    return any(word in words for word in _OGBENCH_WORDS) and "point" not in words  # point worlds have such names, too
+    return any(word in words for word in _OGBENCH_WORDS) and "point" not in words  # other mazes have such names, too
 
 
 class Family(NamedTuple):

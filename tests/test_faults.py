@@ -382,9 +382,11 @@ LIBRARIES = {
     "mujoco",
     "numpy",
     "optax",
+    "ogbench",
     "pandas",
     "ray",
     "scipy",
+    "torch",
     "tqdm",
     "tyro",
     "wandb",
@@ -407,7 +409,7 @@ STANDARD_LIBRARY = {
         "subprocess",
         "sys",
     ),
-    *("tempfile", "threading", "time", "types", "typing", "warnings", "zipfile"),
+    *("copy", "multiprocessing", "unittest", "tempfile", "threading", "time", "types", "typing", "warnings", "zipfile"),
 }
 SOURCES = [
     path for folder in ("shared", "algorithms", "datasets", "results") for path in ROOT.glob(f"{folder}/**/*.py")

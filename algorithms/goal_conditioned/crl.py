@@ -9,7 +9,7 @@ to a constant. That is a Q value of the data's policy, learned without bootstrap
 Choose it when episodes lead to the goals that matter: values are learned by classification alone, so that nothing
 diverges, and nothing connects two episodes either.
 
-No deviation from OGBench's present code is known; before June 2025 it cut f at log 1e-6 in the actor's loss.
+Deviations from OGBench's present code: none is known. Before June 2025 it cut f at log 1e-6 in the actor's loss.
 
 Parity: equal to OGBench's crl.py, update for update (results/parity.md).
 
@@ -114,7 +114,7 @@ class Actor(nn.Module):
         return nn.Dense(self.action_dim, kernel_init=dense_init(0.01))(x)
 
 
-class Encoder(nn.Module):
+class Embedding(nn.Module):
     """[B, outputs]: layer normalisation after every activation."""
 
     hidden_dims: tuple[int, ...]
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
 class Networks(NamedTuple):
     actor: Actor
-    encoder: Encoder
+    encoder: Embedding
     """phi of (s, a) or s (discrete actions one-hot), psi of g."""
 
 
@@ -152,13 +152,13 @@ def actor_log_prob(output, action):
     return jax.scipy.stats.norm.logpdf(action, output).sum(-1)
 
 
-def similarities(net: Encoder, pair, inputs: tuple, goal):
+def similarities(net: Embedding, pair, inputs: tuple, goal):
     """f of every input with every goal [B, B]: phi(s, a) . psi(g) / sqrt(latent_dim)."""
     phi, psi = net.apply(pair[0], *inputs), net.apply(pair[1], goal)
     return phi @ psi.T / jnp.sqrt(net.outputs)
 
 
-def similarity(net: Encoder, pair, inputs: tuple, goal):
+def similarity(net: Embedding, pair, inputs: tuple, goal):
     """f of each input with its own goal [B]."""
     return (net.apply(pair[0], *inputs) * net.apply(pair[1], goal)).sum(-1) / jnp.sqrt(net.outputs)
 
@@ -213,7 +213,7 @@ def awr_loss(actor, agent: Agent, batch: GoalBatch, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    encoder = Encoder(args.hidden_dims, args.latent_dim)
+    encoder = Embedding(args.hidden_dims, args.latent_dim)
     nets = Networks(Actor(args.hidden_dims, spec.action_dim, spec.discrete), encoder)
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, goal = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, *spec.goal_shape))

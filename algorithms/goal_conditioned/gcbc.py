@@ -8,7 +8,7 @@ episodes.
 
 Choose it when you begin with goals: it is what every goal-conditioned method has to beat.
 
-No deviation from OGBench is known.
+Deviations from OGBench: none is known.
 
 Parity: equal to OGBench's gcbc.py, update for update (results/parity.md).
 

@@ -8,7 +8,7 @@ and is held to the data by its likelihood; by weighted cloning where actions are
 
 Choose it when the data's actions are noisy or poor and better ones lie nearby: Q is climbed, not only weighted.
 
-Deviation from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
+Deviations from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
 they are one step later.
 
 Parity: equal to OGBench's gciql.py, update for update, but for the targets (results/parity.md).

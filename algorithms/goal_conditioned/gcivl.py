@@ -8,7 +8,7 @@ over the data's transitions, 0 where s is g. The policy is cloned with weights e
 Choose it when goals are far apart in the data and actions are few or hard to value: V never sees an action. Where
 chance decides, it takes the lucky outcome for the action's merit.
 
-Deviation from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
+Deviations from OGBench: targets follow the networks of after the step; its code mixes in those of before it, so that
 they are one step later.
 
 Parity: equal to OGBench's gcivl.py, update for update, but for the targets (results/parity.md).

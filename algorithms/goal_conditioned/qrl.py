@@ -9,8 +9,8 @@ all others are pushed as far apart as that allows (eq. 10): what is left is the 
 Choose it when dynamics are deterministic and long ways must be put together from short pieces. Where chance decides, it
 counts on the luckiest outcome.
 
-Deviation from the paper, as OGBench has it: the actor climbs the distance after one step of a latent model (continuous
-actions) or is cloned by weights (discrete ones).
+Deviations from the paper, as OGBench has them: the actor climbs the distance after one step of a latent model
+(continuous actions) or is cloned by weights (discrete ones).
 
 Parity: equal to OGBench's qrl.py, update for update (results/parity.md).
 
@@ -125,7 +125,7 @@ class Actor(nn.Module):
         return nn.Dense(self.action_dim, kernel_init=dense_init(0.01))(x)
 
 
-class Encoder(nn.Module):
+class Embedding(nn.Module):
     """[B, outputs]: layer normalisation after every activation."""
 
     hidden_dims: tuple[int, ...]
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
 
 class Networks(NamedTuple):
     actor: Actor
-    encoder: Encoder
+    encoder: Embedding
     """phi, of states and goals alike, and the latent model's change of phi(s) under an action."""
 
 
@@ -247,7 +247,7 @@ def learns_dynamics(agent: Agent, args: Args) -> bool:
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    encoder = Encoder(args.hidden_dims, args.latent_dim)
+    encoder = Embedding(args.hidden_dims, args.latent_dim)
     nets = Networks(Actor(args.hidden_dims, spec.action_dim, spec.discrete), encoder)
     actor_key, encoder_key, dynamics_key = jax.random.split(key, 3)
     obs, z, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, args.latent_dim)), jnp.zeros((1, spec.action_dim))

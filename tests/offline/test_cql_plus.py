@@ -116,15 +116,14 @@ def test_cql_plus_shared_network_and_relu_are_cql(batch):
     """With CQL's choices, and weights as CQL has them, the networks are CQL's."""
     cql, cql_plus = load("cql"), load("cql_plus")
     args = args_of(critic_activation="relu", separate_std=False)
-    plain = agent_of(
-        cql, cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3), seed=1
-    )  # none of its deviations is clipped
+    cql_args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3, cql_alpha=args.cql_alpha)
+    plain = agent_of(cql, cql_args, seed=1)  # none of its deviations is clipped
     agent = cql_plus.init(jax.random.key(0), args, SPEC)
     names = ("actor", "critic", "target_critic", "log_alpha")
     agent = agent.replace(**{f: getattr(plain, f) for f in names})
     key = jax.random.key(1)
     for loss, params in (("critic_loss", plain.critic), ("actor_loss", plain.actor)):
-        expected = getattr(cql, loss)(params, plain, batch, key, args)[0]
+        expected = getattr(cql, loss)(params, plain, batch, key, cql_args)[0]
         close(getattr(cql_plus, loss)(params, agent, batch, key, args)[0], expected)
 
 

@@ -157,7 +157,7 @@ def mean_q(agent, obs, seen):
 
 def test_rorl_attacks_choose_the_worst_perturbation(batch):
     rorl = load("rorl")
-    agent, key, obs = agent_of(rorl, rorl.Args(**SIZES)), jax.random.key(4), batch.obs
+    agent, key, obs = agent_of(rorl, rorl.Args(**SIZES), seed=1), jax.random.key(4), batch.obs
     attack = {
         name: np.asarray(rorl.attacked(agent, obs, key, rorl.Args(**SIZES, attack=name, attack_scale=0.5)))
         for name in ("none", "random", "action_diff", "min_q")
