@@ -105,8 +105,6 @@ class OfflineArgs(RunArgs, DatasetArgs):
 class GoalArgs(OfflineArgs):
     """Arguments of every offline script whose policy is given a goal."""
 
-    dataset: str = "point-medium-navigate"
-    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     eval_every: int = 100_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: int = 50

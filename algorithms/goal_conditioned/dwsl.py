@@ -40,6 +40,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     bins: int = 50
     """B: classes of the distance; farther goals are in the last one."""
     nstep: int = 1

@@ -38,6 +38,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
     """Shares of the actor's goals: the row's own state, a later one of its episode (uniformly), any of the data."""
     learning_rate: Float = 3e-4

@@ -39,6 +39,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     actor_objective: Literal["auto", "ddpg_bc", "awr"] = "auto"
     """How the actor learns: along Q's gradient, held to the data (ddpg_bc), or by weighted cloning (awr); auto: ddpg_bc
     where actions are continuous."""

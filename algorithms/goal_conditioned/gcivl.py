@@ -39,6 +39,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     expectile: Fraction = 0.9
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 10.0

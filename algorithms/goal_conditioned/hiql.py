@@ -40,6 +40,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     subgoal_steps: int = 25
     """k: steps between a state and the subgoal that the higher policy proposes."""
     expectile: Fraction = 0.7

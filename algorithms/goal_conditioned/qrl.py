@@ -42,6 +42,8 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(GoalArgs):
+    dataset: str = "point-medium-navigate"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     distance: Literal["iqe", "mrn"] = "iqe"
     """Form of the quasimetric: interval embeddings, or metric residual networks (Liu et al., arXiv 2208.08133)."""
     latent_dim: int = 512
