@@ -261,7 +261,7 @@ def tie(tree: Any, network: Any, others: dict[str, Any] | None = None) -> list[T
             tied.append(Tied(bias.reshape(line.bias.shape) if alike else bias, line.bias))
     for ours, scale in zip(norms, scales):
         tied += [Tied(np.asarray(ours["scale"]), scale.weight), Tied(np.asarray(ours["bias"]), scale.bias)]
-    lacking = {id(p) for p in network.parameters() if p.requires_grad} - {id(t.tensor) for t in tied}
+    lacking = {id(p) for p in network.parameters() if getattr(p, "requires_grad", True)} - {id(t.tensor) for t in tied}
     wrong = [t for t in tied if t.array.shape != tuple(t.tensor.shape)]
     if lacking or wrong or len(tied) != len(jax.tree.leaves(tree)):
         raise InputError(f"{len(lacking)} parameters of the reference have no partner, {len(wrong)} another shape.")
