@@ -151,7 +151,13 @@ def goal_dataset(data: Dataset, tasks: tuple[int, ...] = ()) -> GoalDataset:
     obs_shape = (arrays["obs"] if arrays else data.obs).shape[1:]
     goal_shape = obs_shape if achieved is None else achieved.shape[1:]
     spec = task.spec._replace(obs_shape=obs_shape, goal_shape=goal_shape)
-    known = {"reference": {"min": 0.0, "max": 1.0, "episodes": 0, "of": "success", "source": "the share of successes"}}
+    what = "the whole state" if achieved is None else f"achieved_goal ({achieved.shape[-1]} numbers)"
+    print(
+        f"goals: {what} of any row; wanted goals and rewards are not used; scores are the share of successes",
+        flush=True,
+    )
+    known = {"options": {**task.options, "goals": "states" if achieved is None else "achieved_goal"}}
+    known |= {"reference": {"min": 0.0, "max": 1.0, "episodes": 0, "of": "success", "source": "the share of successes"}}
     task = dataclasses.replace(task, spec=spec, baselines={}, **known)
     if task.env_spec:
         task = _with_goals(task, tasks)

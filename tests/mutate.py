@@ -132,6 +132,7 @@ def files() -> dict[str, Path]:
 
 def survives(name: str, path: Path, source: str, test: Path) -> bool:
     """Whether the algorithm's own tests pass on this source. In this process: imports are paid once."""
+    import conftest  # noqa: F401 (it configures JAX, which a module may use when it is imported)
     import pytest
 
     module = types.ModuleType(name)

@@ -93,7 +93,7 @@ class DistanceBatch(NamedTuple):
     """nstep steps later."""
     goal: jax.Array
     steps: jax.Array
-    """Classes to the goal, at least 1: its steps over nstep, rounded up."""
+    """To the goal, at least 1."""
     valid: jax.Array
     """0 where the episode has no later state."""
 
@@ -124,18 +124,21 @@ def soft_min_distance(agent: Agent, obs, goal, args: Args):
 
 
 def distance_loss(distance, agent: Agent, batch: DistanceBatch, args: Args):
-    """Cross-entropy of the class of the data's number of steps (eq. 3)."""
+    """Cross-entropy of the class of the data's number of steps, nstep to a class (eq. 3)."""
     logits = agent.nets.distance.apply(distance, batch.obs, batch.goal)
-    label = jnp.clip(batch.steps - 1, 0, args.bins - 1)
+    label = jnp.minimum((batch.steps - 1) // args.nstep, args.bins - 1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     chex.assert_shape(loss, (args.batch_size,))
     return mean_of_valid(loss, batch)
 
 
 def actor_loss(actor, agent: Agent, batch: DistanceBatch, args: Args):
-    """exp(A / beta) (pi(s, g) - a)^2, A = d(s, g) - 1 / B - d(s', g), weights clipped (eq. 5 and 6)."""
+    """exp(A / beta) (pi(s, g) - a)^2, A = d(s, g) - c - d(s', g), weights clipped (eq. 5 and 6).
+
+    c = 1 / B, one class; 0 where the goal is nearer than s', which is nstep steps ahead.
+    """
     near, far = (soft_min_distance(agent, x, batch.goal, args) for x in (batch.next_obs, batch.obs))
-    adv = far - 1.0 / args.bins - near
+    adv = far - jnp.where(batch.steps >= args.nstep, 1.0 / args.bins, 0.0) - near
     weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
     error = ((jnp.tanh(agent.nets.actor.apply(actor, batch.obs, batch.goal)) - batch.action) ** 2).sum(-1)
     chex.assert_shape([weight, error], (args.batch_size,))
@@ -161,7 +164,7 @@ def sample(key, transitions: GoalTransitions, args: Args) -> DistanceBatch:
     steps = 1 + jnp.floor(jax.random.uniform(goal_key, row.shape) * left).astype(row.dtype)
     at, goal = transitions.take(row), transitions.goal(transitions.ahead(row, steps))
     next_obs = at.next_obs if args.nstep == 1 else transitions.take(transitions.ahead(row, args.nstep)).obs
-    return DistanceBatch(at.obs, at.action, next_obs, goal, -(-steps // args.nstep), (left > 0).astype(jnp.float32))
+    return DistanceBatch(at.obs, at.action, next_obs, goal, steps, (left > 0).astype(jnp.float32))
 
 
 def update(agent: Agent, batch: DistanceBatch, key, args: Args) -> tuple[Agent, dict]:

@@ -6,8 +6,6 @@ from conftest import load
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
 from reference import agent_of, close, gelu, mlp
 
-SMALL = {"eval_episodes": 1}
-
 
 def test_gcbc_is_regression_to_the_actions_of_the_goal():
     gcbc, batch = load("gcbc"), goal_batch()

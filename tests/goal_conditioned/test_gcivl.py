@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
-from conftest import load
+from conftest import load, write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch, unit_log_prob
 from reference import agent_of, close, gelu, heads, mlp
+
+from shared.data import load_dataset
+from shared.goals import goal_dataset
 
 NET = {"activation": gelu, "layer_norm": True}
 
@@ -12,7 +15,7 @@ NET = {"activation": gelu, "layer_norm": True}
 def setting(**changes):
     gcivl = load("gcivl")
     args = gcivl.Args(**TINY, discount=0.9, **changes)
-    return gcivl, args, agent_of(gcivl, args, GOAL_SPEC), goal_batch()
+    return gcivl, args, agent_of(gcivl, args, GOAL_SPEC, seed=5), goal_batch()
 
 
 def test_the_value_follows_each_target_of_its_own_weighted_by_the_least():
@@ -21,6 +24,8 @@ def test_the_value_follows_each_target_of_its_own_weighted_by_the_least():
     mask = 1.0 - batch.terminal
     adv = batch.reward + 0.9 * mask * next_v.min(0) - heads(agent.target_value, batch.obs, batch.goal, **NET).mean(0)
     assert (adv > 0).any() and (adv < 0).any()
+    summed = adv - heads(agent.target_value, batch.obs, batch.goal, **NET).mean(0)
+    assert (np.sign(summed) != np.sign(adv)).any()  # the mean of the two, not their sum
     y = batch.reward + 0.9 * mask * next_v
     v = heads(agent.value, batch.obs, batch.goal, **NET)
     expected = (np.where(adv < 0, 0.2, 0.8) * (y - v) ** 2).mean(1).sum()
@@ -43,3 +48,13 @@ def test_both_losses_take_the_networks_of_before():
     close(metrics["value_loss"], gcivl.value_loss(agent.value, agent, batch, args)[0])
     half = jax.tree.map(lambda a, b: (a + b) / 2, agent.target_value, new.value)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.target_value, half)
+
+
+def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
+    gcivl, data = load("gcivl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.take(np.arange(300)).obs))}
+    args = gcivl.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
+    batch = gcivl.sample(jax.random.key(0), data, args)
+    row, goal = (np.array([row_of[tuple(x)] for x in np.asarray(of)]) for of in (batch.obs, batch.goal))
+    early = row % 30 < 5
+    assert abs((goal - row)[early].mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the episode's end

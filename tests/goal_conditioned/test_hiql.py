@@ -8,7 +8,9 @@ from goal_reference import GOAL_SPEC, TINY, goal_batch, unit_log_prob
 from jobs import small
 from reference import B, agent_of, close, gelu, heads, mlp
 
+from shared.data import load_dataset
 from shared.errors import InputError
+from shared.goals import goal_dataset
 
 SMALL = {"subgoal_steps": 5}
 NET = {"activation": gelu, "layer_norm": True}
@@ -95,14 +97,14 @@ def test_the_proposed_subgoal_is_scaled_before_it_is_acted_on():
 
 
 def test_subgoals_lie_k_steps_ahead_and_not_beyond_the_goal(tmp_path):
-    from shared.data import load_dataset
-    from shared.goals import goal_dataset
-
     hiql = load("hiql")
     path = write_goals(tmp_path / "goals.npz")
     data = goal_dataset(load_dataset(path)).transitions()
     row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.transitions.take(np.arange(300)).obs))}
-    rows = lambda x: np.array([row_of[tuple(y)] for y in np.asarray(x)])  # noqa: E731
+
+    def rows(obs):
+        return np.array([row_of[tuple(x)] for x in np.asarray(obs)])
+
     args = hiql.Args(hidden_dims=(8, 8), batch_size=4000, subgoal_steps=5, random_actor_goals=0.5)
     batch = hiql.sample(jax.random.key(0), data, args)
     row, low, high, sub = (rows(x) for x in (batch.obs, batch.low_goal, batch.high_goal, batch.subgoal))
