@@ -78,6 +78,28 @@ class Tables:
             file.close()
 
 
+class Means:
+    """The means of metrics {name: [L]} over the chunks since the last logging point.
+
+    Attributes:
+      sums: {name: [L]}, of so many chunks: `count`. Both are in a checkpoint.
+    """
+
+    def __init__(self, sums: dict[str, list[float]] | None = None, count: int = 0):
+        self.sums, self.count = {name: np.array(total) for name, total in (sums or {}).items()}, count
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Those of one chunk; a name that is not among them is dropped."""
+        self.sums = {name: self.sums.get(name, 0.0) + m for name, m in metrics.items()}
+        self.count += 1
+
+    def take(self) -> dict[str, np.ndarray]:
+        """The means, which begin anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
 def write_record(path: Path, found: dict, devices: int) -> None:
     """run.json: what the run `found` out about itself, with the machine that it ran on."""
     device = jax.local_devices()[0]
@@ -104,6 +126,18 @@ def _version(package: str) -> str:
 
 
 # ---------------------------------------------------------------------------- the table at the end
+
+
+def summarise(
+    out: Path, algorithm: str, task: Task, settings: list[dict], swept: list[str],
+    returns: np.ndarray, scores: np.ndarray, fine_tuned: bool,
+) -> None:  # fmt: skip
+    """curve.png, and the table of the last evaluation; `returns` and `scores` [L, episodes], empty without one."""
+    table = out / "returns.csv"
+    if table.exists():
+        plot_curve(out, swept, f"{algorithm} on {task.id}")
+    if returns.size:
+        print_summary(algorithm, task, settings, returns, scores, table if fine_tuned else None)
 
 
 def print_summary(

@@ -10,9 +10,7 @@ import errno
 import io
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,8 +37,9 @@ from shared.distributed import all_finished, gather, join, meet, merge_files, sh
 from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
 from shared.evaluation import Evaluator, Stopped, seen_by
 from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
-from shared.record import LANE_COLUMNS, TABLES, Tables, WandbLanes, plot_curve, print_summary, status_of, write_record
+from shared.record import LANE_COLUMNS, TABLES, Means, Tables, WandbLanes, status_of, summarise, write_record
 from shared.schedule import chunk_keys, chunk_length
+from shared.signals import Signals
 from shared.task import Task
 
 
@@ -106,16 +105,19 @@ class Run:
         self.lane_args = jax.device_put(with_settings(args, padded), sharding)
         self._chunk_keys = self.over_lanes(chunk_keys, in_axes=(0, None, None))
 
+        self._signals = Signals()
+
         def policy(agent, obs, step, key, args):
             return seen_by(act, task)(agent, obs, jax.random.fold_in(key, step), args)
 
         self._evaluate = Evaluator(
             task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),
-            args.eval_episodes * max(1, len(task.tasks)), stopped=lambda: self._signal is not None,
+            args.eval_episodes * max(1, len(task.tasks)), stopped=lambda: self._signals.number is not None,
         )  # fmt: skip
+        self.final_returns = self.final_scores = np.empty(0)  # [L, episodes] of the last evaluation
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
-        self.done, self.diverged, self._signal = -before - self.offline_updates, {}, None
+        self.done, self.diverged = -before - self.offline_updates, {}
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
         """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either."""
@@ -144,15 +146,14 @@ class Run:
         self._checkpoints = Checkpoints(self.out)
         self._tables = Tables(self.out, self.swept)
         self._wall, self._compile, self._started = 0.0, 0.0, time.time()
-        self._sums, self._summed = {}, 0
+        self._means = Means()
         self._steps, self._evaluated, self._wandb_ids = [0, 0], True, []
         try:
             self._open_directory()
         except OSError as error:
             raise InputError(f"Cannot write to {self.out}: {error.strerror}.") from None
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
-        in_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-        self._old_handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS} if in_main else {}
+        self._signals.listen()
         self._wandb = WandbLanes(self, self._wandb_ids) if args.wandb != "off" else None
         lanes, unit = len(self.settings), "env steps" if self.online else "updates"
         print(f"{self.algorithm} on {self.task.id}: {lanes} lanes x {self.total:,} {unit} -> {self.out}")
@@ -178,8 +179,7 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         self._bar.close()
-        for s, handler in self._old_handlers.items():
-            signal.signal(s, handler)
+        self._signals.restore()
         jax.monitoring.unregister_event_duration_listener(self._on_event)
         self._tables.close()
         status = "finished" if kind is None else "interrupted" if kind is Interrupted else "failed"
@@ -191,15 +191,17 @@ class Run:
                 self._wandb.close()
             if status == "finished":
                 self._checkpoints.previous.unlink(missing_ok=True)
-            told, together = True, not told and all_finished(status, self._signal or 0, self.merged_out)
+            told, together = True, not told and all_finished(status, self._signals.number or 0, self.merged_out)
             if together:
                 self._merge()
-                self._summary()
+                if not jax.process_index():
+                    ran = (self.out, self.algorithm, self.task, self.settings, self.swept)
+                    summarise(*ran, self.final_returns, self.final_scores, bool(self.pretrained))
         except OSError as second:
             if second.errno not in _DISK:
                 raise
             error = error or second
-            told or all_finished("failed", self._signal or 0, self.merged_out)
+            told or all_finished("failed", self._signals.number or 0, self.merged_out)
         if isinstance(error, OSError) and error.errno in _DISK:
             try:
                 saved = self._checkpoints.last.exists()
@@ -211,12 +213,6 @@ class Run:
     def _on_event(self, name: str, seconds: float, **_) -> None:
         if name.startswith("/jax/core/compile/"):
             self._compile += seconds
-
-    def _on_signal(self, number: int, _) -> None:
-        if self._signal is not None:
-            raise KeyboardInterrupt
-        self._signal = number
-        tqdm.write("Stopping after this chunk (again: at once, without saving).", file=sys.stderr)
 
     # -- training
 
@@ -261,11 +257,9 @@ class Run:
         last, ends = self.done >= self.total, self.done in (0, -self.offline_updates)
         if metrics:
             self._report_divergence(metrics, phase)
-            self._sums = {name: self._sums.get(name, 0.0) + m for name, m in metrics.items()}
-            self._summed += 1
-        if self._summed and (last or ends or self._passes(self.args.log_every, count)):
-            metrics = {name: total / self._summed for name, total in self._sums.items()}
-            self._sums, self._summed = {}, 0
+            self._means.add(metrics)
+        if self._means.count and (last or ends or self._passes(self.args.log_every, count)):
+            metrics = self._means.take()
             rows = [
                 [*self._lane(i), *self._steps, self._seconds(), *(m[i] for m in metrics.values())]
                 for i in range(len(self.settings))
@@ -282,7 +276,7 @@ class Run:
             except (Interrupted, EvaluationFailed):
                 self.save((agent, state), evaluated=False)
                 raise
-        stop = self._signal  # read once: it may come at any moment
+        stop = self._signals.number  # read once: it may come at any moment
         if last or stop or (offline and ends) or self._passes(self.args.checkpoint_every, count):
             self.save((agent, state))
         if stop and not last:
@@ -300,7 +294,7 @@ class Run:
         try:
             episodes = self._evaluate(agent, self._eval_keys, self.lane_args)
         except Stopped:
-            raise Interrupted(self._signal, self.merged_out) from None
+            raise Interrupted(self._signals.number, self.merged_out) from None
         except Exception as error:  # environments raise their own kinds
             raise EvaluationFailed(
                 f"{self.task.env_spec.id} failed in the evaluation ({first_line(error)}); the agents are saved in "
@@ -357,8 +351,8 @@ class Run:
             "settings": self.settings,
             "task": self.task.describe(),
             "bytes": self._tables.sizes(),
-            "sums": {name: total.tolist() for name, total in self._sums.items()},
-            "summed": self._summed,
+            "sums": {name: total.tolist() for name, total in self._means.sums.items()},
+            "summed": self._means.count,
             "diverged": self.diverged,
             "steps": self._steps,
             "evaluated": evaluated,
@@ -396,8 +390,7 @@ class Run:
         self.done, self._wall = header["done"], header["wall_s"]
         self.pretrained = header.get("pretrained", 0)
         self.diverged = {int(k): v for k, v in header["diverged"].items()}
-        self._sums = {name: np.array(total) for name, total in header.get("sums", {}).items()}
-        self._summed = header.get("summed", 0)
+        self._means = Means(header.get("sums", {}), header.get("summed", 0))
         self._steps, self._evaluated = header.get("steps", [0, 0]), header.get("evaluated", True)
         self._wandb_ids = header.get("wandb", [])
         self.chunk = self._online_chunk = math.gcd(self.chunk, self.done)  # the run may have had other intervals
@@ -427,23 +420,11 @@ class Run:
             return
         merge_files(self.out, self.merged_out, ("run.json", *(f"{name}.csv" for name in TABLES)))
         for name in ("final_returns", "final_scores"):
-            own = np.array(self.__dict__.pop(name, ()), np.float64)  # empty in a process that had finished before
+            own = np.array(getattr(self, name), np.float64)  # empty in a process that had finished before
             parts = [np.frombuffer(part, own.dtype) for part in gather(own.tobytes())]
-            if all(part.size for part in parts):
-                setattr(self, name, np.concatenate(parts).reshape(-1, self._evaluate.episodes))
+            whole = np.concatenate(parts) if all(part.size for part in parts) else own[:0]
+            setattr(self, name, whole.reshape(-1, self._evaluate.episodes))
         self.settings, self.out = lane_settings(self.args), self.merged_out
 
-    def _summary(self) -> None:
-        """Prints the table of the last evaluation and writes curve.png; of all lanes, by process 0."""
-        if jax.process_index():
-            return
-        table = self.out / "returns.csv"
-        if table.exists():
-            plot_curve(self.out, self.swept, f"{self.algorithm} on {self.task.id}")
-        if hasattr(self, "final_returns"):
-            fine_tuned = table if self.pretrained else None
-            print_summary(self.algorithm, self.task, self.settings, self.final_returns, self.final_scores, fine_tuned)
 
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)

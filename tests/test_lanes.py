@@ -15,6 +15,7 @@ import pytest
 from conftest import ALGORITHMS, ROOT, load
 from jobs import SHORT, learning_rate, small, train
 
+import shared.record
 import shared.run
 from shared.lanes import lane_settings, over_lanes
 from shared.run import Run
@@ -43,7 +44,7 @@ def job(monkeypatch, data_for, tmp_path, capfd):
 
         monkeypatch.setattr(Run, "init", start)
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
-        monkeypatch.setattr(shared.run, "plot_curve", lambda *args: None)
+        monkeypatch.setattr(shared.record, "plot_curve", lambda *args: None)
         out, data = tmp_path / changes["layout"], data_for(name)
         last = train(name, data, out, env=SHORT if "pendulum" in data else "", **changes)
         monkeypatch.setattr(Run, "init", init)

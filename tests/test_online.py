@@ -238,7 +238,7 @@ def stop_after(monkeypatch, steps: int):
 
     def log_then_stop(self, *args, **kwargs):
         if self.done + self.chunk >= steps:
-            self._signal = 15
+            self._signals.number = 15
         return log(self, *args, **kwargs)
 
     monkeypatch.setattr(Run, "log", log_then_stop)

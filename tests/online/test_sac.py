@@ -64,7 +64,7 @@ def test_sac_policies_are_kept_also_where_the_run_is_stopped(every, steps, tmp_p
     }  # fmt: skip
 
     def stop(run, *args, **kwargs):
-        run._signal = 15 if run.done + run.chunk == 20 else None
+        run._signals.number = 15 if run.done + run.chunk == 20 else None
         return log(run, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
