@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 RUN_DIR := results/demo
 DEMO := --dataset hopper-medium-small --seeds 4 --updates 20000 --eval-every 5000 --batch-size 128 --hidden-dims 128 128
 
-.PHONY: setup run test test-all test-faults mutate report benchmark speed datasets format clean
+.PHONY: setup run test test-all test-faults mutate report benchmark benchmark-gpu speed datasets format clean
 
 setup: $(VENV)/.installed  ## environment in .venv, only when requirements.txt changed
 
@@ -38,6 +38,9 @@ report: setup  ## every table, page and picture, from the raw files alone
 benchmark: setup  ## the runs of all claims and tables (hours), then the checks on learning
 	$(PY) results/benchmark.py
 	$(PY) -m pytest -m learning
+
+benchmark-gpu: setup  ## the score tables at the papers' sizes, eight jobs at once on one accelerator (hours, resumable)
+	$(PY) results/benchmark.py --full --at-once 8
 
 speed: setup  ## updates per second, evaluation steps per second, memory
 	$(PY) results/speed.py

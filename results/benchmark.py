@@ -3,6 +3,7 @@
     python results/benchmark.py                     # the runs of results/claims/; what `make benchmark` does
     python results/benchmark.py --algorithms td3_bc iql --datasets hopper-medium --updates 100000
     python results/benchmark.py --dry-run           # what would be done, in which order
+    python results/benchmark.py --full --at-once 8  # the score tables at the papers' sizes (`make benchmark-gpu`)
     python results/benchmark.py --engine ray --cpus 4   # side by side on a Ray cluster (pip install ray)
 
 A job runs algorithms/*/<algorithm>.py with `--out results/runs/<algorithm>/<dataset>/<name>`. Jobs may
@@ -19,6 +20,7 @@ import contextlib
 import ctypes
 import fcntl
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -33,7 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results.grid import Entry, evaluation_file, grid
+from results.grid import Entry, evaluation_file, full_grid, grid
 from shared.checkpoint import holds_checkpoint
 from shared.errors import InputError, nearest
 from shared.record import status_of
@@ -185,6 +187,29 @@ def run_jobs(jobs: list[Job], hours: float, max_jobs: int, root: Path) -> None:
             return
 
 
+def run_side_by_side(at_once: int, *arguments) -> None:
+    """`run_jobs(*arguments)` in so many processes, each taking what no other has; a signal reaches all of them.
+
+    They share one accelerator, so none may reserve its memory.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=run_jobs, args=arguments, daemon=True) for _ in range(at_once)]
+    for worker in workers:
+        worker.start()
+
+    def forward(number: int, _) -> None:
+        if number != signal.SIGINT:
+            for worker in workers:
+                worker.terminate()
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    for worker in workers:
+        worker.join()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 def run_on_ray(jobs: list[Job], hours: float, max_jobs: int, root: Path, cpus: float, gpus: float) -> None:
     """Runs what is unfinished within the bounds, as many at once as the cluster has `cpus` and `gpus` for.
 
@@ -249,6 +274,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         help="end after this time: what runs then saves, and goes on the next time",
     )
     option("--max-jobs", type=int, default=sys.maxsize, help="begin no more than so many jobs")
+    option("--at-once", type=int, default=1, help="so many jobs side by side; each begins --max-jobs at most")
+    option("--full", action="store_true", help="the score tables' runs at their files' own sizes, a million updates")
     option("--engine", choices=["local", "ray"], default="local", help="one job after the other, or a Ray cluster")
     option("--cpus", type=float, default=1, help="with --engine ray: CPUs of each job")
     option("--gpus", type=float, default=0, help="with --engine ray: GPUs of each job")
@@ -258,7 +285,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.algorithms and args.datasets:
             entries = [Entry(a, d, "") for d in args.datasets for a in args.algorithms]
         else:
-            entries = grid(root)
+            entries = full_grid(root) if args.full else grid(root)
             chosen = {0: args.algorithms, 1: args.datasets}
             for i, names in chosen.items():
                 for name in sorted(set(names) - {entry[i] for entry in entries}):
@@ -275,7 +302,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.engine == "ray":
             run_on_ray(jobs, args.hours, args.max_jobs, root, args.cpus, args.gpus)
         else:
-            run_jobs(jobs, args.hours, args.max_jobs, root)
+            bounds = (jobs, args.hours, args.max_jobs, root)
+            run_jobs(*bounds) if args.at_once <= 1 else run_side_by_side(args.at_once, *bounds)
     except (InputError, ValueError) as error:  # ValueError: a quote in --extra is not closed
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2

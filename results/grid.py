@@ -18,6 +18,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 
 
+SMALLER = ("--seeds", "--batch-size", "--hidden-dims", "--updates", "--eval-every", "--n-actions")
+"""Arguments by which the runs here are smaller than the papers'."""
+
+
 class Entry(NamedTuple):
     """One job."""
 
@@ -30,6 +34,16 @@ class Entry(NamedTuple):
     """How the run's name begins: `benchmark` stands in the score tables, `claim` only beside its claim."""
     evaluations: tuple[str, ...] = ()
     """Changed arguments under which the finished run is evaluated too: `a=1 b=2`, as shared.evaluation's --set."""
+
+    def full(self) -> "Entry":
+        """The same run at its file's own sizes: what only made it small is gone, ten seeds, evaluated ten times."""
+        words, kept = shlex.split(self.arguments), []
+        while words:
+            flag = words.pop(0)
+            values = [words.pop(0) for _ in range(next((i for i, w in enumerate(words) if w[:2] == "--"), len(words)))]
+            kept += [] if flag in SMALLER else [flag, *values]
+        arguments = shlex.join(["--seeds", "10", "--eval-every", "100000", *kept])
+        return self._replace(arguments=arguments)
 
     def directory(self, name: str = "", more: Iterable[str] = ()) -> Path:
         """results/runs/<algorithm>/<dataset>/<series>-<variant>-<length>, from the repository's root."""
@@ -122,3 +136,9 @@ def grid(root: Path = ROOT) -> list[Entry]:
     tables = [entry for module in files for entry in getattr(module, "BENCHMARK", ())]
     beside = [entry for module in files if hasattr(module, "CLAIM") for entry in module.CLAIM.runs]
     return list(dict.fromkeys([*tables, *beside]))
+
+
+def full_grid(root: Path = ROOT) -> list[Entry]:
+    """The score tables' runs at the papers' sizes (`make benchmark-gpu`)."""
+    files = claim_files(root).values()
+    return list(dict.fromkeys(entry.full() for module in files for entry in getattr(module, "BENCHMARK", ())))

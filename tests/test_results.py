@@ -642,6 +642,27 @@ def test_a_job_in_other_hands_is_left_alone(grid):
     assert [line[0] for line in log()] == ["fql"]
 
 
+def test_jobs_side_by_side_are_done_once_each(grid):
+    root, run, log = grid
+    meets = "import time\nwhile len((out.parents[4] / 'log').read_text().splitlines()) < 2: time.sleep(0.05)\n"
+    for name in ("offline/bc", "generative/fql"):
+        (root / "algorithms" / f"{name}.py").write_text(JOB.replace('(out / "run', meets + '(out / "run'))
+    assert run("--at-once", "2") == 0  # where no two ran together, the first would wait for ever
+    assert sorted(line[0] for line in log()) == ["bc", "bc", "fql", "fql"]
+
+
+def test_the_full_grid_is_at_the_files_own_sizes(capsys):
+    """`make benchmark-gpu`: what made a run small is gone, what makes it another setting stays."""
+    entry = Entry(
+        "bc", "hopper-medium-v0", "--seeds 5 --hidden-dims 128 128 --updates 100000 --top-fraction 0.1", "top10"
+    )
+    assert entry.full() == Entry("bc", "hopper-medium-v0", "--seeds 10 --eval-every 100000 --top-fraction 0.1", "top10")
+    assert entry.full().directory().name == "benchmark-top10-1000k"
+    assert benchmark.main(["--full", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and not [line for line in lines if "--hidden-dims" in line or "--batch-size" in line]
+
+
 def test_a_failed_job_does_not_stop_the_others(grid, capsys):
     _, run, log = grid
     assert run("--extra", "fail", "--hours", "1", datasets=("hopper-medium",)) == 1
