@@ -103,7 +103,7 @@ def interaction(algorithm: str, dataset: str, steps: str, more: str = "", varian
     return Entry(algorithm, dataset, f"--seeds 4 {SMALL} {length} {more}".strip(), variant, "claim")
 
 
-def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 10_000) -> Entry:
+def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 50_000) -> Entry:
     """A goal-conditioned run on a point world: eight seeds, two layers of 64, ten episodes of each task."""
     length = f"--seeds 8 --updates {updates} --eval-every {updates // 2} --eval-episodes 10"
     sizes = "--batch-size 256 --hidden-dims 64 64"
