@@ -17,9 +17,15 @@ from shared.task import registered_env
 SHARES = {
     "pendulum-mixed": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
     "pendulum-weak": {"spinner": 0.35, "damper": 0.35, "random": 0.30},
+    "pendulum-few": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
+    "pendulum-half": {"half": 1.0},
     "cartpole-mixed": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
 }
 """Share of the steps that each controller plays."""
+STEPS = {"pendulum-few": 2_000}
+"""Where it is not 20,000."""
+POLICIES = {"pendulum-half": "the scripted expert above the horizontal, uniform actions below it"}
+"""Who acts, where the shares do not say it."""
 
 GRAVITY, INERTIA, MAX_TORQUE = 10.0, 1.0 / 3.0, 2.0  # Pendulum-v1, m = l = 1
 LEFT_OUT = 0.15
@@ -65,16 +71,16 @@ CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPo
 
 
 def recipe(name: str, env_id: str) -> Recipe:
-    """`pendulum-mixed`, `pendulum-weak` or `cartpole-mixed`."""
+    """A name of SHARES."""
     spec = registered_env(env_id)
     policies = {"random": random_policy, "expert": lambda env: CONTROLLERS[env_id]("expert")}
     shares = ", ".join(f"{share:.0%} {grade}" for grade, share in SHARES[name].items())
     return Recipe(
         env=spec,
         eval_env=spec,
-        steps=20_000,
-        policy=f"scripted controllers, one per episode ({shares} of the steps), "
-        f"{LEFT_OUT:.0%} of their actions uniform",
+        steps=STEPS.get(name, 20_000),
+        policy=POLICIES.get(name)
+        or f"scripted controllers, one per episode ({shares} of the steps), {LEFT_OUT:.0%} of their actions uniform",
         collect=partial(collect, name, env_id),
         reference=env_id,
         expert="the scripted expert without random actions",
@@ -92,6 +98,9 @@ def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer
     def mixed(grade: str) -> Act:
         if grade == "random":
             return lambda obs: env.action_space.sample()
+        if grade == "half":
+            expert = pendulum("expert")
+            return lambda obs: expert(obs) if obs[0] > 0.0 else env.action_space.sample()
         act = CONTROLLERS[env_id](grade)
         return lambda obs: env.action_space.sample() if rng.random() < LEFT_OUT else act(obs)
 

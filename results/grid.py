@@ -103,6 +103,23 @@ def interaction(algorithm: str, dataset: str, steps: str, more: str = "", varian
     return Entry(algorithm, dataset, f"--seeds 4 {SMALL} {length} {more}".strip(), variant, "claim")
 
 
+def worlds(
+    algorithm: str, dataset: str, length: str, more: str = "", variant: str = "", seeds: int = 8, compiled: bool = True
+) -> Entry:
+    """A run in a small world: eight seeds, two layers of 64, batches of 64; Pendulum is the one written in JAX.
+
+    `length`: "2000" environment steps, or "5000+3000" after so many offline updates; evaluated ten times online.
+    `compiled`: False where an algorithm steps its environments one by one, for which Pendulum in NumPy is faster.
+    """
+    before, _, online = length.rpartition("+")
+    arguments = f"--env-steps {online} --eval-every {int(online) // 10} --log-every {int(online) // 10}"
+    if before:
+        arguments = f"--offline-updates {before} --offline-eval-every {before} {arguments}"
+    env = " --env phys2d/Pendulum-v0" if compiled and dataset.startswith("pendulum") else ""
+    sizes = f"--batch-size 64 --hidden-dims 64 64 --eval-episodes 20{env}"
+    return Entry(algorithm, dataset, f"--seeds {seeds} {sizes} {arguments} {more}".strip(), variant, "claim")
+
+
 def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 50_000) -> Entry:
     """A goal-conditioned run on a point world: eight seeds, two layers of 64, ten episodes of each task."""
     length = f"--seeds 8 --updates {updates} --eval-every {updates // 2} --eval-episodes 10"

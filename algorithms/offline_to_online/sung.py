@@ -24,6 +24,8 @@ Deviations from the paper:
 - details of the authors' code are kept: one latent sample per bound, means over its dimensions, candidates that are
   judged before they are clipped, and a tanh at the decoder's end, so that it cannot reach observations beyond one
   standard deviation (--no-squash leaves it out);
+- --choice-temperature is ours: with few dimensions U differs so little between the finalists that the paper's softmax
+  (temperature 1) is nearly uniform, which `perplexity` in metrics.csv shows;
 - biases start at zero (PyTorch's default draws them like the weights);
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
@@ -68,6 +70,8 @@ class Args(FinetuneArgs):
     """Candidate actions at each step of an episode, of which one is taken."""
     n_finalists: int = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
+    choice_temperature: Float = 1.0
+    """Uncertainties are divided by this in the softmax that chooses among them; small: the most uncertain one."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
     recent_size: int = 20_000
@@ -342,7 +346,7 @@ def update_online(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent
     def move(agent):  # what is seldom counts more, so that means over all steps are those over actor steps
         loss_of = partial(online_actor_loss, agent=agent, batch=batch, key=actor_key, args=args)
         agent, info = update_actor(agent, loss_of, args)
-        p = jax.nn.softmax(finalists(agent, batch.obs[0], finalists_key, args)[1])
+        p = jax.nn.softmax(finalists(agent, batch.obs[0], finalists_key, args)[1] / args.choice_temperature)
         info["perplexity"] = jnp.exp(jax.scipy.special.entr(p).sum())  # n_finalists: U makes no difference
         return agent, jax.tree.map(lambda x: args.policy_delay * x, info)
 
@@ -359,10 +363,10 @@ def act(agent: Agent, obs, key, args: Args):
 
 
 def explore(agent: Agent, obs, key, args: Args):
-    """Optimistic action [1, A] for obs [1, O]: one of the finalists, with probability softmax(U)."""
+    """Optimistic action [1, A] for obs [1, O]: one of the finalists, with probability softmax(U / temperature)."""
     finalists_key, choice_key = jax.random.split(key)
     actions, u = finalists(agent, obs[0], finalists_key, args)
-    return actions[jax.random.categorical(choice_key, u)][None]
+    return actions[jax.random.categorical(choice_key, u / args.choice_temperature)][None]
 
 
 def fit_vae(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:

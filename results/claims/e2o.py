@@ -1,23 +1,35 @@
 from results.checks import Claim, course, fall, noise, online_mean, start
-from results.grid import interaction
+from results.grid import interaction, worlds
 
+DEMOS, FEW = "point-umaze-demos", "pendulum-few"
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--n-actions 4 --learning-starts 500"
-PLAIN = f"{ARGUMENTS} --online-q-aggregation min --reweight none --exploration policy"
+SMALL = "--n-actions 4 --learning-starts 200 --actor-lr 3e-4 --alpha-lr 3e-4 --critic-lr 1e-3"
+OPTIONS = {DEMOS: "--discount 0.97 --tau 0.01", FEW: ""}
+PLAIN = "--online-q-aggregation min --reweight none --exploration policy"
 
 
 def run(dataset, more, variant):
-    return interaction("e2o", dataset, "5000+3000", more, variant)
+    return interaction("e2o", dataset, "5000+3000", f"{ARGUMENTS} {more}", variant)
+
+
+def small(dataset, more, variant):
+    return worlds("e2o", dataset, "6000+3000", f"{SMALL} {OPTIONS[dataset]} {more}".replace("  ", " "), variant, 16)
 
 
 two = {d: run(d, f"{PLAIN} --n-critics 2", "two") for d in (PENDULUM, REPLAY, MAZE)}
 ten = {d: run(d, f"{PLAIN} --n-critics 10", "ten") for d in two}
-full = run(PENDULUM, f"{ARGUMENTS} --n-critics 10 --ucb 1 10", "full")
-pair_min = run(PENDULUM, f"{ARGUMENTS} --n-critics 10 --exploration policy", "pair-min")
+full = run(PENDULUM, "--n-critics 10 --ucb 1 10", "full")
+pair_min = run(PENDULUM, "--n-critics 10 --exploration policy", "pair-min")
 AUTHORS, NARROW = (online_mean(full, f"ucb={ucb}") for ucb in (10, 1))
 
+for d in OPTIONS:
+    two[d] = small(d, f"{PLAIN} --n-critics 2", "two")
+    ten[d] = small(d, f"{PLAIN} --n-critics 10", "ten")
+few_full, few_pair_min = small(FEW, "", "full"), small(FEW, "--exploration policy", "pair-min")
 
-def faster(a, b):
+
+def above(a, b):
     return a > b + noise(a, b)
 
 
@@ -25,19 +37,19 @@ CLAIM = Claim(
     title="E2O's ensemble carries pessimistic values over to online training",
     paper="E2O (arXiv 2306.06871) claims that ten critics do not lose the offline level where two do, and that the "
     "minimum over pairs and exploration by the ensemble's spread then learn faster.",
-    runs=[*(run for d in two for run in (two[d], ten[d])), full, pair_min],
+    runs=[*(run for d in two for run in (two[d], ten[d])), few_full, few_pair_min, full, pair_min],
     checks={
         **{
             f"{d}: two critics fall further below their offline level than ten, beyond noise": (
-                fall(two[d]) > fall(ten[d]) + noise(fall(two[d]), fall(ten[d]))
+                above(fall(two[d]), fall(ten[d]))
             )
-            for d in two
+            for d in OPTIONS
         },
-        f"{PENDULUM}: the minimum over pairs has a higher mean over the online evaluations, beyond noise": (
-            faster(online_mean(pair_min), online_mean(ten[PENDULUM]))
+        f"{FEW}: ten critics have a higher mean over the online evaluations than two, beyond noise": (
+            above(online_mean(ten[FEW]), online_mean(two[FEW]))
         ),
-        f"{PENDULUM}: with exploration by the spread, too, it is higher than with the policy's own, beyond noise": (
-            faster(AUTHORS, online_mean(pair_min))
+        f"{FEW}: with the minimum over pairs, weights and exploration by the spread it is higher still, beyond noise": (
+            above(online_mean(few_full), online_mean(ten[FEW]))
         ),
     },
     observed={
@@ -52,11 +64,13 @@ CLAIM = Claim(
             online_mean(pair_min) - 10 > AUTHORS
         ),
         f"{PENDULUM}: one standard deviation is worse than ten": NARROW < AUTHORS,
+        **{f"{d}: ten critics end offline below 12": start(ten[d]) < 12 for d in (REPLAY, MAZE)},
     },
-    finding="On Pendulum, after the same few offline updates, ten critics are slightly ahead of two, and "
-    "online they are at the top a little sooner and steadier; but neither loses its level for longer than one "
-    "evaluation, on data that show the whole task. The full method learns more slowly there, and the cause is "
-    "its exploration by upper confidence bounds: with the policy's own, minimum over pairs and weights are as "
-    "fast as the plain ensemble; one standard deviation is worse than the authors' ten. On hopper-medium-replay "
-    "and PointMaze 5,000 updates leave ten critics as low as two, with little to lose.",
+    finding="A level can be lost only where there is one, and where the data are narrow: demonstrations in a maze, and "
+    "a tenth of Pendulum's data. On all of Pendulum's data ten critics are slightly ahead of two offline, and online "
+    "they are at the top a little sooner and steadier; but neither loses its level for longer than one evaluation. The "
+    "full method learns more slowly there, and the cause is its exploration by upper confidence bounds: with the "
+    "policy's own, minimum over pairs and weights are as fast as the plain ensemble; one standard deviation is worse "
+    "than the authors' ten. On hopper-medium-replay and PointMaze 5,000 updates leave ten critics as low as two, with "
+    "nothing to lose.",
 )

@@ -103,14 +103,17 @@ def test_sung_finalists_are_the_candidates_of_highest_q(agent, batch):
     close(u, bound(agent.vae, np.repeat(obs[None], 4, axis=0), candidates[best], vae_key))
 
 
-def test_sung_explores_finalists_in_proportion_to_exp_u(agent, batch, monkeypatch):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sung_explores_finalists_in_proportion_to_exp_u(agent, batch, monkeypatch, temperature):
     sung, actions = load("sung"), jnp.float32([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
     monkeypatch.setattr(sung, "finalists", lambda *_: (actions, jnp.log(jnp.float32([0.2, 0.1, 0.7]))))
     keys = jax.random.split(jax.random.key(0), 4000)
-    done = jax.vmap(lambda key: sung.explore(agent, batch.obs[:1], key, tiny()))(keys)
+    args = tiny(choice_temperature=temperature)
+    done = jax.vmap(lambda key: sung.explore(agent, batch.obs[:1], key, args))(keys)
     assert done.shape == (4000, 1, 2)
     frequency = [(done[:, 0, 0] == a).mean() for a in actions[:, 0]]
-    np.testing.assert_allclose(frequency, [0.2, 0.1, 0.7], atol=0.03)
+    expected = {1.0: [0.2, 0.1, 0.7], 0.5: np.array([0.04, 0.01, 0.49]) / 0.54}[temperature]
+    np.testing.assert_allclose(frequency, expected, atol=0.03)
 
 
 def test_sung_evaluates_the_policy_itself(agent, batch):
@@ -146,6 +149,8 @@ def test_sung_one_step_of_each_and_the_actor_at_every_second(agent, batch):
     assert counts == [1, 1, 1] and 2 <= float(info["perplexity"]) <= 2 * 4 + 1e-4
     expected = jax.tree.map(lambda old, online: 0.995 * old + 0.005 * online, agent.target_critic, new.critic)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), new.target_critic, expected)
+    surest = dataclasses.replace(args, choice_temperature=1e-6)
+    np.testing.assert_allclose(step(agent, batch, jax.random.key(0), surest, 4)[1]["perplexity"], 2.0, atol=1e-3)
     new, info = step(agent, batch, jax.random.key(0), args, 5)
     counts = [int(o[0].count) for o in (new.critic_opt, new.vae_opt, new.actor_opt)]
     assert counts == [1, 1, 0] and info["perplexity"] == info["actor_loss"] == 0 != info["vae_loss"]
