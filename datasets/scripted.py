@@ -24,12 +24,14 @@ SHARES = {
 """Share of the steps that each controller plays."""
 STEPS = {"pendulum-few": 2_000}
 """Where it is not 20,000."""
-POLICIES = {"pendulum-half": "the scripted expert above the horizontal, uniform actions below it"}
-"""Who acts, where the shares do not say it."""
-
 GRAVITY, INERTIA, MAX_TORQUE = 10.0, 1.0 / 3.0, 2.0  # Pendulum-v1, m = l = 1
 LEFT_OUT = 0.15
 """Probability of a uniform action in place of the controller's, for coverage."""
+POLICIES = {
+    "pendulum-half": f"the scripted expert above the horizontal ({LEFT_OUT:.0%} of its actions uniform), "
+    "uniform actions below it"
+}
+"""Who acts, where the shares do not say it."""
 
 
 def pendulum(grade: str) -> Act:
@@ -98,11 +100,11 @@ def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer
     def mixed(grade: str) -> Act:
         if grade == "random":
             return lambda obs: env.action_space.sample()
-        if grade == "half":
-            expert = pendulum("expert")
-            return lambda obs: expert(obs) if obs[0] > 0.0 else env.action_space.sample()
+        half, grade = grade == "half", "expert" if grade == "half" else grade
         act = CONTROLLERS[env_id](grade)
-        return lambda obs: env.action_space.sample() if rng.random() < LEFT_OUT else act(obs)
+        return lambda obs: (
+            env.action_space.sample() if rng.random() < LEFT_OUT or (half and obs[0] <= 0.0) else act(obs)
+        )
 
     episodes = []
     while (total := sum(played.values())) < steps:

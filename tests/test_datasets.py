@@ -19,6 +19,7 @@ import locomotion  # noqa: E402
 import make  # noqa: E402
 import minari  # noqa: E402
 import pointmaze  # noqa: E402
+import scripted  # noqa: E402
 from episodes import cut, episode  # noqa: E402
 from minari.namespace import list_local_namespaces  # noqa: E402
 from numpy._core._multiarray_umath import __cpu_dispatch__ as DISPATCH  # noqa: E402
@@ -79,6 +80,26 @@ def test_pendulum_is_mixed_and_only_truncated(root):
     assert not any(e.terminations.any() for e in episodes)
     assert returns.max() > -450 and returns.min() < -1500 and ((returns > -1500) & (returns < -600)).any()
     assert all(np.abs(e.actions).max() <= 2.0 for e in episodes)
+
+
+def test_pendulum_few_has_a_tenth_of_the_steps_and_all_of_the_mixture(root):
+    episodes = check_form(made("pendulum-few", None), 2000)
+    returns = np.array([e.rewards.sum() for e in episodes])
+    assert len(episodes) == 10 and (returns > -450).any() and returns.min() < -1500
+
+
+def test_pendulum_half_swings_from_above_the_horizontal_and_is_random_below(root):
+    """Above, a state's action is the balancing controller's but for the uniform ones; below, nothing tells it."""
+    episodes = check_form(made("pendulum-half", 4000), 4000)
+    obs = np.concatenate([e.observations[:-1] for e in episodes])
+    action = np.concatenate([e.actions for e in episodes])[:, 0]
+    act = scripted.pendulum("expert")
+    same = np.abs(np.array([act(o)[0] for o in obs]) - action) < 1e-4
+    above = obs[:, 0] > 0.0
+    assert 0.2 < above.mean() < 0.9
+    assert 0.8 < same[above].mean() < 0.9 and same[~above].mean() < 0.05
+    assert np.abs(action[~above].mean()) < 0.15 and abs(action[~above].std() - 4 / np.sqrt(12)) < 0.1
+    assert "below it" in json.loads((root / "local/pendulum-half-v0/data/metadata.json").read_text())["policy"]
 
 
 def test_cartpole_is_mixed_and_terminates(root):

@@ -4,12 +4,13 @@ from results.grid import interaction, worlds
 HALF, WEAK = "pendulum-half", "pendulum-weak"
 REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 STEPS = {WEAK: "10000+4800", REPLAY: "10000+4800", MAZE: "10000+4800"}
-BETAS = {HALF: ("0", "0.1", "0.3", "1"), **dict.fromkeys(STEPS, ("1", "3", "5"))}
+RATES = "--normalize-return --critic-lr 1e-3 --value-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
+BETAS = {HALF: ("0", "1", "3", "10"), **dict.fromkeys(STEPS, ("1", "3", "5"))}
 
 famo2o = {d: interaction("famo2o", d, steps) for d, steps in STEPS.items()}
 fixed = {d: interaction("iql_finetune", d, steps, "--beta 1 3 5", "beta") for d, steps in STEPS.items()}
-famo2o[HALF] = worlds("famo2o", HALF, "10000+5000", "--normalize-return --beta-min 0 --beta-max 1")
-fixed[HALF] = worlds("iql_finetune", HALF, "10000+5000", "--normalize-return --beta 0 0.1 0.3 1", "beta")
+famo2o[HALF] = worlds("famo2o", HALF, "20000+5000", f"{RATES} --balance-lr 1e-3 --beta-min 0 --beta-max 10")
+fixed[HALF] = worlds("iql_finetune", HALF, "20000+5000", f"{RATES} --beta 0 1 3 10", "beta")
 
 
 def best(d, at):

@@ -4,7 +4,9 @@ from results.grid import interaction, worlds
 FEW, HALF, WEAK, MIXED = "pendulum-few", "pendulum-half", "pendulum-weak", "pendulum-mixed"
 REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
-lacking = {d: worlds("iql_finetune", d, "10000+10000", "--normalize-return") for d in (FEW, HALF)}
+RATES = "--normalize-return --critic-lr 1e-3 --value-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
+
+lacking = {d: worlds("iql_finetune", d, "10000+10000", RATES) for d in (FEW, HALF)}
 lacking[WEAK] = interaction("iql_finetune", WEAK, "10000+4800")
 enough = {d: interaction("iql_finetune", d, "20000+9600") for d in (MIXED, REPLAY, MAZE)}
 

@@ -29,8 +29,7 @@ CLAIM = Claim(
             fall(plain[FEW]) > fall(ro2o[FEW]) + noise(fall(plain[FEW]), fall(ro2o[FEW]))
         ),
         f"{FEW}: with the terms it has the higher mean over the online evaluations, beyond noise": (
-            online_mean(ro2o[FEW])
-            > online_mean(plain[FEW]) + noise(online_mean(ro2o[FEW]), online_mean(plain[FEW]))
+            online_mean(ro2o[FEW]) > online_mean(plain[FEW]) + noise(online_mean(ro2o[FEW]), online_mean(plain[FEW]))
         ),
         f"{PENDULUM}: with the terms the score never falls below nine tenths of its offline level": (
             course(ro2o[PENDULUM])[1:].min() > 0.9 * course(ro2o[PENDULUM])[0]

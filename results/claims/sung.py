@@ -63,7 +63,8 @@ CLAIM = Claim(
         },
         **{
             f"{REPLAY}: SUNG ends within the noise of {NAMES[arm]}": (
-                abs(end(runs[REPLAY, ""]) - end(runs[REPLAY, arm])) < noise(end(runs[REPLAY, ""]), end(runs[REPLAY, arm]))
+                abs(end(runs[REPLAY, ""]) - end(runs[REPLAY, arm]))
+                < noise(end(runs[REPLAY, ""]), end(runs[REPLAY, arm]))
             )
             for arm in ("td3-bc",)
         },

@@ -77,7 +77,8 @@ CLAIM = Claim(
         },
     },
     finding="On Pendulum and hopper-medium-replay the offline steps improve over the clones, and more so "
-    "with the gate; on PointMaze they do not: these runs had 1,000 offline updates, a tenth of the paper's, and a V that "
-    "value clipping held where it was. From there online PPO rises on all three without a dip, on hopper-medium-replay "
-    "by two points only. The run on data of two halves has all offline updates and no value clipping.",
+    "with the gate; on PointMaze they do not: these runs had 1,000 offline updates, a tenth of the paper's, and a V "
+    "that value clipping held where it was. From there online PPO rises on all three without a dip, on "
+    "hopper-medium-replay by two points only. The run on data of two halves has all offline updates and no value "
+    "clipping.",
 )
