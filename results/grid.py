@@ -106,8 +106,9 @@ def interaction(algorithm: str, dataset: str, steps: str, more: str = "", varian
 def worlds(
     algorithm: str, dataset: str, length: str, more: str = "", variant: str = "", seeds: int = 8, compiled: bool = True
 ) -> Entry:
-    """A run in a small world: eight seeds, two layers of 64, batches of 64; Pendulum is the one written in JAX.
+    """A run in a small world: eight seeds, two layers of 64, batches of 64.
 
+    Pendulum is the one written in JAX, for which there is no reference pair: results are returns.
     `length`: "2000" environment steps, or "5000+3000" after so many offline updates; evaluated ten times online.
     `compiled`: False where an algorithm steps its environments one by one, for which Pendulum in NumPy is faster.
     """

@@ -7,17 +7,22 @@ ARGUMENTS = "--actor-hidden-dims 128 128 --n-actions 4 --n-critics 3 --eval-epis
 SMALL = "--actor-hidden-dims 64 64 --n-actions 4 --reward-scale 0.1 --critic-lr 1e-3 --actor-lr 3e-4"
 
 
+def few(algorithm, more, variant):
+    """In NumPy's Pendulum, since Cal-QL is not compiled with its environment."""
+    return worlds(algorithm, FEW, "8000+3000", f"{SMALL} {more}".strip(), variant, seeds=16, compiled=False)
+
+
 def arm(more, variant=""):
     runs = {d: interaction("wsrl", d, steps, f"{ARGUMENTS} {more}", variant) for d, steps in STEPS.items()}
     more = more.replace("500", "400")
-    return runs | {FEW: worlds("wsrl", FEW, "8000+3000", f"{SMALL} --n-critics 3 {more}", variant, seeds=16)}
+    return runs | {FEW: few("wsrl", f"--n-critics 3 {more}", variant)}
 
 
 wsrl = arm("--learning-starts 500")
 cold = arm("--learning-starts 0", "no-warm-up")
 retention = arm("--learning-starts 500 --online-share 0.5", "retention")
-slow = worlds("wsrl", FEW, "8000+3000", f"{SMALL} --n-critics 3 --learning-starts 400 --utd 1", "one-update", seeds=16)
-cal_ql = worlds("cal_ql", FEW, "8000+3000", SMALL, "beside-wsrl", seeds=16, compiled=False)
+slow = few("wsrl", "--n-critics 3 --learning-starts 400 --utd 1", "one-update")
+cal_ql = few("cal_ql", "", "beside-wsrl")
 
 
 def above(a, b):
