@@ -1,7 +1,7 @@
 from results.checks import Claim, course, dip, end, noise, online_mean, start
 from results.grid import interaction, worlds
 
-DEMOS, REPLAY, MAZE = "point-umaze-demos", "hopper-medium-replay-v0", "pointmaze-umaze"
+MIXED, REPLAY, MAZE = "point-umaze-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--actor-hidden-dims 128 128 --n-actions 4"
 SPARSE = (
     "--actor-hidden-dims 64 64 --n-actions 4 --reward-scale 10 --reward-shift -5 --failure-reward 0 --discount 0.97 "
@@ -10,8 +10,8 @@ SPARSE = (
 
 cal_ql = {d: interaction("cal_ql", d, "10000+4800", ARGUMENTS) for d in (REPLAY, MAZE)}
 cql = {d: interaction("cal_ql", d, "10000+4800", f"{ARGUMENTS} --no-calibrate", "cql") for d in (REPLAY, MAZE)}
-cal_ql[DEMOS] = worlds("cal_ql", DEMOS, "5000+2000", SPARSE, seeds=16, compiled=False)
-cql[DEMOS] = worlds("cal_ql", DEMOS, "5000+2000", f"{SPARSE} --no-calibrate", "cql", seeds=16, compiled=False)
+cal_ql[MIXED] = worlds("cal_ql", MIXED, "10000+3000", SPARSE, seeds=16, compiled=False)
+cql[MIXED] = worlds("cal_ql", MIXED, "10000+3000", f"{SPARSE} --no-calibrate", "cql", seeds=16, compiled=False)
 
 
 def above(a, b):
@@ -26,16 +26,16 @@ CLAIM = Claim(
     checks={
         **{
             f"{d}: CQL dips at the onset by more than Cal-QL, beyond noise": above(dip(cql[d]), dip(cal_ql[d]))
-            for d in (DEMOS, REPLAY)
+            for d in (MIXED, REPLAY)
         },
         **{
             f"{d}: Cal-QL never falls below nine tenths of its offline level": (
                 course(cal_ql[d])[1:].min() > 0.9 * course(cal_ql[d])[0]
             )
-            for d in (DEMOS, REPLAY)
+            for d in (MIXED, REPLAY)
         },
-        f"{DEMOS}: Cal-QL has a higher mean over the online evaluations than CQL, beyond noise": (
-            above(online_mean(cal_ql[DEMOS]), online_mean(cql[DEMOS]))
+        f"{MIXED}: Cal-QL has a higher mean over the online evaluations than CQL, beyond noise": (
+            above(online_mean(cal_ql[MIXED]), online_mean(cql[MIXED]))
         ),
         f"{MAZE}: Cal-QL ends above CQL, beyond noise": above(end(cal_ql[MAZE]), end(cql[MAZE])),
     },
