@@ -19,17 +19,18 @@ SHARES = {
     "pendulum-weak": {"spinner": 0.35, "damper": 0.35, "random": 0.30},
     "pendulum-few": {"expert": 0.25, "spinner": 0.25, "damper": 0.30, "random": 0.20},
     "pendulum-half": {"half": 1.0},
+    "pendulum-rare": {"expert": 0.05, "random": 0.95},
+    "pendulum-narrow": {"expert": 1.0},
     "cartpole-mixed": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
 }
 """Share of the steps that each controller plays."""
 STEPS = {"pendulum-few": 2_000}
 """Where it is not 20,000."""
 GRAVITY, INERTIA, MAX_TORQUE = 10.0, 1.0 / 3.0, 2.0  # Pendulum-v1, m = l = 1
-LEFT_OUT = 0.15
-"""Probability of a uniform action in place of the controller's, for coverage."""
+LEFT_OUT = {"pendulum-narrow": 0.0}
+"""Probability of a uniform action in place of the controller's, for coverage: 0.15 elsewhere."""
 POLICIES = {
-    "pendulum-half": f"the scripted expert above the horizontal ({LEFT_OUT:.0%} of its actions uniform), "
-    "uniform actions below it"
+    "pendulum-half": "the scripted expert above the horizontal (15% of its actions uniform), uniform actions below it"
 }
 """Who acts, where the shares do not say it."""
 
@@ -69,6 +70,10 @@ def cartpole(grade: str) -> Act:
     return lambda obs: np.int64(np.dot(GAINS[grade], obs) > 0)
 
 
+def left_out(name: str) -> float:
+    return LEFT_OUT.get(name, 0.15)
+
+
 CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPole-v1": cartpole}
 
 
@@ -82,7 +87,7 @@ def recipe(name: str, env_id: str) -> Recipe:
         eval_env=spec,
         steps=STEPS.get(name, 20_000),
         policy=POLICIES.get(name)
-        or f"scripted controllers, one per episode ({shares} of the steps), {LEFT_OUT:.0%} of their actions uniform",
+        or f"scripted controllers, one per episode ({shares} of the steps), {left_out(name):.0%} of their actions uniform",
         collect=partial(collect, name, env_id),
         reference=env_id,
         expert="the scripted expert without random actions",
@@ -103,7 +108,7 @@ def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer
         half, grade = grade == "half", "expert" if grade == "half" else grade
         act = CONTROLLERS[env_id](grade)
         return lambda obs: (
-            env.action_space.sample() if rng.random() < LEFT_OUT or (half and obs[0] <= 0.0) else act(obs)
+            env.action_space.sample() if rng.random() < left_out(name) or (half and obs[0] <= 0.0) else act(obs)
         )
 
     episodes = []

@@ -233,6 +233,16 @@ def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
     )
 
 
+def logged(name: str, run: Entry, setting: str = "") -> LaneMean:
+    """Mean of a metric over the last fifth of the run: what the mechanism acts on."""
+    return of_lanes(run, setting, lambda row: raw.logged(row, name))
+
+
+def pace(run: Entry) -> Quantity:
+    """Updates per second of all lanes together, compilation and last evaluation out; of runs on one machine."""
+    return Quantity(lambda files: np.asarray(raw.pace(files.rows(run)[0])), frozenset([run]))
+
+
 def highest(*means: LaneMean) -> LaneMean:
     """The one with the highest mean."""
     return LaneMean(lambda files: max((m.lanes(files) for m in means), key=np.mean), runs_of(means))

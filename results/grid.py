@@ -128,6 +128,25 @@ def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updat
     return Entry(algorithm, dataset, f"{length} {sizes} {more}".strip(), variant, "claim")
 
 
+def small(
+    algorithm: str,
+    more: str = "",
+    variant: str = "",
+    dataset: str = "pendulum-mixed",
+    updates: int = 10_000,
+    evaluations: Iterable[str] = (),
+) -> Entry:
+    """An offline run on the smallest problems: eight seeds, two layers of 64, evaluated in an environment of JAX.
+
+    No preset, so that two algorithms differ in nothing but what is given here. On Pendulum results are returns.
+    """
+    length = f"--seeds 8 --updates {updates} --eval-every {updates // 2} --eval-episodes 20"
+    where = "--env phys2d/Pendulum-v0" if dataset.startswith("pendulum") else ""
+    sizes = "--preset none --batch-size 128 --hidden-dims 64 64"
+    arguments = " ".join(filter(None, [length, where, sizes, more]))
+    return Entry(algorithm, dataset, arguments, variant, "claim", tuple(evaluations))
+
+
 # ------------------------------------------------------------------ the files of results/claims/
 
 

@@ -257,6 +257,32 @@ def final_episodes(row: Row, task: int | None = None) -> np.ndarray:
     return last.pivot(index="lane", columns="episode", values=row.metric).loc[row.lanes].to_numpy()
 
 
+def logged(row: Row, name: str) -> np.ndarray:
+    """[lanes] mean of a metric over the last fifth of the steps in metrics.csv.
+
+    Raises:
+      InputError: there is no such metric.
+    """
+    table = pd.read_csv(row.run / "metrics.csv")
+    if name not in table:
+        raise InputError(f"{row.run.name} has logged no '{name}', but {', '.join(table.columns)}.")
+    at = "env_step" if table["env_step"].any() else "update"
+    last = table[table[at] >= 0.8 * table[at].max()]
+    return last.groupby("lane")[name].mean().reindex(row.lanes).to_numpy()
+
+
+def pace(row: Row) -> float:
+    """Updates per second of all lanes of the run together, from its first row of metrics.csv to its last one.
+
+    Without what comes before the first row, compilation, and after the last one, the last evaluation.
+    """
+    table = pd.read_csv(row.run / "metrics.csv")
+    times = table.groupby("update")["wall_s"].max()
+    if len(times) < 2:
+        raise InputError(f"{row.run.name} has fewer than two rows of metrics for each lane.")
+    return table["lane"].nunique() * float((times.index[-1] - times.index[0]) / (times.iloc[-1] - times.iloc[0]))
+
+
 def labels(rows: list[Row]) -> dict[str, list[Row]]:
     """Table rows: bc first, then by name. The run's name is shown where there are several."""
     several = len({row.run.name for row in rows}) > 1

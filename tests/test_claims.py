@@ -24,16 +24,19 @@ from results.checks import (
     gain,
     highest,
     holds,
+    logged,
     lost,
     lowest,
     noise,
     online_mean,
+    pace,
     start,
     under,
     updates_per_s,
 )
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
+from shared.errors import InputError
 
 FILES, CLAIMS = Raw(ROOT), claims(ROOT)
 
@@ -193,6 +196,34 @@ def test_quantities_are_means_over_lanes(run):
     np.testing.assert_allclose(course(entry).value(files), curves.mean(0))
     errors = [np.std(x, ddof=1) / 2 for x in (curves[:, 0], curves[:, -1])]
     np.testing.assert_allclose(noise(start(entry), end(entry)).value(files), 2 * np.hypot(*errors))
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A run of two settings and two seeds, of which alpha 2 is logged at 1000 to 5000 updates, each 2 s later."""
+    entry = Entry("iql", "hopper-medium", "--updates 5000", "x", "claim")
+    lanes = {"alpha": [1.0, 1.0, 2.0, 2.0]}
+    path = make_run(tmp_path, "iql", "hopper-medium", np.ones((4, 2, 1)), name=entry.directory().name, swept=lanes)
+    lines = [
+        f"{lane},{100 + lane},{lanes['alpha'][lane]},{update},0,{7 + update / 500},{10 * lane + update / 1000}"
+        for update in range(1000, 6000, 1000)
+        for lane in range(4)
+    ]
+    (path / "metrics.csv").write_text("\n".join(["lane,seed,alpha,update,env_step,wall_s,gap", *lines]) + "\n")
+    return entry, Raw(tmp_path)
+
+
+def test_a_metric_is_the_mean_of_a_setting_over_the_end_of_the_run(swept):
+    entry, files = swept
+    for setting, lanes in {"alpha=1": [0, 10], "alpha=2": [20, 30]}.items():
+        np.testing.assert_allclose(logged("gap", entry, setting).lanes(files), np.add(lanes, (4 + 5) / 2))
+    with pytest.raises(InputError, match="has logged no 'gain', but .*gap"):
+        logged("gain", entry, "alpha=1").value(files)
+
+
+def test_a_runs_pace_leaves_out_what_comes_before_its_first_row(swept):
+    entry, files = swept
+    np.testing.assert_allclose(pace(entry).value(files), 4 * 1000 / 2)
 
 
 def test_a_comparison_of_curves_holds_everywhere_and_shows_where_it_is_closest(run):

@@ -135,6 +135,17 @@ def test_metadata_is_complete(root):
     assert "local" in list_local_namespaces()
 
 
+def test_pendulums_shares_of_the_controllers(root):
+    """`rare` has one episode of the expert in twenty, `narrow` nothing but its own actions."""
+    rare = [e.rewards.sum() for e in made("pendulum-rare", 4000).iterate_episodes()]
+    assert len(rare) == 20 and sum(r > -600 for r in rare) == 1
+    act = scripted.pendulum("expert")
+    for e in made("pendulum-narrow", 600).iterate_episodes():
+        np.testing.assert_allclose(e.actions, [act(obs) for obs in e.observations[:-1]], atol=1e-5)
+    mixed = list(made("pendulum-mixed", 600).iterate_episodes())
+    assert not all(np.allclose(e.actions, [act(obs) for obs in e.observations[:-1]], atol=1e-5) for e in mixed)
+
+
 # -------------------------------------------------------------------------------------- pointmaze
 
 

@@ -1,12 +1,16 @@
 from results.checks import Claim, end, noise
-from results.grid import offline
+from results.grid import offline, small
 
 MIXED, REPLAY = "hopper-random-expert-5-v0", "hopper-medium-replay-v0"
+NEAR = "point-hazard-explore"
+SHORT = "--discount 0.9"  # of all three: a step is worth a tenth of Q
 ARGUMENTS = "--vae-hidden-dims 128 128 --actor-hidden-dims 128 128"
 
-bc = {d: offline("bc", d) for d in (MIXED, REPLAY)}
-td3_bc = {d: offline("td3_bc", d) for d in (MIXED, REPLAY)}
-a2pr = {d: offline("a2pr", d, ARGUMENTS) for d in (MIXED, REPLAY)}
+bc = {NEAR: small("bc", dataset=NEAR)} | {d: offline("bc", d) for d in (MIXED, REPLAY)}
+td3_bc = {NEAR: small("td3_bc", SHORT, "short", NEAR)} | {d: offline("td3_bc", d) for d in (MIXED, REPLAY)}
+a2pr = {NEAR: small("a2pr", f"{SHORT} --vae-hidden-dims 64 64 --actor-hidden-dims 64 64", "short", NEAR)} | {
+    d: offline("a2pr", d, ARGUMENTS) for d in (MIXED, REPLAY)
+}
 
 CLAIM = Claim(
     title="A2PR beats TD3+BC on mixed data",

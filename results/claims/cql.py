@@ -1,21 +1,39 @@
-from results.checks import Claim, end, noise
-from results.grid import benchmark
+from results.checks import Claim, end, logged, noise
+from results.grid import benchmark, small
 
 MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
+MIXED, NARROW = "pendulum-mixed", "pendulum-narrow"
 EPISODES = {MEDIUM: "", REPLAY: "", MAZE: "--eval-episodes 20"}
 
 bc = {d: benchmark("bc", d, more) for d, more in EPISODES.items()}
 cql = {d: benchmark("cql", d, f"--n-actions 4 {more}".strip()) for d, more in EPISODES.items()}
+
+cloning, improved = small("bc"), small("cql")
+penalty = small("cql", "--cql-alpha 0 5", "penalty", NARROW)
+without, with_penalty = "cql_alpha=0", "cql_alpha=5"
 
 BENCHMARK = list(cql.values())
 
 CLAIM = Claim(
     title="CQL is better than behavioural cloning",
     paper="CQL (arXiv 2006.04779) reports higher scores than behavioural cloning on most of D4RL's sets.",
-    runs=[*bc.values(), *cql.values()],
+    runs=[cloning, improved, penalty, *bc.values(), *cql.values()],
     checks={
-        f"{d}: CQL ends above cloning, beyond noise": end(cql[d]) > end(bc[d]) + noise(end(cql[d]), end(bc[d]))
-        for d in cql
+        f"{MIXED}: CQL ends above cloning, beyond noise": (
+            end(improved) > end(cloning) + noise(end(improved), end(cloning))
+        ),
+        f"{NARROW}: the penalty lifts the score, beyond noise": (
+            end(penalty, with_penalty)
+            > end(penalty, without) + noise(end(penalty, with_penalty), end(penalty, without))
+        ),
+        f"{NARROW}: with the penalty the policy's actions are valued over the data's by less than without it": (
+            logged("q_pi", penalty, with_penalty) - logged("q", penalty, with_penalty)
+            < logged("q_pi", penalty, without) - logged("q", penalty, without)
+        ),
+        **{
+            f"{d}: CQL ends above cloning, beyond noise": end(cql[d]) > end(bc[d]) + noise(end(cql[d]), end(bc[d]))
+            for d in cql
+        },
     },
     observed={
         **{f"{d}: CQL ends above cloning": end(cql[d]) > end(bc[d]) for d in (MEDIUM, REPLAY)},

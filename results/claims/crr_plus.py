@@ -1,11 +1,14 @@
-from results.checks import Claim, end, noise
-from results.grid import offline
+from results.checks import Claim, end, logged, noise
+from results.grid import offline, small
 
-REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
+REPLAY, MAZE, MIXED = "hopper-medium-replay-v0", "pointmaze-umaze", "pendulum-mixed"
+SAME = "--value-samples 8"
 
-bc = {d: offline("bc", d) for d in (REPLAY, MAZE)}
-crr = {d: offline("crr_plus", d, "--preset crr --value-samples 4", "crr") for d in (REPLAY, MAZE)}
-plus = {d: offline("crr_plus", d, "--value-samples 16", "plus") for d in (REPLAY, MAZE)}
+bc = {MIXED: small("bc")} | {d: offline("bc", d) for d in (REPLAY, MAZE)}
+crr = {MIXED: small("crr_plus", f"--preset crr {SAME}", "crr")}
+crr |= {d: offline("crr_plus", d, "--preset crr --value-samples 4", "crr") for d in (REPLAY, MAZE)}
+plus = {MIXED: small("crr_plus", SAME, "plus")}
+plus |= {d: offline("crr_plus", d, "--value-samples 16", "plus") for d in (REPLAY, MAZE)}
 
 CLAIM = Claim(
     title="CRR+ is better than CRR by its implementation choices",
@@ -13,8 +16,11 @@ CLAIM = Claim(
     "expectile critic.",
     runs=[*bc.values(), *crr.values(), *plus.values()],
     checks={
-        f"{d}: CRR+ ends above CRR, beyond noise": end(plus[d]) > end(crr[d]) + noise(end(plus[d]), end(crr[d]))
-        for d in plus
+        f"{MIXED}: CRR+ values the data lower than CRR": logged("q", plus[MIXED]) < logged("q", crr[MIXED]),
+        **{
+            f"{d}: CRR+ ends above CRR, beyond noise": end(plus[d]) > end(crr[d]) + noise(end(plus[d]), end(crr[d]))
+            for d in plus
+        },
     },
     observed={
         f"{MAZE}: CRR+ ends above CRR": end(plus[MAZE]) > end(crr[MAZE]),

@@ -1,12 +1,18 @@
 from results.checks import Claim, end, noise, under
-from results.grid import offline
+from results.grid import offline, small
 
+MIXED = "pendulum-mixed"
 REPLAY, EXPERT = "hopper-medium-replay-v0", "hopper-medium-expert-v0"
 TARGET = "act_with=target"
 ARGUMENTS = {
     "td3_bc": "--base td3_bc",
     # the paper's 3e-5 leaves the policies as wide as they began for most of so few updates
     "awac": "--base awac --awac-actor-lr 3e-4",
+}
+OWN = {
+    "td3_bc": "--base td3_bc",
+    # rewards so small that the advantages are a fraction of the temperature: the target policy is held near the data
+    "awac": "--base awac --awac-actor-lr 3e-4 --reward-scale 0.03",
 }
 NAMES = {"td3_bc": "TD3+BC", "awac": "AWAC"}
 
@@ -15,6 +21,7 @@ mcep = {
     for base, more in ARGUMENTS.items()
     for d in (REPLAY, EXPERT)
 }
+mcep |= {(MIXED, base): small("mcep", OWN[base], base, evaluations=[TARGET]) for base in OWN}
 mild = {d: offline("mcep", d, "--alpha 10 --act-with target", "mild-values") for d in (REPLAY, EXPERT)}
 
 

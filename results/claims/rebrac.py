@@ -1,15 +1,17 @@
 from results.checks import Claim, end, noise
-from results.grid import benchmark
+from results.grid import benchmark, small
 
 MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
+MIXED = "pendulum-mixed"
 EPISODES = {MEDIUM: "", REPLAY: "", MAZE: "--eval-episodes 20"}
 
 bc = {d: benchmark("bc", d, more) for d, more in EPISODES.items()}
-td3_bc = {d: benchmark("td3_bc", d, more) for d, more in EPISODES.items()}
-rebrac = {d: benchmark("rebrac", d, more, layers=3) for d, more in EPISODES.items()}
+td3_bc = {MIXED: small("td3_bc")} | {d: benchmark("td3_bc", d, more) for d, more in EPISODES.items()}
+rebrac = {MIXED: small("rebrac")} | {d: benchmark("rebrac", d, more, layers=3) for d, more in EPISODES.items()}
 weights = benchmark("rebrac", MEDIUM, "--actor-bc 0.01 0.05 0.1", updates=30_000, layers=3)
 
-BENCHMARK = [*rebrac.values(), weights]
+BENCHMARK = [*(rebrac[d] for d in EPISODES), weights]
+
 
 CLAIM = Claim(
     title="ReBRAC is better than TD3+BC",

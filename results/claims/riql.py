@@ -1,10 +1,13 @@
 from results.checks import Claim, end, noise
-from results.grid import offline
+from results.grid import offline, small
 
-REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
+REPLAY, MAZE, MIXED = "hopper-medium-replay-v0", "pointmaze-umaze", "pendulum-mixed"
 KINDS = {"obs": "observations", "action": "actions", "reward": "rewards", "dynamics": "dynamics"}
 
 PLAIN = "--preset none"  # as RIQL has it: rewards as they are, expectile 0.7, beta 3
+SAME = "--deterministic --normalize-obs"  # what else of RIQL is not what is claimed
+SIGMA = {"obs": 0.1, "action": 0.1, "reward": 1, "dynamics": 1}  # of the authors' hopper
+FLOOR = "--min-target -2000"  # returns go down to -1,900
 clean = [
     offline(*run)
     for d in (REPLAY, MAZE)
@@ -16,6 +19,12 @@ iql = {
     for kind in KINDS
 }
 riql = {(d, kind): offline("riql", d, f"--preset hopper-{kind}", kind) for d, kind in iql}
+clean += [small("iql", SAME, "plain"), small("riql", f"{FLOOR} --huber-sigma 1", "clean")]
+small_iql = {(MIXED, kind): small("iql", f"{SAME} --corruption {kind}", f"plain-{kind}") for kind in KINDS}
+small_riql = {
+    (MIXED, kind): small("riql", f"{FLOOR} --corruption {kind} --huber-sigma {SIGMA[kind]}", kind) for kind in KINDS
+}
+iql, riql = small_iql | iql, small_riql | riql
 
 CLAIM = Claim(
     title="RIQL keeps its level where corrupted data costs IQL its own",

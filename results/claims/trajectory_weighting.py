@@ -1,6 +1,7 @@
 from results.checks import Claim, end, noise
-from results.grid import offline
+from results.grid import offline, small
 
+RARE = "pendulum-rare"
 MIXED, REPLAY = "hopper-random-expert-5-v0", "hopper-medium-replay-v0"
 BASES = {"iql": "IQL", "td3_bc": "TD3+BC"}
 SAMPLERS = {"rw": "by return", "aw": "by advantage"}
@@ -13,6 +14,13 @@ runs = {
     for sampler in ("uniform", *SAMPLERS, "top")
     for d in (MIXED, REPLAY)
 }  # fmt: skip
+runs |= {
+    (RARE, base, sampler): small(
+        "trajectory_weighting", f"--base {base} --sampler {sampler}", f"{base}-{sampler}", RARE
+    )
+    for base in BASES
+    for sampler in ("uniform", *SAMPLERS)
+}
 pairs = [(base, sampler) for base in BASES for sampler in SAMPLERS]
 
 
@@ -27,10 +35,11 @@ CLAIM = Claim(
     runs=list(runs.values()),
     checks={
         **{
-            f"{MIXED}: sampling {SAMPLERS[sampler]} lifts {BASES[base]}, beyond noise": (
-                score(MIXED, base, sampler)
-                > score(MIXED, base, "uniform") + noise(score(MIXED, base, sampler), score(MIXED, base, "uniform"))
+            f"{d}: sampling {SAMPLERS[sampler]} lifts {BASES[base]}, beyond noise": (
+                score(d, base, sampler)
+                > score(d, base, "uniform") + noise(score(d, base, sampler), score(d, base, "uniform"))
             )
+            for d in (RARE, MIXED)
             for base, sampler in pairs
         },
         **{
