@@ -239,7 +239,7 @@ def logged(name: str, run: Entry, setting: str = "") -> LaneMean:
 
 
 def pace(run: Entry) -> Quantity:
-    """Updates per second of all lanes together, compilation and last evaluation out; of runs on one machine."""
+    """Updates per second of all lanes together, without compilation and evaluation; of runs on one machine."""
     return Quantity(lambda files: np.asarray(raw.pace(files.rows(run)[0])), frozenset([run]))
 
 

@@ -272,15 +272,18 @@ def logged(row: Row, name: str) -> np.ndarray:
 
 
 def pace(row: Row) -> float:
-    """Updates per second of all lanes of the run together, from its first row of metrics.csv to its last one.
+    """Updates per second of all lanes of the run together: the median over the stretches between rows of metrics.csv.
 
-    Without what comes before the first row, compilation, and after the last one, the last evaluation.
+    Compilation comes before the first row, and an evaluation makes one stretch longer: neither counts.
+
+    Raises:
+      InputError: fewer than four rows for each lane.
     """
     table = pd.read_csv(row.run / "metrics.csv")
     times = table.groupby("update")["wall_s"].max()
-    if len(times) < 2:
-        raise InputError(f"{row.run.name} has fewer than two rows of metrics for each lane.")
-    return table["lane"].nunique() * float((times.index[-1] - times.index[0]) / (times.iloc[-1] - times.iloc[0]))
+    if len(times) < 4:
+        raise InputError(f"{row.run.name} has {len(times)} rows of metrics for each lane, too few for its pace.")
+    return table["lane"].nunique() * float(np.median(np.diff(times.index) / np.diff(times)))
 
 
 def labels(rows: list[Row]) -> dict[str, list[Row]]:

@@ -200,12 +200,16 @@ def test_quantities_are_means_over_lanes(run):
 
 @pytest.fixture
 def swept(tmp_path):
-    """A run of two settings and two seeds, of which alpha 2 is logged at 1000 to 5000 updates, each 2 s later."""
+    """Two settings and two seeds, logged at 1000 to 5000 updates: 2 s for 1000, 30 s more after an evaluation."""
     entry = Entry("iql", "hopper-medium", "--updates 5000", "x", "claim")
     lanes = {"alpha": [1.0, 1.0, 2.0, 2.0]}
     path = make_run(tmp_path, "iql", "hopper-medium", np.ones((4, 2, 1)), name=entry.directory().name, swept=lanes)
+
+    def wall_s(update):
+        return 7 + update / 500 + 30 * (update > 2000)
+
     lines = [
-        f"{lane},{100 + lane},{lanes['alpha'][lane]},{update},0,{7 + update / 500},{10 * lane + update / 1000}"
+        f"{lane},{100 + lane},{lanes['alpha'][lane]},{update},0,{wall_s(update)},{10 * lane + update / 1000}"
         for update in range(1000, 6000, 1000)
         for lane in range(4)
     ]
@@ -221,9 +225,13 @@ def test_a_metric_is_the_mean_of_a_setting_over_the_end_of_the_run(swept):
         logged("gain", entry, "alpha=1").value(files)
 
 
-def test_a_runs_pace_leaves_out_what_comes_before_its_first_row(swept):
+def test_a_runs_pace_knows_neither_compilation_nor_evaluation(swept):
     entry, files = swept
     np.testing.assert_allclose(pace(entry).value(files), 4 * 1000 / 2)
+    path = files.root / entry.directory() / "metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:13]))
+    with pytest.raises(InputError, match="3 rows of metrics for each lane, too few"):
+        pace(entry).value(files)
 
 
 def test_a_comparison_of_curves_holds_everywhere_and_shows_where_it_is_closest(run):

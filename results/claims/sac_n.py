@@ -7,8 +7,8 @@ runs = {n: small("sac_n", f"--n-critics {n}", f"n{n}", NARROW, updates=20_000) f
 
 CLAIM = Claim(
     title="The least of many critics alone makes SAC an offline method",
-    paper="SAC-N (arXiv 2110.01548) claims that the least of enough critics (up to 500, where data is narrow) keeps SAC "
-    "near the data, where the least of two overestimates what lies outside, with no other regulariser.",
+    paper="SAC-N (arXiv 2110.01548) claims that the least of enough critics (up to 500) keeps SAC near "
+    "the data, where the least of two overestimates what lies outside, with no other regulariser.",
     runs=list(runs.values()),
     checks={
         f"{NARROW}: fifty critics end above two, beyond noise": (
