@@ -9,7 +9,11 @@ ARGUMENTS = {
     # the paper's 3e-5 leaves the policies as wide as they began for most of so few updates
     "awac": "--base awac --awac-actor-lr 3e-4",
 }
-OWN = {"td3_bc": "--discount 0.9 --base td3_bc", "awac": "--discount 0.9 --base awac --awac-actor-lr 3e-4"}
+OWN = {
+    "td3_bc": "--discount 0.9 --base td3_bc",
+    # at their full size rewards of this world leave AWAC's target policy nothing to gain
+    "awac": "--discount 0.9 --base awac --awac-actor-lr 3e-4 --reward-scale 0.3",
+}
 NAMES = {"td3_bc": "TD3+BC", "awac": "AWAC"}
 
 mcep = {
