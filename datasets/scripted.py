@@ -87,7 +87,8 @@ def recipe(name: str, env_id: str) -> Recipe:
         eval_env=spec,
         steps=STEPS.get(name, 20_000),
         policy=POLICIES.get(name)
-        or f"scripted controllers, one per episode ({shares} of the steps), {left_out(name):.0%} of their actions uniform",
+        or f"scripted controllers, one per episode ({shares} of the steps), "
+        f"{left_out(name):.0%} of their actions uniform",
         collect=partial(collect, name, env_id),
         reference=env_id,
         expert="the scripted expert without random actions",
