@@ -151,15 +151,6 @@ class Dataset:
         weight = np.where(self.terminal[row], 0.0, weight)
         return total.astype(np.float32), row, weight.astype(np.float32)
 
-    def windows(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """One window of `length` rows starting at every row: (rows [N, T], mask [N, T]).
-
-        Beyond its episode's end a window repeats the last row with mask False.
-        """
-        end = self.ends()[self.episode()]
-        rows = np.arange(len(self.obs))[:, None] + np.arange(length)
-        return np.minimum(rows, end[:, None]), rows <= end[:, None]
-
     def by_step(self, horizon: int) -> Batch:
         """Rows (obs, action, reward, next_obs) by the step h = 0 .. H - 1 that ends their observation: [H, n, ...].
 

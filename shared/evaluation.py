@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import importlib.util
 import io
-import itertools
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from shared.checkpoint import load_tree, read_header, renamed, replacing
 from shared.errors import ROOT, InputError, nearest
 from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
+from shared.policies import Policy, PolicyIn, at_step, policy_of, seen_by, stepped
 from shared.task import Task
 from shared.untrusted import npz_shapes
 
@@ -63,17 +63,6 @@ def succeeded(info: dict, reward: float) -> bool:
     return bool(next((info[key] for key in ("success", "is_success") if key in info), reward >= 1.0))
 
 
-def seen_by(act: Callable, task: Task) -> Callable:
-    """`act` as a function of what `task.observe` returns.
-
-    An algorithm that is given goals has `act(agent, obs [B, O], goal [B, G], key, args)`; images have channels there.
-    """
-    if not task.spec.goal_shape:
-        return act
-    states = task.spec.obs_shape[-1]
-    return lambda agent, seen, key, args: act(agent, seen[..., :states], seen[..., states:], key, args)
-
-
 class Stopped(Exception):
     """An evaluation was told to stop before its end."""
 
@@ -89,7 +78,7 @@ class Evaluator:
     def __init__(
         self,
         task: Task,
-        act: Callable,
+        policy: Policy,
         over_lanes: Callable,
         padded: int,
         lanes: int,
@@ -97,13 +86,15 @@ class Evaluator:
         seed: int = 10_000,
         stopped: Callable[[], bool] = lambda: False,
     ):
-        """`act(agent, obs [E, O], step, key, args) -> actions [E, A]` of one lane; `over_lanes(f, in_axes)` maps it.
+        """`policy`: of one lane, as `at_step` returns it: `act(agent, obs [E, O], step, key, args) -> actions [E, A]`.
+
+        `over_lanes(f, in_axes)` maps it over the lanes.
 
         `padded`: lanes that an agent has; `lanes`: those that are evaluated. `stopped`: asked at every step of
         gymnasium's environments, whether to raise Stopped.
         """
         self.stopped = stopped
-        self.task, self.act, self.over_lanes = task, act, over_lanes
+        self.task, self.policy, self.over_lanes = task, stepped(policy), over_lanes
         self.padded, self.lanes, self.episodes, self.seed = padded, lanes, episodes, seed
         self.per_lane = min(episodes, max(1, MAX_ENVS // lanes))
         self.workers = len(os.sched_getaffinity(0))
@@ -128,13 +119,14 @@ class Evaluator:
         keys = jax.vmap(jax.vmap(jax.random.PRNGKey))(seeds)  # as gymnasium's FunctionalJaxEnv makes them
         number = (seeds - self.seed) % max(1, len(self.task.tasks))
         firsts = keys, jax.tree.map(lambda x: jnp.asarray(x)[number], env.task_params)
-        counts = self.task.counts_successes
+        counts, n = self.task.counts_successes, self.per_lane
         last_round = (self.episodes - 1 - np.arange(self.per_lane)) // self.per_lane
 
         def one_lane(agent, firsts, key, args):
-            return play_compiled(
-                env, lambda obs, step: self.act(agent, obs, step, key, args), firsts, last_round, counts
-            )
+            def act(carry, obs, reward, first, step):
+                return self.policy.act(carry, agent, obs, reward, first, step, key, args)
+
+            return play_compiled(env, act, self.policy.begin(agent, args, n), firsts, last_round, counts)
 
         all_lanes = self.over_lanes(one_lane, (0, None, 0, 0))
 
@@ -149,7 +141,8 @@ class Evaluator:
         """`(agent, keys, args) -> Returns` in gymnasium's environments, stepped by a thread pool."""
         n = self.lanes * self.per_lane
         self.envs += [self.task.make_env() for _ in range(n - len(self.envs))]
-        policy = self.over_lanes(self.act, (0, 0, None, 0, 0))
+        act = self.over_lanes(self.policy.act, (0, 0, 0, 0, 0, None, 0, 0))
+        begin = self.over_lanes(lambda agent, args: self.policy.begin(agent, args, self.per_lane), (0, 0))
 
         def play(agent, keys, args):
             returns = np.zeros((self.lanes, self.episodes))
@@ -158,6 +151,8 @@ class Evaluator:
             obs = np.zeros((self.padded, self.per_lane, *self.task.input_shape), np.float32)
             if self.task.spec.images:
                 obs = obs.astype(np.uint8)
+            rewards = np.zeros((self.padded, self.per_lane), np.float32)
+            first, carry = np.ones((self.padded, self.per_lane), bool), begin(agent, args)
             episode = np.arange(n) % self.per_lane  # the episode that environment k plays
             for k in range(n):
                 obs[divmod(k, self.per_lane)] = self._reset(k, episode[k])
@@ -169,6 +164,8 @@ class Evaluator:
                     new, reward, terminated, truncated, info = self.envs[k].step(actions[lane, slot])
                     at = lane, episode[k]
                     returns[at] += reward
+                    rewards[lane, slot] = reward
+                    first[lane, slot] = terminated or truncated
                     lengths[at] += 1
                     if success_steps is not None and not success_steps[at] and succeeded(info, reward):
                         success_steps[at] = lengths[at]
@@ -184,7 +181,8 @@ class Evaluator:
                 while active:
                     if self.stopped():
                         raise Stopped
-                    actions = self.task.to_env(np.asarray(policy(agent, obs, t, keys, args)))
+                    actions, carry = act(carry, agent, obs, rewards, first, t, keys, args)
+                    actions = self.task.to_env(np.asarray(actions))
                     shares = [active[w :: self.workers] for w in range(self.workers)]
                     list(pool.map(step, shares, [actions] * self.workers))
                     active = [k for k in active if episode[k] < self.episodes]
@@ -248,18 +246,13 @@ class Policies(NamedTuple):
     """Leading axis L."""
     args: Any
     """Leading axis L on its float fields."""
-    act: Callable
+    act: Policy
+    """As `seen_by` returns it."""
 
-    def act_in(self, lane: int) -> Callable[[Any], np.ndarray]:
+    def act_in(self, lane: int) -> PolicyIn:
         """`observation of the environment -> action of the environment`, for one lane; a new key for every call."""
         agent, args = jax.tree.map(lambda x: x[lane], (self.agent, self.args))
-        act, calls = jax.jit(self.act), itertools.count()
-
-        def policy(obs):
-            key = jax.random.fold_in(jax.random.key(0), next(calls))
-            return self.task.to_env(np.asarray(act(agent, self.task.observe(obs)[None], key, args))[0])
-
-        return policy
+        return PolicyIn(self.act, agent, args, self.task)
 
 
 def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Policies:
@@ -305,7 +298,7 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
     except Exception as error:  # a header that somebody has changed: any kind of mistake
         raise InputError(f"{path} is not a readable checkpoint ({error or type(error).__name__}).") from None
     (agent,) = load_tree(path, (agent,), partial=True)
-    return Policies(task, settings, agent, args, seen_by(module.act, task))
+    return Policies(task, settings, agent, args, seen_by(policy_of(module), task))
 
 
 def _parse(cls: type, name: str, text: str) -> Any:
@@ -334,11 +327,11 @@ def film(policies: Policies, lane: int, path: Path, seed: int = 10_000) -> float
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = policies.task.make_env(render_mode="rgb_array")
-    policy, total, frames = policies.act_in(lane), 0.0, []
+    policy, total, reward, frames = policies.act_in(lane), 0.0, None, []
     obs, done = env.reset(seed=seed)[0], False
     while not done:
         frames.append(env.render())
-        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        obs, reward, terminated, truncated, _ = env.step(policy(obs, reward))
         total, done = total + reward, terminated or truncated
     fps = env.metadata.get("render_fps", 30)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,11 +363,10 @@ def main(argv: list[str] | None = None) -> None:
         if "rgb_array" not in policies.task.make_env().metadata.get("render_modes", []):
             raise InputError(f"{policies.task.env_spec.id} cannot be filmed: it draws no pictures.")
 
-    def act(agent, obs, step, key, args):
-        return policies.act(agent, obs, jax.random.fold_in(key, step), args)
-
     padded = len(jax.tree.leaves(policies.agent)[0])
-    evaluate = Evaluator(policies.task, act, _vmapped, padded, len(policies.settings), options.episodes)
+    evaluate = Evaluator(
+        policies.task, at_step(policies.act), _vmapped, padded, len(policies.settings), options.episodes
+    )
     keys = jax.random.split(jax.random.key(0), padded)
     episodes = evaluate(policies.agent, keys, policies.args)
     returns, scores = episodes.returns, episodes.scores(policies.task)

@@ -81,13 +81,19 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
 
 
 def play_compiled(
-    env: JaxEnv, act: Callable, firsts: tuple[jax.Array, Any], last_round: np.ndarray, successes: bool = False
+    env: JaxEnv,
+    act: Callable,
+    carry: Any,
+    firsts: tuple[jax.Array, Any],
+    last_round: np.ndarray,
+    successes: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns, lengths and success steps [R, S] of episodes in S environments, s playing rounds 0 .. last_round[s].
 
-    `act(obs [S, O], step) -> actions [S, A]`. `firsts` [R, S]: the key of each episode and the parameters of its task
-    (or None). Of the key every step splits off one, for all that is random in the step, as gymnasium's
-    FunctionalJaxEnv does. `successes`: the steps up to the first success, 0 where there was none (else 0 everywhere).
+    `act(carry [S, ...], obs [S, O], reward [S], first [S], step) -> (actions [S, A], carry)`, as `SteppedPolicy.act`,
+    from this `carry` on. `firsts` [R, S]: the key of each episode and the parameters of its task (or None). Of the key
+    every step splits off one, for all that is random in the step, as gymnasium's FunctionalJaxEnv does.
+    `successes`: the steps up to the first success, 0 where there was none (else 0 everywhere).
     """
     slots = np.arange(len(last_round))
 
@@ -102,16 +108,17 @@ def play_compiled(
         new, *rest = env.step(state, action, (now,) * 4)
         return key, new, *rest, env.succeeded(state, action, new) if successes else False
 
-    def step(carry):
-        t, at, (key, state, obs), returns, lengths, success_steps = carry
+    def step(now):
+        t, at, (key, state, obs), (carry, reward, first), returns, lengths, success_steps = now
         active = at <= last_round
-        key, state, obs, reward, terminal, truncated, success = advance(key, state, act(obs, t))
+        action, carry = act(carry, obs, reward, first, t)
+        key, state, obs, reward, terminal, truncated, success = advance(key, state, action)
         returns = returns.at[at, slots].add(jnp.where(active, reward, 0.0), mode="drop")
         lengths = lengths.at[at, slots].add(active, mode="drop")
         if successes:
-            first = active & success & (success_steps.at[at, slots].get(mode="clip") == 0)
+            solved = active & success & (success_steps.at[at, slots].get(mode="clip") == 0)
             success_steps = success_steps.at[at, slots].add(
-                jnp.where(first, lengths.at[at, slots].get(mode="clip"), 0), mode="drop"
+                jnp.where(solved, lengths.at[at, slots].get(mode="clip"), 0), mode="drop"
             )
         ended = active & (terminal | truncated)
         at += ended
@@ -122,9 +129,10 @@ def play_compiled(
             return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, envs)
 
         envs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (key, state, obs))
-        return t + 1, at, envs, returns, lengths, success_steps
+        return t + 1, at, envs, (carry, reward, ended), returns, lengths, success_steps
 
     shape = firsts[0].shape[:2]
     none = jnp.zeros(shape, jnp.int32)
-    carry = (0, none[0], begin(jax.tree.map(lambda x: x[0], firsts)), jnp.zeros(shape), none, none)
-    return jax.lax.while_loop(lambda carry: (carry[1] <= last_round).any(), step, carry)[3:]
+    policy = carry, jnp.zeros(len(slots)), jnp.ones(len(slots), bool)
+    begun = (0, none[0], begin(jax.tree.map(lambda x: x[0], firsts)), policy, jnp.zeros(shape), none, none)
+    return jax.lax.while_loop(lambda now: (now[1] <= last_round).any(), step, begun)[4:]

@@ -35,8 +35,9 @@ from shared.checkpoint import (
 from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
 from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
-from shared.evaluation import Evaluator, Stopped, seen_by
+from shared.evaluation import Evaluator, Stopped
 from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
+from shared.policies import Policy, at_step, seen_by
 from shared.record import LANE_COLUMNS, TABLES, Means, Tables, WandbLanes, status_of, summarise, write_record
 from shared.schedule import chunk_keys, chunk_length
 from shared.signals import Signals
@@ -75,8 +76,9 @@ class Run:
     L counts the lanes padded to a multiple of the devices (the last lane again; never reported).
     """
 
-    def __init__(self, file: str, args: RunArgs, task: Task, act: Callable, unit: int = 1, before: int = 0):
-        """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`; with goals see `seen_by`.
+    def __init__(self, file: str, args: RunArgs, task: Task, act: Policy, unit: int = 1, before: int = 0):
+        """`file`: the algorithm's. `act(agent, obs [B, O], key, args) -> action [B, A]`, or with a carry: see
+        `StatefulPolicy`; with goals see `seen_by`.
 
         `unit`: updates per step of the algorithm's scan (a delayed policy makes it 2); every interval
         must be a multiple of it. `before`: updates of something else before the first one (a model of the
@@ -104,15 +106,11 @@ class Run:
         self._eval_keys = jax.device_put(eval_keys, sharding)
         self.lane_args = jax.device_put(with_settings(args, padded), sharding)
         self._chunk_keys = self.over_lanes(chunk_keys, in_axes=(0, None, None))
-
         self._signals = Signals()
-
-        def policy(agent, obs, step, key, args):
-            return seen_by(act, task)(agent, obs, jax.random.fold_in(key, step), args)
-
         self._evaluate = Evaluator(
-            task.capped(args.max_episode_steps), policy, self.over_lanes, len(padded), len(self.settings),
-            args.eval_episodes * max(1, len(task.tasks)), stopped=lambda: self._signals.number is not None,
+            task.capped(args.max_episode_steps), at_step(seen_by(act, task)), self.over_lanes, len(padded),
+            len(self.settings), args.eval_episodes * max(1, len(task.tasks)),
+            stopped=lambda: self._signals.number is not None,
         )  # fmt: skip
         self.final_returns = self.final_scores = np.empty(0)  # [L, episodes] of the last evaluation
         self.pretrained = self.offline_updates

@@ -135,13 +135,17 @@ class Transitions:
             keys = {"obs": obs_key, "next_obs": next_key}
             images = {f: random_shift(keys[f], getattr(batch, f), self.random_shift) for f in keys if f in self.fields}
             return batch._replace(**images)
+        return self.take(self.draw(key, shape))
+
+    def draw(self, key: jax.Array, shape: int | tuple[int, ...]) -> jax.Array:
+        """`shape` rows' numbers with replacement: uniformly, or by the weights given to `Dataset.transitions`."""
         shape = (shape,) if isinstance(shape, int) else shape
         if self.table is None:
-            return self.take(jax.random.randint(key, shape, 0, len(self.rows)))
+            return jax.random.randint(key, shape, 0, len(self.rows))
         row_key, keep_key = jax.random.split(key)
         row = jax.random.randint(row_key, shape, 0, len(self.rows))
         kept = jax.random.bits(keep_key, shape) < self.table.keep[row]
-        return self.take(jnp.where(kept, row, self.table.other[row]))
+        return jnp.where(kept, row, self.table.other[row])
 
 
 class TransitionsWithReturns(NamedTuple):

@@ -93,12 +93,6 @@ def test_n_step_returns(log):
     np.testing.assert_allclose(weight, [0, 0, 0, 0.25, 0.5, 0.25, 0.5])
 
 
-def test_windows_are_padded_at_the_episodes_end(log):
-    rows, mask = log.windows(3)
-    assert rows.tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4], [5, 6, 6], [6, 6, 6]]
-    assert mask.sum(1).tolist() == [3, 2, 1, 2, 1, 2, 1]
-
-
 def test_normalised_observations_are_what_the_policy_sees(log):
     data = log.normalize_obs()
     np.testing.assert_allclose(data.obs, (log.obs - log.obs.mean()) / (log.obs.std() + 1e-3), rtol=1e-5)

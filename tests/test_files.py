@@ -11,6 +11,7 @@ import pytest
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.fields import jumps
+from shared.sequences import sequences
 
 E, T = 8, 50
 N = E * T
@@ -498,10 +499,9 @@ def test_a_row_that_terminates_within_a_trajectory(tmp_path):
         togo = data.return_to_go()
         assert togo[[0, 20, 21, 50, 70, 71, 72, 99]].tolist() == [-20, 0, -29, -20, 0, 0, -28, -1]
         assert data.episode_returns().tolist() == [-20, -20, *[-50] * 6]
-        rows, mask = data.windows(4)
-        assert (
-            rows[19].tolist() == [19, 20, 21, 22] and mask[19].all() and mask[48].tolist() == [True, True, False, False]
-        )
+        windows = sequences(data, "obs", "terminal").after(np.array([19, 48]), 4)
+        np.testing.assert_array_equal(windows.obs[0], data.obs[19:23])
+        assert windows.mask.tolist() == [[1] * 4, [0, 0, 1, 1]] and windows.terminal[0].tolist() == [0, 1, 0, 0]
         action, known = data.next_action()
         assert known[20] and (action[20] == data.action[21]).all()
         total, row, weight = data.n_step(3, 0.5)

@@ -13,8 +13,9 @@ from scipy.stats import chisquare
 
 from shared.data import load_dataset
 from shared.errors import InputError
-from shared.evaluation import Evaluator, load_run, seen_by
+from shared.evaluation import Evaluator, load_run
 from shared.goals import goal_dataset
+from shared.policies import at_step, seen_by
 from shared.task import Task, registered_env
 
 N = 200_000
@@ -177,9 +178,8 @@ def test_goals_that_are_told_at_the_reset_are_seen_and_tasks_are_counted(tmp_pat
     def act(agent, obs, goal, key, args):
         return agent + goal
 
-    policy = seen_by(act, again)
-    jitted = jax.jit(jax.vmap(lambda agent, obs, step, key, args: policy(agent, obs, key, args), (0, 0, None, 0, None)))
-    evaluate = Evaluator(again, None, lambda f, axes: jitted, 2, 2, episodes=6)
+    policy = at_step(seen_by(act, again))
+    evaluate = Evaluator(again, policy, lambda f, axes: jax.jit(jax.vmap(f, axes)), 2, 2, episodes=6)
     keys = jax.random.split(jax.random.key(0), 2)
     episodes = evaluate(np.zeros((2, 1, 2), np.float32) + np.float32([0, 1]).reshape(2, 1, 1), keys, None)
     columns = episodes.columns(again)

@@ -1,0 +1,140 @@
+"""Sequences on the device: windows of consecutive rows of an episode, padded and masked; what is asked of a policy.
+
+A window never leaves its episode. Rows drawn uniformly draw episodes in proportion to their length.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shared.data import Dataset
+from shared.errors import InputError
+from shared.transitions import Transitions
+
+
+class Window(NamedTuple):
+    """Rows [..., T], the steps of one episode in their order; everything is 0 where `mask` is."""
+
+    mask: jax.Array
+    """1: a step, 0: padding."""
+    timestep: jax.Array
+    """Of the episode, from 0; int32."""
+    obs: jax.Array | None = None
+    action: jax.Array | None = None
+    reward: jax.Array | None = None
+    terminal: jax.Array | None = None
+    return_to_go: jax.Array | None = None
+    """Undiscounted sum of the rewards from this step on, to where the task ended, or the episode did."""
+    next_obs: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """A dataset on the device with the bounds of its episodes. Rows are numbers in 0 .. N - 1."""
+
+    transitions: Transitions
+    start: jax.Array
+    """[N] the first row of a row's episode."""
+    end: jax.Array
+    """[N] the last one."""
+
+    def rows(self, key: jax.Array, shape: int | tuple[int, ...]) -> jax.Array:
+        """`shape` rows: uniformly, or by the weights given to `sequences`."""
+        return self.transitions.draw(key, shape)
+
+    def take(self, row: jax.Array, offsets: jax.Array) -> Window:
+        """The rows `row` [...] + `offsets` [..., T], as far as they are of the episode of `row`: one gather."""
+        start, end = self.start[row][..., None], self.end[row][..., None]
+        index = row[..., None] + offsets
+        mask = (index >= start) & (index <= end)
+        index = jnp.clip(index, start, end)
+        found = self.transitions.take(index)._asdict() | {"timestep": index - start}
+        known = {name: found[name] for name in Window._fields if found.get(name) is not None}
+        shown = {n: jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0) for n, x in known.items()}
+        return Window(mask=mask.astype(jnp.float32), **shown)
+
+    def until(self, row: jax.Array, length: int) -> Window:
+        """The `length` rows that end with `row` [...], padded on the left where the episode begins later."""
+        return self.take(row, jnp.arange(1 - length, 1))
+
+    def after(self, row: jax.Array, length: int) -> Window:
+        """The `length` rows that begin with `row` [...]; of as many as there are, padded on the left, too."""
+        missing = jnp.maximum(length - 1 - (self.end[row] - row), 0)
+        offsets = jnp.arange(length) - missing[..., None]
+        return self.take(row, jnp.where(offsets < 0, -len(self.end), offsets))
+
+
+def sequences(data: Dataset, *fields: str, weights: np.ndarray | None = None) -> Sequences:
+    """The columns `fields` of `data` on the default device; `weights` [N]: as `Dataset.transitions` has them.
+
+    Raises:
+      InputError: its rows were cut out of episodes one by one.
+    """
+    if data.last.all() and not data.terminal.all():
+        raise InputError(f"'{data.task.id}' has single rows that were cut out of episodes: there are no sequences.")
+    keep = data.usable(*fields)
+    episode = data.episode()[keep]
+    start = np.searchsorted(episode, episode, side="left").astype(np.int32)
+    end = np.searchsorted(episode, episode, side="right").astype(np.int32) - 1
+    return Sequences(data.transitions(*fields, weights=weights), jnp.asarray(start), jnp.asarray(end))
+
+
+# ------------------------------------------------------------------------------- what is asked for
+
+
+def longest_episode(data: Dataset) -> int:
+    """Rows of the longest episode."""
+    return int((data.ends() - data.starts()).max()) + 1
+
+
+def require_context(data: Dataset, context: int, option: str = "--context") -> int:
+    """`context`, or InputError: no episode has as many steps, neither of the data nor of the environment.
+
+    `option`: what asks for it.
+    """
+    if context < 1:
+        raise InputError(f"{option} must be at least 1, not {context}.")
+    limit = data.task.env_spec.max_episode_steps if data.task.env_spec else None
+    if limit and context > limit:
+        raise InputError(f"{option} {context}: episodes of {data.task.env_spec.id} end after {limit} steps.")
+    if context > (longest := longest_episode(data)):
+        raise InputError(f"{option} {context}: the longest episode of '{data.task.id}' has {longest} rows.")
+    return context
+
+
+def horizon(data: Dataset) -> int:
+    """Steps that an episode may have: the environment's limit, at least those of the data's longest episode."""
+    limit = data.task.env_spec.max_episode_steps if data.task.env_spec else None
+    return max(limit or 0, longest_episode(data))
+
+
+def target_returns(data: Dataset, wanted: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Returns to be asked of a policy, in the unit of the data's rewards; 0 means that of the best episode.
+
+    Raises:
+      InputError: a return of another sign than all that are in the data, or ten times as large.
+    """
+    returns = data.episode_returns()
+    low, high = float(returns.min()), float(returns.max())
+
+    def checked(target: float) -> float:
+        target = target or high
+        foreign = high <= 0.0 < target or target < 0.0 <= low or abs(target) > 10.0 * max(abs(low), abs(high))
+        if foreign:
+            raise InputError(
+                f"--target-return {target:g} is of another sign or scale than the returns of '{data.task.id}', which "
+                f"are {low:g} to {high:g}."
+            )
+        return target
+
+    return tuple(map(checked, wanted)) if isinstance(wanted, tuple) else checked(wanted)
+
+
+def return_scale(data: Dataset, wanted: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """What returns are divided by; 0 means the largest magnitude of the data's returns-to-go, or 1."""
+    largest = float(np.abs(data.return_to_go()).max()) or 1.0
+    return tuple(x or largest for x in wanted) if isinstance(wanted, tuple) else wanted or largest

@@ -1,0 +1,122 @@
+"""Windows of sequences on the device, on a hand-written log of three episodes; targets, scales and contexts.
+
+rows      0 1 2 | 3 4 5 6 | 7
+ends with terminal, time limit, end of the log
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from shared.data import Dataset
+from shared.errors import InputError
+from shared.sequences import horizon, require_context, return_scale, sequences, target_returns
+from shared.task import Spec, Task, registered_env
+
+SPEC = Spec((2,), 1, False, (-1.0,), (1.0,))
+LAST = np.bool_([0, 0, 1, 0, 0, 0, 1, 1])
+TERMINAL = np.bool_([0, 0, 1, 0, 0, 0, 0, 0])
+REWARD = np.float32([1, 2, 3, 10, 20, 30, 40, 100])
+FIELDS = ("obs", "action", "reward", "terminal", "return_to_go")
+
+
+def log(env: str | None = None, **changes) -> Dataset:
+    obs = np.stack([np.arange(8), 10.0 + np.arange(8)], 1).astype(np.float32)
+    action = np.linspace(-0.6, 0.6, 8, dtype=np.float32)[:, None]
+    task = Task("log", "", changes.pop("spec", SPEC), registered_env(env) if env else None)
+    return dataclasses.replace(Dataset(task, obs, action, REWARD, obs + 1, TERMINAL, LAST), **changes)
+
+
+def rows_of(window) -> list:
+    """Each step's row, None where the window is padded, there with zeros alone."""
+    mask = np.asarray(window.mask) > 0
+    for x in (window.obs, window.action, window.reward, window.return_to_go, window.timestep):
+        assert not np.asarray(x)[~mask].any()
+    rows = np.asarray(window.obs)[..., 0].astype(int)
+    return [[row if m else None for row, m in zip(*one, strict=True)] for one in zip(rows.tolist(), mask, strict=True)]
+
+
+def test_windows_stay_within_their_episode_and_are_padded_on_the_left():
+    data = sequences(log(), *FIELDS)
+    every = np.arange(8)
+    assert rows_of(data.until(every, 3)) == [
+        [None, None, 0], [None, 0, 1], [0, 1, 2],
+        [None, None, 3], [None, 3, 4], [3, 4, 5], [4, 5, 6],
+        [None, None, 7],
+    ]  # fmt: skip
+    assert rows_of(data.after(every, 3)) == [
+        [0, 1, 2], [None, 1, 2], [None, None, 2],
+        [3, 4, 5], [4, 5, 6], [None, 5, 6], [None, None, 6],
+        [None, None, 7],
+    ]  # fmt: skip
+    assert rows_of(data.take(np.array([1, 5]), np.arange(-2, 3))) == [[None, 0, 1, 2, None], [3, 4, 5, 6, None]]
+    assert rows_of(data.take(np.array([1, 4]), np.array([[0, -1], [2, 5]]))) == [[1, 0], [6, None]]
+    assert rows_of(data.after(np.array([3]), 1)) == [[3]]
+
+
+def test_a_windows_columns_are_the_rows_own():
+    """Returns-to-go end with the task, the time limit and the log, not with the window."""
+    data = log()
+    window = jax.jit(lambda s, row: s.after(row, 3))(sequences(data, *FIELDS), np.array([1, 4]))
+    for name in ("obs", "action", "reward", "terminal"):
+        wanted = getattr(data, name).astype(np.float32)
+        found = np.asarray(getattr(window, name))
+        np.testing.assert_array_equal(found[0, 1:], wanted[1:3])
+        np.testing.assert_array_equal(found[1], wanted[4:7])
+        assert not found[0, 0].any()
+    assert window.return_to_go.tolist() == [[0, 5, 3], [90, 70, 40]]
+    assert window.timestep.tolist() == [[0, 1, 2], [1, 2, 3]] and window.mask.tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert window.next_obs is None
+
+
+def test_discrete_actions_stay_numbers_of_choices():
+    spec = Spec((2,), 9, True)
+    data = sequences(log(spec=spec, action=np.arange(8, dtype=np.int32)), "obs", "action")
+    window = data.until(np.array([1]), 3)
+    assert window.action.dtype == np.int32 and window.action.tolist() == [[0, 0, 1]]
+    assert window.reward is None
+
+
+def test_episodes_are_drawn_by_their_length_or_by_weight():
+    keys, n = jax.random.key(0), 40_000
+    drawn = np.asarray(sequences(log(), "obs").rows(keys, n))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=8) / n, 1 / 8, atol=0.01)
+    weights = np.float64([0, 0, 0, 1, 1, 1, 1, 4])
+    drawn = np.asarray(sequences(log(), "obs", weights=weights).rows(keys, (n // 4, 4))).ravel()
+    np.testing.assert_allclose(np.bincount(drawn, minlength=8) / n, weights / 8, atol=0.01)
+
+
+def test_rows_without_a_successor_are_left_out_of_the_bounds():
+    data = sequences(log(successor=np.bool_([1, 1, 1, 1, 1, 1, 0, 1])), "obs", "next_obs")
+    assert data.start.tolist() == [0, 0, 0, 3, 3, 3, 6] and data.end.tolist() == [2, 2, 2, 5, 5, 5, 6]
+
+
+def test_single_rows_are_no_sequences():
+    with pytest.raises(InputError, match="no sequences"):
+        sequences(log(last=np.ones(8, bool)), "obs")
+
+
+def test_a_context_is_one_that_an_episode_can_have():
+    assert require_context(log(), 4) == 4 and horizon(log()) == 4 and horizon(log("Pendulum-v1")) == 200
+    with pytest.raises(InputError, match=r"--window 5: the longest episode of 'log' has 4 rows"):
+        require_context(log(), 5, "--window")
+    with pytest.raises(InputError, match=r"--context 201: episodes of Pendulum-v1 end after 200 steps"):
+        require_context(log("Pendulum-v1"), 201)
+    with pytest.raises(InputError, match="at least 1"):
+        require_context(log(), 0)
+
+
+def test_targets_are_of_the_datas_sign_and_scale():
+    """The log's episodes return 6, 100 and 100."""
+    assert target_returns(log(), 0.0) == 100.0 and target_returns(log(), (50.0, 0.0, 1000.0)) == (50.0, 100.0, 1000.0)
+    costs = log(reward=-REWARD)
+    assert target_returns(costs, 0.0) == -6.0 and target_returns(costs, -3.0) == -3.0
+    for data, target in ((log(), -1.0), (log(), 1001.0), (costs, 1.0), (costs, -1001.0), (log(), (1.0, -1.0))):
+        with pytest.raises(InputError, match=r"--target-return -?\d+ is of another .* are -?\d+ to -?\d+\."):
+            target_returns(data, target)
+    nothing = log(reward=np.zeros(8, np.float32))
+    assert target_returns(nothing, 0.0) == 0.0 and return_scale(nothing, 0.0) == 1.0
+    assert return_scale(log(), 0.0) == 100.0 == return_scale(costs, 0.0)
+    assert return_scale(log(), 7.0) == 7.0 and return_scale(log(), (7.0, 0.0)) == (7.0, 100.0)
