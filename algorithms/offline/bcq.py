@@ -8,7 +8,7 @@ candidate. Drawn latents are clipped to half a standard deviation, which keeps t
 
 Choose it when the data's actions have several modes and you want the field's first constrained method as a baseline.
 
-For discrete actions: bcq_discrete.py.
+For discrete actions: dqn_offline.py --method bcq.
 
 Deviations from the paper:
 - the VAE's loss averages over dimensions and weighs the KL divergence by half, as the authors' code does;

@@ -246,6 +246,8 @@ def diversity_loss(critic, agent: Agent, batch: Batch):
 
     grads = jax.vmap(jax.grad(q_sum), (None, 0))(batch.action, critic)  # [E, B, A]
     unit = grads / jnp.sqrt((grads**2).sum(-1, keepdims=True) + 1e-20)
+    if batch.action.shape[-1] == 1:
+        unit = jax.lax.stop_gradient(unit)  # signs: all that is left of their slope is rounding
     cosines = (unit.sum(0) ** 2).sum(-1) - (unit**2).sum((0, 2))  # [B]: of all pairs, less each with itself
     return cosines.mean() / (len(grads) - 1)
 

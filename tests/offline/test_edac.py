@@ -81,6 +81,16 @@ def test_edac_a_critic_without_a_slope_has_no_direction_and_no_nan(edac, agent, 
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+def test_edac_of_one_dimension_directions_are_signs_without_a_slope(edac, batch):
+    spec = Spec((3,), 1, False, (-1.0,), (1.0,))
+    agent, batch = agent_of(edac, edac.Args(**SIZES), spec), batch._replace(action=batch.action[:, :1])
+    loss, grads = jax.jit(jax.value_and_grad(edac.diversity_loss))(agent.critic, agent, batch)
+    assert all((g == 0).all() for g in jax.tree.leaves(grads))
+    up, down = (heads(agent.critic, batch.obs, batch.action + step) for step in (1e-4, -1e-4))
+    signs = np.sign(up - down)
+    close(loss, ((signs.sum(0) ** 2 - 3) / 2).mean())
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_edac_critic_loss_is_sac_ns_and_eta_times_diversity(edac, agent, batch, reduction):
     args, key = edac.Args(**SIZES, diversity_weight=3.0, critic_reduction=reduction), jax.random.key(2)
