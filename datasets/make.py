@@ -42,6 +42,7 @@ import ogbench_data
 import pointmaze
 import pointworld
 import scripted
+import sepsis
 from episodes import Recipe
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
@@ -61,6 +62,7 @@ MODULES = {
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,
+    "icu": sepsis,
     "ogbench": ogbench_data,
 }
 REFERENCE_EPISODES = 100

@@ -1,6 +1,7 @@
 """Bad input ends in one sentence: the exception for it, and the nearest names to a mistyped one."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def slugify(dataset_id: str) -> str:
     """'D4RL/pointmaze/umaze-v2' or 'path/hopper_medium-v2.hdf5' -> 'd4rl-pointmaze-umaze-v2', ..."""
     name = Path(dataset_id).stem if dataset_id.endswith((".npz", ".hdf5", ".h5")) else dataset_id
     return name.lower().replace("/", "-").replace("_", "-").strip("-.")
+
+
+def files_for(discrete: bool, folder: Path = ROOT / "algorithms") -> list[str]:
+    """The files that learn from a dataset of such actions alone, without goals: by what they require of it."""
+    refused = re.compile(rf"\.require\((discrete=)?{not discrete}\b")
+    found = []
+    for path in sorted(folder.glob("*/*.py")):
+        source = path.read_text()
+        if "(OfflineArgs)" in source and not refused.search(source):
+            found.append(path.name)
+    return found

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import WrapperSpec
 
-from shared.errors import ROOT, InputError, first_line, nearest, slugify
+from shared.errors import ROOT, InputError, files_for, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, ogbench_env, ogbench_variants, standard_name
 from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs, less, without
 
@@ -105,7 +105,12 @@ class Task:
         """This task, or InputError where its actions are of the other kind, or it has images and they are not asked."""
         if discrete is not None and discrete != self.spec.discrete:
             kinds = {True: "discrete", False: "continuous"}
-            raise InputError(f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}.")
+            others = files_for(not discrete)
+            names = ", ".join(others) if len(others) < 10 else "most files of algorithms/offline"
+            raise InputError(
+                f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}"
+                + (f", for which there are {names}." if others else ".")
+            )
         if self.spec.images and not images:
             raise InputError(f"'{self.id}' has image observations; this needs vectors.")
         return self

@@ -115,14 +115,16 @@ LOCK, SOFT_LOCK = "combination-lock-h10-trajectory", "continuous-combination-loc
 
 
 @pytest.fixture
-def data_for(pendulum, goals) -> Callable[[str], str]:
-    """An algorithm's name -> a tiny dataset of the kind of its default one: of a lock, with goals, or of Pendulum's."""
+def data_for(pendulum, goals, cartpole) -> Callable[[str], str]:
+    """An algorithm's name -> a tiny dataset of its default one's kind: a lock's, goals, CartPole's, Pendulum's."""
     import make  # of datasets/
 
     def data(name: str) -> str:
         usual = getattr(load(name).Args, "dataset", "")
         if issubclass(load(name).Args, GoalArgs):
             return goals
+        if usual.startswith("cartpole"):
+            return cartpole
         if "combination-lock" not in usual:
             return pendulum
         lock = SOFT_LOCK if usual.startswith("continuous") else LOCK

@@ -1,17 +1,20 @@
 """Spaces: flattened as gymnasium does, the same in a dataset and in its environment, or refused by name."""
 
 import dataclasses
+import re
 
 import gymnasium as gym
 import minari
 import numpy as np
 import pytest
+from conftest import ALGORITHMS, load
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
+from jobs import small
 from minari.data_collector import EpisodeBuffer
 
 from shared.data import load_dataset
-from shared.errors import InputError
+from shared.errors import InputError, files_for
 from shared.spaces import flat_obs_shape, flatten_obs
 from shared.task import Spec, Task, env_task, space_spec
 
@@ -296,3 +299,28 @@ def test_texts_that_change_and_are_not_of_their_space_are_refused():
 def test_a_spec_is_the_same_where_there_is_nothing_odd():
     assert space_spec((3,), spaces.Box(-2, 2, (1,))) == Spec((3,), 1, False, (-2.0,), (2.0,))
     assert space_spec((4,), spaces.Discrete(2)) == Spec((4,), 2, True)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
+def test_data_of_the_other_kind_of_actions_is_refused_by_naming_files_that_take_it(name, cartpole, pendulum, tmp_path):
+    """One sentence; the file itself is not among those that it names, and a file that is named does not refuse it."""
+    source = next(path for path in ALGORITHMS if path.stem == name).read_text()
+    required = re.search(r"\.require\((?:discrete=)?(True|False)\b", source)
+    for path, discrete in ((cartpole, True), (pendulum, False)):
+        takes = f"{name}.py" in files_for(discrete)
+        refuses = bool(required) and required[1] != str(discrete)
+        assert not (takes and refuses)
+        if refuses and "Task" not in source and "env_task" not in source:
+            with pytest.raises(InputError, match="actions; those of .*, for which there are .*") as refusal:
+                load(name).main(small(name, path, tmp_path / "run", env="none"))
+            assert f" {name}.py" not in str(refusal.value) and str(refusal.value).count(".") < 20
+            if discrete:
+                assert " bc.py, " in str(refusal.value)
+
+
+def test_without_the_algorithms_nothing_is_named(tmp_path):
+    assert files_for(True, tmp_path) == []
+    (tmp_path / "family").mkdir()
+    for file, asked in (("one", "discrete=False"), ("two", "images=True")):
+        (tmp_path / "family" / f"{file}.py").write_text(f"class Args(OfflineArgs):\ndata.require({asked})\n")
+    assert files_for(True, tmp_path) == ["two.py"] and files_for(False, tmp_path) == ["one.py", "two.py"]

@@ -54,7 +54,7 @@ class Args(FinetuneArgs):
     critic_bc: Float = 0.01
     """beta_critic: weight of (pi(s') - a')^2 in the critic's target."""
     min_decay: Fraction = 0.5
-    """Share of beta_actor under which its linear decay over the environment steps does not go; 1: no decay."""
+    """Share of the constraint's weight that its linear decay over the environment steps stops at; 1: no decay."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     exploration_noise: Float = 0.0

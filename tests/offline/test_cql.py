@@ -23,9 +23,13 @@ def cql_policy(params, obs):
     return mean, np.clip(np.float64(p["log_std_scale"]) * log_std + np.float64(p["log_std_offset"]), -20, 2)
 
 
+BOTH = pytest.mark.parametrize("name", ["cql", "cql_finetune"])
+
+
+@BOTH
 @pytest.mark.parametrize("lagrange", [False, True])
-def test_cql_critic(batch, lagrange):
-    cql = load("cql")
+def test_cql_critic(name, batch, lagrange):
+    cql = load(name)
     n = 3
     args = cql.Args(
         hidden_dims=(8, 8), batch_size=B, n_actions=n, cql_alpha=2.0, cql_temperature=0.7, lagrange=lagrange,
@@ -61,8 +65,9 @@ def test_cql_critic(batch, lagrange):
     close(cql.critic_loss(agent.critic, agent, batch, key, args)[0], bellman + 2.0 * gap)
 
 
-def test_cql_penalty_does_not_reach_the_policy(batch):
-    cql = load("cql")
+@BOTH
+def test_cql_penalty_does_not_reach_the_policy(name, batch):
+    cql = load(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3)
     agent = agent_of(cql, args)
     grads = jax.grad(
@@ -71,8 +76,9 @@ def test_cql_penalty_does_not_reach_the_policy(batch):
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads))
 
 
-def test_cql_multiplier_ascends_the_penalty():
-    cql = load("cql")
+@BOTH
+def test_cql_multiplier_ascends_the_penalty(name):
+    cql = load(name)
     args = cql.Args(target_gap=1.0)
     assert (
         jax.grad(cql.alpha_prime_loss)(jnp.float32(0.3), 2.0, args)
@@ -81,8 +87,9 @@ def test_cql_multiplier_ascends_the_penalty():
     )
 
 
-def test_cql_max_target_backup_takes_the_best_of_the_least(batch):
-    cql = load("cql")
+@BOTH
+def test_cql_max_target_backup_takes_the_best_of_the_least(name, batch):
+    cql = load(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=4, max_q_backup=True)
     agent, key = agent_of(cql, args), jax.random.key(1)
     noise = np.asarray(jax.random.normal(key, (4, B, 2)))
@@ -175,8 +182,9 @@ def test_cql_in_antmaze_only_the_critics_have_five_layers():
     assert depth == [4, 6]
 
 
-def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(batch):
-    cql, n = load("cql"), 3
+@BOTH
+def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(name, batch):
+    cql, n = load(name), 3
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=n, importance_sampling=False)
     agent, key = agent_of(cql, args), jax.random.key(2)
     q = heads(agent.critic, batch.obs, batch.action)
@@ -190,8 +198,9 @@ def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(batch):
     close(cql.conservative_gap(agent.critic, agent, batch, q, key, args), expected)
 
 
-def test_cql_gaps_are_clipped_on_both_sides(batch):
-    cql = load("cql")
+@BOTH
+def test_cql_gaps_are_clipped_on_both_sides(name, batch):
+    cql = load(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2)
     agent, key = agent_of(cql, args), jax.random.key(2)
     alone = batch._replace(obs=batch.obs[:1], action=batch.action[:1], next_obs=batch.next_obs[:1])
@@ -207,8 +216,9 @@ def test_cql_gaps_are_clipped_on_both_sides(batch):
     close(np.sort(clipped(clip_diff_max=middle)), [low, middle])
 
 
-def test_cql_temperature_stays_where_it_is_not_tuned(batch):
-    cql = load("cql")
+@BOTH
+def test_cql_temperature_stays_where_it_is_not_tuned(name, batch):
+    cql = load(name)
     sizes = {"hidden_dims": (8, 8), "batch_size": B, "n_actions": 2}
     fixed = cql.Args(**sizes, init_temperature=0.3, tune_temperature=False)
     agent = cql.init(jax.random.key(0), fixed, SPEC)
