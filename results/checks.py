@@ -233,6 +233,11 @@ def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
     )
 
 
+def logged(metric: str, run: Entry, setting: str = "") -> LaneMean:
+    """A metric of training at its last row of metrics.csv."""
+    return of_lanes(run, setting, lambda row: raw.last_logged(row, metric))
+
+
 def highest(*means: LaneMean) -> LaneMean:
     """The one with the highest mean."""
     return LaneMean(lambda files: max((m.lanes(files) for m in means), key=np.mean), runs_of(means))

@@ -110,6 +110,14 @@ def read_evaluation(row: Row, change: str) -> Row:
     return row._replace(setting=setting, steps=steps, curve=means.to_numpy()[:, None])
 
 
+def last_logged(row: Row, metric: str) -> np.ndarray:
+    """[lanes] the last value of a metric of metrics.csv."""
+    table = pd.read_csv(row.run / "metrics.csv")
+    if metric not in table:
+        raise InputError(f"{row.run / 'metrics.csv'} has no {metric}.")
+    return table.groupby("lane")[metric].last().reindex(row.lanes).to_numpy(float)
+
+
 def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
     """All rows under `root`/results/runs, and a sentence for every run that is left out."""
     rows, left_out = [], []
