@@ -34,6 +34,20 @@ class Replay:
         inserted = self.inserted + 1
         return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted if ready else self.ready)
 
+    def extend(self, batch: Batch, valid: jax.Array) -> "Replay":
+        """The rows of `batch` [n, ...] that are `valid` [n] into one lane's ring, in order; n is at most its size.
+
+        Rows that are not valid take no place: every row up to `size` is one that was inserted.
+        """
+        columns = [getattr(batch, name) for name in self.fields]
+        rows = jnp.concatenate([x.reshape(len(valid), -1).astype(jnp.float32) for x in columns], axis=1)
+        if len(valid) > len(self.rows):
+            raise ValueError(f"{len(valid)} rows do not fit into a ring of {len(self.rows)}.")
+        at = (self.inserted + jnp.cumsum(valid, dtype=jnp.int32) - 1) % len(self.rows)
+        rows = self.rows.at[jnp.where(valid, at, len(self.rows))].set(rows, mode="drop")
+        inserted = self.inserted + valid.sum(dtype=jnp.int32)
+        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted)
+
     def take(self, age: jax.Array) -> Batch:
         """Rows by age: 0 is the newest that may be sampled."""
         return unpack(self.rows[(self.ready - 1 - age) % len(self.rows)], self.spec, self.fields)

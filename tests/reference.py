@@ -1,6 +1,7 @@
 """What the tests of losses share: a tiny batch, an agent in general position, networks in plain numpy."""
 
 import functools
+import inspect
 
 import jax
 import numpy as np
@@ -82,3 +83,13 @@ def tanh_normal(mean, log_std, noise):
 def smoothed_next_action(agent, batch, key, args):
     noise = np.clip(args.policy_noise * np.asarray(jax.random.normal(key, (B, 2))), -args.noise_clip, args.noise_clip)
     return np.clip(np.tanh(mlp(agent.target_actor, batch.next_obs)) + noise, -1, 1)
+
+
+def differences(module, other) -> set[str]:
+    """Names of functions and classes of `module` that `other` has, too, in other lines."""
+    mine, others = (
+        {n: x for n, x in vars(m).items() if getattr(x, "__module__", "") == m.__name__ and inspect.isroutine(x)}
+        | {n: x for n, x in vars(m).items() if inspect.isclass(x) and x.__module__ == m.__name__}
+        for m in (module, other)
+    )
+    return {n for n in mine.keys() & others.keys() if inspect.getsource(mine[n]) != inspect.getsource(others[n])}

@@ -172,6 +172,8 @@ def run(tmp_path):
     (path / "returns.csv").write_text("\n".join([lines[0], *map(",".join, rows)]) + "\n")
     changed = [f"{lane},{100 + lane},0,0,5,{5 * lane}" for lane in range(4)]
     (path / "evaluation-a=1.csv").write_text("lane,seed,episode,return,length,score\n" + "\n".join(changed) + "\n")
+    metrics = [f"{lane},{100 + lane},{step},0,{step * lane}" for step in (1000, 2000) for lane in range(4)]
+    (path / "metrics.csv").write_text("lane,seed,update,env_step,q\n" + "\n".join(metrics) + "\n")
     return curves, entry, Raw(tmp_path)
 
 
@@ -186,6 +188,7 @@ def test_quantities_are_means_over_lanes(run):
         fall(entry): (30 + 20 + 0 + 20) / 4,
         under("a=1", entry): 7.5,
         lost("a=1", entry): 40 - 7.5,
+        logged("q", entry): 2000 * 1.5,
         highest(start(entry), end(entry)): 40,
         lowest(start(entry), end(entry)): 30,
         course(entry)[1:].min(): curves.mean(0)[1:].min(),
@@ -251,6 +254,8 @@ def test_what_is_not_finite_lets_nothing_hold(run):
 
 def test_what_is_missing_holds_not_and_is_named(run, tmp_path):
     _, entry, files = run
+    with pytest.raises(InputError, match="has no v"):
+        logged("v", entry).value(files)
     absent = entry._replace(variant="y")
     for quantity, said in (
         (end(absent), "claim-y-6k has not been run"),

@@ -103,6 +103,18 @@ class PointFunctional(FuncEnv):
     def terminal(self, state, rng, params=None):
         return point.terminal(self.world, state)
 
+    @property
+    def tells_all(self) -> bool:
+        """Whether a vector shows the whole state: one maze, and a goal that is shown or always the same."""
+        world = self.world
+        fixed = not isinstance(world.goal, str) or world.goal == "fixed" and world.grid.goals.sum() <= 1
+        same_goal = world.show_goal or fixed and world.at_goal != "next"
+        return world.observation == "vector" and world.levels == 1 and (same_goal or not world.aims)
+
+    def state_of(self, obs: jax.Array) -> State:
+        """The state that `observation` shows as a vector [O]; where `tells_all`."""
+        return point_views.state_of(self.world, obs)
+
     def state_info(self, state, params=None) -> dict:
         """`success`: the goal is reached; `cost`: share of the agents in a hazard."""
         success = point.reached(self.world, state.position, state.goal)

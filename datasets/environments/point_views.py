@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from environments.point import State, World, at
+from environments.point import State, World, at, reset
 
 
 def observe(world: World, state: State):
@@ -24,6 +24,20 @@ def observe(world: World, state: State):
     if not as_goal:
         return vector
     return {"observation": vector, "achieved_goal": state.position.ravel(), "desired_goal": state.goal.ravel()}
+
+
+def state_of(world: World, obs: jax.Array) -> State:
+    """The state behind a vector [O]; a goal that is not shown is the world's fixed one."""
+    agents = obs[: len(obs) - world.distractors].reshape(world.agents, -1)
+    position, at = agents[:, :2], 2
+    velocity = jnp.zeros_like(position)
+    if world.inertia:
+        velocity, at = agents[:, 2:4], 4
+    if world.show_goal and world.aims:
+        goal = agents[:, at : at + 2]
+    else:
+        goal = reset(world, jax.random.key(0)).goal
+    return State(position, velocity, goal, obs[len(obs) - world.distractors :], jnp.int32(0))
 
 
 def _view(world: World, state: State) -> jax.Array:

@@ -1,0 +1,42 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+WEAK = "pendulum-weak"
+SIZES = (
+    "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 "
+    "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000"
+)
+
+short = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 5 --reward-penalty 0 1", "h5", "claim")
+long = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 20 --reward-penalty 0 1", "h20", "claim")
+ALEATORIC, PAIRS, STD, LIKELIHOOD, KL = (f"rank_{i}" for i in (1, 2, 3, 5, 6))
+
+CLAIM = Claim(
+    title="A penalty for what the model does not know makes model-based learning an offline method",
+    paper="MOPO (arXiv 2005.13239) claims that rewards minus the model's uncertainty beat plain model-based policy "
+    "optimisation (MBPO). 'Revisiting Design Choices' (arXiv 2110.04135) claims that the std of the ensemble follows "
+    "the model's true error best, and that MOPO's largest aleatoric std does not.",
+    runs=[short, long],
+    checks={
+        **{
+            f"{WEAK}: with the penalty MOPO ends above without it, beyond noise, with rollouts of {h} steps": (
+                end(run, "reward_penalty=1")
+                > end(run, "reward_penalty=0") + noise(end(run, "reward_penalty=1"), end(run, "reward_penalty=0"))
+            )
+            for h, run in ((5, short), (20, long))
+        },
+        **{
+            f"{WEAK}: the std of the ensemble ranks pairs more like the true error than {name} does, beyond noise": (
+                logged(STD, short, "reward_penalty=1")
+                > logged(other, short, "reward_penalty=1")
+                + noise(logged(STD, short, "reward_penalty=1"), logged(other, short, "reward_penalty=1"))
+            )
+            for name, other in (
+                ("the largest aleatoric std", ALEATORIC),
+                ("the distance of two means", PAIRS),
+                ("the variance of likelihoods", LIKELIHOOD),
+                ("the KL divergence", KL),
+            )
+        },
+    },
+)
