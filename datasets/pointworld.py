@@ -7,6 +7,7 @@ stitch, explore; arXiv 2410.20092), in worlds small enough for their exact solut
 import dataclasses
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from typing import Literal
 
 import jax
 import numpy as np
@@ -39,6 +40,8 @@ class Kind:
     """Of the whole dataset."""
     limit: int | None = None
     """Steps of an episode; the environment's time limit by default."""
+    side: Literal["", "left", "right"] = ""
+    """The half of the world in which starts and goals lie; empty: anywhere."""
     options: tuple[tuple[str, object], ...] = ()
     """Of the world in which the data is collected, where it is not the one of the evaluation."""
 
@@ -71,7 +74,14 @@ KINDS = {
         "a planner with starts and goals in the left half, noise 0.5",
         ((1.0, Behaviour(noise=0.5)),),
         20_000,
-        options=(("start", "sampled"), ("goal", "sampled"), ("at_goal", "next")),
+        side="left",
+        options=(("start", "sampled"), ("goal", "sampled")),
+    ),
+    "right": Kind(
+        "a planner with starts and goals in the right half, noise 0.5, half uniform",
+        ((1.0, dataclasses.replace(NAVIGATE, random=0.5)),),
+        2_000,
+        side="right",
     ),
 }
 BATCH = 128
@@ -94,20 +104,21 @@ def recipe(name: str, env_id: str) -> Recipe:
         eval_env=spec,
         steps=made.steps,
         policy=made.policy,
-        collect=partial(collect, collection, made, kind == "partial"),
+        collect=partial(collect, collection, made),
         reference=env_id,
         expert="the planner without noise",
         returns=partial(returns, spec),
     )
 
 
-def collect(spec: EnvSpec, kind: Kind, partly: bool, steps: int, seed: int) -> list[EpisodeBuffer]:
+def collect(spec: EnvSpec, kind: Kind, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes of each part in its turn; the last one of a part is cut at its share of the steps."""
     world, episodes = World(**spec.kwargs), []
     for number, (share, behaviour) in enumerate(kind.parts):
-        if partly:
+        if kind.side:
             width, height = world.grid.size
-            behaviour = dataclasses.replace(behaviour, region=(0, 0, width // 2, height))
+            columns = {"left": (0, width // 2), "right": (width - width // 2, width)}[kind.side]
+            behaviour = dataclasses.replace(behaviour, region=(columns[0], 0, columns[1], height))
         left = round(share * steps)
         for played in _endless(world, behaviour, (seed, number), spec.max_episode_steps):
             episodes.append(cut(played, left))

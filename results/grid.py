@@ -122,7 +122,7 @@ def worlds(
 
 
 def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 50_000) -> Entry:
-    """A goal-conditioned run on a point world: eight seeds, two layers of 64, ten episodes of each task."""
+    """A run of goals or examples on a point world: eight seeds, two layers of 64, ten episodes of each task."""
     length = f"--seeds 8 --updates {updates} --eval-every {updates // 2} --eval-episodes 10"
     sizes = "--batch-size 256 --hidden-dims 64 64"
     return Entry(algorithm, dataset, f"{length} {sizes} {more}".strip(), variant, "claim")

@@ -46,3 +46,14 @@ def test_pictures_stay_bytes_where_an_episode_is_cut():
     episodes = list(minari.load_dataset("local/point-pixels-mixed-v0").iterate_episodes())
     assert {(e.observations.dtype, e.observations.shape[1:]) for e in episodes} == {(np.dtype(np.uint8), (16, 16, 3))}
     assert len(np.unique(episodes[-1].observations)) > 5
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [("point-fourrooms-partial", 1, 6), ("point-open-right", 5, 8)])
+def test_data_of_one_side_stays_there(name, first, last):
+    """In columns first .. last - 1, but for the noise at their rim: new goals were once drawn anywhere."""
+    episodes = make.recipe(name).collect(2_000, 0)
+    seen = [e.observations["achieved_goal"] if isinstance(e.observations, dict) else e.observations for e in episodes]
+    x = np.concatenate(seen)[:, 0]
+    inside = (x >= first) & (x < last)
+    assert inside.mean() > 0.97 and (np.abs(x - np.clip(x, first, last)) < 1).all()
+    assert np.histogram(x, last - first, (first, last))[0].min() > 100

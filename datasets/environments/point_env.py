@@ -24,6 +24,7 @@ IDS = {
     "PointMedium": ({"layout": "medium"}, 200),
     "PointLarge": ({"layout": "large"}, 400),
     "PointFourRooms": ({"layout": "fourrooms"}, 200),
+    "PointOpenGoals": ({"layout": "open", "observation": "goal", "start": "sampled", "goal": "sampled"}, 100),
     "PointUMazeGoals": ({"layout": "umaze", "observation": "goal", "start": "sampled", "goal": "sampled"}, 100),
     "PointMediumGoals": ({"layout": "medium", "observation": "goal", "start": "sampled", "goal": "sampled"}, 200),
     "PointLargeGoals": ({"layout": "large", "observation": "goal", "start": "sampled", "goal": "sampled"}, 400),
