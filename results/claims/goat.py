@@ -14,8 +14,8 @@ gcsl = goals(
 CLAIM = Claim(
     title="Weights by advantage and uncertainty carry cloning to goals that were never reached",
     paper="GOAT (arXiv 2305.18882) claims higher success than WGCSL, and both than plain cloning (GCSL), where goals "
-    "lie outside the data; inside it they are level. Here all data is of the right half of an open world, and an episode "
-    "must end within 40 steps.",
+    "lie outside the data; inside it they are level. Here all data is of the right half of an open world, and an "
+    "episode must end within 40 steps.",
     runs=[goat, wgcsl, gcsl],
     checks={
         **{
