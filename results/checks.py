@@ -263,6 +263,14 @@ def noise(*means: LaneMean) -> Quantity:
     return Quantity(value, runs_of(means))
 
 
+def rank_correlation(run: Entry) -> LaneMean:
+    """Of a run's values with the fewest steps to goals, by results/goal_distances.py: 1 is the right order."""
+    which = {"run": run.directory().as_posix()}
+    return LaneMean(
+        lambda files: np.array(files.measurement("goal_distances", **which)["correlation"]), frozenset([run])
+    )
+
+
 def updates_per_s(algorithm: str) -> Quantity:
     """Of one lane with the file's default sizes, by results/speed.py."""
     which = {"algorithm": algorithm, "shape": "hopper", "lanes": 1}

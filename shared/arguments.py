@@ -208,6 +208,10 @@ def parse(
     for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    for name in ("value_goals", "actor_goals"):
+        if min(shares := getattr(args, name, (1.0,))) < 0 or not 0 < sum(shares) < np.inf:
+            flag, given = name.replace("_", "-"), " ".join(map(str, shares))
+            raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
     for name in ("seed", "max_episode_steps", "episode_length", "random_shift"):
         if getattr(args, name, 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")

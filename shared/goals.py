@@ -119,6 +119,8 @@ class GoalDataset:
 
     def require_steps(self, steps: int, option: str) -> "GoalDataset":
         """This dataset, or InputError where no episode has more than `steps` rows; `option`: what asks for them."""
+        if steps < 1:
+            raise InputError(f"{option} {steps}: at least 1 step.")
         longest = int((self.data.ends() - self.data.starts()).max()) + 1
         if longest <= steps:
             raise InputError(

@@ -11,6 +11,7 @@ from conftest import load, write_goals
 from jobs import small
 from scipy.stats import chisquare
 
+from shared.arguments import parse
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import Evaluator, load_run
@@ -146,6 +147,19 @@ def test_bad_input_is_one_sentence(tmp_path):
         goal_dataset(load_dataset(plain), (1,))
     with pytest.raises(InputError, match="12 rows; --subgoal-steps 12 needs a longer one"):
         goal_dataset(load_dataset(write_episodes(tmp_path / "e.npz", (12, 3)))).require_steps(12, "--subgoal-steps")
+
+
+def test_shares_and_steps_are_checked_before_anything_runs(tmp_path):
+    crl = load("crl")
+    for shares in (["0", "0", "0"], ["0.5", "1", "-0.5"], ["0", "nan", "1"], ["0", "inf", "1"]):
+        with pytest.raises(InputError, match=r"^--value-goals must be shares: none below 0, and not all 0, unlike "):
+            parse(crl.Args, crl.PRESETS, "", ["--dataset", "none", "--value-goals", *shares])
+    for name, option in (("hiql", "subgoal_steps"), ("ota", "subgoal_steps"), ("dwsl", "nstep")):
+        args = small(name, write_goals(tmp_path / "g.npz"), tmp_path / "run", **{option: 0})
+        with pytest.raises(InputError, match=rf"--{option.replace('_', '-')} 0: at least 1 step"):
+            load(name).main(args)
+    with pytest.raises(InputError, match="--bins 1: at least 2 classes"):
+        load("dwsl").main(small("dwsl", write_goals(tmp_path / "g.npz"), tmp_path / "run", bins=1))
 
 
 class Told(gym.Env):

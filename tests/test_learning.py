@@ -6,9 +6,14 @@ Slow; marked `learning`, and run by `make benchmark`.
 import csv
 from collections import defaultdict
 
+import make
 import numpy as np
 import pytest
 from conftest import load
+
+from results.goal_distances import correlations
+from results.grid import claim_files
+from shared.evaluation import load_run
 
 pytestmark = pytest.mark.learning
 
@@ -71,3 +76,15 @@ def test_a_higher_expectile_gives_a_higher_value(tmp_path):
     rows = list(csv.DictReader((tmp_path / "iql" / "metrics.csv").open()))[-3:]
     values = [float(r["v"]) for r in rows]
     assert values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize("name", ["gcivl", "hiql", "qrl", "dwsl", "crl"])
+def test_values_rank_the_ways_through_a_maze(name, tmp_path):
+    """As exact shortest paths do, from all over the maze; the committed runs are in results/goal_distances.json."""
+    make.make("point-medium-navigate")
+    train(
+        name, tmp_path, dataset="point-medium-navigate", seeds=2, updates=5_000, eval_every=5_000, eval_episodes=1,
+        hidden_dims=(64, 64), batch_size=256, **({"latent_dim": 64} if name in ("qrl", "crl") else {}),
+    )  # fmt: skip
+    found = correlations(load_run(tmp_path / name), claim_files()[name].value, load(name))
+    assert found.mean() > 0.9

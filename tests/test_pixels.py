@@ -16,12 +16,13 @@ from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import load_run
 from shared.evaluation import main as evaluation
+from shared.goals import goal_dataset
 from shared.task import Spec
 from shared.transitions import random_shift
 
 SHORT = "PixelsTest/Short-v0"
 gym.register(SHORT, "environments.point_env:PointEnv", max_episode_steps=3, kwargs=IDS["PointPixels"][0])
-NAMES = ("bc", "td3_bc", "iql")
+NAMES = ("bc", "td3_bc", "iql", "gcbc", "hiql")
 E, T, SIDE = 4, 10, 16
 N = E * T
 SEEN = Spec((SIDE, SIDE, 3), 2, False, (-1.0, -1.0), (1.0, 1.0))
@@ -210,3 +211,35 @@ def test_a_policy_of_images_is_resumed_loaded_and_filmed(pictures, tmp_path):
     assert obs.dtype == np.uint8 and env.action_space.contains(policies.act_in(0)(obs))
     evaluation([str(out), "--episodes", "2", "--video", str(tmp_path / "x.gif")])
     assert (tmp_path / "x.gif").stat().st_size > 0 and (out / "evaluation.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("name", ["gcbc", "hiql"])
+def test_a_picture_is_a_goal(name, pictures, tmp_path):
+    """Trained on pictures, told by a picture where to go, and not indifferent to it."""
+    known = {"hidden_dims": (8,), "subgoal_steps": 3, "eval_episodes": 1, "tasks": (2,), "max_episode_steps": 3}
+    train(name, pictures, tmp_path / "run", env="PointPixelGoals-v0", **known)
+    policies = load_run(tmp_path / "run")
+    assert policies.task.spec.obs_shape == policies.task.spec.goal_shape == (SIDE, SIDE, 3)
+    env = policies.task.make_env()
+    first, _ = env.reset(seed=0, options={"task_id": 2})
+    other = {**first, "desired_goal": first["observation"]}
+    assert first["desired_goal"].dtype == np.uint8 and (first["desired_goal"] != first["observation"]).any()
+    act = policies.act_in(0)
+    assert np.abs(act(first) - act(other)).max() > 0
+    env.unwrapped.state = env.unwrapped.state._replace(position=env.unwrapped.state.goal)
+    stays = env.step(np.zeros(2, np.float32))[0]
+    np.testing.assert_array_equal(stays["observation"], first["desired_goal"])
+
+
+def test_pictures_reach_every_part_of_hiql(pictures):
+    """Each network has an encoder of its own; the representation's is learned by the value alone."""
+    hiql, spec = load("hiql"), SEEN._replace(goal_shape=SEEN.obs_shape)
+    args = hiql.Args(hidden_dims=(8,), batch_size=8, representation_dim=4, subgoal_steps=3)
+    agent = jax.jit(hiql.init, static_argnums=2)(jax.random.key(0), args, spec)
+    batch = hiql.sample(jax.random.key(1), goal_dataset(load_dataset(pictures)).transitions(), args)
+    new, _ = jax.jit(hiql.update)(agent, batch, jax.random.key(0), args)
+    for part in ("high_actor", "low_actor", "representation", "value"):
+        before, after = (getattr(a, part)["params"]["Encoder_0"] for a in (agent, new))
+        assert changed(before, after), part
+    _, grads = jax.value_and_grad(lambda p: hiql.low_actor_loss(p, agent, batch, args)[0])(agent.low_actor)
+    assert changed(grads["params"]["Encoder_0"], jax.tree.map(np.zeros_like, grads["params"]["Encoder_0"]))

@@ -33,6 +33,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, GoalArgs, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -199,6 +200,8 @@ def train(agent: Agent, keys, args: Args, transitions: GoalTransitions) -> tuple
 def main(args: Args) -> None:
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
     data.require_steps(args.nstep, "--nstep")
+    if args.bins < 2:
+        raise InputError(f"--bins {args.bins}: at least 2 classes of the distance.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

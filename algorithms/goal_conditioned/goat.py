@@ -271,7 +271,7 @@ def main(args: Args) -> None:
     if args.queue_size < args.batch_size:
         raise InputError(f"--queue-size {args.queue_size}: at least one batch of {args.batch_size}.")
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
-    data.require_steps(1, "a goal that is a later state, by")
+    data.require_steps(1, "a goal later by")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

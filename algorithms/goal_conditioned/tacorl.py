@@ -67,14 +67,14 @@ class Args(GoalArgs):
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     max_grad_norm: Float = 1.0
-    """Clip of the norm of a network's gradient."""
+    """Global norm that gradients are clipped to; 0: not clipped."""
     goal_chance: Fraction = 0.3
     """Probability that the goal is the window's own end; if not, that it is that of the next, and so on."""
     random_goals: Fraction = 0.0
     """Share of goals that are any state of the data."""
     goal_radius: Float = 0.0
     """Distance within which a state achieves a goal; 0: it is the very state that the goal was taken from."""
-    reward_scale: Float = 10.0
+    reward_scale: float = 10.0
     """Rewards are multiplied by this in training."""
     cql_alpha: Float = 1.0
     """Weight of the conservative penalty against the Bellman error."""
@@ -192,7 +192,9 @@ def sample_tanh_gaussian(mean, log_std, key, *n: int):
 
 
 def clipped_adam(rate, args: Args):
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(rate))
+    """Adam after the clip of a network's gradient."""
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
+    return optax.chain(optax.clip_by_global_norm(largest), optax.adam(rate))
 
 
 def encoded(agent: Agent, encoder, batch: WindowBatch):

@@ -55,7 +55,7 @@ class Args(OfflineArgs):
     """Where Q comes from: contrastive, without rewards (none), or bootstrapped from a learned reward (classifier)."""
     bc_share: Fraction = 0.0
     """Share of -log pi(a|s) in the actor's loss, in [0, 1]."""
-    target_entropy: Float = 0.0
+    kept_entropy: Float = 0.0
     """Entropy of the policy that the temperature keeps."""
     latent_dim: int = 64
     """Size of the representations."""
@@ -209,7 +209,7 @@ def actor_loss(actor, agent: Agent, batch: ExampleBatch, key, args: Args):
 
 def alpha_loss(log_alpha, entropy, args: Args):
     """SAC's temperature: alpha grows while the entropy is under its target."""
-    return jnp.exp(log_alpha) * (entropy - args.target_entropy)
+    return jnp.exp(log_alpha) * (entropy - args.kept_entropy)
 
 
 def init(key, args: Args, spec: Spec) -> Agent:

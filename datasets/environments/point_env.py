@@ -43,6 +43,10 @@ IDS = {
     ),
     "PointTeam": ({"layout": "open", "agents": 2, "start": "sampled", "goal": "sampled", "reward": "dense"}, 100),
     "PointPixels": ({"layout": "umaze", "observation": "pixels", "pixels": 16}, 100),
+    "PointPixelGoals": (
+        {"layout": "umaze", "observation": "pixels", "pixels": 16, "start": "sampled", "goal": "sampled",
+         "show_goal": False}, 100
+    ),
 }  # fmt: skip
 """{id without -v0: (options, time limit)}."""
 
@@ -148,7 +152,8 @@ class PointEnv(FunctionalJaxEnv):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """`options`: `start` and `goal` (x, y), or one for each agent, in place of the world's own; or a `task_id`,
-        whose start is moved by the world's jitter.
+        whose start is moved by the world's jitter. Where pictures do not show the goal, `info` has the picture of who
+        is there: `goal`.
 
         Raises:
           ValueError: there is no such task.
@@ -165,6 +170,8 @@ class PointEnv(FunctionalJaxEnv):
             jitter = options.pop("jitter", False)
             places = {k: np.float32(v).reshape(-1, 2) for k, v in options.items()}
             self.state, obs, info, self.rng = _reset(self.world, self.rng, places, jitter)
+            if self.world.observation == "pixels" and not self.world.show_goal:
+                info["goal"] = _draw(self.world, self.state._replace(position=self.state.goal), self.world.pixels)
         return _plain((obs, info))
 
     def step(self, action):

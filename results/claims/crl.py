@@ -1,4 +1,7 @@
-from results.checks import Claim, end, noise
+import jax
+import jax.numpy as jnp
+
+from results.checks import Claim, end, noise, rank_correlation
 from results.grid import goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
@@ -7,6 +10,17 @@ LATENT = "--latent-dim 64"
 gcbc = goals("gcbc", NAVIGATE)
 crl = {d: goals("crl", d, LATENT) for d in (STITCH, NAVIGATE)}
 gcivl = goals("gcivl", STITCH)
+
+
+def value(module, agent, obs, goal, args):
+    """min_k f_k(s, pi(s, g), g): what is of the goal alone is the same for all starts."""
+    inputs = obs, module.act(agent, obs, goal, None, args)
+    f = [
+        module.similarity(agent.nets.encoder, jax.tree.map(lambda x, i=i: x[i], agent.critic), inputs, goal)
+        for i in (0, 1)
+    ]
+    return jnp.minimum(*f)
+
 
 CLAIM = Claim(
     title="Contrastive values beat cloning, and put no two episodes together",
@@ -19,6 +33,9 @@ CLAIM = Claim(
         ),
         f"{STITCH}: CRL ends below GCIVL, beyond noise": (
             end(crl[STITCH]) < end(gcivl) - noise(end(crl[STITCH]), end(gcivl))
+        ),
+        f"{NAVIGATE}: values rank the ways to a goal as they are, correlation above 0.9": (
+            rank_correlation(crl[NAVIGATE]) > 0.9
         ),
     },
 )

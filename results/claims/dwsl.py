@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, end, noise, rank_correlation
 from results.grid import goals
 
 EXPLORE, NAVIGATE = "point-medium-explore", "point-medium-navigate"
@@ -6,13 +6,24 @@ EXPLORE, NAVIGATE = "point-medium-explore", "point-medium-navigate"
 gcbc = {d: goals("gcbc", d) for d in (EXPLORE, NAVIGATE)}
 dwsl = {d: goals("dwsl", d) for d in gcbc}
 
+
+def value(module, agent, obs, goal, args):
+    """Minus the soft minimum of the distance."""
+    return -module.soft_min_distance(agent, obs, goal, args)
+
+
 CLAIM = Claim(
     title="Distances learned by classification shorten the ways of the data",
     paper="DWSL (arXiv 2304.13774) claims success at the level of the best methods by supervised learning alone, above "
     "goal-conditioned cloning, from data that wanders.",
     runs=[*gcbc.values(), *dwsl.values()],
     checks={
-        f"{d}: DWSL ends above GCBC, beyond noise": end(dwsl[d]) > end(gcbc[d]) + noise(end(dwsl[d]), end(gcbc[d]))
-        for d in gcbc
+        **{
+            f"{d}: DWSL ends above GCBC, beyond noise": end(dwsl[d]) > end(gcbc[d]) + noise(end(dwsl[d]), end(gcbc[d]))
+            for d in gcbc
+        },
+        f"{NAVIGATE}: values rank the ways to a goal as they are, correlation above 0.9": (
+            rank_correlation(dwsl[NAVIGATE]) > 0.9
+        ),
     },
 )

@@ -5,6 +5,12 @@ STITCH = "point-medium-stitch"
 
 gcbc, gciql = goals("gcbc", STITCH), goals("gciql", STITCH)
 
+
+def value(module, agent, obs, goal, args):
+    """V(s, g)."""
+    return agent.nets.value.apply(agent.value, obs, goal)
+
+
 CLAIM = Claim(
     title="GCIQL puts short ways together, which cloning cannot",
     paper="OGBench (arXiv 2410.20092, table 2) has GCIQL above GCBC on stitch data of the larger mazes and on nearly "

@@ -1,10 +1,16 @@
-from results.checks import Claim, end, noise, of_task
+from results.checks import Claim, end, noise, of_task, rank_correlation
 from results.grid import goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 
 gcbc = {d: goals("gcbc", d) for d in (STITCH, NAVIGATE)}
 gcivl = {d: goals("gcivl", d) for d in gcbc}
+
+
+def value(module, agent, obs, goal, args):
+    """V(s, g)."""
+    return module.values(agent.nets.value, agent.value, obs, goal).mean(0)
+
 
 CLAIM = Claim(
     title="A value puts short ways together, which cloning cannot",
@@ -20,6 +26,9 @@ CLAIM = Claim(
         f"{STITCH}: GCIVL reaches the farthest goal more often, beyond noise": (
             of_task(5, gcivl[STITCH])
             > of_task(5, gcbc[STITCH]) + noise(of_task(5, gcivl[STITCH]), of_task(5, gcbc[STITCH]))
+        ),
+        f"{NAVIGATE}: values rank the ways to a goal as they are, correlation above 0.9": (
+            rank_correlation(gcivl[NAVIGATE]) > 0.9
         ),
     },
 )

@@ -5,6 +5,12 @@ LARGE = "point-large-navigate"
 
 hiql, ota = goals("hiql", LARGE), goals("ota", LARGE)
 
+
+def value(module, agent, obs, goal, args):
+    """V(s, phi([s; g])) of single steps."""
+    return module.values(agent.nets, agent.representation, agent.low_value, obs, goal).mean(0)
+
+
 CLAIM = Claim(
     title="A value of options reaches farther than a value of steps",
     paper="OTA (arXiv 2505.12737) claims higher success than HIQL in long tasks, by a higher policy whose value counts "

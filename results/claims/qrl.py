@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, end, noise, rank_correlation
 from results.grid import goals
 
 STITCH, TELEPORT = "point-medium-stitch", "point-teleport-navigate"
@@ -8,6 +8,13 @@ gcbc = goals("gcbc", STITCH)
 gciql = goals("gciql", STITCH)
 qrl = {d: goals("qrl", d, LATENT) for d in (STITCH, TELEPORT)}
 gcivl = goals("gcivl", TELEPORT)
+
+
+def value(module, agent, obs, goal, args):
+    """-d(s, g)."""
+    z, goal_z = (agent.nets.encoder.apply(agent.encoder, x) for x in (obs, goal))
+    return -module.DISTANCES[args.distance](z, goal_z, mixing=agent.mixing)
+
 
 CLAIM = Claim(
     title="A quasimetric finds the shortest ways where nothing is left to chance",
@@ -23,6 +30,9 @@ CLAIM = Claim(
         ),
         f"{TELEPORT}: QRL ends below GCIVL, beyond noise": (
             end(qrl[TELEPORT]) < end(gcivl) - noise(end(qrl[TELEPORT]), end(gcivl))
+        ),
+        f"{STITCH}: values rank the ways to a goal as they are, correlation above 0.9": (
+            rank_correlation(qrl[STITCH]) > 0.9
         ),
     },
 )

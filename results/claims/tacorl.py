@@ -6,7 +6,7 @@ PLANS = "--plan-updates 10000 --latent-dim 4"
 
 gcbc = goals("gcbc", STITCH)
 tacorl = goals("tacorl", STITCH, PLANS)
-cloned = goals("tacorl", STITCH, f"{PLANS} --bc-steps 10000", "cloned")
+cloned = goals("tacorl", STITCH, f"{PLANS} --bc-steps 1000000", "cloned")
 
 CLAIM = Claim(
     title="Values of latent plans put short ways together, which cloned plans do not",

@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
-from conftest import load
-from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
+from conftest import load, write_goals
+from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
 from reference import B, agent_of, close, gelu, mlp
+
+from shared.data import load_dataset
+from shared.goals import goal_dataset
 
 NET = {"activation": gelu, "layer_norm": True}
 
@@ -79,3 +82,10 @@ def test_the_optimum_is_the_log_of_the_ratio_of_visits():
     expected = np.log(reach / marginal) - np.log(63)
     gradient = step(expected, state, goal)
     assert np.abs(gradient).max() < 2e-5 < np.abs(step(table, state, goal)).max()
+
+
+def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
+    crl, data = load("crl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    args = crl.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
+    batch = crl.sample(jax.random.key(0), data, args)
+    assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
-from conftest import load
-from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
+from conftest import load, write_goals
+from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
 from reference import agent_of, close, gelu, heads, mlp
+
+from shared.data import load_dataset
+from shared.goals import goal_dataset
 
 NET = {"activation": gelu, "layer_norm": True}
 
@@ -61,3 +64,10 @@ def test_discrete_actions_are_cloned_by_advantages():
     _, metrics = gciql.update(agent, batch, jax.random.key(0), args)
     close(metrics["actor_loss"], -(weight * log_prob).mean())
     close(metrics["critic_loss"], gciql.critic_loss(agent.critic, agent, batch, args)[0])
+
+
+def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
+    gciql, data = load("gciql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    args = gciql.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
+    batch = gciql.sample(jax.random.key(0), data, args)
+    assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import load, write_goals
-from goal_reference import GOAL_SPEC, TINY, goal_batch, unit_log_prob
+from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals, unit_log_prob
 from jobs import small
 from reference import B, agent_of, close, gelu, heads, mlp
 
@@ -122,3 +122,10 @@ def test_episodes_shorter_than_a_subgoals_steps_are_refused(tmp_path):
     args = small("hiql", write_goals(tmp_path / "goals.npz"), tmp_path / "run", subgoal_steps=30)
     with pytest.raises(InputError, match="longest episode .* has 30 rows; --subgoal-steps 30 needs a longer one"):
         load("hiql").main(args)
+
+
+def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
+    hiql, data = load("hiql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    args = hiql.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
+    batch = hiql.sample(jax.random.key(0), data, args)
+    assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import load, write_goals
-from goal_reference import GOAL_SPEC, TINY, goal_batch
+from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals
 from jobs import small
 from reference import B, agent_of, close, gelu, heads, mlp
 
@@ -84,3 +84,13 @@ def test_options_longer_than_a_subgoals_steps_are_refused(tmp_path):
     args = small("ota", write_goals(tmp_path / "goals.npz"), tmp_path / "run", option_steps=6, subgoal_steps=5)
     with pytest.raises(InputError, match="--option-steps 6: 1 to --subgoal-steps 5"):
         load("ota").main(args)
+
+
+def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
+    ota, data = load("ota"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    args = ota.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
+    batch = ota.sample(jax.random.key(0), data, args)
+    assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end
+    args = ota.Args(option_steps=99, discount=0.8, value_goals=(0.0, 1.0, 0.0))  # an option that ends at its goal
+    row = np.tile(np.arange(5), 1000)
+    assert abs((ota.option_rows(jax.random.key(0), row, data, args)[1] - row).mean() - 5.0) < 0.6
