@@ -1,8 +1,9 @@
 """Goal-conditioned data: which state is whose goal, drawn on the device.
 
 What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics), else
-the whole observation (OGBench). Goals that were wanted when the data was recorded play no part: every goal is one that
-was achieved somewhere in the data (hindsight), and a row's goal is reached if it is the row's own.
+the whole observation (OGBench). Goals that were wanted when the data was recorded play no part unless they are asked
+for: every goal is one that was achieved somewhere in the data (hindsight), and a row's goal is reached if it is the
+row's own.
 """
 
 import dataclasses
@@ -35,6 +36,8 @@ class GoalBatch(NamedTuple):
     reward: jax.Array | None = None
     """0 where obs achieves `goal`, else -1."""
     actor_goal: jax.Array | None = None
+    weight: jax.Array | None = None
+    """Of the pair of a row and its goal; None: all are 1."""
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +51,10 @@ class GoalTransitions:
     """[N, G]; None: the observation."""
     end: jax.Array
     """[N] the last row of a row's episode."""
+    wanted: jax.Array | None = None
+    """[N, G] the goal that was wanted when the row was recorded; None: not asked for."""
+    wanted_end: jax.Array | None = None
+    """[N] the last row of its episode until which it was wanted."""
 
     def rows(self, key: jax.Array, shape: int | tuple[int, ...]) -> jax.Array:
         """`shape` rows, uniformly."""
@@ -99,13 +106,21 @@ class GoalDataset:
     data: Dataset
     achieved: np.ndarray | None
     """[N, G] float32; None: the observation."""
+    wanted: np.ndarray | None = None
+    """[N, G] float32, likewise of dictionaries; None: there are none."""
 
     @property
     def task(self) -> Task:
         return self.data.task
 
-    def transitions(self) -> GoalTransitions:
-        """On the default device; rows of which the next observation is not known are left out."""
+    def transitions(self, wanted: bool = False) -> GoalTransitions:
+        """On the default device; rows of which the next observation is not known are left out.
+
+        `wanted`: with the goals that were wanted when the data was recorded.
+
+        Raises:
+          InputError: there are none, or no row has a next observation.
+        """
         fields = ("obs", "action", "next_obs")
         keep = self.data.successor
         if not keep.any():
@@ -115,7 +130,18 @@ class GoalDataset:
         episode = self.data.episode()[keep]
         end = np.searchsorted(episode, episode, side="right") - 1
         achieved = None if self.achieved is None else jnp.asarray(self.achieved[keep])
-        return GoalTransitions(transitions, achieved, jnp.asarray(end.astype(np.int32)))
+        found = GoalTransitions(transitions, achieved, jnp.asarray(end.astype(np.int32)))
+        if not wanted:
+            return found
+        if self.wanted is None:
+            raise InputError(
+                f"'{self.task.id}' has no wanted goals (desired_goal), as dictionaries of goals have them."
+            )
+        goals = self.wanted[keep]
+        changes = np.r_[True, (goals[1:] != goals[:-1]).any(1) | (episode[1:] != episode[:-1])]
+        stretch = np.cumsum(changes)
+        last = np.searchsorted(stretch, stretch, side="right") - 1
+        return dataclasses.replace(found, wanted=jnp.asarray(goals), wanted_end=jnp.asarray(last.astype(np.int32)))
 
     def require_steps(self, steps: int, option: str) -> "GoalDataset":
         """This dataset, or InputError where no episode has more than `steps` rows; `option`: what asks for them."""
@@ -140,7 +166,7 @@ def goal_dataset(data: Dataset, tasks: tuple[int, ...] = ()) -> GoalDataset:
     task, parts = data.task, data.task.data.get("goal")
     if parts is None and task.env_spec:
         parts = goal_parts(task.obs_space)
-    achieved, arrays = None, {}
+    achieved, wanted, arrays = None, None, {}
     if parts:
         states, goals = parts
         if data.obs.shape[-1] != states + 2 * goals:
@@ -150,6 +176,7 @@ def goal_dataset(data: Dataset, tasks: tuple[int, ...] = ()) -> GoalDataset:
             )
         arrays = {name: np.ascontiguousarray(getattr(data, name)[..., :states]) for name in ("obs", "next_obs")}
         achieved = np.ascontiguousarray(data.obs[..., states + goals :])
+        wanted = np.ascontiguousarray(data.obs[..., states : states + goals])
     obs_shape = (arrays["obs"] if arrays else data.obs).shape[1:]
     goal_shape = obs_shape if achieved is None else achieved.shape[1:]
     spec = task.spec._replace(obs_shape=obs_shape, goal_shape=goal_shape)
@@ -167,7 +194,7 @@ def goal_dataset(data: Dataset, tasks: tuple[int, ...] = ()) -> GoalDataset:
         raise InputError(f"--tasks: '{task.id}' has no environment; name one with --env.")
     if len(obs_shape) == 3 and achieved is not None:
         achieved = None if np.array_equal(achieved, arrays["obs"]) else achieved
-    return GoalDataset(dataclasses.replace(data, task=task, **arrays), achieved)
+    return GoalDataset(dataclasses.replace(data, task=task, **arrays), achieved, wanted)
 
 
 def _with_goals(task: Task, tasks: tuple[int, ...]) -> Task:

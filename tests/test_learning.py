@@ -83,7 +83,7 @@ def test_values_rank_the_ways_through_a_maze(name, tmp_path):
     """As exact shortest paths do, from all over the maze; the committed runs are in results/goal_distances.json."""
     make.make("point-medium-navigate")
     train(
-        name, tmp_path, dataset="point-medium-navigate", seeds=2, updates=5_000, eval_every=5_000, eval_episodes=1,
+        name, tmp_path, dataset="point-medium-navigate", seeds=2, updates=20_000, eval_every=20_000, eval_episodes=1,
         hidden_dims=(64, 64), batch_size=256, **({"latent_dim": 64} if name in ("qrl", "crl") else {}),
     )  # fmt: skip
     found = correlations(load_run(tmp_path / name), claim_files()[name].value, load(name))

@@ -9,6 +9,11 @@ to a constant. That is a Q value of the data's policy, learned without bootstrap
 Choose it when episodes lead to the goals that matter: values are learned by classification alone, so that nothing
 diverges, and nothing connects two episodes either.
 
+With --goals wanted the goals are those that the data was recorded for (desired_goal: a place, or the one-hot number of
+a task), as PRTS (arXiv 2604.27472) does with instructions: a goal that is met at the end only, T, cannot be drawn
+geometrically, so that a pair weighs gamma^(T - t) instead; rows with the same goal are no negatives of each other. Here
+it is the loss of eq. 7 with these weights; PRTS' own, a softmax both ways on unit vectors, is not released.
+
 Deviations from OGBench's present code: none is known. Before June 2025 it cut f at log 1e-6 in the actor's loss.
 
 Parity: equal to OGBench's crl.py, update for update (results/parity.md).
@@ -52,6 +57,8 @@ class Args(GoalArgs):
     """Clip of the exponential advantage weights."""
     latent_dim: int = 512
     """Size of the representations."""
+    goals: Literal["achieved", "wanted"] = "achieved"
+    """Goals that states of the data achieve (--value-goals, --actor-goals), or those that it was recorded for."""
     value_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""
     actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
@@ -171,9 +178,17 @@ def as_vector(agent: Agent, action):
     return nn.one_hot(action, agent.nets.actor.action_dim) if discrete else action
 
 
-def contrastive_loss(logits):
-    """Binary cross-entropy of logits [B, B] with the identity: row i's own goal against those of all others (eq. 7)."""
-    return optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).mean()
+def contrastive_loss(logits, goal=None, weight=None):
+    """Binary cross-entropy of logits [B, B] with the identity: row i's own goal against those of all others (eq. 7).
+
+    With the weights [B] of pairs, goals of other rows that equal a row's own [B, G] are left out.
+    """
+    own = jnp.eye(len(logits))
+    entropy = optax.sigmoid_binary_cross_entropy(logits, own)
+    if weight is not None:
+        other = (goal[:, None] != goal[None]).any(-1)
+        entropy = jnp.where(own > 0, weight[:, None] * entropy, other * entropy)
+    return entropy.mean()
 
 
 def critic_loss(critic, agent: Agent, batch: GoalBatch, args: Args):
@@ -183,12 +198,14 @@ def critic_loss(critic, agent: Agent, batch: GoalBatch, args: Args):
     chex.assert_shape(logits, (2, args.batch_size, args.batch_size))
     own = jnp.diagonal(logits.mean(0))
     others = (logits.mean(0).sum() - own.sum()) / (args.batch_size * (args.batch_size - 1))
-    return jax.vmap(contrastive_loss)(logits).mean(), {"own_logit": own.mean(), "other_logit": others}
+    losses = jax.vmap(partial(contrastive_loss, goal=batch.goal, weight=batch.weight))(logits)
+    return losses.mean(), {"own_logit": own.mean(), "other_logit": others}
 
 
 def value_loss(value, agent: Agent, batch: GoalBatch, args: Args):
     """The contrastive loss of f(s, g)."""
-    return contrastive_loss(similarities(agent.nets.encoder, value, (batch.obs,), batch.goal))
+    logits = similarities(agent.nets.encoder, value, (batch.obs,), batch.goal)
+    return contrastive_loss(logits, batch.goal, batch.weight)
 
 
 def ddpg_bc_loss(actor, agent: Agent, batch: GoalBatch, args: Args):
@@ -233,9 +250,13 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 
 def sample(key, transitions: GoalTransitions, args: Args) -> GoalBatch:
-    """Rows, each with a goal of the value's mixture and one of the actor's."""
+    """Rows, each with a goal of the value's mixture and one of the actor's, or with the goal that was wanted."""
     row_key, goal_key, actor_key = jax.random.split(key, 3)
     row = transitions.rows(row_key, args.batch_size)
+    if args.goals == "wanted":
+        at, goal = transitions.take(row), transitions.wanted[row]
+        weight = args.discount ** (transitions.wanted_end[row] - row)
+        return GoalBatch(at.obs, at.action, at.next_obs, goal, actor_goal=goal, weight=weight)
     goal_row = transitions.mixture(goal_key, row, args.value_goals, args.discount)
     return transitions.batch(row, goal_row, transitions.mixture(actor_key, row, args.actor_goals))
 
@@ -280,7 +301,7 @@ def main(args: Args) -> None:
     discrete = False if args.actor_objective == "ddpg_bc" else None
     data = goal_dataset(load_dataset(args).require(discrete, reward=False), args.tasks)
     with Run(__file__, args, data.task, act) as run:
-        transitions = run.replicate(data.transitions())
+        transitions = run.replicate(data.transitions(wanted=args.goals == "wanted"))
         agent = run.init(partial(init, spec=data.task.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

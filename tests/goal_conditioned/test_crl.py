@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 from conftest import load, write_goals
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
 from reference import B, agent_of, close, gelu, mlp
 
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import goal_dataset
 
 NET = {"activation": gelu, "layer_norm": True}
@@ -89,3 +91,40 @@ def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
     args = crl.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = crl.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end
+
+
+def test_wanted_goals_weigh_by_how_soon_they_are_met_and_equal_ones_are_no_negatives():
+    crl, args, agent, batch = setting()
+    goal = batch.goal.copy()
+    goal[3] = goal[1]
+    goal[4, 0] = goal[0, 0]  # equal in one number only
+    weight = np.float32([1.0, 0.5, 0.25, 0.9, 0.1])
+    batch = batch._replace(goal=goal, weight=weight)
+    logits = critics(agent, goal, batch.obs, batch.action)
+    expected = 0.0
+    for i in range(B):
+        for j in range(B):
+            sigma = 1 / (1 + np.exp(-logits[:, i, j]))
+            if i == j:
+                expected -= weight[i] * np.log(sigma).mean()
+            elif {i, j} != {1, 3}:
+                expected -= np.log(1 - sigma).mean()
+    close(crl.critic_loss(agent.critic, agent, batch, args)[0], expected / B**2)
+
+
+def test_wanted_goals_are_those_of_the_record(tmp_path):
+    crl, path = load("crl"), tmp_path / "wanted.npz"
+    row = np.arange(60)
+    wanted = np.where(row < 20, row // 7, row // 20)  # the first episode's goal changes every 7 rows
+    obs = np.stack([row, row, wanted, wanted, row, row], -1).astype(np.float32)  # state, wanted, achieved
+    np.savez(path, observations=obs, next_observations=obs, actions=np.zeros((60, 2)), timeouts=row % 20 == 19)
+    data = goal_dataset(load_dataset(str(path), "PointUMazeGoals-v0")).transitions(wanted=True)
+    batch = crl.sample(jax.random.key(0), data, crl.Args(batch_size=500, discount=0.9, goals="wanted"))
+    drawn = np.asarray(batch.obs)[:, 0].astype(int)
+    np.testing.assert_array_equal(batch.goal, np.stack([wanted, wanted], -1)[drawn])
+    np.testing.assert_array_equal(batch.actor_goal, batch.goal)
+    last = np.where(row < 20, np.minimum(row // 7 * 7 + 6, 19), row // 20 * 20 + 19)
+    np.testing.assert_allclose(batch.weight, 0.9 ** (last - row)[drawn], rtol=1e-5)
+    assert set(drawn) == set(row)
+    with pytest.raises(InputError, match="has no wanted goals"):
+        goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions(wanted=True)
