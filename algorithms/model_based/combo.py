@@ -93,7 +93,7 @@ class Args(OfflineArgs):
     """Of these, the ones of least hold-out error, which make the rollouts."""
     model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
     """Hidden layers of the model of the dynamics."""
-    weight_decay: Float = 1.0
+    decay_scale: Float = 1.0
     """Of the model: a factor of the paper's, which grow from 2.5e-5 in the first layer to 1e-4 in the last."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -262,7 +262,7 @@ def model_decay(model, args: Args):
     layers = sorted(name for name in model["params"] if "Dense" in name)
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
-    return 0.5 * args.weight_decay * sum(d * square for d, square in zip(decays, squares, strict=True))
+    return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
 
 
 def model_loss(model, agent: Agent, batch: Batch, args: Args):
