@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import B, agent_of, close, differences, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, differences, heads, mlp, tanh_normal
+from test_mopo import data_of
 
 from shared.arguments import preset_for
 from shared.errors import InputError
@@ -76,6 +77,20 @@ def test_combo_the_penalty_moves_values_of_model_and_data_apart(combo, agent, ba
     assert gap[1] < gap[0]
     bias = grads["params"]["Dense_2"]["bias"]
     close(bias, np.zeros_like(bias))  # a constant cancels: one side is down by as much as the other is up
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_combo_rollouts_are_of_the_policy_or_of_uniform_actions(combo, agent, uniform):
+    """A policy that does the same everywhere: 0.99 along both axes."""
+    args = combo.Args(**SIZES, uniform_rollouts=uniform)
+    agent.actor["params"]["Dense_2"] = {"kernel": np.zeros((8, 4)), "bias": np.float32([3.0, 3.0, -5.0, -5.0])}
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    replay = jax.tree.map(lambda x: x[0], combo.init_replay(1, 40, SPEC, sharding))
+    never = lambda next_obs: next_obs[..., 0] > np.inf  # noqa: E731
+    replay, info = combo.rollout(agent, replay, jax.random.key(0), args, data_of(combo), 2, never, None)
+    action = np.asarray(replay.take(np.arange(16)).action)
+    assert replay.size() == 16 and info["rollout_length"] == 2
+    assert (action.min() < -0.5 and action.max() < 1.0) if uniform else np.allclose(action, np.tanh(3.0), atol=1e-2)
 
 
 def test_combo_needs_rows_of_both_kinds(combo, pendulum, tmp_path):
