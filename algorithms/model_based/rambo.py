@@ -25,7 +25,7 @@ Deviations from the paper:
 
     python algorithms/model_based/rambo.py --dataset hopper-medium-replay --seeds 4 --rollout-batch 10000
     python algorithms/model_based/rambo.py --dataset pendulum-weak --model-hidden-dims 64 64 --hidden-dims 64 64 \\
-        --model-updates 10000 --updates 20000 --rollout-batch 1000 --adversary-updates 200 --adversary-weight 0 0.03
+        --model-updates 10000 --updates 20000 --rollout-batch 1000 --adversary-updates 200 --adversary-weight 0 1
 """
 
 import math

@@ -7,8 +7,8 @@ SIZES = (
     "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000 --rollout-steps 5"
 )
 
-rambo = Entry("rambo", WEAK, f"{SIZES} --adversary-updates 200 --adversary-weight 0 0.03", "", "claim")
-plain, ours = "adversary_weight=0", "adversary_weight=0.03"
+rambo = Entry("rambo", WEAK, f"{SIZES} --adversary-updates 200 --adversary-weight 0 1", "", "claim")
+plain, ours = "adversary_weight=0", "adversary_weight=1"
 
 CLAIM = Claim(
     title="A model that plays against the policy keeps its values low",
