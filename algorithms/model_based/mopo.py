@@ -90,7 +90,7 @@ class Args(OfflineArgs):
     """Of these, the ones of least hold-out error, which make the rollouts."""
     model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
     """Hidden layers of the model of the dynamics."""
-    weight_decay: Float = 1.0
+    decay_scale: Float = 1.0
     """Of the model: a factor of the paper's, which grow from 2.5e-5 in the first layer to 1e-4 in the last."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -258,7 +258,7 @@ def model_decay(model, args: Args):
     layers = sorted(name for name in model["params"] if "Dense" in name)
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
-    return 0.5 * args.weight_decay * sum(d * square for d, square in zip(decays, squares, strict=True))
+    return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
 
 
 def model_loss(model, agent: Agent, batch: Batch, args: Args):
@@ -357,11 +357,11 @@ def uncertainties(mean, std, sample):
     5 and 6 are those of "Revisiting": Var_i log N_i(s'), and the KL divergence of a member to the Gaussian that has
     mean and variance of the mixture of all others, the largest of the members'.
     """
-    members = len(mean)
+    members, sample, mean = len(mean), sample - mean.mean(0), mean - mean.mean(0)  # squares of what is small
     distance = jnp.linalg.norm(mean[:, None] - mean[None], axis=-1)  # [E, E, B]
-    var = (std**2 + mean**2).mean(0) - mean.mean(0) ** 2
+    var = (std**2 + mean**2).mean(0)
     log_prob = jax.scipy.stats.norm.logpdf(sample, mean, std).sum(-1)
-    rest_mean = (mean.sum(0) - mean) / max(members - 1, 1)
+    rest_mean = -mean / max(members - 1, 1)
     rest_square = ((std**2 + mean**2).sum(0) - std**2 - mean**2) / max(members - 1, 1)
     rest_var = jnp.maximum(rest_square - rest_mean**2, 1e-12)
     return jnp.stack(

@@ -172,6 +172,8 @@ def test_mopo_uncertainties_of_a_made_ensemble(mopo):
         gap = (mean[i] - mean[rest].mean(0)) ** 2
         kl.append(0.5 * (np.log(var / std[i] ** 2) + (std[i] ** 2 + gap) / var - 1).sum(-1))
     close(found[5], np.max(kl, 0))
+    far = mopo.uncertainties(*(jnp.float32(x) for x in (mean + 4e3, std, sample + 4e3)))
+    np.testing.assert_allclose(far, found, rtol=2e-2)  # squares of large observations do not swallow what is small
     alike = jnp.ones((4, B, 3))
     close(mopo.uncertainties(alike, alike, jnp.zeros((B, 3)))[jnp.array([1, 4, 5])], np.zeros((3, B)))
 

@@ -1,0 +1,31 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+WEAK = "pendulum-weak"
+ENV = "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --updates 10000 --eval-every 5000"
+SIZES = f"{ENV} --model-hidden-dims 64 64 --model-updates 5000 --rollout-batch 1000 --rollout-steps 5"
+
+bc = Entry("bc", WEAK, ENV, "phys2d", "claim")
+cql = Entry("cql", WEAK, f"{ENV} --cql-alpha 0.5", "phys2d", "claim")
+combo = Entry("combo", WEAK, f"{SIZES} --cql-alpha 0 0.5", "", "claim")
+plain, ours = "cql_alpha=0", "cql_alpha=0.5"
+
+CLAIM = Claim(
+    title="Conservative values make a model useful where its uncertainty is not estimated",
+    paper="COMBO (arXiv 2102.08363) claims to be better than its model-free half (CQL) and than model-based learning "
+    "without it, because Q is bounded on what the model makes up.",
+    runs=[bc, cql, combo],
+    checks={
+        f"{WEAK}: COMBO ends above CQL, beyond noise": end(combo, ours) > end(cql) + noise(end(combo, ours), end(cql)),
+        f"{WEAK}: COMBO ends above cloning, beyond noise": (
+            end(combo, ours) > end(bc) + noise(end(combo, ours), end(bc))
+        ),
+        f"{WEAK}: COMBO ends above itself without the regulariser, beyond noise": (
+            end(combo, ours) > end(combo, plain) + noise(end(combo, ours), end(combo, plain))
+        ),
+        f"{WEAK}: the regulariser lowers Q of the model's rows against that of the data's": (
+            logged("q_model", combo, ours) - logged("q_data", combo, ours)
+            < logged("q_model", combo, plain) - logged("q_data", combo, plain)
+        ),
+    },
+)

@@ -1,0 +1,30 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+WEAK = "pendulum-weak"
+SIZES = (
+    "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 "
+    "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000 --rollout-steps 5"
+)
+
+mopo = Entry("mopo", WEAK, f"{SIZES} --reward-penalty 0 1", "h5", "claim")
+mobile = Entry("mobile", WEAK, f"{SIZES} --n-elites 3 --next-samples 2 --inconsistency 0 1", "", "claim")
+plain, ours = "inconsistency=0", "inconsistency=1"
+
+CLAIM = Claim(
+    title="Disagreement about values is a better penalty than disagreement about states",
+    paper="MOBILE (ICML 2023, PMLR 202) claims that the inconsistency of Bellman estimates over an ensemble beats the "
+    "penalties of earlier methods, MOPO (arXiv 2005.13239) among them.",
+    runs=[mopo, mobile],
+    checks={
+        f"{WEAK}: MOBILE ends above itself without the penalty, beyond noise": (
+            end(mobile, ours) > end(mobile, plain) + noise(end(mobile, ours), end(mobile, plain))
+        ),
+        f"{WEAK}: MOBILE ends above MOPO, beyond noise": (
+            end(mobile, ours) > end(mopo, "reward_penalty=1") + noise(end(mobile, ours), end(mopo, "reward_penalty=1"))
+        ),
+        f"{WEAK}: the penalty lowers Q at the policy's actions": (
+            logged("q_pi", mobile, ours) < logged("q_pi", mobile, plain)
+        ),
+    },
+)

@@ -1,0 +1,28 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+WEAK = "pendulum-weak"
+SIZES = (
+    "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 "
+    "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000 --rollout-steps 5"
+)
+
+rambo = Entry("rambo", WEAK, f"{SIZES} --adversary-updates 200 --adversary-weight 0 1", "", "claim")
+plain, ours = "adversary_weight=0", "adversary_weight=1"
+
+CLAIM = Claim(
+    title="A model that plays against the policy keeps its values low",
+    paper="RAMBO (arXiv 2204.12581) claims that adversarial updates of the model make it pessimistic where data are "
+    "missing while it keeps to the data, and that policies get better than those of the model alone.",
+    runs=[rambo],
+    checks={
+        f"{WEAK}: RAMBO ends above itself without the game, beyond noise": (
+            end(rambo, ours) > end(rambo, plain) + noise(end(rambo, ours), end(rambo, plain))
+        ),
+        f"{WEAK}: the game lowers Q at the policy's actions": logged("q_pi", rambo, ours)
+        < logged("q_pi", rambo, plain),
+        f"{WEAK}: the model's hold-out error grows by less than a half": (
+            logged("holdout_error", rambo, ours) < 1.5 * logged("holdout_error", rambo, plain)
+        ),
+    },
+)
