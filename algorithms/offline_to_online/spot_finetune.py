@@ -6,7 +6,8 @@ maximises Q minus lambda times the negative log density of its action. Online, e
 transition to the dataset's and is followed by one update; lambda falls linearly over the steps, to a share of it
 that is kept, so that the policy may leave the data's support as it learns of what lies beyond. The rest is TD3.
 
-With --from, the VAE is that of the run. Adam's moments begin anew at the first environment step, and the discount may change there, as in the authors' code.
+Adam's moments begin anew at the first environment step, and the discount may change there, as in the authors' code.
+With --from, the VAE is that of the run.
 
 Choose it when you pre-train with SPOT and go on online, or want a constraint whose weight you can let go by a schedule.
 
