@@ -65,8 +65,8 @@ class Args(OfflineArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    weight_decay: Float = 1e-4
-    """Of the diffusion model's weights, by AdamW."""
+    actor_weight_decay: Float = 1e-4
+    """Of the actor's weights, by AdamW (the diffusion model alone)."""
     dropout: StaticFraction = 0.1
     """Dropout after the actor's hidden layers, in [0, 1]."""
     updates: int = 3_000_000
@@ -254,7 +254,7 @@ def integrate(agent: Agent, obs, key, args: Args):
 def actor_optimizer(args: Args) -> optax.GradientTransformation:
     if args.model == "flow":
         return optax.adam(args.actor_lr)
-    return optax.adamw(optax.cosine_decay_schedule(args.actor_lr, args.updates), weight_decay=args.weight_decay)
+    return optax.adamw(optax.cosine_decay_schedule(args.actor_lr, args.updates), weight_decay=args.actor_weight_decay)
 
 
 def init(key, args: Args, spec: Spec) -> Agent:

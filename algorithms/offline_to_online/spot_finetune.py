@@ -7,6 +7,7 @@ transition to the dataset's and is followed by one update; lambda falls linearly
 that is kept, so that the policy may leave the data's support as it learns of what lies beyond. The rest is TD3.
 
 Adam's moments begin anew at the first environment step, and the discount may change there, as in the authors' code.
+With --from, the VAE is that of the run.
 
 Choose it when you pre-train with SPOT and go on online, or want a constraint whose weight you can let go by a schedule.
 
@@ -22,6 +23,7 @@ Deviations from the paper:
 """
 
 import dataclasses
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
 from shared.run import Run, launch
@@ -388,11 +391,25 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def vae_updates(args: Args) -> int:
+    """Updates of the VAE before the first ones of the agent: none with --from, whose run brings its own.
+
+    Raises:
+      InputError: that run has no VAE.
+    """
+    record = Path(args.from_run) / "run.json"
+    if not args.from_run or not record.exists():
+        return args.vae_updates
+    if "vae_updates" not in json.loads(record.read_text())["args"]:
+        raise InputError(f"--from: the agents of {args.from_run} have no VAE; take those of spot.py.")
+    return 0
+
+
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.vae_updates) as run:
+    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=vae_updates(args)) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)

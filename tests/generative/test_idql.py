@@ -154,7 +154,7 @@ def test_idql_updates_the_value_before_q_and_the_flow_all_at_once(idql, form, ba
 
 
 def test_idql_the_diffusion_models_rate_decays_and_its_weights_too(idql):
-    args = idql.Args(**SIZES, updates=10, actor_lr=0.1, weight_decay=0.5)
+    args = idql.Args(**SIZES, updates=10, actor_lr=0.1, actor_weight_decay=0.5)
     optimizer, one = idql.actor_optimizer(args), jnp.ones(())
     state = optimizer.init(one)
     for count in range(3):

@@ -10,6 +10,8 @@ from jobs import train
 from reference import B, agent_of, close, heads, mlp, smoothed_next_action
 from released import ANTMAZE, every, table, wrong_settings
 
+from shared.errors import InputError
+
 SMALL = {"latent_samples": 2, "vae_hidden_dims": (8, 8), "vae_updates": 2}
 
 
@@ -100,6 +102,12 @@ def test_spot_finetune_goes_on_from_a_run_of_spot_with_new_moments(pendulum, tmp
     assert all((before[k] == after[k]).all() for k in before if ".vae[" in k)
     decay = [float(row["support_weight"]) for row in csv.DictReader((tmp_path / "online" / "metrics.csv").open())]
     close(np.array(decay) / 0.1, [1 - 0.5 / 8, 1 - 2.5 / 8, 1 - 4.5 / 8, (0.25 + 0.2) / 2])
+
+
+def test_spot_finetune_needs_a_run_with_a_vae(pendulum, tmp_path):
+    (tmp_path / "run.json").write_text('{"args": {"updates": 4}}')
+    with pytest.raises(InputError, match="no VAE; take those of spot.py"):
+        train("spot_finetune", pendulum, tmp_path / "online", from_run=str(tmp_path))
 
 
 def test_spot_finetune_settings_are_those_released():
