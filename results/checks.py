@@ -191,11 +191,6 @@ def end(run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, lambda row: row.final)
 
 
-def logged(metric: str, run: Entry, setting: str = "") -> LaneMean:
-    """What was last logged of a metric."""
-    return of_lanes(run, setting, lambda row: raw.last_logged(row, metric))
-
-
 def of_task(number: int, run: Entry, setting: str = "") -> LaneMean:
     """At the last evaluation, in one of the environment's tasks."""
     return of_lanes(run, setting, lambda row: raw.final_episodes(row, number).mean(1))

@@ -101,12 +101,6 @@ def read_run(run: Path) -> list[Row]:
     return rows
 
 
-def last_logged(row: Row, metric: str) -> np.ndarray:
-    """[lanes] a column of metrics.csv at its last row of each lane."""
-    table = pd.read_csv(row.run / "metrics.csv")
-    return table.groupby("lane")[metric].last().reindex(row.lanes).to_numpy()
-
-
 def read_evaluation(row: Row, change: str) -> Row:
     """The lanes of `row` as they did after the run, under the arguments of `change`: one point in place of a curve."""
     table = pd.read_csv(evaluation_file(row.run, change))
