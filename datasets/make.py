@@ -33,6 +33,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import bandits
 import gymnasium as gym
 import locks
 import locomotion
@@ -53,6 +54,7 @@ from shared.task import recipe_id, recipe_name, recipes
 
 HERE = Path(__file__).resolve().parent
 MODULES = {
+    "bandit": bandits,
     "pendulum": scripted,
     "cartpole": scripted,
     "pointmaze": pointmaze,

@@ -4,6 +4,7 @@ Each episode is played by one controller. The bad ones are wrong on purpose and 
 averaging over noise would give the good action back, so that cloning would already be optimal.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -78,9 +79,10 @@ CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPo
 
 
 def recipe(name: str, env_id: str) -> Recipe:
-    """A name of SHARES."""
-    spec = registered_env(env_id)
-    policies = {"random": random_policy, "expert": lambda env: CONTROLLERS[env_id]("expert")}
+    """A name of SHARES; with `-delayed` behind it, rewards come at the end."""
+    spec, delayed, name = registered_env(env_id), name.endswith("-delayed"), name.removesuffix("-delayed")
+    played_in = spec.kwargs.get("env", "Pendulum-v1") if delayed else env_id
+    policies = {"random": random_policy, "expert": lambda env: CONTROLLERS[played_in]("expert")}
     shares = ", ".join(f"{share:.0%} {grade}" for grade, share in SHARES[name].items())
     return Recipe(
         env=spec,
@@ -89,14 +91,14 @@ def recipe(name: str, env_id: str) -> Recipe:
         policy=POLICIES.get(name)
         or f"scripted controllers, one per episode ({shares} of the steps), "
         f"{left_out(name):.0%} of their actions uniform",
-        collect=partial(collect, name, env_id),
+        collect=partial(collect, name, played_in, delayed),
         reference=env_id,
         expert="the scripted expert without random actions",
         returns=lambda who, episodes: play_returns(spec, policies[who], episodes),
     )
 
 
-def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer]:
+def collect(name: str, env_id: str, delayed: bool, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes seeded seed, seed + 1, ..., each by the controller furthest behind its share."""
     env = gym.make(env_id)
     env.action_space.seed(seed)
@@ -117,4 +119,12 @@ def collect(name: str, env_id: str, steps: int, seed: int) -> list[EpisodeBuffer
         grade = min(played, key=lambda g: played[g] / SHARES[name][g])
         episodes.append(cut(rollout(env, mixed(grade), seed + len(episodes)), steps - total))
         played[grade] += len(episodes[-1])
-    return episodes
+    return [at_the_end(e) for e in episodes] if delayed else episodes
+
+
+def at_the_end(episode: EpisodeBuffer) -> EpisodeBuffer:
+    """The episode with all its rewards at its last step."""
+    rewards = np.asarray(episode.rewards)
+    paid = np.zeros_like(rewards)
+    paid[-1] = rewards.sum()
+    return dataclasses.replace(episode, rewards=paid)

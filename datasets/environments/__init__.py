@@ -1,3 +1,3 @@
 """The collection's own environments; importing the package registers their ids with gymnasium."""
 
-from environments import changed_physics, combination_lock, icu_sepsis, point_env  # noqa: F401
+from environments import bandit, changed_physics, combination_lock, delayed_reward, icu_sepsis, point_env  # noqa: F401

@@ -33,6 +33,9 @@ IDS = {
     "PointGrid": ({"layout": "fourrooms", "discrete": True, "speed": 1.0, "jitter": 0.0}, 100),
     "PointLake": ({"layout": "lake", "discrete": True, "speed": 1.0, "jitter": 0.0, "deadly": True}, 100),
     "PointHazard": ({"layout": "hazard", "reward": "dense"}, 100),
+    "PointBridge": (
+        {"layout": "bridge", "noise": 1.0, "deadly": True, "reward": ("success", "time"), "weights": (1.0, 0.01)}, 100
+    ),
     "PointRiver": ({"layout": "river", "reward": "sparse"}, 100),
     "PointCrossing": ({"layout": "crossing"}, 50),
     "PointHidden": (

@@ -1,0 +1,41 @@
+from results.checks import Claim, end, noise, under
+from results.grid import Entry
+
+DENSE, DELAYED, SPARSE, CHANCE = "pendulum-mixed", "pendulum-mixed-delayed", "point-umaze-mixed", "point-bridge-mixed"
+LESS = "target_return=0.3"  # of a walk around, where the best episode of the data got 0.8 across
+
+LENGTH = "--seeds 8 --updates 10000 --eval-every 5000 --eval-episodes 20 --batch-size 64"
+MLP = f"{LENGTH} --hidden-dims 64 64"
+TOKENS = f"{LENGTH} --width 64 --layers 2 --context 10 --learning-rate 1e-3 --warmup-updates 1000"
+SETS = (DENSE, DELAYED, SPARSE, CHANCE)
+
+bc = {d: Entry("bc", d, f"{MLP} --top-fraction 0.1", "top10-beside-dt", "claim") for d in SETS}
+cql = {d: Entry("cql", d, MLP, "beside-dt", "claim") for d in SETS}
+dt = {
+    d: Entry("decision_transformer", d, TOKENS, "", "claim", (LESS,) if d == CHANCE else ())
+    for d in SETS
+}  # fmt: skip
+
+CLAIM = Claim(
+    title="Sequences for late rewards, values for random worlds",
+    paper="The study of when to prefer DT (arXiv 2305.14550) finds that DT is better than CQL where rewards are sparse "
+    "or come at the end and the data is poor, and that CQL is better where the environment is random and the data "
+    "poor; DT (arXiv 2106.01345) claims the level of the best value methods, and above cloning of the best tenth.",
+    runs=[*bc.values(), *cql.values(), *dt.values()],
+    checks={
+        f"{DELAYED}: DT ends above CQL, beyond noise": end(dt[DELAYED])
+        > end(cql[DELAYED]) + noise(end(dt[DELAYED]), end(cql[DELAYED])),
+        f"{DELAYED}: DT loses nothing against {DENSE}, beyond noise": end(dt[DELAYED])
+        > end(dt[DENSE]) - noise(end(dt[DELAYED]), end(dt[DENSE])),
+        f"{DELAYED}: CQL loses against {DENSE}, beyond noise": end(cql[DELAYED])
+        < end(cql[DENSE]) - noise(end(cql[DELAYED]), end(cql[DENSE])),
+        f"{SPARSE}: DT ends above CQL, beyond noise": end(dt[SPARSE])
+        > end(cql[SPARSE]) + noise(end(dt[SPARSE]), end(cql[SPARSE])),
+        f"{CHANCE}: CQL ends above DT, beyond noise": end(cql[CHANCE])
+        > end(dt[CHANCE]) + noise(end(cql[CHANCE]), end(dt[CHANCE])),
+        f"{CHANCE}: DT gets more when asked for less, beyond noise": under(LESS, dt[CHANCE])
+        > end(dt[CHANCE]) + noise(under(LESS, dt[CHANCE]), end(dt[CHANCE])),
+        f"{SPARSE}: DT ends above cloning of the best tenth, beyond noise": end(dt[SPARSE])
+        > end(bc[SPARSE]) + noise(end(dt[SPARSE]), end(bc[SPARSE])),
+    },
+)

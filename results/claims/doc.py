@@ -1,0 +1,38 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+LUCKY, CLOSE, EVEN = "bandit-p80-good10", "bandit-p60-good10", "bandit-p80-good50"
+ON, OFF = "mi_weight=1", "mi_weight=0"
+
+TOKENS = "--seeds 8 --updates 3000 --eval-every 1000 --eval-episodes 200 --width 32 --layers 1 --context 1"
+TOKENS += " --token-dropout 0 --learning-rate 1e-3 --warmup-updates 100"
+
+doc = {
+    d: Entry("doc", d, f"{TOKENS} --future 1 --latent-dim 8 --mi-weight 0 1", "", "claim") for d in (LUCKY, CLOSE, EVEN)
+}
+dt = {d: Entry("decision_transformer", d, TOKENS, "beside-doc", "claim") for d in doc}
+
+
+def gap(run: Entry, setting: str):
+    return abs(logged("promised", run, setting) - end(run, setting))
+
+
+CLAIM = Claim(
+    title="What is asked for is not luck, and what is promised is obtained",
+    paper="DoC (arXiv 2210.13435) claims that it finds the better arm of a Bernoulli bandit whatever the arms' odds "
+    "and the data's policy, where DT, asked for a return of 1, chooses as the data did when it was lucky; and that the "
+    "value that it promises is consistent with the return that it obtains.",
+    runs=[*doc.values(), *dt.values()],
+    checks={
+        **{
+            f"{d}: DoC ends above DT, beyond noise": end(doc[d], ON) > end(dt[d]) + noise(end(doc[d], ON), end(dt[d]))
+            for d in (LUCKY, CLOSE)
+        },
+        f"{LUCKY}: without the constraint DoC ends below, beyond noise": end(doc[LUCKY], OFF)
+        < end(doc[LUCKY], ON) - noise(end(doc[LUCKY], OFF), end(doc[LUCKY], ON)),
+        f"{EVEN}: DT finds the better arm, too": end(dt[EVEN]) > 0.7,
+        **{f"{d}: DoC obtains what it promises, to 0.1": gap(doc[d], ON) < 0.1 for d in (LUCKY, CLOSE)},
+        f"{LUCKY}: without the constraint it promises 0.2 more than it obtains": logged("promised", doc[LUCKY], OFF)
+        > end(doc[LUCKY], OFF) + 0.2,
+    },
+)

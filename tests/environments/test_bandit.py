@@ -1,0 +1,37 @@
+"""The Bernoulli bandit and its data: which arm pays how often, and who chose it."""
+
+import gymnasium as gym
+import make  # of datasets/
+import numpy as np
+import pytest
+
+from shared.data import load_dataset
+from shared.jax_envs import jax_env
+from shared.task import env_task
+
+
+def test_each_arm_pays_as_often_as_it_says():
+    env = gym.make("BernoulliBandit-v0", p=0.9)
+    paid = np.zeros((2, 100))
+    for arm in (0, 1):
+        for seed in range(100):
+            obs, _ = env.reset(seed=seed)
+            assert obs.tolist() == [0.0]
+            _, paid[arm, seed], terminated, truncated, _ = env.step(arm)
+            assert terminated and paid[arm, seed] in (0.0, 1.0)
+    np.testing.assert_allclose(paid.mean(1), [0.9, 0.1], atol=0.1)
+    assert jax_env(env_task("BernoulliBandit-v0"))
+    with pytest.raises(ValueError, match="probability"):
+        gym.make("BernoulliBandit-v0", p=1.5)
+
+
+def test_the_data_is_of_the_arms_and_shares_in_its_name():
+    make.make("bandit-p80-good50", steps=500)
+    data = load_dataset("bandit-p80-good50")
+    good = data.action == 0
+    assert len(data.obs) == 500 and data.terminal.all() and not data.obs.any()
+    np.testing.assert_allclose(
+        [good.mean(), data.reward[good].mean(), data.reward[~good].mean()], [0.5, 0.8, 0.2], atol=0.08
+    )
+    assert data.task.make_env().unwrapped.func_env.p == 0.8
+    assert data.return_to_go().max() == 1.0
