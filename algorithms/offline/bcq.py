@@ -10,6 +10,8 @@ Choose it when the data's actions have several modes and you want the field's fi
 
 For discrete actions: dqn_offline.py --method bcq.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - the VAE's loss averages over dimensions and weighs the KL divergence by half, as the authors' code does;
 - biases start at zero (PyTorch's default draws them like the weights);

@@ -11,6 +11,8 @@ that loss, with batches of 10,000, rates larger by the square root of that growt
 
 Choose it when you would use SAC-N and cannot afford its critics; actions need two dimensions or more.
 
+Parity: equal to CORL's edac.py, update for update, but for the form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - temperature, actor and critics are updated one after the other, each with the ones before it, as CORL does; the
   authors' code computes all three losses from the old parameters;
@@ -245,7 +247,8 @@ def diversity_loss(critic, agent: Agent, batch: Batch):
         return agent.nets.critic.apply(one, batch.obs, action).sum()
 
     grads = jax.vmap(jax.grad(q_sum), (None, 0))(batch.action, critic)  # [E, B, A]
-    unit = grads / jnp.sqrt((grads**2).sum(-1, keepdims=True) + 1e-20)
+    squared = (grads**2).sum(-1, keepdims=True)
+    unit = grads / (jnp.sqrt(jnp.where(squared > 0, squared, 1.0)) + 1e-10)
     if batch.action.shape[-1] == 1:
         unit = jax.lax.stop_gradient(unit)  # signs: all that is left of their slope is rounding
     cosines = (unit.sum(0) ** 2).sum(-1) - (unit**2).sum((0, 2))  # [B]: of all pairs, less each with itself

@@ -13,7 +13,7 @@ dqn, quantiles, bcq, cql = (
         "dqn": "--method none",
         "quantiles": "--method none --n-quantiles 32",
         "bcq": "--method bcq",
-        "cql": "--method cql --cql-alpha 0.5",
+        "cql": "--method cql --cql-alpha 2",
     }.items()
 )
 
