@@ -14,7 +14,7 @@ Deviations from the paper:
 - no return-conditioned variant (gym), and no choice of the best of five evaluations.
 
     python algorithms/sequence/gcpc.py --dataset point-medium-navigate --seeds 4 --updates 50000
-    python algorithms/sequence/gcpc.py --dataset point-large-navigate --seeds 4 --slots 0 --pretrain-updates 0
+    python algorithms/sequence/gcpc.py --dataset point-large-navigate --seeds 4 --slots 0 --autoencoder-updates 0
 """
 
 import sys
@@ -46,11 +46,11 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: int = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    pretrain_updates: int = 50_000
+    autoencoder_updates: int = 50_000
     """Updates of the autoencoder before the first one of the policy."""
     context: int = 10
     """K: steps that the policy sees."""
-    future: int = 70
+    future_steps: int = 70
     """Steps after the present one that are drawn in the first stage."""
     slots: int = 4
     """Tokens that hold the plan; 0: the policy has none."""
@@ -252,7 +252,7 @@ def actor_loss(actor, agent: Agent, batch: PlanBatch, args: Args):
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     sizes = args.slots, args.width, args.layers, args.heads, args.token_dropout
-    steps, outputs = args.context + args.future, spec.goal_shape[0]
+    steps, outputs = args.context + args.future_steps, spec.goal_shape[0]
     nets = Networks(Autoencoder(*sizes, steps, outputs), Actor(args.hidden_dims, spec.action_dim))
     plan_key, actor_key = jax.random.split(key)
     obs, mask = jnp.zeros((1, args.context, *spec.obs_shape)), jnp.ones((1, args.context))
@@ -284,7 +284,7 @@ def sample(key, windows: GoalWindows, args: Args, hidden: bool) -> PlanBatch:
         least = jnp.sort(order, 1)[:, ::-1]
         count = jnp.maximum(jnp.floor(mask.sum(1) * (1.0 - share) + 1e-4), 1.0).astype(jnp.int32)
         mask = mask * (order >= jnp.take_along_axis(least, count[:, None] - 1, 1))
-    offsets = jnp.arange(1 - args.context, args.future + 1)
+    offsets = jnp.arange(1 - args.context, args.future_steps + 1)
     there = windows.data.take(row, offsets).mask if hidden else jnp.ones((args.batch_size, 1))
     drawn = windows.achieves(row, offsets) if hidden else goal[:, None]
     return PlanBatch(past._replace(mask=mask), goal, drawn, there)
@@ -336,8 +336,8 @@ def train(agent: Agent, keys, args: Args, windows: GoalWindows, stage: int) -> t
 def main(args: Args) -> None:
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
     require_context(data.data, args.context)
-    data.require_steps(1, "--future")
-    with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.pretrain_updates) as run:
+    data.require_steps(1, "--future-steps")
+    with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.autoencoder_updates) as run:
         achieved = None if data.achieved is None else jnp.asarray(data.achieved)
         windows = run.replicate(GoalWindows(sequences(data.data, "obs", "action"), achieved))
         agent = run.init(partial(init, spec=data.task.spec))

@@ -13,10 +13,10 @@ from shared.goals import goal_dataset
 from shared.sequences import sequences
 from shared.task import Spec
 
-SMALL = {"width": 8, "layers": 1, "heads": 2, "context": 3, "future": 4, "slots": 2, "pretrain_updates": 4}
+SMALL = {"width": 8, "layers": 1, "heads": 2, "context": 3, "future_steps": 4, "slots": 2, "autoencoder_updates": 4}
 SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0), goal_shape=(2,))
 K, F, S = 4, 3, 2
-TINY = {"width": 8, "layers": 1, "heads": 2, "context": K, "future": F, "slots": S, "token_dropout": 0.0}
+TINY = {"width": 8, "layers": 1, "heads": 2, "context": K, "future_steps": F, "slots": S, "token_dropout": 0.0}
 TINY |= {"batch_size": B, "hidden_dims": (8, 8)}
 
 
