@@ -20,7 +20,7 @@ CLAIM = Claim(
         for d in awac
     },
     observed={f"{d}: AWAC ends above cloning": end(awac[d]) > end(bc[d]) for d in EPISODES},
-    finding="AWAC ends far above cloning on hopper-medium-replay and PointMaze. On hopper-medium its mean is higher, "
-    "too, but its lanes split between the top and the bottom of the scale: its last checkpoint is not a stable "
-    "one.",
+    finding="On Pendulum with good and bad episodes AWAC solves the task, which cloning of all of them does not. AWAC "
+    "ends far above cloning on hopper-medium-replay and PointMaze. On hopper-medium its mean is higher, too, but "
+    "its lanes split between the top and the bottom of the scale: its last checkpoint is not a stable one.",
 )

@@ -27,6 +27,7 @@ CLAIM = Claim(
         )
         for d in best
     },
-    finding="On the hopper sets the episodes were picked by discounted returns; those runs are to be made "
-    "again with plain returns (results/README.md).",
+    finding="On Pendulum, a quarter of whose episodes are a controller's, the best tenth is enough to solve the "
+    "task and all episodes are not. On the hopper sets the episodes were picked by discounted returns; "
+    "those runs are to be made again with plain returns (results/README.md).",
 )

@@ -21,8 +21,10 @@ CLAIM = Claim(
         )
         for d in prdc
     },
-    finding="On hopper-medium-replay PRDC is slightly but clearly above TD3+BC. On the mixture it is not, and both "
-    "stay far below what sampling by return makes of TD3+BC itself (trajectory weighting): what is missing "
-    "there is the weighting of the data, not the form of the constraint. The paper trains for a million "
-    "updates.",
+    finding="Where the better action was taken in a neighbouring state and a hazard pays for staying, the "
+    "constraint to the nearest pairs leaves TD3+BC, which is held to the action of the very state, far "
+    "behind. On hopper-medium-replay PRDC is slightly but clearly above TD3+BC. On the mixture it is not, "
+    "and both stay far below what sampling by return makes of TD3+BC itself (trajectory weighting): what "
+    "is missing there is the weighting of the data, not the form of the constraint. The paper trains for "
+    "a million updates.",
 )

@@ -23,8 +23,10 @@ CLAIM = Claim(
         )
         for d in spot
     },
-    finding="On the mixture SPOT is not better than TD3+BC, and both stay far below what sampling by return makes of "
-    "TD3+BC itself (trajectory weighting): what is missing there is the weighting of the data, not the form "
-    "of the constraint. On hopper-medium-replay it is level with TD3+BC, a little above cloning. The paper "
-    "trains for a million updates.",
+    finding="Where the better action was taken in a neighbouring state and a hazard pays for staying, the "
+    "constraint to the support leaves TD3+BC, which is held to the action of the very state, far behind. "
+    "On the mixture SPOT is not better than TD3+BC, and both stay far below what sampling by return makes "
+    "of TD3+BC itself (trajectory weighting): what is missing there is the weighting of the data, not the "
+    "form of the constraint. On hopper-medium-replay it is level with TD3+BC, a little above cloning. The "
+    "paper trains for a million updates.",
 )

@@ -67,9 +67,12 @@ CLAIM = Claim(
             score(MIXED, "td3_bc", "top") < score(MIXED, "td3_bc", "uniform")
         ),
     },
-    finding="On the mixture both samplings learn from the expert's episodes what uniform sampling does not find; "
-    "TD3+BC reaches the expert's level with either. On hopper-medium-replay they multiply TD3+BC's score, while "
-    "IQL, whose own weights prefer good actions already, gains nothing there within this budget. The best tenth "
-    "of the episodes alone fails TD3+BC on the mixture: the expert's episodes are so long that they are far less "
-    "than a tenth of the episodes.",
+    finding="Where one episode in twenty solves Pendulum, sampling by return lifts both algorithms; sampling by "
+    "advantage does not: among the few good episodes it prefers those that began where the others did "
+    "badly, and learns from fewer of them. On the mixture both samplings learn from the expert's episodes "
+    "what uniform sampling does not find; TD3+BC reaches the expert's level with either. On "
+    "hopper-medium-replay they multiply TD3+BC's score, while IQL, whose own weights prefer good actions "
+    "already, gains nothing there within this budget. The best tenth of the episodes alone fails TD3+BC "
+    "on the mixture: the expert's episodes are so long that they are far less than a tenth of the "
+    "episodes.",
 )
