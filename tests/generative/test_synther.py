@@ -225,19 +225,31 @@ def test_synther_batches_hold_their_share_of_samples():
         np.testing.assert_array_equal(batch.obs[:, 0], batch.reward)
 
 
-def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path):
-    """In the environment's units, one lane's in each file, all of its rows."""
-    out = tmp_path / "run"
-    train("synther", pendulum, out, env="none", seeds=2, reward_shift=-100.0)
-    files = sorted((out / "samples").glob("*"))
-    assert [f.name for f in files] == ["lane-0.npz", "lane-1.npz"]
-    first, second = (load_dataset(str(f), env="Pendulum-v1") for f in files)
-    assert first.obs.shape == (24, 3) and not np.allclose(first.obs, second.obs)
-    assert (first.terminal | first.last).all() and np.abs(first.reward).max() < 50
-    with np.load(files[0]) as stored:
-        np.testing.assert_allclose(stored["actions"], 2 * first.action, rtol=1e-5)
-        np.testing.assert_array_equal(stored["timeouts"], ~stored["terminals"])
-    assert len(first.transitions().rows) == 24
+def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monkeypatch):
+    """In the environment's units and as they were before the shift, one lane's in each file, all of its rows."""
+    module, out = load("synther"), tmp_path / "run"
+
+    def samples(agent, key, args, transitions, exact):
+        rows = jnp.broadcast_to(args.alpha * jnp.arange(1.0, 10.0) / 10, (24, 9))
+        return rows.at[:, 5].set(jnp.arange(24) % 2), {}
+
+    monkeypatch.setattr(module, "draw_samples", samples)
+    for name in ("fit", "train"):
+        monkeypatch.setattr(module, name, lambda agent, keys, *_: (agent, {"loss": jnp.float32(0)}))
+    train("synther", pendulum, out, env=SHORT, alpha=(0.5, 1.0), reward_shift=-100.0)
+    assert sorted(f.name for f in (out / "samples").glob("*")) == ["lane-0.npz", "lane-1.npz"]
+    real = load_dataset(pendulum).normalize_obs().task
+    for i, alpha in enumerate((0.5, 1.0)):
+        data = load_dataset(str(out / "samples" / f"lane-{i}.npz"), env="Pendulum-v1")
+        row = alpha * np.arange(1, 10) / 10  # obs 3, action 1, reward, terminal, next_obs 3
+        close(data.obs, np.tile(row[:3] * real.obs_std + real.obs_mean, (24, 1)))
+        close(data.next_obs, np.tile(row[6:] * real.obs_std + real.obs_mean, (24, 1)))
+        close(data.action[:, 0], np.full(24, row[3]))
+        close(data.reward, np.full(24, row[4] + 100))
+        np.testing.assert_array_equal(data.terminal, np.arange(24) % 2 == 1)
+        assert data.last.all() and len(data.transitions().rows) == 24
+        with np.load(out / "samples" / f"lane-{i}.npz") as stored:
+            close(stored["actions"][:, 0], np.full(24, 2 * row[3]))
 
 
 @pytest.mark.parametrize(
