@@ -350,7 +350,7 @@ def kept_plans(args: Args) -> int:
 
 def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent, dict]:
     """One lane: plans between states of the data, the best of which, with the inverse model's actions, are kept."""
-    start_key, goal_key, plan_key, reference_key = jax.random.split(key, 4)
+    plan_key, reference_key = jax.random.split(key)
     layout, n, size = agent.nets.layout, args.generated_plans, min(256, args.generated_plans)
     unit = lambda x: to_unit(x, agent.low, agent.high)  # noqa: E731
 
