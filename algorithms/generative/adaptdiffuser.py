@@ -1,0 +1,508 @@
+"""AdaptDiffuser: a diffusion planner that learns from the best of its own plans; Diffuser is its round 0.
+
+Liang, Mu, Ding, Ni, Tomizuka and Luo, "AdaptDiffuser: Diffusion Models as Adaptive Self-evolving Planners", ICML 2023,
+arXiv 2302.01877; Janner, Du, Tenenbaum and Levine, "Planning with Diffusion for Flexible Behavior Synthesis"
+(Diffuser), ICML 2022, arXiv 2205.09991. In the form for mazes: a temporal U-Net denoises windows of states and actions
+whose first state and last goal are given (in-painted at every step of the diffusion), in training and in planning; an
+episode follows a plan with an inverse model of the dynamics.
+
+Each of --rounds makes --generated-plans plans between states of the data that no episode needs to connect, keeps the
+--kept-share that a discriminator finds the most like the data, step for step, and goes on with them beside the data.
+The last --rounds times --round-updates of --updates are these; before them, or with `--preset diffuser`, this is
+Diffuser.
+Plans are --plan-steps long: windows of the data may be shorter, as the network takes any length.
+
+metrics.csv holds, from the first round on, the mean distance of a generated plan's worst step to the data's steps
+(plan_distance) and that of the kept ones (kept_distance), in half ranges of the data.
+
+Choose it when goals are to be reached by long ways whose pieces the data holds, and actions may take their time.
+
+Deviations from the papers:
+- plans are followed with a learned inverse model instead of a PD controller, which knows the environment; kept plans
+  take its actions;
+- the discriminator is the distance of each pair of successive states to its nearest in --reference-rows of the data,
+  and keeps a share instead of all under a threshold; AdaptDiffuser's rules (rewards, walls) know the environment;
+- extra rewards (coins) that guide the generation, and locomotion's guide by returns, are not here;
+- the step size is that of Diffuser in all rounds, gradients are not accumulated (--batch-size 64 for 2 x 32);
+- where goals are not the states, what a state achieves is part of a plan, and its end is given in these columns alone;
+- the upsampling convolution has a bias for each of its two phases.
+
+    python algorithms/generative/adaptdiffuser.py --dataset point-medium-stitch --seeds 4 --window-steps 48 \\
+        --plan-steps 96 --diffusion-steps 16 --channels 16 --channel-factors 1 2 --updates 20000 --round-updates 5000
+    python algorithms/generative/adaptdiffuser.py --preset diffuser --dataset pointmaze-umaze --window-steps 128 \\
+        --plan-steps 128
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.arguments import Float, Fraction, GoalArgs, StaticFraction, hyperparameters
+from shared.data import load_dataset
+from shared.errors import InputError
+from shared.goals import GoalTransitions, goal_dataset
+from shared.policies import StatefulPolicy
+from shared.run import Run, launch
+from shared.sequences import require_context
+from shared.task import Spec
+
+
+@hyperparameters
+class Args(GoalArgs):
+    dataset: str = "point-medium-stitch"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    window_steps: int = 32
+    """Steps of a window of the data."""
+    plan_steps: int = 64
+    """Steps of a plan, from the state that is seen to the goal."""
+    replan_every: int = 0
+    """Steps of an episode after which a new plan is made; 0: at a plan's end."""
+    diffusion_steps: int = 64
+    """T: steps of the diffusion."""
+    rounds: int = 1
+    """Times that the planner learns from its own plans; 0: Diffuser."""
+    round_updates: int = 200_000
+    """Gradient updates of a round."""
+    generated_plans: int = 4096
+    """Plans made at the beginning of a round."""
+    kept_share: StaticFraction = 0.25
+    """Share of them, in (0, 1], that the discriminator keeps; 1: all."""
+    plan_share: Fraction = 0.5
+    """Share of the kept plans in the loss of a round, against the data, in [0, 1]."""
+    reference_rows: int = 5000
+    """Steps of the data that plans are compared with."""
+    channels: int = 32
+    """Channels of the temporal U-Net's first level, a multiple of 8."""
+    channel_factors: tuple[int, ...] = (1, 4, 8)
+    """Multiples of them at its levels; from one to the next the steps are halved."""
+    ema_decay: Fraction = 0.995
+    """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""
+    ema_start: int = 2000
+    """Updates before which that average is the model itself."""
+    learning_rate: Float = 2e-4
+    """Adam's step size: everything that is learned."""
+    batch_size: int = 64
+    """Transitions per gradient update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of every network that has no argument of its own for them."""
+
+
+PRESETS = {"diffuser": {"rounds": 0}}
+
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+def mish(x):
+    """x tanh(log(1 + e^x)), with one exponential instead of three transcendental functions."""
+    e = jnp.exp(jnp.minimum(x, 20.0))
+    return x * (e * (e + 2.0) / (e * (e + 2.0) + 2.0))
+
+
+def sinusoidal(t, size: int):
+    """Features [..., size] of t [...]: sine and cosine of t times frequencies from 1 down to 1e-4."""
+    angle = jnp.asarray(t, jnp.float32)[..., None] * jnp.geomspace(1.0, 1e-4, size // 2)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def neighbours(x, kernel: int, stride: int = 1):
+    """[B, T, C] -> [B, T / stride, kernel C]: what a padded convolution over time multiplies by its kernel.
+
+    As a product of matrices it needs no grouped convolution where lanes are vmapped.
+    """
+    steps = x.shape[1]
+    x = jnp.pad(x, ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
+    return jnp.concatenate([x[:, i : i + steps : stride] for i in range(kernel)], axis=-1)
+
+
+class ConvBlock(nn.Module):
+    """Convolution over time, GroupNorm of 8 groups, mish."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.channels, kernel_init=dense_init)(neighbours(x, 5))
+        return mish(nn.GroupNorm(8, epsilon=1e-5)(x))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions [B, T, C] -> [B, T, channels]; the time of the diffusion [B, E] is added after the first."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x, time):
+        h = ConvBlock(self.channels)(x) + nn.Dense(self.channels, kernel_init=dense_init)(mish(time))[:, None]
+        h = ConvBlock(self.channels)(h)
+        return h + (x if x.shape[-1] == self.channels else nn.Dense(self.channels, kernel_init=dense_init)(x))
+
+
+class TemporalUNet(nn.Module):
+    """Noised windows [B, T, D] and steps of the diffusion [B] -> the clean windows; T of any length that it halves."""
+
+    channels: int
+    channel_factors: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, t):
+        dim, sizes, before = x.shape[-1], [self.channels * factor for factor in self.channel_factors], []
+        time = mish(nn.Dense(4 * self.channels, kernel_init=dense_init)(sinusoidal(t, self.channels)))
+        time = nn.Dense(self.channels, kernel_init=dense_init)(time)
+        for i, size in enumerate(sizes):
+            for _ in range(2):
+                x = ResidualBlock(size)(x, time)
+            before.append(x)
+            if i < len(sizes) - 1:
+                x = nn.Dense(size, kernel_init=dense_init)(neighbours(x, 3, stride=2))
+        for _ in range(2):
+            x = ResidualBlock(sizes[-1])(x, time)
+        for size in reversed(sizes[:-1]):
+            x = jnp.concatenate([x, before.pop()], axis=-1)
+            for _ in range(2):
+                x = ResidualBlock(size)(x, time)
+            padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))  # a transposed convolution, phase by phase
+            pairs = jnp.concatenate([padded[:, :-1], padded[:, 1:]], axis=-1)
+            even, odd = (nn.Dense(size, kernel_init=dense_init)(p) for p in (pairs[:, :-1], pairs[:, 1:]))
+            x = jnp.stack([even, odd], axis=2).reshape(len(x), -1, size)
+        return nn.Dense(dim, kernel_init=dense_init)(ConvBlock(sizes[0])(x))
+
+
+class Inverse(nn.Module):
+    """The action [..., A] that leads from one state to the next, both [..., O]."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs, next_obs):
+        x = jnp.concatenate([obs, next_obs - obs], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return jnp.clip(nn.Dense(self.action_dim, kernel_init=dense_init)(x), -1.0, 1.0)
+
+
+class Layout(NamedTuple):
+    """Where things are in a row [D]: action, obs, and the goal behind them where it is not the obs itself."""
+
+    obs: slice
+    goal: slice
+    dim: int
+
+
+class Networks(NamedTuple):
+    denoiser: TemporalUNet
+    inverse: Inverse
+    layout: Layout
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    denoiser: Any
+    ema_denoiser: Any
+    """Average of the denoiser, which plans are made with."""
+    inverse: Any
+    denoiser_opt: optax.OptState
+    inverse_opt: optax.OptState
+    low: Any
+    """[D] least values of the data's rows; -1 for actions."""
+    high: Any
+    """[D] largest ones; 1 for actions."""
+    plans: Any
+    """[K, --plan-steps, D] the kept plans of the last round, in [-1, 1]."""
+    step: Any
+    """Updates done."""
+
+
+# ------------------------------------------------------------------------------------------- windows
+
+
+class Windows(NamedTuple):
+    """The data on the device, and where windows of --window-steps steps begin."""
+
+    transitions: GoalTransitions
+    starts: jax.Array
+    """[S] rows that so many of their episode follow."""
+
+    def sample(self, key, n: int, steps: int):
+        """[n, steps, D] in the data's units; `steps` at most --window-steps."""
+        row = self.starts[jax.random.randint(key, (n,), 0, len(self.starts))][:, None] + jnp.arange(steps)
+        found = self.transitions.take(row)
+        apart = [] if self.transitions.achieved is None else [self.transitions.goal(row)]
+        return jnp.concatenate([found.action, found.obs, *apart], axis=-1)
+
+
+def to_unit(x, low, high):
+    """From [low, high] to [-1, 1]; what does not vary to 0."""
+    return (2.0 * x - low - high) / jnp.maximum(high - low, 1e-5)
+
+
+class Ends(NamedTuple):
+    """What is given of windows: the first state [B, O] and the last goal [B, G], in [-1, 1]."""
+
+    obs: jax.Array
+    goal: jax.Array
+
+
+def ends_of(x, layout: Layout) -> Ends:
+    return Ends(x[:, 0, layout.obs], x[:, -1, layout.goal])
+
+
+def inpaint(x, ends: Ends, layout: Layout):
+    """Windows x [B, T, D] with their ends as they are given."""
+    return x.at[:, 0, layout.obs].set(ends.obs).at[:, -1, layout.goal].set(ends.goal)
+
+
+# --------------------------------------------------------------------------------- the diffusion model
+
+
+def alpha_bars(T: int) -> np.ndarray:
+    """abar_t = prod_{s <= t} (1 - beta_s), t = 1..T: the cosine schedule, no beta above 0.999."""
+    left = np.cos((np.linspace(0.0, 1.0, T + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.cumprod(1.0 - np.clip(1.0 - left[1:] / left[:-1], 0.0, 0.999))
+
+
+def diffusion_loss(denoiser, agent: Agent, x, key, args: Args):
+    """|net(sqrt(abar_t) x + sqrt(1 - abar_t) n, t) - x|^2 with given ends, t uniform (Diffuser's eq. 5, of x)."""
+    t_key, noise_key = jax.random.split(key)
+    t = jax.random.randint(t_key, (len(x),), 0, args.diffusion_steps)
+    abar = jnp.asarray(alpha_bars(args.diffusion_steps), jnp.float32)[t][:, None, None]
+    noised = jnp.sqrt(abar) * x + jnp.sqrt(1.0 - abar) * jax.random.normal(noise_key, x.shape)
+    ends, layout = ends_of(x, agent.nets.layout), agent.nets.layout
+    clean = inpaint(agent.nets.denoiser.apply(denoiser, inpaint(noised, ends, layout), t), ends, layout)
+    chex.assert_equal_shape([clean, x])
+    return ((clean - x) ** 2).mean()
+
+
+def planner_loss(denoiser, agent: Agent, x, plans, key, args: Args):
+    """The diffusion's loss of windows x of the data, and of kept plans where there are some."""
+    data_key, plan_key = jax.random.split(key)
+    of_data = diffusion_loss(denoiser, agent, x, data_key, args)
+    if plans is None:
+        return of_data, {"data_loss": of_data}
+    of_plans = diffusion_loss(denoiser, agent, plans, plan_key, args)
+    loss = (1.0 - args.plan_share) * of_data + args.plan_share * of_plans
+    return loss, {"data_loss": of_data, "plan_loss": of_plans}
+
+
+def inverse_loss(inverse, agent: Agent, x):
+    """|I(s_t, s_{t+1}) - a_t|^2 over the steps of windows x of the data."""
+    obs, action = x[..., agent.nets.layout.obs], x[..., : agent.nets.layout.obs.start]
+    found = agent.nets.inverse.apply(inverse, obs[:, :-1], obs[:, 1:])
+    chex.assert_equal_shape([found, action[:, :-1]])
+    return ((found - action[:, :-1]) ** 2).mean()
+
+
+def make_plans(agent: Agent, ends: Ends, key, args: Args):
+    """Plans [B, --plan-steps, D] between ends: the reverse chain of the averaged denoiser, which predicts them clean.
+
+    Every step clips what is predicted to [-1, 1] and draws from the posterior q(x_{t-1} | x_t, x_0).
+    """
+    layout, abar = agent.nets.layout, alpha_bars(args.diffusion_steps)
+    before = np.append(1.0, abar[:-1])
+    beta = 1.0 - abar / before
+    posterior = {
+        "t": np.arange(len(abar)),
+        "of_x_0": np.sqrt(before) * beta / (1.0 - abar),
+        "of_x_t": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar),
+        "std": np.sqrt(beta * (1.0 - before) / (1.0 - abar)),  # 0 at the last step
+    }
+    posterior = {name: jnp.asarray(x, jnp.float32)[::-1] for name, x in posterior.items()}
+    first_key, noise_key = jax.random.split(key)
+    shape = (len(ends.obs), args.plan_steps, layout.dim)
+
+    def step(x, at):
+        p, key = at
+        clean = agent.nets.denoiser.apply(agent.ema_denoiser, x, jnp.broadcast_to(p["t"], shape[:1]))
+        x = p["of_x_0"] * jnp.clip(clean, -1.0, 1.0) + p["of_x_t"] * x + p["std"] * jax.random.normal(key, shape)
+        return inpaint(x, ends, layout), None
+
+    x = inpaint(jax.random.normal(first_key, shape), ends, layout)
+    return jax.lax.scan(step, x, (posterior, jax.random.split(noise_key, len(abar))))[0]
+
+
+# ------------------------------------------------------------------------------------------- rounds
+
+
+def plan_distance(plans, reference, layout: Layout):
+    """[K] distance of each plan's worst step: of its (s_t, s_{t+1}) to the nearest of `reference` [R, 2, D]."""
+    pairs = lambda x: jnp.concatenate([x[:, :-1, layout.obs], x[:, 1:, layout.obs]], axis=-1)  # noqa: E731
+    known = pairs(reference)[:, 0]
+
+    def worst(steps):
+        return jnp.sqrt(((steps[:, None] - known) ** 2).sum(-1)).min(1).max()
+
+    return jax.lax.map(worst, pairs(plans))
+
+
+def kept_plans(args: Args) -> int:
+    return max(1, int(args.kept_share * args.generated_plans)) if args.rounds else 1
+
+
+def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent, dict]:
+    """One lane: plans between states of the data, the best of which, with the inverse model's actions, are kept."""
+    plan_key, reference_key = jax.random.split(key)
+    layout, n, size = agent.nets.layout, args.generated_plans, min(256, args.generated_plans)
+    unit = lambda x: to_unit(x, agent.low, agent.high)  # noqa: E731
+
+    def some(key):
+        start_key, goal_key, plan_key = jax.random.split(key, 3)
+        begin, end = (unit(windows.sample(k, size, 1)) for k in (start_key, goal_key))
+        return make_plans(agent, Ends(begin[:, 0, layout.obs], end[:, 0, layout.goal]), plan_key, args)
+
+    plans = jax.lax.map(some, jax.random.split(plan_key, -(-n // size)))
+    plans = plans.reshape(-1, *plans.shape[2:])[:n]
+    distance = plan_distance(plans, unit(windows.sample(reference_key, args.reference_rows, 2)), layout)
+    best = jnp.argsort(distance)[: kept_plans(args)]
+    kept, obs = plans[best], plans[best][..., layout.obs]
+    action = agent.nets.inverse.apply(agent.inverse, obs[:, :-1], obs[:, 1:])
+    kept = kept.at[:, :-1, : layout.obs.start].set(action)
+    return agent.replace(plans=kept), {"plan_distance": distance.mean(), "kept_distance": distance[best].mean()}
+
+
+# ------------------------------------------------------------------------------------------- the agent
+
+
+def init(key, args: Args, spec: Spec, low=-1.0, high=1.0, apart: bool | None = None) -> Agent:
+    """The agent of one lane. `low`, `high` [D]: of the data's rows; `apart`: the goal is not the obs."""
+    a, o, g = spec.action_dim, spec.obs_shape[-1], spec.goal_shape[-1]
+    apart = g != o if apart is None else apart
+    layout = Layout(slice(a, a + o), slice(a + o, a + o + g) if apart else slice(a, a + o), a + o + apart * g)
+    nets = Networks(TemporalUNet(args.channels, args.channel_factors), Inverse(args.hidden_dims, a), layout)
+    denoiser_key, inverse_key = jax.random.split(key)
+    denoiser = nets.denoiser.init(denoiser_key, jnp.zeros((1, args.window_steps, layout.dim)), jnp.zeros(1, jnp.int32))
+    inverse = nets.inverse.init(inverse_key, jnp.zeros((1, o)), jnp.zeros((1, o)))
+    return Agent(
+        nets=nets,
+        denoiser=denoiser,
+        ema_denoiser=denoiser,
+        inverse=inverse,
+        denoiser_opt=optax.adam(args.learning_rate).init(denoiser),
+        inverse_opt=optax.adam(args.learning_rate).init(inverse),
+        low=jnp.broadcast_to(jnp.float32(low), (layout.dim,)),
+        high=jnp.broadcast_to(jnp.float32(high), (layout.dim,)),
+        plans=jnp.zeros((kept_plans(args), args.plan_steps, layout.dim)),
+        step=jnp.int32(0),
+    )
+
+
+def update(agent: Agent, x, plans, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the denoiser, on windows of the data and on kept plans or None, and of the inverse model."""
+    (loss, info), grads = jax.value_and_grad(planner_loss, has_aux=True)(agent.denoiser, agent, x, plans, key, args)
+    updates, denoiser_opt = optax.adam(args.learning_rate).update(grads, agent.denoiser_opt)
+    denoiser, step = optax.apply_updates(agent.denoiser, updates), agent.step + 1
+    loss_i, grads = jax.value_and_grad(inverse_loss)(agent.inverse, agent, x)
+    updates, inverse_opt = optax.adam(args.learning_rate).update(grads, agent.inverse_opt)
+    follows = jnp.where(step % 10 == 0, 1.0 - args.ema_decay, 0.0)
+    weight = jnp.where(step < args.ema_start, 1.0, follows)
+    agent = agent.replace(
+        denoiser=denoiser,
+        ema_denoiser=optax.incremental_update(denoiser, agent.ema_denoiser, weight),
+        inverse=optax.apply_updates(agent.inverse, updates),
+        denoiser_opt=denoiser_opt,
+        inverse_opt=inverse_opt,
+        step=step,
+    )
+    return agent, {"diffusion_loss": loss, "inverse_loss": loss_i, **info}
+
+
+class Carry(NamedTuple):
+    """Of one environment: the plan's states [--plan-steps, O] in [-1, 1], and the steps taken since it was made."""
+
+    states: jax.Array
+    taken: jax.Array
+
+
+def initial_carry(agent: Agent, args: Args) -> Carry:
+    o = agent.nets.layout.obs
+    return Carry(jnp.zeros((args.plan_steps, o.stop - o.start)), jnp.int32(0))
+
+
+def act(agent: Agent, carry: Carry, obs, goal, reward, key, args: Args):
+    """Actions [B, A] in [-1, 1] that lead to the plan's next state; where a plan is used up a new one is made."""
+    layout = agent.nets.layout
+    low, high = agent.low, agent.high
+    obs = to_unit(obs, low[layout.obs], high[layout.obs])
+    goal = to_unit(goal, low[layout.goal], high[layout.goal])
+    fresh = carry.taken == 0
+
+    def replan(states):
+        return jnp.where(fresh[:, None, None], make_plans(agent, Ends(obs, goal), key, args)[..., layout.obs], states)
+
+    states = jax.lax.cond(fresh.any(), replan, lambda states: states, carry.states)
+    following = states[jnp.arange(len(obs)), carry.taken + 1]
+    length = min(args.replan_every or args.plan_steps - 1, args.plan_steps - 1)
+    action = agent.nets.inverse.apply(agent.inverse, obs, following)
+    return action, Carry(states, (carry.taken + 1) % length)
+
+
+def train(agent: Agent, keys, args: Args, windows: Windows, adapts: bool) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics. `adapts`: also to the kept plans."""
+
+    def step(agent, key):
+        window_key, plan_key, update_key = jax.random.split(key, 3)
+        x = to_unit(windows.sample(window_key, args.batch_size, args.window_steps), agent.low, agent.high)
+        plans = agent.plans[jax.random.randint(plan_key, (args.batch_size,), 0, len(agent.plans))] if adapts else None
+        return update(agent, x, plans, update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def check(args: Args) -> None:
+    """InputError: sizes that the network cannot halve, rounds that do not fit into the updates."""
+    halved = 2 ** (len(args.channel_factors) - 1)
+    for name, steps in (("window-steps", args.window_steps), ("plan-steps", args.plan_steps)):
+        if steps < 2 or steps % halved:
+            raise InputError(f"--{name} must be a multiple of {halved}, as the U-Net halves it, and not {steps}.")
+    if any(args.channels * factor % 8 for factor in args.channel_factors) or args.channels < 8:
+        raise InputError(f"--channels must be a multiple of 8, the groups of GroupNorm, not {args.channels}.")
+    if args.rounds < 0 or args.rounds * args.round_updates > args.updates or args.round_updates < 1:
+        raise InputError(
+            f"{args.rounds} rounds of {args.round_updates} updates do not fit into --updates {args.updates}."
+        )
+    if min(args.generated_plans, args.reference_rows, args.diffusion_steps) < 1 or args.replan_every < 0:
+        raise InputError(
+            "--generated-plans, --reference-rows and --diffusion-steps must be at least 1, --replan-every at least 0."
+        )
+
+
+def main(args: Args) -> None:
+    check(args)
+    data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
+    require_context(data.data, args.window_steps, "--window-steps")
+    rows = [data.data.action, data.data.obs, *([] if data.achieved is None else [data.achieved])]
+    low, high = (np.concatenate([edge(x, axis=0) for x in rows]) for edge in (np.min, np.max))
+    low[: data.task.spec.action_dim], high[: data.task.spec.action_dim] = -1.0, 1.0
+    scale = {"low": low, "high": high, "apart": data.achieved is not None}
+    first_round = args.updates - args.rounds * args.round_updates
+    with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
+        if args.rounds and (args.round_updates % run.chunk or first_round % run.chunk):
+            raise InputError(f"--round-updates must be a multiple of {run.chunk}, which divides the other intervals.")
+        transitions = data.transitions()
+        starts = np.flatnonzero(np.asarray(transitions.end) - np.arange(len(transitions.end)) >= args.window_steps - 1)
+        windows = run.replicate(Windows(transitions, jnp.asarray(starts)))
+        agent = run.init(partial(init, spec=data.task.spec, **scale))
+        agent = run.restore(agent)
+        lanes = partial(run.over_lanes, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = {adapts: lanes(partial(train, adapts=adapts)) for adapts in (False, True)}
+        begin_lanes, found = lanes(begin_round), {}
+        for keys in run.chunks():
+            adapts = run.done >= first_round and args.rounds > 0
+            if adapts and (run.done - first_round) % args.round_updates == 0:
+                agent, found = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
+            agent, metrics = train_lanes[adapts](agent, keys, run.lane_args, windows)
+            run.log(agent, {**metrics, **found})
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,35 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+MIXED = "pendulum-mixed"
+SIZES = (
+    "--seeds 8 --env phys2d/Pendulum-v0 --eval-episodes 20 --batch-size 128 --hidden-dims 64 64 --updates 10000 "
+    "--eval-every 5000 --diffusion-updates 5000 --denoiser-batch-size 128 --denoiser-width 128 --denoiser-blocks 2 "
+    "--time-dim 32 --sampling-steps 32 --synthetic-rows 10000 --sampling-batch 10000 --synthetic-share 0 1"
+)
+DATA, SAMPLES = "synthetic_share=0", "synthetic_share=1"
+
+whole = Entry("synther", MIXED, SIZES, "whole", "claim")
+tenth = Entry("synther", MIXED, f"{SIZES} --data-share 0.1", "tenth", "claim")
+hundredth = Entry("synther", MIXED, f"{SIZES} --data-share 0.01", "hundredth", "claim")
+
+CLAIM = Claim(
+    title="Samples of a diffusion model stand for the data, and for more of it than there is",
+    paper="SynthER (arXiv 2303.06614) claims that a policy learns from samples alone as well as from the data that "
+    "they were fitted to, and better than from small data that are sampled up.",
+    runs=[whole, tenth, hundredth],
+    checks={
+        f"{MIXED}: from samples alone TD3+BC ends at the level of the data or above, within noise": (
+            end(whole, SAMPLES) > end(whole, DATA) - noise(end(whole, SAMPLES), end(whole, DATA))
+        ),
+        **{
+            f"{MIXED}, {share} of its rows: samples end above the data alone, beyond noise": (
+                end(run, SAMPLES) > end(run, DATA) + noise(end(run, SAMPLES), end(run, DATA))
+            )
+            for share, run in (("a tenth", tenth), ("a hundredth", hundredth))
+        },
+        f"{MIXED}: samples' next states are nearer to the environment's with ten times the data": (
+            logged("sample_error", whole, SAMPLES) < logged("sample_error", tenth, SAMPLES)
+        ),
+    },
+)
