@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shared.arguments import DemoArgs, LabelArgs, OfflineArgs
@@ -31,6 +32,8 @@ class Demonstrated(NamedTuple):
 
     data: Dataset
     demos: Dataset
+    returns: np.ndarray | None
+    """[E] true returns of the data's episodes, to compare labels with and for nothing else; None: there are none."""
 
 
 class Labelled(NamedTuple):
@@ -59,7 +62,8 @@ def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Dem
     if args.demo_episodes:
         demos = best_episodes(demos, args.demo_episodes)
     parts = {"demonstrations": (demos, every(demos)), "unlabelled": (data, every(data))}
-    return Demonstrated(with_parts(hidden(data, hide), parts), demos)
+    returns = data.episode_returns() if data.task.data.get("rewards", True) else None
+    return Demonstrated(with_parts(hidden(data, hide), parts), demos, returns)
 
 
 def load_labelled(args: LabelArgs) -> Labelled:
@@ -218,6 +222,18 @@ def relabelled(data: Dataset, reward: np.ndarray | None = None, action: np.ndarr
             raise InputError(f"The labels of '{data.task.id}' are not finite: {name} of row {wrong[0]}.")
     known = data.task.data | ({"rewards": True} if "reward" in arrays else {})
     return data.replace({}, {"data": known}, **arrays)
+
+
+def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Spearman's correlation of x [n] and y [n], ties at their mean rank; 0 where all of one are equal."""
+
+    def ranks(v):
+        ordered = jnp.sort(v)
+        places = jnp.searchsorted(ordered, v, side="left") + jnp.searchsorted(ordered, v, side="right")
+        return 0.5 * places - 0.5 * len(v)
+
+    x, y = ranks(x), ranks(y)
+    return (x * y).sum() / jnp.maximum(jnp.sqrt((x**2).sum() * (y**2).sum()), 1e-12)
 
 
 def write_dataset(path: str | Path, data: Dataset) -> None:

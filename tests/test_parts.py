@@ -5,11 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import write_goals, write_pendulum
+from scipy.stats import spearmanr
 
 from shared.arguments import DemoArgs, LabelArgs
 from shared.data import load_dataset
 from shared.errors import InputError
-from shared.parts import best_episodes, joined, load_demonstrated, load_labelled, relabelled, write_dataset
+from shared.parts import (
+    best_episodes,
+    joined,
+    load_demonstrated,
+    load_labelled,
+    rank_correlation,
+    relabelled,
+    write_dataset,
+)
 
 
 @pytest.fixture
@@ -23,7 +32,8 @@ def returns(data):
 
 def test_demonstrations_are_the_best_episodes_and_the_datas_rewards_are_gone(pendulum):
     truth = load_dataset(pendulum)
-    data, demos = load_demonstrated(DemoArgs(dataset=pendulum, demo_episodes=2))
+    data, demos, true_returns = load_demonstrated(DemoArgs(dataset=pendulum, demo_episodes=2))
+    np.testing.assert_allclose(true_returns, returns(truth), rtol=1e-5)
     best = np.sort(np.argsort(-returns(truth))[:2])
     rows = np.concatenate([np.arange(30 * e, 30 * e + 30) for e in best])
     np.testing.assert_array_equal(demos.reward, truth.reward[rows])
@@ -37,7 +47,7 @@ def test_demonstrations_are_the_best_episodes_and_the_datas_rewards_are_gone(pen
 
 def test_demonstrations_of_other_files_and_their_record(pendulum, other):
     args = DemoArgs(dataset=pendulum, demos=(other, pendulum), demo_episodes=0)
-    data, demos = load_demonstrated(args)
+    data, demos, _ = load_demonstrated(args)
     one, two = load_dataset(pendulum), load_dataset(other)
     np.testing.assert_array_equal(demos.obs, np.concatenate([two.obs, one.obs]))
     parts = data.task.data["parts"]
@@ -46,9 +56,9 @@ def test_demonstrations_of_other_files_and_their_record(pendulum, other):
     }  # fmt: skip
     assert parts["unlabelled"]["rows"] == 300 and parts["unlabelled"]["episodes"] == 10
     assert len(parts["demonstrations"]["hash"]) == 16 and parts["demonstrations"]["hash"] != parts["unlabelled"]["hash"]
-    fewer, _ = load_demonstrated(dataclasses.replace(args, demo_episodes=1))
+    fewer, *_ = load_demonstrated(dataclasses.replace(args, demo_episodes=1))
     assert len({data.task.hash, fewer.task.hash, one.task.hash}) == 3  # a change of any part is another problem
-    again, _ = load_demonstrated(args)
+    again, *_ = load_demonstrated(args)
     assert again.task.hash == data.task.hash
 
 
@@ -61,7 +71,7 @@ def test_several_datasets_are_one(pendulum, other):
     assert both.task.id == f"{pendulum}+{other}"
     assert both.task.baselines["dataset best episode"] == pytest.approx(max(returns(one).max(), returns(two).max()))
     assert both.task.baselines["dataset mean"] == pytest.approx(np.r_[returns(one), returns(two)].mean(), rel=1e-5)
-    data, demos = load_demonstrated(DemoArgs(dataset=pendulum, more_data=(other,)))
+    data, demos, _ = load_demonstrated(DemoArgs(dataset=pendulum, more_data=(other,)))
     assert len(data.obs) == 420 and returns(demos) == pytest.approx(np.r_[returns(one), returns(two)].max())
 
 
@@ -127,7 +137,7 @@ def test_discrete_actions_are_not_hidden(cartpole):
 
 
 def test_labels_are_written_as_a_dataset_that_loads_alike(pendulum, tmp_path):
-    data, _ = load_demonstrated(DemoArgs(dataset=pendulum))
+    data, *_ = load_demonstrated(DemoArgs(dataset=pendulum))
     label = np.linspace(-1, 1, 300)
     terminal = np.arange(300) == 89
     data = dataclasses.replace(relabelled(data, reward=label), terminal=terminal, successor=np.arange(300) != 59)
@@ -157,3 +167,16 @@ def test_an_episode_is_chosen_whole(pendulum):
     assert len(best_episodes(data, 99).obs) == 300
     three = best_episodes(data, 3)
     assert three.last.sum() == 3 and three.last[-1]
+
+
+def test_data_without_rewards_has_no_returns(goals):
+    assert load_demonstrated(DemoArgs(dataset=goals, demos=(goals,), demo_episodes=0, env="none")).returns is None
+
+
+def test_correlation_of_ranks_with_ties():
+    r = np.random.default_rng(0)
+    x, y = r.integers(0, 5, 40).astype(np.float32), r.integers(0, 3, 40).astype(np.float32)
+    y += x * (np.arange(40) % 2)
+    np.testing.assert_allclose(rank_correlation(x, y), spearmanr(x, y).statistic, rtol=1e-5)
+    np.testing.assert_allclose(rank_correlation(x, -(x**3)), -1.0, rtol=1e-6)
+    assert rank_correlation(x, np.ones(40)) == 0.0

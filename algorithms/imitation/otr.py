@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import DemoArgs, Float, Fraction, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.parts import load_demonstrated, relabelled, write_dataset
+from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -163,6 +163,8 @@ class Priced(NamedTuple):
     """[E] first rows of episodes"""
     row: jax.Array
     """[M] the rows that `transitions` holds"""
+    returns: jax.Array
+    """[E] true returns, logged beside those of the labels; [0]: there are none"""
 
 
 def cosine_cost(x, y):
@@ -323,7 +325,8 @@ def act(agent: Agent, obs, key, args: Args):
 
 def train(agent: Agent, keys, args: Args, priced: Priced) -> tuple[Agent, dict]:
     """One lane: one update per key, from this lane's labels; mean metrics."""
-    reward = training_labels(priced, args)[priced.row]
+    label = training_labels(priced, args)
+    reward = label[priced.row]
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
@@ -331,19 +334,24 @@ def train(agent: Agent, keys, args: Args, priced: Priced) -> tuple[Agent, dict]:
         return update(agent, priced.transitions.take(index)._replace(reward=reward[index]), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
-    return agent, jax.tree.map(jnp.mean, metrics)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    if len(priced.returns):
+        label_returns = jax.ops.segment_sum(label, priced.episode, len(priced.starts))
+        metrics["label_correlation"] = rank_correlation(label_returns, priced.returns)
+    return agent, metrics
 
 
 def main(args: Args) -> None:
-    data, demos = load_demonstrated(args)
+    data, demos, returns = load_demonstrated(args)
     data = data.require(discrete=False, reward=False)
     if args.sinkhorn_iterations < 1 or args.epsilon <= 0:
         raise InputError(
             f"--epsilon and --sinkhorn-iterations must be above 0, not {args.epsilon} and {args.sinkhorn_iterations}."
         )
     rows = np.flatnonzero(data.usable())
-    shared = (distances(data, demos, args), data.episode(), data.starts(), rows)
-    priced = Priced(data.transitions(), *map(jnp.asarray, shared))
+    returns = np.zeros(0, np.float32) if returns is None else returns
+    columns = (distances(data, demos, args), data.episode(), data.starts(), rows, returns)
+    priced = Priced(data.transitions(), *map(jnp.asarray, columns))
     with Run(__file__, args, data.task, act) as run:
         if args.write_dataset and not args.resume:
             first = jax.tree.map(lambda x: x[0], run.lane_args)
