@@ -42,6 +42,8 @@ class Labelled(NamedTuple):
     data: Dataset
     labelled: np.ndarray
     """[N] bool"""
+    truth: Dataset
+    """The data before anything was hidden, to compare labels with and for nothing else."""
 
 
 def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Demonstrated:
@@ -75,7 +77,7 @@ def load_labelled(args: LabelArgs) -> Labelled:
     data = load_all(args, (args.dataset, *args.more_data)).require(reward="rewards" in args.hide)
     labelled = labelled_rows(data, args)
     parts = {"labelled": (data, labelled), "unlabelled": (data, ~labelled)}
-    return Labelled(with_parts(hidden(data, args.hide, ~labelled), parts), labelled)
+    return Labelled(with_parts(hidden(data, args.hide, ~labelled), parts), labelled, data)
 
 
 # ----------------------------------------------------------------------------------- datasets together

@@ -79,7 +79,7 @@ def test_several_datasets_are_one(pendulum, other):
 def test_a_share_keeps_its_labels(unit, pendulum):
     truth = load_dataset(pendulum)
     args = LabelArgs(dataset=pendulum, labelled_fraction=0.2, labelled_unit=unit, hide=("rewards", "actions"))
-    data, labelled = load_labelled(args)
+    data, labelled, told = load_labelled(args)
     assert labelled.sum() == 60
     whole = labelled.reshape(-1, 30).all(1) == labelled.reshape(-1, 30).any(1)
     assert whole.all() == (unit == "episodes")
@@ -87,6 +87,7 @@ def test_a_share_keeps_its_labels(unit, pendulum):
     np.testing.assert_array_equal(np.isnan(data.action[:, 0]), ~labelled)
     np.testing.assert_array_equal(data.reward[labelled], truth.reward[labelled])
     np.testing.assert_array_equal(data.obs, truth.obs)
+    np.testing.assert_array_equal(told.reward, truth.reward)
     parts = data.task.data["parts"]
     assert parts["labelled"]["rows"] == 60 and parts["unlabelled"]["rows"] == 240
     assert parts["labelled"]["episodes"] == len({*(np.flatnonzero(labelled) // 30)})
