@@ -103,6 +103,7 @@ def joined(datasets: list[Dataset]) -> Dataset:
     found = [d.task.data for d in datasets]
     understood = found[0] | {name: sum(x[name] for x in found) for name in SUMMED}
     understood |= {"shortest": min(x["shortest"] for x in found), "longest": max(x["longest"] for x in found)}
+    understood["datasets"] = [{"id": d.task.id, "hash": d.task.hash, "rows": len(d.obs)} for d in datasets]
     understood |= {"rewards": all(x["rewards"] for x in found), "notes": [n for x in found for n in x["notes"]]}
     task = dataclasses.replace(
         first.task,

@@ -69,6 +69,10 @@ def test_several_datasets_are_one(pendulum, other):
     np.testing.assert_array_equal(both.reward, np.r_[one.reward, two.reward])
     np.testing.assert_array_equal(both.episode()[300:], 10 + two.episode())
     assert both.task.id == f"{pendulum}+{other}"
+    assert both.task.data["datasets"] == [
+        {"id": pendulum, "hash": one.task.hash, "rows": 300},
+        {"id": other, "hash": two.task.hash, "rows": 120},
+    ]
     assert both.task.baselines["dataset best episode"] == pytest.approx(max(returns(one).max(), returns(two).max()))
     assert both.task.baselines["dataset mean"] == pytest.approx(np.r_[returns(one), returns(two)].mean(), rel=1e-5)
     data, demos, _ = load_demonstrated(DemoArgs(dataset=pendulum, more_data=(other,)))
