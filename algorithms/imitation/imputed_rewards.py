@@ -15,8 +15,8 @@ Deviations from the paper:
 - it has no released code; the model's size, learning rate, normalised inputs and targets and its early stopping (a
   tenth of the labelled rows is held out, the weights of its least error are kept) are choices of this file;
 - the learner is IQL; the paper has TD3+BC beside it (--write-dataset, then algorithms/offline/td3_bc.py);
-- rewards are divided by the standard deviation of the labelled ones (--standardize-reward), not by the range of returns:
-  returns of episodes with missing rewards are not known.
+- rewards are divided by the standard deviation of the labelled ones (--unit-reward-std), not by the range of
+  returns: those of episodes with missing rewards are not known.
 
     python algorithms/imitation/imputed_rewards.py --dataset pendulum-mixed --seeds 8 --updates 20000
     python algorithms/imitation/imputed_rewards.py --dataset hopper-medium-replay --impute zero --labelled-fraction 0.01
@@ -92,7 +92,7 @@ class Args(LabelArgs):
     """Share of what is labelled that the model is judged by, in [0, 1]."""
     holdout_every: int = 100
     """Updates of the model between two looks at its hold-out error."""
-    standardize_reward: bool = True
+    unit_reward_std: bool = True
     """Divide rewards by the standard deviation of those that are known."""
     write_dataset: str = ""
     """Also write the data with its labels here (.npz), those of the first lane, as a dataset for any other script."""
@@ -360,7 +360,7 @@ def act(agent: Agent, obs, key, args: Args):
 
 def train(agent: Agent, keys, args: Args, data: Imputable) -> tuple[Agent, dict]:
     """One lane: one update per key; mean metrics."""
-    scale = 1.0 / data.scales.reward_std if args.standardize_reward else 1.0
+    scale = 1.0 / data.scales.reward_std if args.unit_reward_std else 1.0
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
