@@ -102,6 +102,36 @@ class OfflineArgs(RunArgs, DatasetArgs):
 
 
 @dataclasses.dataclass(frozen=True)
+class DemoArgs(OfflineArgs):
+    """Arguments of every offline script that learns from demonstrations (D_E) beside its dataset."""
+
+    more_data: tuple[str, ...] = ()
+    """Further datasets of the same environment; their episodes follow those of --dataset."""
+    demos: tuple[str, ...] = ()
+    """Datasets of the same environment whose episodes are demonstrations; empty: those of --dataset."""
+    demo_episodes: int = 1
+    """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelArgs(OfflineArgs):
+    """Arguments of every offline script of whose data only a part (D_L) has all of its labels."""
+
+    more_data: tuple[str, ...] = ()
+    """Further datasets of the same environment; their episodes follow those of --dataset."""
+    labelled_fraction: StaticFraction = 0.1
+    """Share of the data that keeps its labels, in [0, 1]; of the rest (D_U) they are hidden."""
+    labelled_unit: Literal["episodes", "transitions"] = "episodes"
+    """What is drawn to keep its labels: whole episodes, or single transitions of any episode."""
+    labelled_below: StaticFraction = 1.0
+    """Episodes that are labelled are of the lowest returns, of this share of all, in [0, 1]."""
+    split_seed: int = 0
+    """Of the draw of what keeps its labels, which all lanes share."""
+    hide: tuple[Literal["rewards", "actions"], ...] = ("rewards",)
+    """What is hidden of the data without labels."""
+
+
+@dataclasses.dataclass(frozen=True)
 class GoalArgs(OfflineArgs):
     """Arguments of every offline script whose policy is given a goal."""
 

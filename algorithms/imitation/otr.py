@@ -1,0 +1,369 @@
+"""OTR: optimal transport reward labelling.
+
+Luo, Jiang, Cohen, Grefenstette and Deisenroth, "Optimal Transport for Offline Imitation Learning", ICLR 2023, arXiv
+2303.13971. The data has no rewards. Every episode is coupled with a demonstration by the plan of entropic optimal
+transport between their observations, both with uniform weights, cost 1 - cosine (eq. 2). What a step pays under the
+plan is its distance (eq. 3), and its reward alpha exp(-beta distance / dim(O)); of several demonstrations the one that
+an episode has most reward by. IQL (Kostrikov et al., arXiv 2110.06169) learns from these rewards.
+
+The plan is Sinkhorn's, in the log domain, here in the file since it is the method's equation: once per episode, before
+the first update.
+
+Choose it when there are one or a few whole demonstrations, also without their actions, and much data without rewards.
+For single good transitions, or long episodes, seabo.py is cheaper.
+
+Deviations from the released code (ethanluoyc/optimal_transport_reward):
+- the weights of an episode sum to one (eq. 2). There every step has the weight 1/1000: episodes of fewer steps are
+  coupled with marginals of different mass. A distance is a step's mean cost (1000 times its cost there);
+- Sinkhorn's iterations are a fixed number; there they stop earlier at a threshold of 1e-9;
+- with --normalize-return rewards of episodes that all have one return are left as they are;
+- on AntMaze demonstrations are chosen by return alone, there by return over the start's distance to the origin.
+
+    python algorithms/imitation/otr.py --dataset pendulum-rare --seeds 8 --updates 20000
+    python algorithms/imitation/otr.py --dataset hopper-medium-replay --demos hopper-expert --demo-episodes 1
+    python algorithms/imitation/otr.py --dataset pendulum-rare --updates 1000 --write-dataset pendulum-otr.npz
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.arguments import DemoArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.data import Dataset
+from shared.errors import InputError
+from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import Batch, Transitions
+
+
+@hyperparameters
+class Args(DemoArgs):
+    dataset: str = "pendulum-rare"
+    """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
+    squash_alpha: Float = 5.0
+    """alpha: the reward of a distance of 0; the label is alpha exp(-beta distance)."""
+    squash_beta: Float = 5.0
+    """beta: how fast labels fall with the distance; 0: all are alpha."""
+    by_dimensions: bool = True
+    """Divide the distance by the number of dimensions that the method counts."""
+    epsilon: float = 0.01
+    """Weight of the plan's entropy."""
+    sinkhorn_iterations: int = 100
+    """Sinkhorn's iterations for every pair of episodes."""
+    normalize_return: bool = True
+    """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
+    reward_shift: float = 0.0
+    """Added to every reward in training, after the scale."""
+    write_dataset: str = ""
+    """Also write the data with its labels here (.npz), those of the first lane, as a dataset for any other script."""
+    expectile: Fraction = 0.7
+    """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
+    beta: Float = 3.0
+    """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    discount: Fraction = 0.99
+    """gamma, in [0, 1]."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    actor_lr: Float = 3e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
+    critic_lr: Float = 3e-4
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    value_lr: Float = 3e-4
+    """Adam's step size: value function."""
+    max_weight: Float = 100.0
+    """Clip of the exponential advantage weights."""
+    dropout: StaticFraction = 0.0
+    """Dropout after the actor's hidden layers, in [0, 1]."""
+    batch_size: int = 256
+    """Transitions per gradient update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of every network that has no argument of its own for them."""
+
+
+_adroit = {"beta": 0.5, "dropout": 0.1}
+PRESETS = {
+    "antmaze": {
+        "squash_beta": 1.0, "by_dimensions": False, "expectile": 0.9, "beta": 10.0, "reward_shift": -2.0,
+        "eval_episodes": 100,
+    },
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _adroit),
+}  # fmt: skip
+
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+
+
+class Actor(nn.Module):
+    """Mean (through tanh) and a log standard deviation that does not depend on the state."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, obs, training: bool = False):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+            x = nn.Dropout(self.dropout, deterministic=not training)(x)
+        mean = jnp.tanh(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    """Q(s, a), or V(s) without an action."""
+
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    value: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+
+
+class Priced(NamedTuple):
+    """A dataset on the device with what its steps pay."""
+
+    transitions: Transitions
+    distance: jax.Array
+    """[K, N] of every row of the dataset under the plan of each of K demonstrations"""
+    episode: jax.Array
+    """[N] of the row"""
+    starts: jax.Array
+    """[E] first rows of episodes"""
+    row: jax.Array
+    """[M] the rows that `transitions` holds"""
+    returns: jax.Array
+    """[E] true returns, logged beside those of the labels; [0]: there are none"""
+
+
+def cosine_cost(x, y):
+    """1 - cos(x_i, y_j) [n, m] of vectors [n, O] and [m, O]."""
+    x, y = (v / jnp.maximum(jnp.linalg.norm(v, axis=-1, keepdims=True), 1e-8) for v in (x, y))
+    return 1.0 - x @ y.T
+
+
+def transport_plan(cost, a, b, epsilon: float, iterations: int):
+    """Plan [n, m] of least <P, cost> - epsilon H(P) with marginals a [n] and b [m], which may be 0 (eq. 2)."""
+    log_a, log_b = jnp.log(a), jnp.log(b)
+
+    def iterate(potentials, _):
+        f, g = potentials
+        f = epsilon * (log_a - jax.nn.logsumexp((g[None] - cost) / epsilon, axis=1))
+        g = epsilon * (log_b - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
+        return (f, g), None
+
+    start = jnp.where(a > 0, 0.0, -jnp.inf), jnp.where(b > 0, 0.0, -jnp.inf)
+    (f, g), _ = jax.lax.scan(iterate, start, length=iterations)
+    return jnp.exp((f[:, None] + g[None] - cost) / epsilon)
+
+
+def step_costs(obs, steps, demo, demo_steps, epsilon: float, iterations: int):
+    """[T] mean cost of each of an episode's `steps` first observations [T, O], the others' are 0 (eq. 3).
+
+    `demo` [D, O]: a demonstration of `demo_steps`.
+    """
+    a, b = (jnp.where(jnp.arange(len(x)) < n, 1.0 / n, 0.0) for x, n in ((obs, steps), (demo, demo_steps)))
+    cost = cosine_cost(obs, demo)
+    return steps * (transport_plan(cost, a, b, epsilon, iterations) * cost).sum(1)
+
+
+def padded(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Observations of the episodes [E, T, O], with zeros behind the shorter ones, and their steps [E]."""
+    starts, steps = data.starts(), data.ends() - data.starts() + 1
+    at = starts[:, None] + np.arange(steps.max())
+    inside = np.arange(steps.max()) < steps[:, None]
+    return data.obs[np.where(inside, at, 0)] * inside[..., None], steps
+
+
+def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
+    """[K, N] mean cost of every row under the plan between its episode and each of K demonstrations."""
+    obs, steps = padded(data)
+    shown, shown_steps = padded(demos)
+
+    @jax.jit
+    def of_episode(episode):
+        pair = partial(step_costs, *episode, epsilon=args.epsilon, iterations=args.sinkhorn_iterations)
+        return jax.vmap(pair)(shown, shown_steps)
+
+    costs = np.stack([of_episode(episode) for episode in zip(obs, steps, strict=True)], axis=1)  # [K, E, T]
+    return costs[:, np.arange(obs.shape[1]) < steps[:, None]]
+
+
+def labels(priced: Priced, args: Args):
+    """[N]: alpha exp(-beta distance / dim(O)) by the demonstration that gives the row's episode most of it (eq. 4)."""
+    size = priced.transitions.spec.obs_shape[0] if args.by_dimensions else 1
+    rewards = args.squash_alpha * jnp.exp(-args.squash_beta * priced.distance / size)
+    sums = jax.vmap(lambda r: jax.ops.segment_sum(r, priced.episode, len(priced.starts)))(rewards)
+    return jnp.take_along_axis(rewards, sums.argmax(0)[priced.episode][None], axis=0)[0]
+
+
+def training_labels(priced: Priced, args: Args):
+    """[N]: `labels` scaled and shifted as --normalize-return and --reward-shift say."""
+    reward = labels(priced, args)
+    if args.normalize_return:
+        returns = jax.ops.segment_sum(reward, priced.episode, len(priced.starts))
+        between = returns.max() - returns.min()
+        reward = jnp.where(between > 1e-5, 1000.0 / jnp.maximum(between, 1e-5), 1.0) * reward
+    return reward + args.reward_shift
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+def value_loss(value, agent: Agent, batch: Batch, args: Args):
+    """|expectile - 1(u < 0)| u^2, u = min_i target Q_i(s, a) - V(s) (IQL's eq. 5)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
+    v = agent.nets.critic.apply(value, batch.obs)
+    chex.assert_shape([q, v], (args.batch_size,))
+    u = q - v
+    weight = jnp.where(u < 0, 1.0 - args.expectile, args.expectile)
+    return (weight * u**2).mean(), {"v": v.mean()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """-exp(beta (min_i target Q_i(s, a) - V(s))) log pi(a|s), weights clipped (IQL's eq. 7)."""
+    q = q_values(agent.nets.critic, agent.target_critic, batch.obs, batch.action).min(0)
+    adv = q - agent.nets.critic.apply(agent.value, batch.obs)
+    weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
+    mean, log_std = agent.nets.actor.apply(actor, batch.obs, training=True, rngs={"dropout": key})
+    action = jnp.clip(batch.action, -1.0 + 1e-5, 1.0 - 1e-5)
+    log_prob = jax.scipy.stats.norm.logpdf(action, mean, jnp.exp(log_std)).sum(-1)
+    chex.assert_shape([weight, log_prob], (args.batch_size,))
+    return -(weight * log_prob).mean(), {"adv": adv.mean(), "weight": weight.mean()}
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, args: Args):
+    """(r + gamma V(s') - Q(s, a))^2 (IQL's eq. 6), r the label; summed over the two critics."""
+    next_v = agent.nets.critic.apply(agent.value, batch.next_obs)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean(), "reward": batch.reward.mean()}
+
+
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
+
+
+def init(key, args: Args, spec: Spec) -> Agent:
+    """The agent of one lane."""
+    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.dropout), Critic(args.hidden_dims))
+    actor_key, critic_key, value_key = jax.random.split(key, 3)
+    obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    value = nets.critic.init(value_key, obs)
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        value=value,
+        actor_opt=actor_optimizer(args).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        value_opt=optax.adam(args.value_lr).init(value),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of V, then the actor with the new V, then Q with the new V."""
+    (loss_v, info_v), grads = jax.value_and_grad(value_loss, has_aux=True)(agent.value, agent, batch, args)
+    updates, value_opt = optax.adam(args.value_lr).update(grads, agent.value_opt)
+    agent = agent.replace(value=optax.apply_updates(agent.value, updates), value_opt=value_opt)
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, key, args)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+
+    (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+
+    target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
+    losses = {"critic_loss": loss_q, "value_loss": loss_v, "actor_loss": loss_pi}
+    return agent.replace(target_critic=target_critic), {**losses, **info_q, **info_v, **info_pi}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's (temperature 0)."""
+    return agent.nets.actor.apply(agent.actor, obs)[0]
+
+
+def train(agent: Agent, keys, args: Args, priced: Priced) -> tuple[Agent, dict]:
+    """One lane: one update per key, from this lane's labels; mean metrics."""
+    label = training_labels(priced, args)
+    reward = label[priced.row]
+
+    def step(agent, key):
+        batch_key, update_key = jax.random.split(key)
+        index = priced.transitions.draw(batch_key, args.batch_size)
+        return update(agent, priced.transitions.take(index)._replace(reward=reward[index]), update_key, args)
+
+    agent, metrics = jax.lax.scan(step, agent, keys)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    if len(priced.returns):
+        label_returns = jax.ops.segment_sum(label, priced.episode, len(priced.starts))
+        metrics["label_correlation"] = rank_correlation(label_returns, priced.returns)
+    return agent, metrics
+
+
+def main(args: Args) -> None:
+    data, demos, returns = load_demonstrated(args)
+    data = data.require(discrete=False, reward=False)
+    if args.sinkhorn_iterations < 1 or args.epsilon <= 0:
+        raise InputError(
+            f"--epsilon and --sinkhorn-iterations must be above 0, not {args.epsilon} and {args.sinkhorn_iterations}."
+        )
+    rows = np.flatnonzero(data.usable())
+    returns = np.zeros(0, np.float32) if returns is None else returns
+    columns = (distances(data, demos, args), data.episode(), data.starts(), rows, returns)
+    priced = Priced(data.transitions(), *map(jnp.asarray, columns))
+    with Run(__file__, args, data.task, act) as run:
+        if args.write_dataset and not args.resume:
+            first = jax.tree.map(lambda x: x[0], run.lane_args)
+            write_dataset(args.write_dataset, relabelled(data, reward=jax.jit(labels)(priced, first)))
+        priced = run.replicate(priced)
+        agent = run.init(partial(init, spec=data.spec))
+        agent = run.restore(agent)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        for keys in run.chunks():
+            agent, metrics = train_lanes(agent, keys, run.lane_args, priced)
+            run.log(agent, metrics)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

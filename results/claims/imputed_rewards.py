@@ -1,0 +1,22 @@
+from results.checks import Claim, end, noise
+from results.grid import small
+
+few = {kind: small("imputed_rewards", f"--impute {kind}", kind) for kind in ("model", "zero", "none")}
+true = small("imputed_rewards", "--labelled-fraction 1", "true-rewards")
+ours = end(few["model"])
+
+CLAIM = Claim(
+    title="Rewards of one transition in a hundred are enough where rewards are dense",
+    paper="'Offline RL with Imputed Rewards' (arXiv 2407.10839) claims that with 1 % of the rewards and a model of the "
+    "others, offline RL is close to what it is with all rewards, and far above training on the 1 % alone.",
+    runs=[*few.values(), true],
+    checks={
+        "Imputing ends above training on the labelled transitions alone, beyond noise": (
+            ours > end(few["none"]) + noise(ours, end(few["none"]))
+        ),
+        "Imputing ends above rewards of 0 for the others, beyond noise": (
+            ours > end(few["zero"]) + noise(ours, end(few["zero"]))
+        ),
+        "Imputing is level with all true rewards, within noise": ours + noise(ours, end(true)) > end(true),
+    },
+)

@@ -1,0 +1,273 @@
+"""Datasets made of parts: demonstrations D_E, labelled rows D_L, unlabelled rows D_U, and labels written as a dataset.
+
+What is hidden is NaN from here on, so that a loss which looks at it shows. run.json names every part with its hash.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shared.arguments import DemoArgs, LabelArgs, OfflineArgs
+from shared.data import ARRAYS, Dataset, load_dataset
+from shared.errors import InputError
+from shared.formats import content_hash
+from shared.task import Task
+
+HIDDEN = {"rewards": "reward", "actions": "action"}
+"""What may be hidden -> the array."""
+SUMMED = ("rows", "episodes", "terminals", "time_limits", "cuts", "without_successor")
+"""Counts of `shared.fields.summary`."""
+
+
+class Demonstrated(NamedTuple):
+    """A dataset without rewards, and episodes that show what is wanted."""
+
+    data: Dataset
+    demos: Dataset
+    returns: np.ndarray | None
+    """[E] true returns of the data's episodes, to compare labels with and for nothing else; None: there are none."""
+
+
+class Labelled(NamedTuple):
+    """A dataset of which some rows keep their labels."""
+
+    data: Dataset
+    labelled: np.ndarray
+    """[N] bool"""
+    truth: Dataset
+    """The data before anything was hidden, to compare labels with and for nothing else."""
+
+
+def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Demonstrated:
+    """The data of `args`, of which `hide` is hidden, and its demonstrations, of which nothing is.
+
+    Without --demos these are the best episodes of the data itself, where they stay, too.
+
+    Raises:
+      InputError: as `load_dataset`; demonstrations of another environment; no rewards to choose them by.
+    """
+    data = load_all(args, (args.dataset, *args.more_data))
+    if args.demo_episodes < 0 or not (args.demos or args.demo_episodes):
+        raise InputError(f"--demo-episodes {args.demo_episodes}: without --demos at least one episode must be chosen.")
+    demos = data
+    if args.demos:
+        demos = load_all(args, args.demos)
+        refuse_another_task(data, demos)
+    if args.demo_episodes:
+        demos = best_episodes(demos, args.demo_episodes)
+    parts = {"demonstrations": (demos, every(demos)), "unlabelled": (data, every(data))}
+    returns = data.episode_returns() if data.task.data.get("rewards", True) else None
+    return Demonstrated(with_parts(hidden(data, hide), parts), demos, returns)
+
+
+def load_labelled(args: LabelArgs) -> Labelled:
+    """The data of `args`, with the labels of --labelled-fraction alone.
+
+    Raises:
+      InputError: as `load_dataset`; no row keeps its labels; there are no rewards.
+    """
+    data = load_all(args, (args.dataset, *args.more_data)).require(reward="rewards" in args.hide)
+    labelled = labelled_rows(data, args)
+    parts = {"labelled": (data, labelled), "unlabelled": (data, ~labelled)}
+    return Labelled(with_parts(hidden(data, args.hide, ~labelled), parts), labelled, data)
+
+
+# ----------------------------------------------------------------------------------- datasets together
+
+
+def load_all(args: OfflineArgs, names: Iterable[str]) -> Dataset:
+    """The datasets `names` as one, each read as `args` say (--env, --fields, ...)."""
+    return joined([load_dataset(dataclasses.replace(args, dataset=name)) for name in names])
+
+
+def joined(datasets: list[Dataset]) -> Dataset:
+    """The episodes of several datasets of one environment, one dataset after the other.
+
+    Raises:
+      InputError: observations, actions or the environment differ.
+    """
+    first = datasets[0]
+    if len(datasets) == 1:
+        return first
+    for other in datasets[1:]:
+        refuse_another_task(first, other)
+    arrays = {n: np.concatenate([getattr(d, n) for d in datasets]) for n in (*ARRAYS, "successor")}
+    found = [d.task.data for d in datasets]
+    understood = found[0] | {name: sum(x[name] for x in found) for name in SUMMED}
+    understood |= {"shortest": min(x["shortest"] for x in found), "longest": max(x["longest"] for x in found)}
+    understood["datasets"] = [{"id": d.task.id, "hash": d.task.hash, "rows": len(d.obs)} for d in datasets]
+    understood |= {"rewards": all(x["rewards"] for x in found), "notes": [n for x in found for n in x["notes"]]}
+    task = dataclasses.replace(
+        first.task,
+        id="+".join(d.task.id for d in datasets),
+        hash=content_hash(arrays),
+        data=understood,
+        baselines={},
+    )
+    data = Dataset(task, **arrays)
+    if all(d.task.baselines for d in datasets) and not task.counts_successes:
+        returns = data.episode_returns()
+        baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
+        data = dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines))
+    return data
+
+
+def refuse_another_task(data: Dataset, other: Dataset) -> None:
+    """InputError where `other` has other observations, actions or another environment than `data` (versions aside)."""
+    one, two = data.task, other.task
+    for what, of in (("observations", lambda t: t.spec.obs_shape), ("actions", lambda t: t.spec[1:])):
+        if of(one) != of(two):
+            raise InputError(
+                f"'{two.id}' has other {what} than '{one.id}': {shown(two)}, not {shown(one)}; --env names the "
+                "environment of both."
+            )
+    ids = [t.env_spec and t.env_spec.id for t in (one, two)]
+    if None not in ids and len({env_id.partition("-v")[0] for env_id in ids}) > 1:
+        raise InputError(f"'{two.id}' is of {ids[1]}, '{one.id}' of {ids[0]}; --env ID says that both are of one.")
+
+
+def shown(task: Task) -> str:
+    """Sizes of a task's observations and actions, and the range of the latter."""
+    spec = task.spec
+    if spec.discrete:
+        return f"{spec.obs_shape} and {spec.action_dim} choices"
+    return f"{spec.obs_shape} and {spec.action_dim} numbers from {min(spec.action_low):g} to {max(spec.action_high):g}"
+
+
+# ----------------------------------------------------------------------------------------------- parts
+
+
+def best_episodes(data: Dataset, count: int) -> Dataset:
+    """The `count` episodes of highest return, in their order in the data; all if it has fewer."""
+    if count >= len(data.ends()):
+        return data
+    if not data.task.data.get("rewards", True):
+        raise InputError(f"'{data.task.id}' has no rewards to choose its best episodes by; pass --demo-episodes 0.")
+    best = np.argsort(-data.episode_returns(), kind="stable")[:count]
+    return data.select(np.isin(data.episode(), best))
+
+
+def labelled_rows(data: Dataset, args: LabelArgs) -> np.ndarray:
+    """[N] bool: the rows that keep their labels, drawn by --split-seed."""
+    returns = data.episode_returns()
+    low = np.argsort(returns, kind="stable")[: max(1, round(args.labelled_below * len(returns)))]
+    pool = low if args.labelled_unit == "episodes" else np.flatnonzero(np.isin(data.episode(), low))
+    size = len(returns) if args.labelled_unit == "episodes" else len(data.obs)
+    count = min(round(args.labelled_fraction * size), len(pool))
+    if count < 1:
+        raise InputError(
+            f"--labelled-fraction {args.labelled_fraction:g}: none of the {size:,} {args.labelled_unit} of "
+            f"'{data.task.id}' keeps its labels; at least one is needed."
+        )
+    chosen = np.random.default_rng(args.split_seed).permutation(pool)[:count]
+    return np.isin(data.episode() if args.labelled_unit == "episodes" else np.arange(size), chosen)
+
+
+def hidden(data: Dataset, what: Iterable[str], rows: np.ndarray | None = None) -> Dataset:
+    """`data` with NaN for `what` (of HIDDEN) in `rows` [N] (default: all); returns and statistics of the truth remain
+    in the task's baselines alone.
+
+    Raises:
+      InputError: actions that are discrete have no NaN.
+    """
+    rows, arrays = np.ones(len(data.obs), bool) if rows is None else rows, {}
+    if "actions" in what and data.spec.discrete:
+        raise InputError(f"'{data.task.id}' has discrete actions, which cannot be hidden.")
+    for name in what:
+        array = getattr(data, HIDDEN[name]).copy()
+        array[rows] = np.nan
+        arrays[HIDDEN[name]] = array
+    known = data.task.data
+    if "rewards" in what and rows.any():
+        known = known | {"rewards": False}
+    return data.replace({"hidden": sorted(what)} if arrays else {}, {"data": known}, **arrays)
+
+
+def every(data: Dataset) -> np.ndarray:
+    """[N] bool: all rows."""
+    return np.ones(len(data.obs), bool)
+
+
+def with_parts(data: Dataset, parts: dict[str, tuple[Dataset, np.ndarray]]) -> Dataset:
+    """`data` whose task names its `parts`, rows [N] of a dataset (id, hash, rows, episodes), and has a hash of all."""
+    known = {}
+    for name, (whole, rows) in parts.items():
+        arrays = {n: getattr(whole, n)[rows] for n in ARRAYS}
+        counts = {"rows": int(rows.sum()), "episodes": len(np.unique(whole.episode()[rows]))}
+        known[name] = {"id": whole.task.id, "hash": content_hash(arrays), **counts}
+        print(f"{name}: {counts['rows']:,} rows of {counts['episodes']:,} episodes of '{whole.task.id}'", flush=True)
+    digest = hashlib.sha256(json.dumps([data.task.hash, known], sort_keys=True).encode()).hexdigest()[:16]
+    return data.replace({}, {"hash": digest, "data": data.task.data | {"parts": known}})
+
+
+# ---------------------------------------------------------------------------------------------- labels
+
+
+def relabelled(data: Dataset, reward: np.ndarray | None = None, action: np.ndarray | None = None) -> Dataset:
+    """`data` with other rewards [N] or actions [N, A].
+
+    Raises:
+      InputError: a label that is not finite.
+    """
+    arrays = {"reward": reward, "action": action}
+    arrays = {name: np.asarray(x, np.float32) for name, x in arrays.items() if x is not None}
+    for name, x in arrays.items():
+        wrong = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+        if len(wrong):
+            raise InputError(f"The labels of '{data.task.id}' are not finite: {name} of row {wrong[0]}.")
+    known = data.task.data | ({"rewards": True} if "reward" in arrays else {})
+    return data.replace({}, {"data": known}, **arrays)
+
+
+def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Spearman's correlation of x [n] and y [n], ties at their mean rank; 0 where all of one are equal."""
+
+    def ranks(v):
+        ordered = jnp.sort(v)
+        places = jnp.searchsorted(ordered, v, side="left") + jnp.searchsorted(ordered, v, side="right")
+        return 0.5 * places - 0.5 * len(v)
+
+    x, y = ranks(x), ranks(y)
+    return (x * y).sum() / jnp.maximum(jnp.sqrt((x**2).sum() * (y**2).sum()), 1e-12)
+
+
+def write_dataset(path: str | Path, data: Dataset) -> None:
+    """Writes `data` as an .npz that every script takes, whole or not at all; actions in the environment's units.
+
+    An observation that is not known stands there as NaN. A log that goes on after a terminal row is read as two
+    episodes.
+
+    Raises:
+      InputError: no .npz, or it cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        raise InputError(f"--write-dataset {path}: the name of a dataset that is written ends in .npz.")
+    if jax.process_index():
+        return
+    known = data.successor.reshape(-1, *(1,) * (data.obs.ndim - 1))
+    arrays = {
+        "observations": data.obs,
+        "actions": data.task.to_env(data.action),
+        "rewards": data.reward,
+        "next_observations": np.where(known, data.next_obs, np.nan) if not known.all() else data.next_obs,
+        "terminals": data.terminal,
+        "timeouts": data.last & ~data.terminal,
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"Cannot write to {path}: {error.strerror}.") from None
+    env = f" --env {data.task.env_spec.id}" if data.task.env_spec else ""
+    print(f"{len(data.obs):,} labelled rows written: --dataset {path}{env}", flush=True)
