@@ -39,6 +39,7 @@ from results.pages.scores import (
 from results.pages.site import page
 from results.pages.speeds import speed_section
 from results.pages.text import iqm_text, mean_std, number
+from results.pages.which import which_page
 from results.pictures import (
     appearances,
     claim_picture,
@@ -69,6 +70,7 @@ def documents(rows: list[Row], left_out: list[str], root: Path, files: Raw) -> d
         results / "index.html": page(everything, root),
         results / "speed.md": "\n\n".join(["# Speed", MADE, speed_section(root)]) + "\n",
         results / "parity.md": parity_page(root),
+        results / "which.md": which_page(everything, root),
         results / "claims" / "README.md": overview(root, files),
     }
     for name, claim in claims(root).items():

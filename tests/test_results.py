@@ -19,6 +19,7 @@ from results.checks import Raw
 from results.grid import Entry
 from results.pages.claims import evidence
 from results.pages.speeds import speed_section
+from results.pages.which import which_page
 from results.pictures import order_of_arms, short_labels
 
 ALGORITHM = '''"""{title}
@@ -203,6 +204,38 @@ def test_bc_comes_first_and_several_runs_are_told_apart(tmp_path):
     make_run(tmp_path, "bc", "hopper-medium", RISES_THEN_FALLS, name="benchmark-a")
     names = list(table_of(tmp_path))
     assert names[2:5] == ["bc (benchmark-a)", "awac (benchmark-a)", "awac (benchmark-b)"]
+
+
+def test_algorithms_stand_side_by_side_where_nothing_but_the_data_differs(tmp_path):
+    """which.md: eight lanes in the small form, whole data; no others, and no table of two."""
+    form = {"preset": "none", "batch_size": 128, "hidden_dims": [64, 64]}
+    scores = {name: np.full((8, 1, 1), value) for name, value in (("bc", 10), ("iql", 30), ("td3_bc", 20))}
+    for name, score in scores.items():
+        write_algorithm(tmp_path, name, f"{name.upper()}: a method.")
+        make_run(tmp_path, name, "pendulum-good", score, "claim-10k", **form)
+        make_run(tmp_path, name, "pendulum-broken", score, "claim-10k", **form, corruption=["reward"])
+        make_run(tmp_path, name, "pendulum-tuned", score, "claim-10k", **form | {"preset": "auto"})
+        make_run(tmp_path, name, "pendulum-few", score[:4], "claim-10k", **form)
+    make_run(tmp_path, "bc", "pendulum-good", scores["iql"] + 10, "claim-top10-10k", **form)
+    make_run(tmp_path, "bc", "pendulum-two", scores["bc"], "claim-10k", **form)
+    make_run(tmp_path, "iql", "pendulum-two", scores["iql"], "claim-10k", **form)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "recipes.txt").write_text("pendulum-good\tPendulum-v1\tonly good actions\n")
+    (tmp_path / "results" / "speed.json").write_text(
+        json.dumps(
+            {
+                "cases": [
+                    {"algorithm": name, "shape": "hopper", "lanes": 1, "updates_per_s": {"median": rate}}
+                    for name, rate in (("td3_bc", 100), ("iql", 50))
+                ]
+            }
+        )
+    )
+    text = which_page(raw.read_runs(tmp_path, "*")[0], tmp_path)
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
+    assert [line[0] for line in lines] == ["BC (top10)", "IQL", "TD3_BC", "BC"]
+    assert [line[5].strip() for line in lines[1:3]] == ["2.0", "1.0"]
+    assert re.findall("^## (.*)", text, re.M) == ["pendulum-good"] and "only good actions; dataset mean 44.4" in text
 
 
 def test_nan_lane_is_marked_and_counted(tmp_path):
