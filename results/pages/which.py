@@ -24,9 +24,9 @@ def which_page(rows: Iterable[Row], root: Path) -> str:
         "# Which algorithm when",
         "Made by `make report` from the runs of the claims; do not edit. The same data, networks of two layers of 64, "
         "batches of 128, eight seeds, no presets: what differs is the algorithm and the data, and the order changes "
-        "with the data. Read the table whose data is like yours. These are small worlds and short runs: they show which "
-        "mechanism fits which data, not which score to expect. Time is of one gradient update, that of TD3+BC being 1, "
-        "where [speed.md](speed.md) has both at one lane, at the sizes given there.",
+        "with the data. Read the table whose data is like yours. These are small worlds and short runs: they show "
+        "which mechanism fits which data, not which score to expect. Time is of one gradient update, that of TD3+BC "
+        "being 1, where [speed.md](speed.md) has both at one lane, at the sizes given there.",
     ]
     pace, names = update_time(root), {one.name: one.title for one in algorithms(root)}
     for dataset in sorted({row.dataset for row in rows}):
