@@ -144,15 +144,3 @@ def exact_model(task: Task) -> Callable | None:
         return next_obs, jnp.float32(task.training_reward(reward)), jnp.bool_(ends)
 
     return lambda obs, action, key: jax.vmap(step)(obs, action, jax.random.split(key, len(obs)))
-
-
-def rank_correlation(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
-    """Spearman's of x [B] and y [B] over the rows that are `valid` [B]; 0 where one does not vary."""
-
-    def rank(values):
-        order = jnp.argsort(jnp.where(valid, values, jnp.inf))
-        ranks = jnp.zeros(len(values)).at[order].set(jnp.arange(len(values), dtype=jnp.float32))
-        return valid * (ranks - (valid * ranks).sum() / jnp.maximum(valid.sum(), 1))
-
-    a, b = rank(x), rank(y)
-    return (a * b).sum() / jnp.maximum(jnp.sqrt((a**2).sum() * (b**2).sum()), 1e-8)

@@ -227,13 +227,18 @@ def relabelled(data: Dataset, reward: np.ndarray | None = None, action: np.ndarr
     return data.replace({}, {"data": known}, **arrays)
 
 
-def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Spearman's correlation of x [n] and y [n], ties at their mean rank; 0 where all of one are equal."""
+def rank_correlation(x: jax.Array, y: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Spearman's correlation of x [n] and y [n] over the rows that are `valid` [n] (default: all).
+
+    Ties have their mean rank; 0 where all of one are equal, or no row is valid.
+    """
+    valid = jnp.ones(len(x), bool) if valid is None else valid
 
     def ranks(v):
+        v = jnp.where(valid, v, jnp.inf)
         ordered = jnp.sort(v)
         places = jnp.searchsorted(ordered, v, side="left") + jnp.searchsorted(ordered, v, side="right")
-        return 0.5 * places - 0.5 * len(v)
+        return valid * (0.5 * places - 0.5 * valid.sum())
 
     x, y = ranks(x), ranks(y)
     return (x * y).sum() / jnp.maximum(jnp.sqrt((x**2).sum() * (y**2).sum()), 1e-12)

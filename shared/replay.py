@@ -18,7 +18,7 @@ class Replay:
     rows: jax.Array
     """[L, C, D]"""
     inserted: jax.Array
-    """[L] rows ever inserted"""
+    """[L] rows ever inserted, less whole turns of the ring: a number that does not outgrow int32"""
     ready: jax.Array
     """[L] of these, how many may be sampled: all, unless something about the newest ones is still unknown"""
     spec: Spec = dataclasses.field(metadata={"static": True})
@@ -32,7 +32,8 @@ class Replay:
         """One row [D] into one lane's ring."""
         rows = self.rows.at[self.inserted % len(self.rows)].set(row)
         inserted = self.inserted + 1
-        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted if ready else self.ready)
+        ready = inserted if ready else self.ready
+        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=ready)._turned()
 
     def extend(self, batch: Batch, valid: jax.Array) -> "Replay":
         """The rows of `batch` [n, ...] that are `valid` [n] into one lane's ring, in order; n is at most its size.
@@ -46,7 +47,12 @@ class Replay:
         at = (self.inserted + jnp.cumsum(valid, dtype=jnp.int32) - 1) % len(self.rows)
         rows = self.rows.at[jnp.where(valid, at, len(self.rows))].set(rows, mode="drop")
         inserted = self.inserted + valid.sum(dtype=jnp.int32)
-        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted)
+        return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted)._turned()
+
+    def _turned(self) -> "Replay":
+        """The same with whole turns taken off the counts of a full ring."""
+        turns = jnp.maximum(self.inserted // len(self.rows) - 1, 0) * len(self.rows)
+        return dataclasses.replace(self, inserted=self.inserted - turns, ready=self.ready - turns)
 
     def take(self, age: jax.Array) -> Batch:
         """Rows by age: 0 is the newest that may be sampled."""

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
-from shared.env_models import exact_model, rank_correlation, termination
+from shared.env_models import exact_model, termination
 from shared.errors import InputError
 from shared.replay import init_replay
 from shared.task import Task, env_task
@@ -79,15 +78,6 @@ def test_where_observations_do_not_tell_the_state_there_is_no_exact_model(env):
     assert exact_model(env_task(env)) is None
 
 
-def test_rank_correlation_is_spearmans_over_the_valid_rows():
-    r = np.random.default_rng(0)
-    x = r.normal(size=50).astype(np.float32)
-    y, valid = x**3 + r.normal(size=50).astype(np.float32), r.random(50) < 0.7
-    expected = spearmanr(x[valid], y[valid]).statistic
-    np.testing.assert_allclose(rank_correlation(x, y, valid), expected, rtol=1e-4)
-    assert rank_correlation(x, y, np.zeros(50, bool)) == 0
-
-
 def test_a_ring_takes_the_valid_rows_only_and_has_no_others():
     spec = env_task("Pendulum-v1").spec
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -108,3 +98,24 @@ def test_a_ring_takes_the_valid_rows_only_and_has_no_others():
     assert set(np.asarray(ring.sample(jax.random.key(1), 100, newest=2).reward)) == {7.0, 8.0}
     with pytest.raises(ValueError, match="6 rows do not fit"):
         ring.extend(rows(1, 2, 3, 4, 5, 6), jnp.ones(6, bool))
+
+
+def test_the_counts_of_a_ring_do_not_outgrow_its_integers():
+    """A search over horizons inserts more than 2 ** 31 rows; from such a count on all draws would be of one row."""
+    spec = env_task("Pendulum-v1").spec
+    ring = jax.tree.map(lambda x: x[0], init_replay(1, 5, spec, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+
+    def step(ring, i):
+        x = jnp.float32([2 * i, 2 * i + 1])
+        two = Batch(x[:, None] * jnp.ones(3), x[:, None], x, x < 0, x[:, None] * jnp.ones(3))
+        ring = ring.extend(two, jnp.ones(2, bool))
+        return ring, (ring.inserted, ring.size(), ring.take(jnp.arange(2)).reward)
+
+    ring, (inserted, size, newest) = jax.lax.scan(step, ring, jnp.arange(20))
+    assert inserted.max() < 10 and size.tolist() == [2, 4] + [5] * 18
+    np.testing.assert_array_equal(newest, [[2 * i + 1, 2 * i] for i in range(20)])
+    row = ring.rows[0]
+    for i in range(12):  # one by one: the row before stays unready
+        ring = ring.insert(row.at[4].set(100.0 + i), ready=i % 2 == 1)
+        assert ring.inserted < 10 and ring.size() == (5 if i % 2 else 4)
+        assert ring.take(jnp.int32(0)).reward == (100.0 + i if i % 2 else 99.0 + i if i else 39.0)

@@ -185,3 +185,8 @@ def test_correlation_of_ranks_with_ties():
     np.testing.assert_allclose(rank_correlation(x, y), spearmanr(x, y).statistic, rtol=1e-5)
     np.testing.assert_allclose(rank_correlation(x, -(x**3)), -1.0, rtol=1e-6)
     assert rank_correlation(x, np.ones(40)) == 0.0
+    valid = r.random(40) < 0.7
+    expected = spearmanr(x[valid], y[valid]).statistic
+    np.testing.assert_allclose(rank_correlation(x, np.where(valid, y, 99.0), valid), expected, rtol=1e-5)
+    assert rank_correlation(x, np.where(valid, 2.0, y), valid) == 0.0  # of the valid ones all are equal
+    assert rank_correlation(x, y, np.zeros(40, bool)) == 0.0
