@@ -18,8 +18,8 @@ Choose it when a model of the dynamics can be learned from your data, and no unc
 
 Deviations from the paper:
 - the setting is that of the authors' code where it is known (normalised observations, the likelihood of the data's
-  actions in cloning, horizons and weights for D4RL's v2 data, no more than 1 as the temperature), with the bounds of
-  the log variance, and the model, of mopo.py;
+  actions in cloning, horizons and weights for D4RL's v2 data), with the bounds of the log variance, and the model, of
+  mopo.py;
 - rollouts of the game begin anew where they terminate; the authors' code goes on;
 - the actor is cloned by the number of updates that the model has at most, not for 50 passes over the data.
 
@@ -66,6 +66,8 @@ class Args(OfflineArgs):
     """Adam's step size: model of the dynamics, in the game."""
     clone: bool = True
     """Begin with the policy that clones the data (not on AntMaze)."""
+    uniform_rollouts: bool = False
+    """Rollouts with uniform actions in place of the policy's."""
     rollout_steps: Float = 5.0
     """h: steps of a rollout in the model."""
     rollout_batch: int = 50_000
@@ -115,15 +117,18 @@ def _of(rollout_steps: int, adversary_weight: float) -> dict:
 
 
 PRESETS = {  # the authors'
-    **dict.fromkeys(("halfcheetah-medium", "halfcheetah-medium-replay", "halfcheetah-medium-expert"), _of(5, 3e-4)),
+    **dict.fromkeys(("halfcheetah", "halfcheetah-medium", "halfcheetah-medium-replay"), _of(5, 3e-4)),
+    "halfcheetah-medium-expert": _of(5, 3e-4),
     **dict.fromkeys(("hopper", "hopper-medium", "hopper-medium-expert"), _of(5, 3e-4)),
     "hopper-medium-replay": _of(2, 3e-4),
     **dict.fromkeys(("walker2d", "walker2d-medium", "walker2d-medium-replay"), _of(5, 0.0)),
     "walker2d-medium-expert": _of(2, 3e-4),
-    **dict.fromkeys(("halfcheetah", "halfcheetah-random", "walker2d-random"), _of(5, 0.0)),
+    **dict.fromkeys(("halfcheetah-random", "walker2d-random"), _of(5, 0.0)),
     "hopper-random": _of(2, 3e-4),
-    "antmaze": {**_of(5, 0.0), "clone": False},
-    **dict.fromkeys(("antmaze-umaze", "antmaze-large-play"), {**_of(5, 3e-4), "clone": False}),
+    "antmaze": {**_of(5, 0.0), "clone": False, "uniform_rollouts": True},
+    "antmaze-umaze": {**_of(5, 3e-4), "clone": False},
+    "antmaze-umaze-diverse": {**_of(5, 0.0), "clone": False, "uniform_rollouts": True},
+    "antmaze-large-play": {**_of(5, 3e-4), "clone": False, "uniform_rollouts": True},
 }
 
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -264,7 +269,7 @@ def model_target(batch: Batch):
 
 def model_decay(model, args: Args):
     """0.5 sum_l decay_l |W_l|^2, the decays of the paper's code spread over the layers."""
-    layers = sorted(name for name in model["params"] if "Dense" in name)
+    layers = [f"Dense_{i}" for i in range(sum("Dense" in name for name in model["params"]))]
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
     return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
@@ -407,7 +412,10 @@ def rollout(
     def step(carry, t):
         obs, true_obs, alive, replay = carry
         action_key, model_key, exact_key, true_key = jax.random.split(jax.random.fold_in(key, t), 4)
-        action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), action_key)
+        if args.uniform_rollouts:
+            action = jax.random.uniform(action_key, (len(obs), agent.nets.actor.action_dim), minval=-1.0, maxval=1.0)
+        else:
+            action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), action_key)
         mean, std = outcomes(agent, obs, action)
         outcome = draw(agent, mean, std, model_key, args)
         next_obs, reward = outcome[:, :-1], outcome[:, -1]
@@ -501,8 +509,8 @@ def kept(args: Args):
 
 
 def temperature(agent: Agent):
-    """SAC's alpha, at most 1."""
-    return jnp.minimum(jnp.exp(agent.log_alpha), 1.0)
+    """SAC's alpha."""
+    return jnp.exp(agent.log_alpha)
 
 
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
@@ -529,7 +537,7 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
 
 
 def actor_optimizer(args: Args) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
+    return optax.adam(args.actor_lr)
 
 
 def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0) -> Agent:
@@ -642,11 +650,13 @@ def main(args: Args) -> None:
         args.n_elites,
         args.adversary_updates,
     )
-    if min(*sizes, np.min(args.rollout_steps)) < 1 or args.n_elites > args.n_models or args.model_updates < 0:
+    whole = not np.any(np.mod(args.rollout_steps, 1))
+    enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
+    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
         raise InputError(
             "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
-            f"{args.n_models} models and rollouts of {np.min(args.rollout_steps):g} steps."
+            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]

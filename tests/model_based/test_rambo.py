@@ -44,7 +44,7 @@ def made(agent, batch):
 def test_rambo_differs_from_mopo_by_the_game_alone(rambo):
     """What mopo's tests hold of the model, of SAC's losses and of the order of updates holds here."""
     found = differences(rambo, load("mopo"))
-    assert found == {"Args", "Agent", "_of", "init", "main", "rollout", "train"}
+    assert found == {"Args", "Agent", "_of", "actor_optimizer", "init", "main", "rollout", "temperature", "train"}
 
 
 def test_rambo_advantage_is_normalised_and_of_the_online_critics(rambo, agent, batch, args):
@@ -124,10 +124,43 @@ def test_rambo_sees_normalised_observations_and_begins_with_a_clone(rambo, pendu
     assert '"normalize_obs"' in (tmp_path / "run" / "run.json").read_text()
 
 
+def test_rambo_actor_has_one_step_size_and_an_unbounded_temperature(rambo, agent, args):
+    """As in the authors' code, unlike mopo, after which it is made."""
+    step = rambo.actor_optimizer(args)
+    state = jax.tree.map(lambda x: x + args.updates if x.ndim == 0 else x, step.init(agent.actor))  # at its last update
+    moved, _ = step.update(jax.tree.map(jnp.ones_like, agent.actor), state, agent.actor)
+    assert all((np.asarray(x) < 0).all() for x in jax.tree.leaves(moved))
+    close(rambo.temperature(agent.replace(log_alpha=jnp.float32(0.3))), np.exp(0.3))
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_rambo_rollouts_are_of_the_policy_or_of_uniform_actions(rambo, agent, uniform):
+    """A policy that does the same everywhere: 0.99 along both axes."""
+    args = rambo.Args(**SIZES, uniform_rollouts=uniform)
+    agent.actor["params"]["Dense_2"] = {"kernel": np.zeros((8, 4)), "bias": np.float32([3.0, 3.0, -5.0, -5.0])}
+    data = rambo.Transitions(jnp.ones((20, 11)), None, None, SPEC, (*rambo.FIELDS, "successor"))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    replay = jax.tree.map(lambda x: x[0], rambo.init_replay(1, 40, SPEC, sharding))
+    never = lambda next_obs: next_obs[..., 0] > np.inf  # noqa: E731
+    replay, _ = rambo.rollout(agent, replay, jax.random.key(0), args, data, 2, never, None)
+    action = np.asarray(replay.take(np.arange(16)).action)
+    assert (action.min() < -0.5 and action.max() < 1.0) if uniform else np.allclose(action, np.tanh(3.0), atol=1e-2)
+
+
 def test_rambo_presets_are_the_authors_table(rambo):
     def of(dataset):
         preset = rambo.PRESETS[preset_for(dataset, rambo.PRESETS)]
         return preset["rollout_steps"], preset["adversary_weight"]
+
+    def uniform(dataset):
+        return rambo.PRESETS[preset_for(dataset, rambo.PRESETS)].get("uniform_rollouts", False)
+
+    assert of("antmaze-umaze-v0") == (5, 3e-4) and of("antmaze-umaze-diverse-v0") == (5, 0)
+    assert uniform("antmaze-umaze-diverse-v0") and uniform("antmaze-medium-play-v0") and not uniform("antmaze-umaze-v0")
+    assert of("halfcheetah") == of("halfcheetah-medium-expert-v2") == (5, 3e-4) and of("halfcheetah-random-v2") == (
+        5,
+        0,
+    )
 
     assert of("hopper-medium-replay-v2") == (2, 3e-4) and of("hopper-medium-v2") == (5, 3e-4)
     assert of("walker2d-medium-v2") == (5, 0) and of("walker2d-medium-expert-v2") == (2, 3e-4)
