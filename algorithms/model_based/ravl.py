@@ -11,7 +11,7 @@ low there.
 
 With --dynamics exact the environment itself takes the model's place (Pendulum, point worlds; --model-updates 0): the
 paper's diagnosis. Two critics and --diversity 0 are plain SAC on rollouts (MBPO). q_edge in metrics.csv is the value
-of where rollouts were cut, q_start of where they began.
+of where the last steps of rollouts lead, terminal or not, q_start of where they began.
 
 Choose it when a model of the dynamics can be learned well from your data, and values explode all the same.
 
@@ -251,7 +251,7 @@ def model_target(batch: Batch):
 
 def model_decay(model, args: Args):
     """0.5 sum_l decay_l |W_l|^2, the decays of the paper's code spread over the layers."""
-    layers = sorted(name for name in model["params"] if "Dense" in name)
+    layers = [f"Dense_{i}" for i in range(sum("Dense" in name for name in model["params"]))]
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
     return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
@@ -425,7 +425,8 @@ def alignment(critic, agent: Agent, batch: Batch):
         return jax.grad(lambda action: agent.nets.critic.apply(one, batch.obs, action).sum())(batch.action)
 
     grads = jax.vmap(gradients)(critic)  # [E, B, A]
-    grads = grads / (jnp.linalg.norm(grads, axis=-1, keepdims=True) + 1e-10)
+    squared = (grads**2).sum(-1, keepdims=True)  # where it is 0, a root would have no derivative
+    grads = grads / (jnp.sqrt(jnp.where(squared > 0, squared, 1.0)) + 1e-10)
     pairs = (grads.sum(0) ** 2).sum(-1) - (grads**2).sum((0, -1))
     return (pairs / max(len(grads) - 1, 1)).mean()
 
@@ -553,15 +554,19 @@ def train(lane: tuple[Agent, Replay], keys, args: Args, transitions: Transitions
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
+    if args.n_critics < 1 or (args.n_critics < 2 and np.any(args.diversity)):
+        raise InputError("--n-critics must be at least 2, or 1 with --diversity 0: one alone has none to differ from.")
     usable, steps = np.flatnonzero(data.usable()), int(np.max(args.rollout_steps))
     rows = len(usable)
     holdout = min(args.holdout_rows, rows // 5)
     sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
-    if min(*sizes, np.min(args.rollout_steps)) < 1 or args.n_elites > args.n_models or args.model_updates < 0:
+    whole = not np.any(np.mod(args.rollout_steps, 1))
+    enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
+    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
         raise InputError(
             "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
-            f"{args.n_models} models and rollouts of {np.min(args.rollout_steps):g} steps."
+            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]

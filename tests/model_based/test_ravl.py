@@ -63,6 +63,15 @@ def test_ravl_alignment_is_the_mean_cosine_of_the_critics_gradients(ravl, agent,
     np.testing.assert_allclose(ravl.alignment(agent.critic, agent, batch), (pairs / 2).mean(), rtol=1e-3)
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), agent.critic)
     close(ravl.alignment(same, agent, batch), 3.0)  # N (N - 1) / (N - 1): all alike
+    dead = jax.tree.map(jnp.zeros_like, agent.critic)  # of critics that do not depend on the action
+    slope = jax.grad(ravl.alignment)(dead, agent, batch)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+
+
+def test_ravl_one_critic_has_none_to_differ_from(ravl, pendulum, tmp_path):
+    for change in ({"n_critics": 1}, {"n_critics": 0, "diversity": 0.0}):
+        with pytest.raises(InputError, match="--n-critics must be at least 2, or 1 with --diversity 0"):
+            ravl.main(small("ravl", pendulum, tmp_path / "run", **change))
 
 
 def test_ravl_critics_share_the_soft_target_of_the_least(ravl, agent, batch):
