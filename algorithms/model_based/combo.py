@@ -259,7 +259,7 @@ def model_target(batch: Batch):
 
 def model_decay(model, args: Args):
     """0.5 sum_l decay_l |W_l|^2, the decays of the paper's code spread over the layers."""
-    layers = sorted(name for name in model["params"] if "Dense" in name)
+    layers = [f"Dense_{i}" for i in range(sum("Dense" in name for name in model["params"]))]
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
     return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
@@ -412,8 +412,8 @@ def kept(args: Args):
 
 
 def temperature(agent: Agent):
-    """SAC's alpha, at most 1."""
-    return jnp.minimum(jnp.exp(agent.log_alpha), 1.0)
+    """SAC's alpha."""
+    return jnp.exp(agent.log_alpha)
 
 
 def conservative_gap(critic, agent: Agent, batch: Batch, key, args: Args):
@@ -563,15 +563,22 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     if not 0 < int(args.real_share * args.batch_size) < args.batch_size:
         raise InputError(f"A batch needs rows of the data and of the model; --real-share is {args.real_share}.")
+    if args.n_actions < 1 or np.min(args.cql_temperature) <= 0:
+        raise InputError(
+            f"--n-actions must be at least 1, not {args.n_actions}, and --cql-temperature above 0, not "
+            f"{args.cql_temperature}."
+        )
     usable, steps = np.flatnonzero(data.usable()), int(np.max(args.rollout_steps))
     rows = len(usable)
     holdout = min(args.holdout_rows, rows // 5)
     sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
-    if min(*sizes, np.min(args.rollout_steps)) < 1 or args.n_elites > args.n_models or args.model_updates < 0:
+    whole = not np.any(np.mod(args.rollout_steps, 1))
+    enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
+    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
         raise InputError(
             "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
-            f"{args.n_models} models and rollouts of {np.min(args.rollout_steps):g} steps."
+            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]

@@ -16,7 +16,8 @@ Choose it when a model of the dynamics can be learned from your data, and the po
 
 Deviations from the paper:
 - SAC on short rollouts from states of the data takes the place of natural policy gradients on whole episodes (the form
-  of Unifloral's morel.py), and Gaussians that of deterministic members: their means are compared;
+  of Unifloral's morel.py, with SAC's settings of mopo.py), and Gaussians that of deterministic members: their means
+  are compared;
 - HALT is entered with terminal = 1 and the value r_min / (1 - gamma) - kappa, r_min the least reward of the data, at
   most 0: what the paper's absorbing state adds up to, but below every return also where rewards are negative;
 - the threshold is mean + b std of the disagreement over at most 10,000 rows of the data; the authors' code takes a
@@ -247,7 +248,7 @@ def model_target(batch: Batch):
 
 def model_decay(model, args: Args):
     """0.5 sum_l decay_l |W_l|^2, the decays of the paper's code spread over the layers."""
-    layers = sorted(name for name in model["params"] if "Dense" in name)
+    layers = [f"Dense_{i}" for i in range(sum("Dense" in name for name in model["params"]))]
     decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
     squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
     return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
@@ -552,11 +553,13 @@ def main(args: Args) -> None:
     rows = len(usable)
     holdout = min(args.holdout_rows, rows // 5)
     sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
-    if min(*sizes, np.min(args.rollout_steps)) < 1 or args.n_elites > args.n_models or args.model_updates < 0:
+    whole = not np.any(np.mod(args.rollout_steps, 1))
+    enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
+    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
         raise InputError(
             "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
-            f"{args.n_models} models and rollouts of {np.min(args.rollout_steps):g} steps."
+            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]

@@ -1,6 +1,7 @@
 """The two sides of combo's critics against plain numpy; what it shares with mopo is the same, line by line."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
@@ -35,7 +36,15 @@ def agent(combo):
 
 def test_combo_differs_from_mopo_in_its_critics_and_rollouts_alone(combo):
     """What mopo's tests hold of the model, of the other losses and of the order of updates holds here."""
-    assert differences(combo, load("mopo")) == {"Args", "critic_loss", "_of", "q_values", "main", "rollout"}
+    assert differences(combo, load("mopo")) == {
+        "Args",
+        "critic_loss",
+        "_of",
+        "q_values",
+        "main",
+        "rollout",
+        "temperature",
+    }
 
 
 @pytest.mark.parametrize("pushed_down", ["mix", "model"])
@@ -64,6 +73,7 @@ def test_combo_critics_bootstrap_without_entropy_from_penalised_values(combo, ag
     q = heads(agent.critic, batch.obs, batch.action)
     loss, info = combo.critic_loss(agent.critic, agent, batch, key, args)
     close(loss, ((q - y) ** 2).mean(1).sum() + 0.7 * gap.sum())
+    close(combo.temperature(agent.replace(log_alpha=jnp.float32(0.3))), np.exp(0.3))  # not bounded, as mopo's is
     close(info["q_data"], q[:, :2].mean())
     close(info["q_model"], q[:, 2:].mean())
 
@@ -97,6 +107,9 @@ def test_combo_needs_rows_of_both_kinds(combo, pendulum, tmp_path):
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match="rows of the data and of the model"):
             combo.main(small("combo", pendulum, tmp_path / "run", real_share=share))
+    for change in ({"n_actions": 0}, {"cql_temperature": (1.0, 0.0)}):
+        with pytest.raises(InputError, match="--n-actions must be at least 1, .* --cql-temperature above 0"):
+            combo.main(small("combo", pendulum, tmp_path / "run", **change))
 
 
 def test_combo_presets_are_the_kits_table(combo):

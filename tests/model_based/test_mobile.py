@@ -98,6 +98,9 @@ def test_mobile_max_q_backup_takes_each_critics_best_action_then_the_least_criti
 
 
 def test_mobile_needs_two_elites(mobile, pendulum, tmp_path):
+    for change in ({"next_samples": 0}, {"n_critics": 0}):
+        with pytest.raises(InputError, match="--next-samples and --n-critics must be at least 1"):
+            mobile.main(small("mobile", pendulum, tmp_path / "run", **change))
     with pytest.raises(InputError, match="at least 2"):
         mobile.main(small("mobile", pendulum, tmp_path / "run", n_elites=1))
 

@@ -100,6 +100,8 @@ def test_mopo_model_loss_is_the_gaussian_nll_with_soft_bounds_and_decay(mopo, ag
     close(mopo.model_decay(agent.model, args), decay)
     layers = {"params": {f"Dense_{i}": {"kernel": np.ones((3, 1, 1))} for i in range(5)}}  # the paper's five
     close(mopo.model_decay(layers, args), 0.5 * 3 * (2.5e-5 + 5e-5 + 7.5e-5 + 7.5e-5 + 1e-4))
+    layers = {"params": {f"Dense_{i}": {"kernel": 1e3 * np.ones((3, 1, 1)) * (i == 10)} for i in range(11)}}
+    close(mopo.model_decay(layers, args), 0.5 * 3e6 * 1e-4)  # the last of eleven, whose name is not the last in order
 
 
 def test_mopo_keeps_each_member_at_its_least_holdout_error(mopo, agent, batch, args):
@@ -323,6 +325,9 @@ def test_mopo_refuses_what_it_cannot_learn_from(mopo, pendulum, tmp_path):
     for change in ({"n_elites": 4}, {"rollout_steps": 0.0}, {"holdout_rows": 0}):
         with pytest.raises(InputError, match="A model needs 5 rows"):
             mopo.main(small("mopo", pendulum, tmp_path / "run", **change))
+    for name in ("mopo", "combo", "mobile", "morel", "rambo", "ravl"):
+        with pytest.raises(InputError, match=r"1 and whole.* rollouts of \(2.0, 2.5\) steps"):
+            load(name).main(small(name, pendulum, tmp_path / "run", rollout_steps=(2.0, 2.5)))
     with pytest.raises(InputError, match="number from 1 to 6"):
         mopo.main(small("mopo", pendulum, tmp_path / "run", penalty_kind=7.0))
     with np.load(pendulum) as file:
