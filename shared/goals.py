@@ -23,6 +23,11 @@ from shared.transitions import Batch, Transitions
 STATE_GOALS = "shared.goals:StateGoals"
 
 
+def geometric(u: jax.Array, discount) -> jax.Array:
+    """Numbers k >= 1 [...] of uniform `u` [...]: P(k) = (1 - gamma) gamma^(k - 1); inf with a `discount` gamma of 1."""
+    return jnp.where(discount < 1.0, 1.0 + jnp.floor(jnp.log1p(-u) / jnp.log(discount)), jnp.inf)
+
+
 class GoalBatch(NamedTuple):
     """Transitions with goals; the leading axes are those of the rows they were taken from."""
 
@@ -87,8 +92,7 @@ class GoalTransitions:
         if discount is None:
             first, last = self.ahead(row, 1), self.end[row]
             return first + jnp.round(u * (last - first)).astype(row.dtype)  # its two ends half as often, as OGBench
-        steps = 1 + jnp.floor(jnp.log1p(-u) / jnp.log(discount))
-        return self.ahead(row, jnp.minimum(steps, len(self.end)).astype(row.dtype))
+        return self.ahead(row, jnp.minimum(geometric(u, discount), len(self.end)).astype(row.dtype))
 
     def mixture(self, key: jax.Array, row: jax.Array, shares: tuple[float, ...], discount=None) -> jax.Array:
         """[...] a goal's row for each row: by `shares` (own row, future, any row of the data); see `future`."""

@@ -106,6 +106,12 @@ def require_context(data: Dataset, context: int, option: str = "--context") -> i
     return context
 
 
+def require_heads(width: int, heads: int) -> None:
+    """InputError where tokens of `width` numbers are not to be shared evenly among `heads`."""
+    if heads < 1 or width < 1 or width % heads:
+        raise InputError(f"--width {width} must be a multiple of --heads {heads}, both at least 1.")
+
+
 def horizon(data: Dataset) -> int:
     """Steps that an episode may have: the environment's limit, at least those of the data's longest episode."""
     limit = data.task.env_spec.max_episode_steps if data.task.env_spec else None

@@ -56,12 +56,15 @@ def chances_ahead(row: int, end: int, discount: float | None) -> np.ndarray:
         for goal in range(first, end + 1):
             chances[goal] = 1.0 if first == end else (0.5 if goal in (first, end) else 1.0) / (end - first)
         return chances
+    if discount == 1.0:  # infinitely far: the last row
+        chances[end] = 1.0
+        return chances
     for k in range(1, 2000):
         chances[min(row + k, end)] += (1 - discount) * discount ** (k - 1)
     return chances / chances.sum()
 
 
-@pytest.mark.parametrize("discount", [None, 0.7, 0.99, 0.0])
+@pytest.mark.parametrize("discount", [None, 0.7, 0.99, 0.0, 1.0])
 @pytest.mark.parametrize(("row", "end"), [(0, 3), (2, 3), (3, 3), (4, 4), (5, 11), (10, 11)])
 def test_future_goals_follow_their_law_inside_the_episode(data, row, end, discount):
     drawn = data.future(jax.random.key(row), np.full(N, row, np.int32), discount)
@@ -94,6 +97,8 @@ def test_discounts_may_differ_from_lane_to_lane(data):
     row = np.full((2, N), 5, np.int32)
     drawn = jax.vmap(data.future, (None, 0, 0))(jax.random.key(0), row, np.float32([0.0, 0.99]))
     assert (drawn[0] == 6).all() and drawn[1].mean() > 10.5
+    drawn = jax.vmap(data.future, (None, 0, 0))(jax.random.key(0), row, np.float32([0.99, 1.0]))
+    assert drawn[0].min() == 6 and (drawn[1] == 11).all()
 
 
 def test_rows_without_a_successor_are_no_goals(tmp_path):

@@ -14,7 +14,8 @@ Deviations from the released code:
 - advantages that were multiplied by beta in place are compared there with percentiles of those that were not: here A is
   compared with A;
 - observations and goals are not normalised by running statistics, nor clipped;
-- targets move a little at every update, not by a twentieth after 20 (Fetch) or a tenth after 4 (Point);
+- targets move a little at every update, not by a twentieth after 20 (Fetch; FetchReach: 5) or a tenth after
+  4 (Point);
 - the standard deviations that an uncertainty is scaled by are as many as the advantages (10,000 there);
 - all goals are states that were achieved (FetchSlide keeps half of those that were recorded);
 - of a row whose episode has no later state nothing is learned.
@@ -92,6 +93,7 @@ class Args(GoalArgs):
 
 PRESETS = {
     "fetch": {"goal_radius": 0.05},
+    "fetchreach": {"goal_radius": 0.05, "percentile_rise": 0.15, "tau": 0.01},
     "hand": {"goal_radius": 0.01, "max_percentile": 50.0},
     "point": {"goal_radius": 0.5, "percentile_rise": 0.1, "tau": 0.025, "batch_size": 128},
 }
@@ -194,7 +196,7 @@ def weights(adv, deviation, queues, step, args: Args):
         weight = weight * jnp.where(adv >= jnp.nanpercentile(queues[0], percentile), 1.0, 0.05)
     if args.uncertainty_weight:
         low, high = jnp.nanmin(queues[1]), jnp.nanmax(queues[1])
-        uncertainty = args.uncertainty_scale * (deviation - low) / (high - low)
+        uncertainty = args.uncertainty_scale * (deviation - low) / jnp.maximum(high - low, 1e-12)
         weight = weight * jnp.clip(uncertainty + args.min_uncertainty_weight, 0.0, args.max_uncertainty_weight)
     return weight
 

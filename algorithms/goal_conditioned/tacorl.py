@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, GoalArgs, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
-from shared.goals import GoalTransitions, goal_dataset
+from shared.goals import GoalTransitions, geometric, goal_dataset
 from shared.run import Run, launch
 from shared.task import Spec
 
@@ -97,7 +97,7 @@ class Args(GoalArgs):
 
 
 _stitch = {"random_goals": 0.5}
-PRESETS = {  # ours, but for the plans of AntMaze
+PRESETS = {  # AntMaze: the released distance; the others are ours
     "antmaze": {"goal_radius": 0.5},
     "point": {"goal_radius": 0.5},
     **{f"point-{size}-stitch": {"goal_radius": 0.5, **_stitch} for size in ("medium", "large")},
@@ -331,7 +331,7 @@ def sample(key, windows: Windows, args: Args) -> WindowBatch:
     row_key, goal_key, any_key, kind_key = jax.random.split(key, 4)
     data, (chosen,) = windows.transitions, jax.random.randint(row_key, (1, args.batch_size), 0, len(windows.starts))
     rows = windows.starts[chosen][:, None] + jnp.arange(args.window)
-    ahead = 1 + jnp.floor(jnp.log1p(-jax.random.uniform(goal_key, chosen.shape)) / jnp.log1p(-args.goal_chance))
+    ahead = geometric(jax.random.uniform(goal_key, chosen.shape), 1.0 - args.goal_chance)
     ahead = jnp.minimum(ahead, len(data.end)).astype(rows.dtype)
     later = data.ahead(rows[:, 0], (args.window - 1) * ahead)
     of_any = jax.random.uniform(kind_key, chosen.shape) < args.random_goals

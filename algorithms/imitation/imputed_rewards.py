@@ -299,8 +299,8 @@ def actor_optimizer(args: Args) -> optax.GradientTransformation:
 
 
 def accuracy(agent: Agent, data: Imputable, args: Args) -> dict:
-    """R^2 of what is imputed, of rows whose true rewards are hidden; none where there are no such rows."""
-    if not len(data.compared.reward):
+    """R^2 of what is imputed, of rows whose true rewards are hidden; none without such rows, or without labels."""
+    if args.impute == "none" or not len(data.compared.reward):
         return {}
     true = data.compared.reward
     error = imputed(agent, data.compared, jnp.zeros(true.shape), data.scales, args) - true

@@ -11,9 +11,9 @@ classifier there are both, for comparison (the learned reward of ORIL, Zolna et 
 critics).
 
 Deviations from the released code:
-- the future state may be an episode's last one, whose observation no row begins with;
+- a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
 - the standard deviation of actions lies between exp(-5) and exp(2), as everywhere here; its minimum is 1e-6 there;
-- with --reward classifier all unlabelled rows count as failures, and the critic's second term is the actor's own.
+- with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor.
 
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --seeds 8 --updates 10000
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --bc-share 0 0.05 0.5 --examples 20
@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
-from shared.goals import GoalDataset, GoalTransitions
+from shared.goals import GoalDataset, GoalTransitions, geometric
 from shared.run import Run, launch
 from shared.task import Spec
 
@@ -246,7 +246,7 @@ def sample(key, data: Shown, args: Args) -> ExampleBatch:
     row_key, future_key, example_key = jax.random.split(key, 3)
     transitions = data.transitions
     row = transitions.rows(row_key, args.batch_size)
-    steps = jnp.floor(jnp.log1p(-jax.random.uniform(future_key, row.shape)) / jnp.log(args.discount))
+    steps = geometric(jax.random.uniform(future_key, row.shape), args.discount) - 1.0
     before = transitions.ahead(row, jnp.minimum(steps, len(transitions.end)).astype(row.dtype))
     at, future = transitions.take(row), transitions.take(before).next_obs
     example = data.examples[jax.random.randint(example_key, row.shape, 0, len(data.examples))]
@@ -315,6 +315,8 @@ def success_examples(data: Dataset, args: Args) -> np.ndarray:
 
 
 def main(args: Args) -> None:
+    if args.reward == "classifier" and np.max(args.discount) >= 1.0:
+        raise InputError("--reward classifier: with --discount 1 a terminal state has no finite value.")
     data = load_dataset(args).require(discrete=False, reward=not args.examples_from)
     examples = jnp.asarray(success_examples(data, args))
     with Run(__file__, args, data.task, act) as run:

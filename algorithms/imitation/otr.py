@@ -325,8 +325,7 @@ def act(agent: Agent, obs, key, args: Args):
 
 def train(agent: Agent, keys, args: Args, priced: Priced) -> tuple[Agent, dict]:
     """One lane: one update per key, from this lane's labels; mean metrics."""
-    label = training_labels(priced, args)
-    reward = label[priced.row]
+    reward = training_labels(priced, args)[priced.row]
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
@@ -336,7 +335,7 @@ def train(agent: Agent, keys, args: Args, priced: Priced) -> tuple[Agent, dict]:
     agent, metrics = jax.lax.scan(step, agent, keys)
     metrics = jax.tree.map(jnp.mean, metrics)
     if len(priced.returns):
-        label_returns = jax.ops.segment_sum(label, priced.episode, len(priced.starts))
+        label_returns = jax.ops.segment_sum(labels(priced, args), priced.episode, len(priced.starts))
         metrics["label_correlation"] = rank_correlation(label_returns, priced.returns)
     return agent, metrics
 

@@ -257,9 +257,9 @@ def imputed(agent: Agent, action, states, labelled):
     return jnp.where(labelled[:, None] > 0, action, jnp.clip(mean, -1.0, 1.0))
 
 
-def accuracy(agent: Agent, data: Watched) -> dict:
-    """R^2 of what is imputed, of rows whose true actions are hidden; none where there are no such rows."""
-    if not len(data.compared.action):
+def accuracy(agent: Agent, data: Watched, args: Args) -> dict:
+    """R^2 of what is imputed, of rows whose true actions are hidden; none where there are no such rows, or no model."""
+    if args.unlabelled == "none" or not len(data.compared.action):
         return {}
     true = data.compared.action
     error = imputed(agent, true, data.compared.states, jnp.zeros(len(true))) - true
@@ -371,7 +371,7 @@ def train(agent: Agent, keys, args: Args, data: Watched) -> tuple[Agent, dict]:
         return update(agent, batch._replace(action=action), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
-    return agent, {**jax.tree.map(jnp.mean, metrics), **accuracy(agent, data)}
+    return agent, {**jax.tree.map(jnp.mean, metrics), **accuracy(agent, data, args)}
 
 
 def watched(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args) -> Watched:

@@ -40,7 +40,16 @@ from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.sequences import Sequences, Window, horizon, require_context, return_scale, sequences, target_returns
+from shared.sequences import (
+    Sequences,
+    Window,
+    horizon,
+    require_context,
+    require_heads,
+    return_scale,
+    sequences,
+    target_returns,
+)
 from shared.task import Spec
 
 
@@ -252,6 +261,7 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
 def resolved(args: Args, data) -> Args:
     """`args` with what the data says; InputError where they ask for what it cannot say."""
     require_context(data, args.context)
+    require_heads(args.width, args.heads)
     asked = {"target_return": target_returns(data, args.target_return)}
     asked |= {"return_scale": return_scale(data, args.return_scale)}
     return dataclasses.replace(args, **asked, max_timestep=args.max_timestep or horizon(data))

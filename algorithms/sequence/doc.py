@@ -43,7 +43,7 @@ from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.sequences import Sequences, Window, horizon, require_context, return_scale, sequences
+from shared.sequences import Sequences, Window, horizon, require_context, require_heads, return_scale, sequences
 from shared.task import Spec
 
 
@@ -89,7 +89,7 @@ class Args(OfflineArgs):
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 
-PRESETS = {"bandit": {"context": 1, "future": 1, "prior_weight": 0.1}}
+PRESETS = {"bandit": {"context": 1, "future": 1, "prior_weight": 0.1}}  # the prior's weight is ours (theirs: 1)
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -427,6 +427,7 @@ def main(args: Args) -> None:
     data = load_dataset(args).require().normalize_obs()
     require_context(data, args.context)
     require_context(data, args.future, "--future")
+    require_heads(args.width, args.heads)
     scale = return_scale(data, args.return_scale)
     args = dataclasses.replace(args, return_scale=scale, max_timestep=args.max_timestep or horizon(data))
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:

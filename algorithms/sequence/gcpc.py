@@ -10,7 +10,8 @@ Choose it when goals are far and cloning by goal loses its way: the plan is lear
 
 Deviations from the paper:
 - what is drawn is what each state achieves, in goals of any kind (the authors choose coordinates for each task);
-- goals are later states of the episode, in both stages uniformly (the authors: beyond the window in the second);
+- goals are later states of the episode, uniformly, also where few of the last steps are kept; the way is drawn to the
+  end of the window, also beyond the goal (the authors draw it up to the goal);
 - no return-conditioned variant (gym), and no choice of the best of five evaluations.
 
     python algorithms/sequence/gcpc.py --dataset point-medium-navigate --seeds 4 --updates 50000
@@ -33,10 +34,11 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, GoalArgs, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import goal_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.sequences import Sequences, Window, require_context, sequences
+from shared.sequences import Sequences, Window, require_context, require_heads, sequences
 from shared.task import Spec
 
 
@@ -336,7 +338,11 @@ def train(agent: Agent, keys, args: Args, windows: GoalWindows, stage: int) -> t
 def main(args: Args) -> None:
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
     require_context(data.data, args.context)
-    data.require_steps(1, "--future-steps")
+    require_heads(args.width, args.heads)
+    if args.width % 2 or args.future_steps < 0 or args.slots < 0:
+        given = f"{args.width}, {args.future_steps} and {args.slots}"
+        raise InputError(f"--width must be even, --future-steps and --slots at least 0, not {given}.")
+    data.require_steps(1, "a goal later by")
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.autoencoder_updates) as run:
         achieved = None if data.achieved is None else jnp.asarray(data.achieved)
         windows = run.replicate(GoalWindows(sequences(data.data, "obs", "action"), achieved))

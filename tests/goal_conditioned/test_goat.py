@@ -10,6 +10,7 @@ from goal_reference import GOAL_SPEC, TINY, goal_batch
 from jobs import small
 from reference import B, agent_of, close, mlp
 
+from shared.arguments import parse
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -89,6 +90,9 @@ def test_weights_are_exponential_of_the_best_and_of_the_uncertain():
     assert uncertain[0] == 0.4 and uncertain[2] == 1.5 and uncertain[1] < 1.5
     asked = {"uncertainty_weight": True, "uncertainty_scale": 2.0, "min_uncertainty_weight": 0.4}
     close(weigh(adv, deviation, **asked), uncertain)
+    one = load("goat").Args(exponential_weight=False, best_weight=False)
+    level = QUEUE, np.zeros(6, np.float32)  # a single critic never disagrees
+    close(load("goat").weights(np.zeros(4), np.zeros(4, np.float32), level, 9, one), np.full(4, 0.5))
     whole = weigh(adv, deviation, exponential_weight=True, best_weight=True, percentile_rise=2.0, **asked)
     close(whole, exponential * best * uncertain)
 
@@ -130,6 +134,19 @@ def test_goals_are_later_states_and_rewarded_where_the_next_one_achieves_them(tm
         apart = np.linalg.norm(states[goal] - states[np.minimum(row + 1, end)], axis=-1)
         np.testing.assert_array_equal(np.asarray(batch.reward)[at], (apart <= radius)[at])
         assert 0.05 < np.asarray(batch.reward)[at].mean() < (0.2 if radius == 0 else 0.5)
+
+
+def test_settings_are_those_released():
+    """goat/algo/config.py of YangRui2015/GOAT: targets move once in a cycle of n_batches updates."""
+    for dataset, rise, share, n_batches in (
+        ("fetchreach-left", 0.15, 0.05, 5),
+        ("fetchpush-right", 0.01, 0.05, 20),
+        ("handreach-near", 0.01, 0.05, 20),
+        ("point-open-right", 0.1, 0.1, 4),
+    ):
+        goat = load("goat")
+        args = parse(goat.Args, goat.PRESETS, goat.__doc__, ["--dataset", dataset])
+        assert (args.percentile_rise, args.tau) == (rise, pytest.approx(share / n_batches))
 
 
 def test_a_queue_holds_a_batch(tmp_path):

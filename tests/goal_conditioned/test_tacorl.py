@@ -177,6 +177,9 @@ def test_goals_are_whole_windows_ahead(tmp_path):
         if more == {"random_goals": 0.0}:
             assert own.all() and 0.38 < (ahead[first % 30 < 20] == 1).mean() < 0.42
             assert abs((ahead[first % 30 < 20] == 2).mean() - 0.24) < 0.02
+            for chance, end in ((0.0, first // 30 * 30 + 29), (1.0, last)):
+                args = dataclasses.replace(args, goal_chance=chance)
+                np.testing.assert_array_equal(tacorl.sample(jax.random.key(0), windows, args).goal, states[end])
         if more == {"random_goals": 0.5}:
             assert 0.5 < own.mean() < 0.62
         if more == {"goal_radius": 0.5}:

@@ -107,6 +107,7 @@ def test_labels_of_a_reward_that_is_learnable(tmp_path):
     metrics = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     r2 = float(metrics[-1].split(",")[metrics[0].split(",").index("label_r2")])
     np.testing.assert_allclose(r2, 1 - (gap[~labelled] ** 2).mean() / truth.reward[~labelled].var(), rtol=1e-3)
+    assert module.accuracy(None, None, dataclasses.replace(args, impute="none")) == {}  # there are no labels
 
 
 def test_bad_input_is_one_sentence(pendulum, tmp_path):

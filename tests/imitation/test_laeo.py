@@ -122,6 +122,9 @@ def test_futures_lie_k_steps_ahead_up_to_the_last_observation(tmp_path):
     for k in (1, 2, 5):
         assert abs((steps == k).mean() - 0.2 * 0.8 ** (k - 1)) < 0.02
     assert (future % 30 == 29).any()  # what the last row came to
+    for discount, ahead in ((0.0, row), (1.0, row // 30 * 30 + 29)):
+        batch = laeo.sample(jax.random.key(0), shown, laeo.Args(batch_size=20_000, discount=discount))
+        np.testing.assert_array_equal(batch.future, data.next_obs[ahead])
     shown_examples = np.asarray(batch.example)[:, 0]
     assert set(shown_examples) == {1.0, 4.0} and 0.45 < (shown_examples == 1).mean() < 0.55
 
@@ -143,6 +146,7 @@ def test_bad_input_is_one_sentence(tmp_path):
     for changes, message in (
         ({"success_reward": 99.0}, "has 0 rows of reward 99.0 or more"),
         ({"examples": 0}, "--examples 0: "),
+        ({"reward": "classifier", "discount": (0.9, 1.0)}, "--reward classifier: with --discount 1 "),
         ({"examples_from": goals}, r"--examples-from: observations of .* have the shape \(2,\), not \(3,\)"),
     ):
         with pytest.raises(InputError, match=message):

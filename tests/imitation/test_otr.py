@@ -132,6 +132,12 @@ def test_a_row_is_trained_on_with_its_own_label(pendulum, monkeypatch):
     rows = np.flatnonzero(data.successor)[:50]
     np.testing.assert_allclose(metrics["r"], np.exp(-rows / 300).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["label_correlation"], 1.0, rtol=1e-5)
+    data = dataclasses.replace(data, last=np.isin(np.arange(300), np.r_[4, 44, 59, 149, 299]))  # of any length
+    returns = np.add.reduceat(np.exp(-distance[0]), data.starts())
+    args = dataclasses.replace(args, reward_shift=-1.0)
+    _, metrics = otr.train(None, jax.random.split(jax.random.key(0), 1), args, priced(otr, data, distance, returns))
+    np.testing.assert_allclose(metrics["r"], np.exp(-rows / 300).mean() - 1.0, rtol=1e-5)
+    np.testing.assert_allclose(metrics["label_correlation"], 1.0, rtol=1e-5)  # of the labels, as they are written
 
 
 def test_labels_follow_the_true_returns():

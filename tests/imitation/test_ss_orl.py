@@ -137,6 +137,7 @@ def test_actions_of_learnable_dynamics(tmp_path):
     np.testing.assert_allclose(
         float(last["label_r2"]), 1 - (gap**2).mean() / truth.action[~labelled].var(), rtol=1e-3
     )  # fmt: skip
+    assert module.accuracy(None, None, dataclasses.replace(args, unlabelled="none")) == {}  # there is no model
 
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):

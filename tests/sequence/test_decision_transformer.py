@@ -156,6 +156,8 @@ def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
         ({"context": 31}, "has 30 rows"),
         ({"context": 201}, "end after 200 steps"),
         ({"target_return": 1e5}, "sign or scale"),
+        ({"heads": 3}, "must be a multiple of --heads 3"),
+        ({"heads": 0}, "must be a multiple of --heads 0"),
     ):
         with pytest.raises(InputError, match=message):
             dt.resolved(small("decision_transformer", pendulum, "", **changes), data)

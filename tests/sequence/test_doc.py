@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import small
 from reference import agent_of, close
 from test_sequences import log
 from transformer_in_numpy import DISCRETE, SPEC, B, T, dense, norm, relu, transformer, window
 
+from shared.errors import InputError
 from shared.sequences import sequences
 
 SMALL = {"width": 8, "layers": 1, "heads": 2, "context": 3, "future": 2, "prior_samples": 3, "warmup_updates": 1000}
@@ -172,3 +174,14 @@ def test_it_acts_on_the_latent_of_the_highest_value(spec):
             assert actions[-1][0] == out.argmax()
         else:
             close(actions[-1], np.tanh(out))
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
+    for changes, message in (
+        ({"context": 31}, "--context 31: "),
+        ({"future": 31}, "--future 31: "),
+        ({"width": 8, "heads": 3}, "--width 8 must be a multiple of --heads 3"),
+    ):
+        args = small("doc", pendulum, tmp_path / "run", **{"context": 2, "future": 2, **changes})
+        with pytest.raises(InputError, match=message):
+            load("doc").main(args)

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load, write_goals
+from jobs import small
 from reference import agent_of, close, gelu
 from transformer_in_numpy import B, dense, relu, transformer, window
 
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import goal_dataset
 from shared.sequences import sequences
 from shared.task import Spec
@@ -139,3 +141,17 @@ def test_without_slots_the_policy_is_a_network_on_state_and_goal():
     now = relu(dense(p["Dense_0"], np.concatenate([batch.past.obs[:, -1], batch.goal], -1)))
     out = dense(p["Dense_3"], relu(dense(p["Dense_2"], relu(dense(p["Dense_1"], now)))))
     close(jax.jit(gcpc.actor_loss)(agent.actor, agent, batch, args), ((out - batch.past.action[:, -1]) ** 2).mean())
+
+
+def test_sizes_that_make_no_plan_are_refused(tmp_path):
+    path = write_goals(tmp_path / "goals.npz")
+    for changes, message in (
+        ({"width": 9, "heads": 3}, "--width must be even, .* not 9, "),
+        ({"future_steps": -1}, "--future-steps and --slots at least 0, not 8, -1 and "),
+        ({"slots": -1}, "--future-steps and --slots at least 0, not .* and -1"),
+        ({"width": 8, "heads": 3}, "--width 8 must be a multiple of --heads 3"),
+        ({"context": 31}, "--context 31: "),
+    ):
+        args = small("gcpc", path, tmp_path / "run", **{"width": 8, "heads": 2, **changes})
+        with pytest.raises(InputError, match=message):
+            load("gcpc").main(args)
