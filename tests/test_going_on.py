@@ -1,6 +1,7 @@
 """What was trained is saved before anything can go wrong, and goes on under other circumstances than it began in."""
 
 import os
+import re
 import shutil
 import signal
 
@@ -8,7 +9,8 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
-from conftest import load, timeless, write_pendulum
+from conftest import ALGORITHMS, load, timeless, write_pendulum
+from released import settings
 from test_run import PENDULUM, assert_same, fake_wandb, outcome, record, rows, toy
 
 import shared.run
@@ -184,3 +186,20 @@ def test_a_checkpoint_of_padded_lanes_still_loads(folder):
     assert all(np.shape(x)[0] == 4 for x in agents) and holds_checkpoint(folder / "run")
     bc(folder, folder / "run", updates=16, resume=True)
     assert {len(v) for v in outcome(folder / "run")[0].values()} == {3}
+
+
+FROM = re.compile(r"--dataset (\S+) .*--from results/runs/(\w+)/")
+GOING_ON = [(path.stem, *found) for path in ALGORITHMS for found in FROM.findall(path.read_text())]
+
+
+@pytest.mark.parametrize("name, dataset, before", GOING_ON)
+def test_a_documented_run_can_go_on_from_the_one_it_names(name, dataset, before):
+    """Their presets leave rewards and observations alike: --from refuses a run that was trained with other ones."""
+    there, here = (settings(load(n), dataset) for n in (before, name))
+    nothing = {"normalize_obs": False, "normalize_return": False, "reward_scale": 1.0, "reward_shift": 0.0}
+    for option, without in nothing.items():
+        assert getattr(here, option, without) == getattr(there, option, without), option
+
+
+def test_some_runs_are_documented_to_go_on_from_others():
+    assert ("cql_finetune", "hopper-medium", "cql") in GOING_ON and len(GOING_ON) >= 7

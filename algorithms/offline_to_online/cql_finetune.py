@@ -109,6 +109,8 @@ _mujoco = {"cql_alpha": 10.0, "online_cql_alpha": 10.0, "actor_lr": 3e-5}
 _maze = {**_mujoco, "lagrange": True, "target_gap": 5.0}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _mujoco),
+    **dict.fromkeys(("hopper-medium-replay", "hopper-medium-expert"), _mujoco),
+    "hopper-medium": {**_mujoco, "normalize_return": True},  # of all sets CORL's configurations have it here alone
     "maze2d": {**_maze, "eval_episodes": 100},
     "pointmaze": _maze,
     **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), _adroit),

@@ -11,7 +11,7 @@ from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
 from reference import SPEC, B, agent_of, close
-from released import ANTMAZE, every, wrong_settings
+from released import ANTMAZE, MAZE2D, MUJOCO, every, settings, wrong_settings
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions
@@ -98,3 +98,12 @@ def test_cql_finetune_settings_are_those_released():
         critic_hidden_dims=(), hidden_dims=(256, 256, 256),
     )  # fmt: skip
     assert not wrong_settings(load("cql_finetune"), expected)
+
+
+def test_cql_finetune_settings_of_other_sets_are_cqls():
+    """So that --from takes a run of cql: rewards and observations are those that its agents have seen."""
+    cql, module = load("cql"), load("cql_finetune")
+    names = (cql.Args.__dataclass_fields__.keys() & module.Args.__dataclass_fields__.keys()) - {"updates"}
+    sets = (*MUJOCO, *MAZE2D, "hopper-medium", "pointmaze-umaze")
+    assert {"normalize_obs", "normalize_return", "reward_scale", "cql_alpha", "actor_lr"} <= names
+    assert not wrong_settings(module, {d: {n: getattr(settings(cql, d), n) for n in names} for d in sets})
