@@ -240,6 +240,16 @@ class Windows(NamedTuple):
         apart = [] if self.transitions.achieved is None else [self.transitions.goal(row)]
         return jnp.concatenate([found.action, found.obs, *apart], axis=-1)
 
+    def ends(self, key, n: int) -> "Ends":
+        """n states and n goals that no episode needs to connect, in the data's units; of all rows alike."""
+        start, goal = (self.transitions.rows(k, n) for k in jax.random.split(key))
+        return Ends(self.transitions.take(start).obs, self.transitions.goal(goal))
+
+    def steps(self, key, n: int):
+        """[n, 2, O] states and the ones after them, in the data's units; of all rows alike."""
+        found = self.transitions.take(self.transitions.rows(key, n))
+        return jnp.stack([found.obs, found.next_obs], axis=1)
+
 
 def to_unit(x, low, high):
     """From [low, high] to [-1, 1]; what does not vary to 0."""
@@ -334,14 +344,14 @@ def make_plans(agent: Agent, ends: Ends, key, args: Args):
 
 
 def plan_distance(plans, reference, layout: Layout):
-    """[K] distance of each plan's worst step: of its (s_t, s_{t+1}) to the nearest of `reference` [R, 2, D]."""
-    pairs = lambda x: jnp.concatenate([x[:, :-1, layout.obs], x[:, 1:, layout.obs]], axis=-1)  # noqa: E731
-    known = pairs(reference)[:, 0]
+    """[K] distance of each plan's worst step: of its (s_t, s_{t+1}) to the nearest of `reference` [R, 2, O]."""
+    steps_of = lambda obs: jnp.concatenate([obs[:, :-1], obs[:, 1:]], axis=-1)  # noqa: E731
+    known = steps_of(reference)[:, 0]
 
     def worst(steps):
         return jnp.sqrt(((steps[:, None] - known) ** 2).sum(-1)).min(1).max()
 
-    return jax.lax.map(worst, pairs(plans))
+    return jax.lax.map(worst, steps_of(plans[..., layout.obs]))
 
 
 def kept_plans(args: Args) -> int:
@@ -352,16 +362,16 @@ def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent,
     """One lane: plans between states of the data, the best of which, with the inverse model's actions, are kept."""
     plan_key, reference_key = jax.random.split(key)
     layout, n, size = agent.nets.layout, args.generated_plans, min(256, args.generated_plans)
-    unit = lambda x: to_unit(x, agent.low, agent.high)  # noqa: E731
+    unit = lambda x, at: to_unit(x, agent.low[at], agent.high[at])  # noqa: E731
 
     def some(key):
-        start_key, goal_key, plan_key = jax.random.split(key, 3)
-        begin, end = (unit(windows.sample(k, size, 1)) for k in (start_key, goal_key))
-        return make_plans(agent, Ends(begin[:, 0, layout.obs], end[:, 0, layout.goal]), plan_key, args)
+        ends_key, plan_key = jax.random.split(key)
+        ends = windows.ends(ends_key, size)
+        return make_plans(agent, Ends(unit(ends.obs, layout.obs), unit(ends.goal, layout.goal)), plan_key, args)
 
     plans = jax.lax.map(some, jax.random.split(plan_key, -(-n // size)))
     plans = plans.reshape(-1, *plans.shape[2:])[:n]
-    distance = plan_distance(plans, unit(windows.sample(reference_key, args.reference_rows, 2)), layout)
+    distance = plan_distance(plans, unit(windows.steps(reference_key, args.reference_rows), layout.obs), layout)
     best = jnp.argsort(distance)[: kept_plans(args)]
     kept, obs = plans[best], plans[best][..., layout.obs]
     action = agent.nets.inverse.apply(agent.inverse, obs[:, :-1], obs[:, 1:])

@@ -212,6 +212,17 @@ def test_adaptdiffuser_windows_never_leave_their_episode(tmp_path):
     np.testing.assert_array_equal(x[..., :2], data.data.action[at])
 
 
+def test_adaptdiffuser_plans_begin_and_end_at_all_states_and_are_compared_with_all_steps(tmp_path):
+    """Those too that no whole window begins with, at the end of an episode."""
+    data, found = windows(tmp_path)
+    rows = {tuple(o): i for i, o in enumerate(data.data.obs)}
+    ends, steps = found.ends(jax.random.key(0), 8000), np.asarray(found.steps(jax.random.key(1), 8000))
+    start, goal, at = ([rows[tuple(o)] for o in np.asarray(x)] for x in (ends.obs, ends.goal, steps[:, 0]))
+    assert set(start) == set(goal) == set(at) == set(range(len(rows)))
+    assert abs(np.corrcoef(start, goal)[0, 1]) < 0.1
+    np.testing.assert_array_equal(steps[:, 1], data.data.next_obs[at])
+
+
 def test_adaptdiffuser_range_of_the_data():
     module = load("adaptdiffuser")
     low, high = np.float32([-2, 0, 1]), np.float32([4, 1, 1])
@@ -224,10 +235,9 @@ def test_adaptdiffuser_range_of_the_data():
 
 def test_adaptdiffuser_distance_of_a_plan_is_that_of_its_worst_step():
     module, layout = load("adaptdiffuser"), tiny_agent().nets.layout
-    plans, reference = windows_of(16, 6), windows_of(2, 9, seed=3)
+    plans, reference = windows_of(16, 6), windows_of(2, 9, seed=3)[..., 2:]
     expected = [
-        max(min(np.sqrt(((p[t : t + 2, 2:] - r[:, 2:]) ** 2).sum()) for r in reference) for t in range(15))
-        for p in plans
+        max(min(np.sqrt(((p[t : t + 2, 2:] - r) ** 2).sum()) for r in reference) for t in range(15)) for p in plans
     ]
     close(module.plan_distance(plans, reference, layout), expected)
 
@@ -245,7 +255,7 @@ def test_adaptdiffuser_a_round_keeps_the_plans_nearest_to_the_data(tmp_path):
     key = jax.random.key(1)
     new, found = jax.jit(module.begin_round)(agent, key, args, data)
     assert new.plans.shape == (3, 16, 4) and module.kept_plans(args_of(kept_share=0.0)) == 1
-    reference = module.to_unit(data.sample(jax.random.split(key)[1], 5, 2), agent.low, agent.high)
+    reference = module.to_unit(data.steps(jax.random.split(key)[1], 5), agent.low[2:], agent.high[2:])
     distance = module.plan_distance(new.plans, reference, agent.nets.layout)
     assert (np.diff(distance) > 0).all() and float(distance[-1]) < 2 * float(found["plan_distance"])
     close(found["kept_distance"], distance.mean())
