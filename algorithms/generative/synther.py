@@ -217,7 +217,7 @@ def diffusion_loss(denoiser, agent: Agent, rows, key):
 
 
 def ema_step(fitted, args: Args):
-    """Polyak step of the average after `fitted` updates: none but at every tenth, all of it at the first eleven.
+    """Polyak step of the average after `fitted` updates: none but at every tenth, all of it at the first ten of these.
 
     The decay grows to --ema-decay as 1 - (1 + n)^(-2/3), n the updates since the 101st (ema_pytorch's defaults).
     """
@@ -473,8 +473,11 @@ def row_statistics(rows: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
-    if min(args.diffusion_updates, args.synthetic_rows, args.sampling_batch, args.denoiser_batch_size + 1) < 1:
-        raise InputError("--diffusion-updates, --synthetic-rows and --sampling-batch must be at least 1.")
+    if min(args.diffusion_updates, args.synthetic_rows, args.sampling_batch) < 1 or args.denoiser_batch_size < 0:
+        raise InputError(
+            "--diffusion-updates, --synthetic-rows and --sampling-batch must be at least 1, --denoiser-batch-size at "
+            "least 0."
+        )
     if args.sampling_steps < 2:
         raise InputError(f"--sampling-steps must be at least 2, not {args.sampling_steps}.")
     kept = int(args.data_share * len(data.obs))

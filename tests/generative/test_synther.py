@@ -257,6 +257,7 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
     [
         ({"sampling_steps": 1}, "--sampling-steps must be at least 2"),
         ({"synthetic_rows": 0}, "--synthetic-rows and --sampling-batch must be at least 1"),
+        ({"denoiser_batch_size": -1}, "--denoiser-batch-size at least 0"),
         ({"data_share": 0.0}, "--data-share 0 leaves none of the 300 rows"),
     ],
 )
