@@ -202,6 +202,11 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
     return preset_of(dataset, presets)
 
 
+SIZES = ("batch_size", "policy_delay", "utd", "n_critics", "n_actions", "n_candidates", "target_candidates", "n_draws",
+         "n_samples", "latent_samples", "diffusion_steps", "flow_steps")  # fmt: skip
+"""Arguments of several scripts of which 0 would be a mean or a maximum of nothing, or a sampler that makes no step."""
+
+
 def parse(
     cls: type,
     presets: dict[str, dict[str, Any]],
@@ -235,14 +240,14 @@ def parse(
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
     counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
-    for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every"):
+    for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every", *SIZES):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     for name in ("value_goals", "actor_goals"):
         if min(shares := getattr(args, name, (1.0,))) < 0 or not 0 < sum(shares) < np.inf:
             flag, given = name.replace("_", "-"), " ".join(map(str, shares))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
-    for name in ("seed", "max_episode_steps", "episode_length", "random_shift"):
+    for name in ("seed", "max_episode_steps", "episode_length", "random_shift", "vae_updates"):
         if getattr(args, name, 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

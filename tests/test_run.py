@@ -476,6 +476,29 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
     parse(module.Args, module.PRESETS, module.__doc__, [flag, "0.5"])
 
 
+@pytest.mark.parametrize(
+    "name, argument, least",
+    [
+        ("bcq", "batch_size", 1),
+        ("bcq", "n_candidates", 1),
+        ("bcq", "target_candidates", 1),
+        ("mcq", "n_draws", 1),
+        ("edac", "n_critics", 1),
+        ("cql", "n_actions", 1),
+        ("idql", "flow_steps", 1),
+        ("idql", "diffusion_steps", 1),
+        ("spot", "latent_samples", 1),
+        ("td3_bc", "policy_delay", 1),
+        ("plas", "vae_updates", 0),
+    ],
+)
+def test_a_size_is_not_too_small(name, argument, least):
+    module, flag = load(name), f"--{argument.replace('_', '-')}"
+    with pytest.raises(InputError, match=f"^{flag} must be at least {least}, not {least - 1}"):
+        parse(module.Args, module.PRESETS, module.__doc__, [flag, str(least - 1)])
+    parse(module.Args, module.PRESETS, module.__doc__, [flag, str(least)])
+
+
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
     for name, more in (("td3_bc", []), ("bc", ["--head", "gaussian"])):
         assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)
