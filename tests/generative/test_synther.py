@@ -88,7 +88,7 @@ def test_synther_noise_levels():
 
 @pytest.mark.parametrize(
     "sigma, following, churn, gamma",
-    [(1.0, 0.6, 0.9, 0.3), (1.0, 0.6, 80.0, np.sqrt(2) - 1), (60.0, 20.0, 80.0, 0.0), (0.01, 0.0, 80.0, 0.0)],
+    [(1.0, 0.6, 3.0, 0.3), (1.0, 0.6, 80.0, np.sqrt(2) - 1), (60.0, 20.0, 80.0, 0.0), (0.01, 0.0, 80.0, 0.0)],
 )
 def test_synther_one_step_of_the_sampler(sigma, following, churn, gamma):
     """The average network's slopes: Heun's step, Euler's to 0; noise is added between 0.05 and 50 only."""
