@@ -65,10 +65,12 @@ CLAIM = Claim(
             for d in mild
         },
     },
-    finding="For TD3+BC it is where the data is poor: on hopper-medium-replay the evaluation policy "
-    "scores about twice the target policy of the same critics and twice the mild constraint in the values. Not "
-    "on hopper-medium-expert, where half of the data is the expert's and the strict target policy clones it: "
-    "the milder policy falls far below it (the mild constraint in the values still further). It is not for AWAC, "
-    "whose evaluation policy ends below the target policy on both sets: at this budget its critics "
-    "overestimate, which a policy that maximises Q follows and weighted cloning does not.",
+    finding="Where the better action was taken in a neighbouring state the mild policy is above the strict one "
+    "for both. On hopper, for TD3+BC, it is where the data is poor: on hopper-medium-replay the "
+    "evaluation policy scores about twice the target policy of the same critics and twice the mild "
+    "constraint in the values. Not on hopper-medium-expert, where half of the data is the expert's and "
+    "the strict target policy clones it: the milder policy falls far below it (the mild constraint in the "
+    "values still further). It is not for AWAC, whose evaluation policy ends below the target policy on "
+    "both hopper sets: at this budget its critics overestimate, which a policy that maximises Q follows "
+    "and weighted cloning does not.",
 )
