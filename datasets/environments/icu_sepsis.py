@@ -41,13 +41,13 @@ class Dynamics(NamedTuple):
 @lru_cache
 def tables() -> tuple[np.ndarray, np.ndarray]:
     """Transitions [S, A, S] and first states [S], in float64."""
-    with np.load(FILE) as file:
+    with np.load(FILE, allow_pickle=False) as file:
         return file["tx_mat"], file["d_0"]
 
 
 def policy_of_clinicians() -> np.ndarray:
     """[S, A]: estimated from the records; uniform where they have no action of a state."""
-    with np.load(FILE) as file:
+    with np.load(FILE, allow_pickle=False) as file:
         policy = file["expert_policy"]
     total = policy.sum(1, keepdims=True)
     return np.where(total > 0, policy / np.where(total > 0, total, 1.0), 1.0 / ACTIONS)
@@ -63,7 +63,7 @@ def dynamics() -> Dynamics:
     width = int((distinct > 0).sum(1).max())
     following = np.argsort(distinct <= 0, axis=1, kind="stable")[:, :width].astype(np.int32)
     cumulative = np.take_along_axis(distinct, following, axis=1).cumsum(1)
-    with np.load(FILE) as file:
+    with np.load(FILE, allow_pickle=False) as file:
         features = file["state_cluster_centers"]
     features = (features - features.mean(0)) / np.where(features.std(0) > 0, features.std(0), 1.0)
     return Dynamics(
