@@ -176,11 +176,11 @@ def hidden(data: Dataset, what: Iterable[str], rows: np.ndarray | None = None) -
     in the task's baselines alone.
 
     Raises:
-      InputError: actions that are discrete have no NaN.
+      InputError: actions that are to be hidden are discrete, which have no NaN.
     """
     rows, arrays = np.ones(len(data.obs), bool) if rows is None else rows, {}
-    if "actions" in what and data.spec.discrete:
-        raise InputError(f"'{data.task.id}' has discrete actions, which cannot be hidden.")
+    if "actions" in what:
+        data.task.require(discrete=False, images=True)
     for name in what:
         array = getattr(data, HIDDEN[name]).copy()
         array[rows] = np.nan

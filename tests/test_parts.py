@@ -137,7 +137,7 @@ def test_demonstrations_of_another_environment_of_the_same_sizes(pendulum, other
 
 
 def test_discrete_actions_are_not_hidden(cartpole):
-    with pytest.raises(InputError, match="discrete actions, which cannot be hidden"):
+    with pytest.raises(InputError, match="This needs continuous actions; those of"):
         load_labelled(LabelArgs(dataset=cartpole, hide=("actions",)))
 
 
