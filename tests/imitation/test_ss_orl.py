@@ -149,7 +149,7 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"past": -1}, "--past -1: actions alone are imputed"),
         (pendulum, {"inverse_updates": 3}, "--inverse-updates 3 must be a multiple of --holdout-every"),
         (pendulum, {"unlabelled": "none", "write_dataset": "x.npz"}, "there are no labels to write"),
-        (cartpole, {}, "discrete actions, which cannot be hidden"),
+        (cartpole, {}, "This needs continuous actions"),
     ):
         with pytest.raises(InputError, match=message):
             module.main(small("ss_orl", dataset, tmp_path / "run", **changes))
