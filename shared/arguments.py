@@ -39,6 +39,14 @@ Fraction = Annotated[Float, _IN_UNIT_INTERVAL]
 StaticFraction = Annotated[float, _IN_UNIT_INTERVAL]
 """A float that must lie in [0, 1] and may not be swept: it decides about shapes, or is used before training."""
 
+_ABOVE_0, _FROM_0, _SHARES = object(), object(), object()
+Size = Annotated[int, _ABOVE_0]
+"""A whole number of at least 1: none of it would be a mean or a maximum of nothing, or a loop that makes no step."""
+Count = Annotated[int, _FROM_0]
+"""A whole number of at least 0."""
+Shares = Annotated[tuple[float, float, float], _SHARES]
+"""Three shares: none below 0, and not all 0."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetArgs:
@@ -56,7 +64,7 @@ class DatasetArgs:
     fields: tuple[str, ...] = ()
     """Which array of a file is what, e.g. terminal=done timeout=cut reward=r (obs, next_obs, action, reward, terminal,
     not_terminal, timeout, end, start, episode, ignore); the others are known by their usual names."""
-    episode_length: int = 0
+    episode_length: Count = 0
     """Rows of an episode that did not terminate, where a file says nothing of time limits; 0: it does."""
     discrete: bool = False
     """Take actions that are stored as whole numbers of floating point (0.0, 1.0, ...) as discrete choices."""
@@ -66,19 +74,19 @@ class DatasetArgs:
 class RunArgs:
     """Arguments that every script has; steps are updates, or environment steps where a script interacts."""
 
-    seeds: int = 1
+    seeds: Size = 1
     """Number of seeds; each is a lane, all train in this one job."""
-    seed: int = 0
+    seed: Count = 0
     """First seed."""
-    log_every: int = 1_000
+    log_every: Size = 1_000
     """Steps between two rows of metrics.csv (means of the steps between)."""
-    eval_every: int = 50_000
+    eval_every: Size = 50_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
-    eval_episodes: int = 10
+    eval_episodes: Size = 10
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
-    max_episode_steps: int = 0
+    max_episode_steps: Count = 0
     """Steps after which an episode of an evaluation is cut; 0: the environment's limit, or 10,000 where it has none."""
-    checkpoint_every: int = 100_000
+    checkpoint_every: Size = 100_000
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     out: str = ""
     """Run directory; empty: results/runs/<algorithm>/<dataset>/<time> in the repository."""
@@ -97,7 +105,7 @@ class RunArgs:
 class OfflineArgs(RunArgs, DatasetArgs):
     """Arguments of every offline script."""
 
-    updates: int = 1_000_000
+    updates: Size = 1_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
 
 
@@ -135,9 +143,9 @@ class LabelArgs(OfflineArgs):
 class GoalArgs(OfflineArgs):
     """Arguments of every offline script whose policy is given a goal."""
 
-    eval_every: int = 100_000
+    eval_every: Size = 100_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
-    eval_episodes: int = 50
+    eval_episodes: Size = 50
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
     tasks: tuple[int, ...] = ()
     """Numbers of the environment's tasks that are evaluated, from 1; empty: all, or its own starts and goals."""
@@ -152,7 +160,7 @@ class OnlineArgs(RunArgs):
 
     env_steps: EnvSteps = 1_000_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    buffer_size: int = 1_000_000
+    buffer_size: Size = 1_000_000
     """Transitions kept in each lane's replay buffer."""
 
 
@@ -165,9 +173,9 @@ class HybridArgs(OnlineArgs, DatasetArgs):
 class FinetuneArgs(HybridArgs):
     """Arguments of every script that trains offline first, then interacts."""
 
-    offline_updates: int = 1_000_000
+    offline_updates: Size = 1_000_000
     """Gradient updates of each lane before its first environment step."""
-    offline_eval_every: int = 100_000
+    offline_eval_every: Size = 100_000
     """Of these, updates between two evaluations; their end is always evaluated."""
     from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Directory of an offline run, or of a fine-tuning one (its agents at the end of the offline phase), whose agents
@@ -202,11 +210,6 @@ def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "au
     return preset_of(dataset, presets)
 
 
-SIZES = ("batch_size", "policy_delay", "utd", "n_critics", "n_actions", "n_candidates", "target_candidates", "n_draws",
-         "n_samples", "latent_samples", "diffusion_steps", "flow_steps")  # fmt: skip
-"""Arguments of several scripts of which 0 would be a mean or a maximum of nothing, or a sampler that makes no step."""
-
-
 def parse(
     cls: type,
     presets: dict[str, dict[str, Any]],
@@ -239,15 +242,10 @@ def parse(
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
-    counts = ("updates", "env_steps", "buffer_size", "offline_updates", "log_every", "eval_every", "eval_episodes")
-    for name in ("seeds", *counts, "offline_eval_every", "checkpoint_every", *SIZES):
-        if getattr(args, name, 1) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    for name in ("value_goals", "actor_goals"):
-        if min(shares := getattr(args, name, (1.0,))) < 0 or not 0 < sum(shares) < np.inf:
-            flag, given = name.replace("_", "-"), " ".join(map(str, shares))
+        for least, kind in ((1, Size), (0, Count)):
+            if field.type == kind and value < least:
+                raise InputError(f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.")
+        if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
+            flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
-    for name in ("seed", "max_episode_steps", "episode_length", "random_shift", "vae_updates"):
-        if getattr(args, name, 0) < 0:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     return args

@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -67,7 +67,7 @@ class Args(GoalArgs):
     """Steps of a plan, from the state that is seen to the goal."""
     replan_every: int = 0
     """Steps of an episode after which a new plan is made; 0: at a plan's end."""
-    diffusion_steps: int = 64
+    diffusion_steps: Size = 64
     """T: steps of the diffusion."""
     rounds: int = 1
     """Times that the planner learns from its own plans; 0: Diffuser."""
@@ -91,7 +91,7 @@ class Args(GoalArgs):
     """Updates before which that average is the model itself."""
     learning_rate: Float = 2e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -54,7 +54,7 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 2_000_000
+    updates: Size = 2_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     improvement: Literal["td3", "crr", "iql"] = "td3"
     """What the critics learn and how they improve the policy (section 4.3)."""
@@ -72,11 +72,11 @@ class Args(OfflineArgs):
     """iql: the weights are clipped here."""
     expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
-    diffusion_steps: int = 1000
+    diffusion_steps: Size = 1000
     """T: steps of the diffusion."""
     solver_steps: int = 15
     """Steps of the ODE solver, one network call each."""
-    n_candidates: int = 50
+    n_candidates: Size = 50
     """Candidate actions at each step of an episode, of which one is taken."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -92,7 +92,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     max_grad_norm: Float = 0.0
     """Global norm that gradients are clipped to; 0: not clipped."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

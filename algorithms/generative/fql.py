@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,7 +47,7 @@ class Args(OfflineArgs):
     """Divide Q in the actor's loss by its mean absolute value."""
     q_aggregation: Literal["mean", "min"] = "mean"
     """How the two target critics are combined."""
-    flow_steps: int = 10
+    flow_steps: Size = 10
     """Euler steps of the flow policy's integration."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -55,7 +55,7 @@ class Args(OfflineArgs):
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -47,13 +47,13 @@ class Args(OfflineArgs):
     """Of the data's actions: a diffusion model, or a flow with IFQL's networks and order of updates."""
     expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
-    n_candidates: int = 64
+    n_candidates: Size = 64
     """Candidate actions at each step of an episode, of which one is taken."""
     choice: Literal["best", "implicit"] = "best"
     """Which one: that of the highest Q, or one drawn by the weights of IQL's implicit policy."""
-    diffusion_steps: int = 5
+    diffusion_steps: Size = 5
     """T: steps of the diffusion."""
-    flow_steps: int = 10
+    flow_steps: Size = 10
     """Euler steps of the flow policy's integration."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -69,9 +69,9 @@ class Args(OfflineArgs):
     """Of the actor's weights, by AdamW (the diffusion model alone)."""
     dropout: StaticFraction = 0.1
     """Dropout after the actor's hidden layers, in [0, 1]."""
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    batch_size: int = 512
+    batch_size: Size = 512
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

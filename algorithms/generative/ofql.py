@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -58,7 +58,7 @@ class Args(OfflineArgs):
     """... and this standard deviation."""
     max_q_backup: bool = False
     """Bootstrap from the best of several actions of the policy instead of one."""
-    n_candidates: int = 50
+    n_candidates: Size = 50
     """Candidate actions at each step of an episode, of which one is taken."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -74,7 +74,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     max_grad_norm: Float = 0.0
     """Global norm that gradients are clipped to; 0: not clipped."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

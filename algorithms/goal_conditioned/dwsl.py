@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, hyperparameters
+from shared.arguments import Float, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -55,7 +55,7 @@ class Args(GoalArgs):
     """Clip of the exponential advantage weights."""
     learning_rate: Float = 5e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 512
+    batch_size: Size = 512
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

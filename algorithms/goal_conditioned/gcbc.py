@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, hyperparameters
+from shared.arguments import Float, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -41,11 +41,11 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-navigate"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    actor_goals: Shares = (0.0, 1.0, 0.0)
     """Shares of the actor's goals: the row's own state, a later one of its episode (uniformly), any of the data."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network that has no argument of its own for them."""

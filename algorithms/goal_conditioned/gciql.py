@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -52,9 +52,9 @@ class Args(GoalArgs):
     """Clip of the exponential advantage weights."""
     expectile: Fraction = 0.9
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
-    value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
+    value_goals: Shares = (0.2, 0.5, 0.3)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""
-    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    actor_goals: Shares = (0.0, 1.0, 0.0)
     """Shares of the actor's goals: the row's own state, a later one of its episode (uniformly), any of the data."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -62,7 +62,7 @@ class Args(GoalArgs):
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network that has no argument of its own for them."""

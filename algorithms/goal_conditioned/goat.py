@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -49,7 +49,7 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-navigate"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    updates: int = 40_000
+    updates: Size = 40_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     exponential_weight: bool = True
     """Weigh actions by exp(beta A)."""
@@ -77,7 +77,7 @@ class Args(GoalArgs):
     """Expectile of its targets that Q fits, in [0, 1]: 0.5 is the mean, above it is optimistic."""
     goal_radius: Float = 0.0
     """Distance within which a state achieves a goal; 0: it is the very state that the goal was taken from."""
-    n_critics: int = 5
+    n_critics: Size = 5
     """Critics in the ensemble."""
     discount: Fraction = 0.98
     """gamma, in [0, 1]."""
@@ -85,7 +85,7 @@ class Args(GoalArgs):
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 5e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 512
+    batch_size: Size = 512
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

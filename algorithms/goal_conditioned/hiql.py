@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -55,7 +55,7 @@ class Args(GoalArgs):
     """Clip of the exponential advantage weights."""
     representation_dim: int = 10
     """Size of a goal's representation."""
-    value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
+    value_goals: Shares = (0.2, 0.5, 0.3)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""
     random_actor_goals: StaticFraction = 0.0
     """Share of the higher policy's goals that are any of the data; the others are later ones of the episode."""
@@ -65,7 +65,7 @@ class Args(GoalArgs):
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network that has no argument of its own for them."""

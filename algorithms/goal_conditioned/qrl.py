@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, hyperparameters
+from shared.arguments import Float, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
@@ -59,13 +59,13 @@ class Args(GoalArgs):
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    value_goals: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    value_goals: Shares = (0.0, 0.0, 1.0)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""
-    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    actor_goals: Shares = (0.0, 1.0, 0.0)
     """Shares of the actor's goals: the row's own state, a later one of its episode (uniformly), any of the data."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network that has no argument of its own for them."""

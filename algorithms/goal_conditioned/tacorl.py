@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, geometric, goal_dataset
@@ -48,7 +48,7 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-navigate"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    updates: int = 100_000
+    updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     plan_updates: int = 50_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
@@ -78,7 +78,7 @@ class Args(GoalArgs):
     """Rewards are multiplied by this in training."""
     cql_alpha: Float = 1.0
     """Weight of the conservative penalty against the Bellman error."""
-    n_actions: int = 4
+    n_actions: Size = 4
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     lagrange: bool = True
     """Tune the penalty's weight so that the gap stays near target_gap."""
@@ -90,7 +90,7 @@ class Args(GoalArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

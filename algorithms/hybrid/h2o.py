@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -90,7 +90,7 @@ class Args(HybridArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     discriminator_lr: Float = 3e-4
     """Adam's step size: discriminators."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -86,7 +86,7 @@ class Args(HybridArgs):
     """Evaluate with sampled actions instead of the mean's."""
     env_steps: EnvSteps = 1_500_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    eval_episodes: int = 30
+    eval_episodes: Size = 30
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
 
 

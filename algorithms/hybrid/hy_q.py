@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, HybridArgs, hyperparameters
+from shared.arguments import EnvSteps, Float, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -68,15 +68,15 @@ class Args(HybridArgs):
     """Of the softmax over latent states."""
     critic_updates: int = 500
     """Gradient updates of each step's critic in a fit."""
-    batch_size: int = 512
+    batch_size: Size = 512
     """Transitions per gradient update."""
     state_dim: int = 3
     """Latent states of the encoder."""
     env_steps: EnvSteps = 50_500_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    log_every: int = 1
+    log_every: Size = 1
     """Steps between two rows of metrics.csv (means of the steps between)."""
-    eval_episodes: int = 20
+    eval_episodes: Size = 20
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
 
 
@@ -87,7 +87,7 @@ class Critic(nn.Module):
     """Q(s, a) = w . (onehot(a) x softmax(E s / temperature)) + b; of all actions where none is given."""
 
     state_dim: int
-    n_actions: int
+    n_actions: Size
 
     @nn.compact
     def __call__(self, obs, temperature, action=None):

@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -59,7 +59,7 @@ class Args(HybridArgs):
     """Probability that a round's source is the dataset, in [0, 1]."""
     inner_steps: int = 5
     """K: updates of a round; all from one source, after which the meta parameters move."""
-    utd: int = 1
+    utd: Size = 1
     """Gradient updates of the critics per environment step."""
     batches: Literal["alternate", "mixed", "online"] = "alternate"
     """Every batch from the round's source; or half from each; or from the replay buffer alone, without data."""
@@ -67,7 +67,7 @@ class Args(HybridArgs):
     """Begin every round with Adam's state empty."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

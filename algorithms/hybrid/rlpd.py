@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, StaticFraction, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -48,11 +48,11 @@ class Args(HybridArgs):
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
-    utd: int = 20
+    utd: Size = 20
     """Gradient updates of the critics per environment step."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     subset_size: int = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
@@ -60,7 +60,7 @@ class Args(HybridArgs):
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated
@@ -67,7 +67,7 @@ class Args(DemoArgs):
     """Hidden layers of the encoder; the decoder's are the same backwards."""
     kl_weight: Float = 1e-4
     """Weight of the VAE's KL divergence."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.goals import GoalDataset, GoalTransitions, geometric
@@ -65,7 +65,7 @@ class Args(OfflineArgs):
     """Polyak step of the target networks, in [0, 1]."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -38,7 +38,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
@@ -85,7 +85,7 @@ class Args(DemoArgs):
     """Clip of the exponential advantage weights."""
     dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -35,7 +35,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, LabelArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
@@ -72,7 +72,7 @@ class Args(LabelArgs):
     """Clip of the exponential advantage weights."""
     dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
@@ -55,13 +55,13 @@ from shared.transitions import FIELDS, Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 1_000_000
+    updates: Size = 1_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
     cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
-    n_actions: int = 10
+    n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     pushed_down: Literal["mix", "model"] = "mix"
     """States in which Q is pushed down: those of the whole batch, or the model's alone."""
@@ -105,7 +105,7 @@ class Args(OfflineArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

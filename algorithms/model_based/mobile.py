@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
@@ -53,13 +53,13 @@ from shared.transitions import FIELDS, Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     inconsistency: Float = 1.0
     """beta: what targets lose per unit of the elites' disagreement about values; 0: nothing (MBPO)."""
     next_samples: int = 10
     """Next states that each elite is asked for, in the inconsistency."""
-    n_critics: int = 2
+    n_critics: Size = 2
     """Critics in the ensemble."""
     max_q_backup: bool = False
     """Bootstrap from the best of several actions of the policy instead of one."""
@@ -105,7 +105,7 @@ class Args(OfflineArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -45,7 +45,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
@@ -57,7 +57,7 @@ from shared.transitions import FIELDS, Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     unknown_above: Float = 5.0
     """b: standard deviations above the mean of the data at which a disagreement counts as unknown."""
@@ -101,7 +101,7 @@ class Args(OfflineArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -49,13 +49,13 @@ class Args(OfflineArgs):
     """Discount of the returns that episodes are sorted by."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
-    random_shift: int = 0
+    random_shift: Count = 0
     """Pixels by which images are moved at random in training, at most (DrQ uses 4); 0: they are not."""
 
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -59,11 +59,11 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     vae_lr: Float = 1e-3
     """Adam's step size: VAE."""
-    target_candidates: int = 10
+    target_candidates: Size = 10
     """Candidate actions at a next state, of which the target takes the best."""
-    n_candidates: int = 100
+    n_candidates: Size = 100
     """Candidate actions at each step of an episode, of which one is taken."""
-    batch_size: int = 100
+    batch_size: Size = 100
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (400, 300)
     """Hidden layers of every network that has no argument of its own for them."""

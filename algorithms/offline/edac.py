@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -50,9 +50,9 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     diversity_weight: Float = 1.0
     """eta: weight of the critics' diversity loss."""
@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """Bootstrap from the best of several actions of the policy instead of one."""
     standardize_reward: bool = False
     """Rewards to mean 0 and standard deviation 1 in training."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -68,7 +68,7 @@ class Args(OfflineArgs):
     """Clip of the exponential advantage weights."""
     dropout: StaticFraction = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """Added to every reward in training, after the scale."""
     normalize_obs: bool = False
     """Observations to mean 0 and standard deviation 1."""
-    random_shift: int = 0
+    random_shift: Count = 0
     """Pixels by which images are moved at random in training, at most (DrQ uses 4); 0: they are not."""
     corruption: tuple[str, ...] = ()
     """What is spoilt in the training data: obs, action, reward, dynamics, adversarial_reward."""

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -43,7 +43,7 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     bellman_weight: Fraction = 0.7
     """lambda: weight of the Bellman error, in [0, 1]; the loss on the policy's actions has the rest. 1: SAC."""
-    n_draws: int = 10
+    n_draws: Size = 10
     """N: actions of the behaviour model, and of the policy, at each state."""
     kl_weight: Float = 1.0
     """Weight of the VAE's KL divergence."""
@@ -57,7 +57,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     vae_lr: Float = 1e-3
     """Adam's step size: VAE."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (400, 400)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -63,11 +63,11 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     vae_lr: Float = 1e-4
     """Adam's step size: VAE."""
-    updates: int = 500_000
+    updates: Size = 500_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    vae_updates: int = 500_000
+    vae_updates: Count = 500_000
     """Updates of the VAE before the first one of the agent."""
-    batch_size: int = 100
+    batch_size: Size = 100
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (400, 300)
     """Hidden layers of every network that has no argument of its own for them."""

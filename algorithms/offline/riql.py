@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -48,7 +48,7 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
@@ -58,7 +58,7 @@ class Args(OfflineArgs):
     """sigma: Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
     quantile: Fraction = 0.25
     """alpha: quantile over the critics that V and the policy learn from, in [0, 1]; 0 is their minimum."""
-    n_critics: int = 5
+    n_critics: Size = 5
     """Critics in the ensemble."""
     min_target: Float = -100.0
     """Targets of Q are clipped to at least this (fits D4RL's rewards of MuJoCo tasks) ..."""
@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

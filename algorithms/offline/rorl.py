@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -45,11 +45,11 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 3_000_000
+    updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     terms: tuple[Literal["policy", "q", "ood"], ...] = ("policy", "q", "ood")
     """Which of the terms are computed at all; none of them: SAC-N."""
-    n_samples: int = 20
+    n_samples: Size = 20
     """n: perturbed observations per observation, in each term."""
     policy_smooth_eps: Float = 0.005
     """Perturbation of the policy's smoothing, in standard deviations of the data (as all of them)."""
@@ -71,7 +71,7 @@ class Args(OfflineArgs):
     """What lambda falls to, and what it is online."""
     uncertainty_decay: Float = 1e-6
     """What lambda loses at every offline update."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -81,7 +81,7 @@ class Args(OfflineArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset, return_to_go
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -62,7 +62,7 @@ class Args(FinetuneArgs):
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
-    n_actions: int = 10
+    n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     cql_temperature: Float = 1.0
     """Temperature of the soft maximum."""
@@ -82,7 +82,7 @@ class Args(FinetuneArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     actor_hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of the actor."""

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -59,7 +59,7 @@ class Args(FinetuneArgs):
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     learning_starts: int = 1_000
     """Environment steps before the first online update."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     online_q_aggregation: Literal["pair_min", "min", "mean"] = "pair_min"
     """Of the N target critics' values online: mean over all pairs of the lesser one, least of all, or mean."""
@@ -75,7 +75,7 @@ class Args(FinetuneArgs):
     are dense."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
-    n_actions: int = 10
+    n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
@@ -89,7 +89,7 @@ class Args(FinetuneArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     alpha_lr: Float = 1e-4
     """Adam's step size: entropy temperature."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -71,7 +71,7 @@ class Args(FinetuneArgs):
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
-    policy_delay: int = 2
+    policy_delay: Size = 2
     """Critic updates per update of the actor and of the targets."""
     normalize_q: bool = True
     """Divide Q in the actor's loss by its mean absolute value."""
@@ -79,7 +79,7 @@ class Args(FinetuneArgs):
     """Layer normalisation in the actor."""
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

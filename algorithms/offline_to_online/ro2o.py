@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay
@@ -55,11 +55,11 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(FinetuneArgs):
-    offline_updates: int = 2_500_000
+    offline_updates: Size = 2_500_000
     """Gradient updates of each lane before its first environment step."""
     env_steps: EnvSteps = 250_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    buffer_size: int = 250_000
+    buffer_size: Size = 250_000
     """Transitions kept in each lane's replay buffer."""
     learning_starts: int = 2_500
     """Environment steps before the first online update."""
@@ -67,7 +67,7 @@ class Args(FinetuneArgs):
     """Keep the terms online; without them it is SAC-N there (cloning stays), as in the authors' code."""
     terms: tuple[Literal["policy", "q", "ood", "bc"], ...] = ("policy", "q", "ood")
     """Which of the terms are computed at all; none of them: SAC-N."""
-    n_samples: int = 20
+    n_samples: Size = 20
     """n: perturbed observations per observation, in each term."""
     policy_smooth_eps: Float = 0.01
     """Perturbation of the policy's smoothing, in standard deviations of the data (as all of them)."""
@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Standard deviations under the mean with actor_q lcb."""
     own_targets: bool = False
     """Each critic's target is of its own target critic, not of the least of all (AntMaze)."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -107,7 +107,7 @@ class Args(FinetuneArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -77,13 +77,13 @@ class Args(FinetuneArgs):
     """Dropout after the actor's hidden layers, in [0, 1]."""
     density: Literal["elbo", "iwae"] = "elbo"
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""
-    latent_samples: int = 1
+    latent_samples: Size = 1
     """Latent samples of that estimate (L in the paper)."""
-    vae_updates: int = 100_000
+    vae_updates: Count = 100_000
     """Updates of the VAE before the first one of the agent."""
-    policy_delay: int = 2
+    policy_delay: Size = 2
     """Critic updates per update of the actor and of the targets."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -66,7 +66,7 @@ class Args(FinetuneArgs):
     """lambda: weight of behaviour cloning online (offline it is 1); 0: TD3."""
     constrained_share: StaticFraction = 0.05
     """Most uncertain share of a batch that this cloning is laid on, in (0, 1], of at least one transition."""
-    n_candidates: int = 100
+    n_candidates: Size = 100
     """Candidate actions at each step of an episode, of which one is taken."""
     n_finalists: int = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
@@ -92,15 +92,15 @@ class Args(FinetuneArgs):
     """Weight of the VAE's KL divergence."""
     squash: bool = True
     """The VAE's decoder ends in a tanh."""
-    vae_updates: int = 100_000
+    vae_updates: Count = 100_000
     """Updates of the VAE before the first one of the agent."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
-    policy_delay: int = 2
+    policy_delay: Size = 2
     """Critic updates per update of the actor and of the targets."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -58,7 +58,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
@@ -71,7 +71,7 @@ from shared.transitions import FIELDS, Batch, Transitions, unpack
 class Args(FinetuneArgs):
     pretrain_updates: int = 2_000_000
     """Updates of Q and V before the first of the policies (stage 1)."""
-    offline_updates: int = 10_000
+    offline_updates: Size = 10_000
     """Gradient updates of each lane before its first environment step."""
     expectile: Fraction = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
@@ -135,7 +135,7 @@ class Args(FinetuneArgs):
     """Transitions per gradient step of it; the rest of a pass is left out."""
     clip_value: bool = True
     """Online: V moves by at most `online_clip` per PPO update."""
-    batch_size: int = 512
+    batch_size: Size = 512
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

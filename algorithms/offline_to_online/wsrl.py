@@ -52,7 +52,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, StaticFraction, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -65,17 +65,17 @@ from shared.transitions import Batch, TransitionsWithReturns
 class Args(FinetuneArgs):
     env_steps: EnvSteps = 500_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    eval_every: int = 20_000
+    eval_every: Size = 20_000
     """Steps between two evaluations; the last checkpoint is always evaluated."""
-    eval_episodes: int = 20
+    eval_episodes: Size = 20
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
     online_share: StaticFraction = 1.0
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    utd: int = 4
+    utd: Size = 4
     """Gradient updates of the critics per environment step."""
-    n_critics: int = 10
+    n_critics: Size = 10
     """Critics in the ensemble."""
     subset_size: int = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
@@ -90,7 +90,7 @@ class Args(FinetuneArgs):
     """An episode's last reward goes on for ever where it did not terminate (tasks that go on paying)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
-    n_actions: int = 10
+    n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -108,7 +108,7 @@ class Args(FinetuneArgs):
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     actor_hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of the actor."""

@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OnlineArgs, hyperparameters
+from shared.arguments import Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -51,7 +51,7 @@ class Args(OnlineArgs):
     empty: the one stored with the dataset."""
     learning_starts: int = 5_000
     """Environment steps before the first online update."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
@@ -49,7 +49,7 @@ from shared.task import Spec
 
 @hyperparameters
 class Args(OfflineArgs):
-    updates: int = 10_000
+    updates: Size = 10_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     context: int = 20
     """K: steps that the policy sees."""
@@ -83,7 +83,7 @@ class Args(OfflineArgs):
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Transitions per gradient update."""
     max_timestep: int = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, StaticFraction, hyperparameters
+from shared.arguments import Float, GoalArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -46,7 +46,7 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-navigate"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    updates: int = 100_000
+    updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     autoencoder_updates: int = 50_000
     """Updates of the autoencoder before the first one of the policy."""
@@ -68,7 +68,7 @@ class Args(GoalArgs):
     """Adam's step size: the autoencoder."""
     actor_lr: Float = 1e-3
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    batch_size: int = 1024
+    batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (1024,)
     """Hidden layers of every network that has no argument of its own for them."""
