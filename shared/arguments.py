@@ -151,7 +151,7 @@ class GoalArgs(OfflineArgs):
     """Numbers of the environment's tasks that are evaluated, from 1; empty: all, or its own starts and goals."""
 
 
-EnvSteps = Annotated[int, tyro.conf.arg(aliases=["--online-steps"])]
+EnvSteps = Annotated[Size, tyro.conf.arg(aliases=["--online-steps"])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +242,9 @@ def parse(
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
-        for least, kind in ((1, Size), (0, Count)):
-            if field.type == kind and value < least:
+        kinds = getattr(field.type, "__metadata__", ())
+        for least, kind in ((1, _ABOVE_0), (0, _FROM_0)):
+            if kind in kinds and value < least:
                 raise InputError(f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.")
         if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
