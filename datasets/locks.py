@@ -1,8 +1,9 @@
 """Combination locks: the papers' three kinds of offline data, drawn by the environment itself.
 
-`[continuous-]combination-lock-h<H>[-seed<S>]-<kind>`: H steps, and the correct actions of seed S. Kinds: `trajectory`,
-`occupancy` and `random` (`Lock.offline_data`). The rows of `occupancy` do not follow each other, so that each is an
-episode of its own, cut after its one step.
+`[continuous-|tabular-]combination-lock-h<H>[-seed<S>]-<kind>`: H steps, and the correct actions of seed S. Tabular: the
+latent states are seen, and there are 4 actions instead of 10. Kinds: `trajectory`, `occupancy` and `random`
+(`Lock.offline_data`). The rows of `occupancy` do not follow each other, so that each is an episode of its own, cut
+after its one step.
 """
 
 import dataclasses
@@ -20,13 +21,15 @@ from shared.task import registered_env
 PAPER_EPISODES = {"combination-lock-h100": 10_000, "continuous-combination-lock-h50": 50_000}
 """Episodes of arXiv 2210.06718 and 2311.08384; all others have EPISODES."""
 EPISODES = 2_000
+TABULAR_ACTIONS = 4
 
 
 def recipe(name: str, env_id: str) -> Recipe:
     """Every name of the form above, listed in recipes.txt or not."""
     form, kind = name.rsplit("-", 1)
-    continuous, horizon, seed = re.fullmatch(r"(continuous-)?combination-lock-h(\d+)(?:-seed(\d+))?", form).groups()
-    lock = Lock(int(horizon), continuous is not None, int(seed or 0))
+    which, horizon, seed = re.fullmatch(r"(\w+-)?combination-lock-h(\d+)(?:-seed(\d+))?", form).groups()
+    lock = Lock(int(horizon), which == "continuous-", which == "tabular-", int(seed or 0))
+    lock = dataclasses.replace(lock, num_actions=TABULAR_ACTIONS) if lock.tabular else lock
     spec = registered_env(env_id, dataclasses.asdict(lock))
     who = {
         "trajectory": "the optimal policy, with random actions at a rate of 1 / H"

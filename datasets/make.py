@@ -64,6 +64,7 @@ MODULES = {
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,
+    "tabular": locks,
     "icu": sepsis,
     "ogbench": ogbench_data,
 }

@@ -76,7 +76,8 @@ def make_jobs(entries: list[Entry], name: str, more: list[str], root: Path) -> l
         arguments = [*shlex.split(entry.arguments), *more]
         out = entry.directory(name, more)
         command = [sys.executable, str(files[algorithm].relative_to(root))]
-        command += ["--dataset", dataset, *arguments, "--out", str(out)]
+        of = "--env" if files[algorithm].parent.name == "online" else "--dataset"
+        command += [of, dataset, *arguments, "--out", str(out)]
         jobs.append(Job(algorithm, dataset, command, root / out, entry.evaluations))
     return jobs
 

@@ -27,6 +27,7 @@ class Entry(NamedTuple):
 
     algorithm: str
     dataset: str
+    """Or the environment, where an algorithm has no dataset (algorithms/online/)."""
     arguments: str
     variant: str = ""
     """Part of the run's name, where one algorithm and dataset have several."""

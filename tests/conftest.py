@@ -112,6 +112,7 @@ def goals(tmp_path) -> str:
 
 
 LOCK, SOFT_LOCK = "combination-lock-h10-trajectory", "continuous-combination-lock-h10-trajectory"
+TABULAR_LOCK = "tabular-combination-lock-h8-trajectory"
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def data_for(pendulum, goals, cartpole) -> Callable[[str], str]:
             return cartpole
         if "combination-lock" not in usual:
             return pendulum
-        lock = SOFT_LOCK if usual.startswith("continuous") else LOCK
+        lock = {"continuous": SOFT_LOCK, "tabular": TABULAR_LOCK}.get(usual.split("-")[0], LOCK)
         make.make(lock, steps=160)
         return lock
 

@@ -593,6 +593,14 @@ def test_dry_run_prints_the_jobs_in_order(grid, capsys):
     assert not log() and not (root / "results").exists()
 
 
+def test_an_algorithm_without_a_dataset_is_given_its_environment(grid):
+    root, _, log = grid
+    (root / "algorithms" / "online").mkdir()
+    (root / "algorithms" / "online" / "mex.py").write_text(JOB)
+    assert benchmark.main(["--algorithms", "mex", "--datasets", "PointUMaze-v0"], root) == 0
+    assert log()[0][:3] == ["mex", "--env", "PointUMaze-v0"]
+
+
 def test_finished_jobs_are_never_run_again(grid, capsys):
     _, run, log = grid
     assert run("--max-jobs", "1") == 1  # something is missing still

@@ -334,7 +334,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     keys = jax.random.split(key, 3)
     trunk = partial(Trunk, spec, args.width, args.layers, args.heads, args.token_dropout, max(args.max_timestep, 1))
-    nets = Networks(Actor(trunk(), args.latent_dim), FutureEncoder(trunk(), args.latent_dim), Classifier(spec, args.width))
+    nets = Networks(
+        Actor(trunk(), args.latent_dim), FutureEncoder(trunk(), args.latent_dim), Classifier(spec, args.width)
+    )
     past, z = jax.tree.map(lambda x: x[None], empty(spec, args)), jnp.zeros((1, args.latent_dim))
     actor, encoder = nets.actor.init(keys[0], past, z), nets.encoder.init(keys[1], past)
     now = past.action[:, -1], z, past.reward[:, -1], past.obs[:, -1]

@@ -41,12 +41,14 @@ class Lock:
     state (continuous). The optimal return is 1.
 
     Observations are R (onehot(latent) + onehot(3 + h) + noise): R is a Hadamard matrix, and the noise is Gaussian in
-    the first H + 3 entries.
+    the first H + 3 entries. A `tabular` lock shows the latent state itself, onehot(latent) [3].
     """
 
     horizon: int = 100
     continuous: bool = False
     """Actions are logits [A]; the discrete action is drawn from softmax(action / temperature)."""
+    tabular: bool = False
+    """Observations are the latent state, which algorithms that keep tables need."""
     seed: int = 0
     """Of the correct actions."""
     num_actions: int = 10
@@ -58,8 +60,8 @@ class Lock:
 
     @property
     def obs_dim(self) -> int:
-        """The smallest power of two that holds a latent state and a step 0 .. H."""
-        return 1 << (self.horizon + 3).bit_length()
+        """The smallest power of two that holds a latent state and a step 0 .. H; the states of a tabular lock."""
+        return BAD + 1 if self.tabular else 1 << (self.horizon + 3).bit_length()
 
     def correct(self) -> np.ndarray:
         """[H, 2] the correct action of each step in the good states."""
@@ -99,10 +101,23 @@ class Lock:
 
     def observe(self, state: LockState, key: jax.Array) -> jax.Array:
         """[..., D]"""
+        if self.tabular:
+            return jax.nn.one_hot(state.latent, BAD + 1)
         entry = jnp.arange(self.obs_dim)
         clean = jnp.float32(state.latent[..., None] == entry) + (entry == BAD + 1 + state.h)
         noise = self.noise * jax.random.normal(key, clean.shape)
         return (clean + jnp.where(entry < self.horizon + 3, noise, 0.0)) @ self.rotation()
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Transitions [H, S, A, S], expected rewards [H, S, A] and first states [S] of the discrete lock, S = 3."""
+        right = self.correct()[..., None] == np.arange(self.num_actions)
+        right = np.concatenate([right, np.zeros_like(right[:, :1])], axis=1)
+        stay, bad = np.eye(BAD + 1), np.eye(BAD + 1)[BAD]
+        follow = (1 - self.switch_prob) * stay + self.switch_prob * stay[[1, 0, BAD]]
+        transition = np.where(right[..., None], follow[None, :, None], bad)
+        last = np.arange(self.horizon)[:, None, None] == self.horizon - 1
+        wrong = self.anti_reward * self.anti_prob * (np.arange(BAD + 1) != BAD)[None, :, None]
+        return transition, np.where(right, last * 1.0, wrong), np.array([0.5, 0.5, 0.0])
 
     def good(self, state: LockState) -> jax.Array:
         """[...] bool, whether the reward of 1 can still be reached."""

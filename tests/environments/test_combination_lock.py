@@ -51,6 +51,22 @@ def certain(lock: Lock, switch: bool, anti: bool) -> Lock:
     return dataclasses.replace(lock, switch_prob=float(switch), anti_prob=float(anti), noise=0.0)
 
 
+def test_the_tables_are_the_means_of_its_steps():
+    """Every state, step and action, of a lock whose states are seen."""
+    lock = Lock(horizon=4, tabular=True, num_actions=3, seed=1, switch_prob=0.3, anti_prob=0.4)
+    transition, reward, start = lock.tables()
+    assert (transition.sum(-1) == 1).all() and start.tolist() == [0.5, 0.5, 0.0]
+    shape = (N, 3, 3)
+    latent, action = (jnp.broadcast_to(jnp.arange(3).reshape(x), shape) for x in ((3, 1), (1, 3)))
+    for h in range(4):
+        state = LockState(latent, jnp.int32(h))
+        np.testing.assert_array_equal(lock.observe(state, jax.random.key(0)), np.eye(3)[np.asarray(latent)])
+        _, obs, paid, last = lock.step(state, action, jax.random.key(h))
+        np.testing.assert_allclose(obs.mean(0), transition[h], atol=0.015)
+        np.testing.assert_allclose(paid.mean(0), reward[h], atol=0.002)
+        assert last == (h == 3)
+
+
 @pytest.mark.parametrize("continuous", (False, True))
 def test_transitions_rewards_and_observations(continuous):
     """All latent states, steps, actions and outcomes of the random events."""

@@ -1,0 +1,30 @@
+from results.checks import Claim, end, logged, online_mean
+from results.grid import Entry
+
+DATA = "point-fourrooms-partial"
+
+
+def world(variant, more=""):
+    length = "--offline-updates 4000 --offline-eval-every 4000 --env-steps 5000 --eval-every 500 --log-every 500"
+    sizes = "--seeds 8 --batch-size 64 --hidden-dims 64 64 --actor-hidden-dims 64 64 --n-actions 4 --eval-episodes 20"
+    same = "--reward-shift -1 --failure-reward 0 --critic-lr 1e-3 --actor-lr 3e-4 --cql-alpha 1 --discount 0.97"
+    return Entry("sera", DATA, f"{sizes} {length} {same} {more}".strip(), variant, "claim")
+
+
+weights = world("q", "--entropy-weight 0 0.3 1")
+plain = world("plain", "--condition none --entropy-weight 0.3")
+NONE, SOME = "entropy_weight=0.0", "entropy_weight=0.3"
+
+CLAIM = Claim(
+    title="SERA finds a goal that the data do not show sooner than Cal-QL",
+    paper="SERA (arXiv 2310.19805) claims that rewards for states that are rare among those of like value improve "
+    "fine-tuning, of Cal-QL among others, and more so than the plain state entropy does.",
+    runs=[weights, plain],
+    checks={
+        "With the bonus more than Cal-QL over all evaluations": online_mean(weights, SOME) > online_mean(weights, NONE),
+        "More than the plain state entropy": online_mean(weights, SOME) > online_mean(plain),
+        "It ends no lower than Cal-QL": end(weights, SOME) >= end(weights, NONE),
+        "The bonus tells states from each other": logged("bonus_std", weights, SOME) > 0.03,
+    },
+    finding="",
+)
