@@ -1,16 +1,19 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, end, logged, noise
 from results.grid import Entry
 
-MIXED = "point-umaze-mixed"
-SIZES = (
-    "--seeds 8 --batch-size 64 --hidden-dims 64 64 --updates 2000 --eval-every 1000 --log-every 200 --eval-episodes 20 "
-    "--value-classes 51 --n-candidates 8 --flow-steps 5"
-)
+MAZE = "point-umaze-mixed"
 
-deas = Entry("deas", MIXED, f"{SIZES} --chunk-length 8", "h8", "claim")
-single = Entry("deas", MIXED, f"{SIZES} --chunk-length 1 --discount 0.99 0.999", "h1", "claim")
-coupled = Entry("deas", MIXED, f"{SIZES} --chunk-length 8 --next-value policy", "coupled", "claim")
-regressed = Entry("deas", MIXED, f"{SIZES} --chunk-length 8 --no-classification", "regressed", "claim")
+
+def run(variant: str, more: str) -> Entry:
+    sizes = "--seeds 8 --batch-size 64 --hidden-dims 64 64 --updates 2000 --eval-every 1000 --log-every 200"
+    sizes += " --eval-episodes 20 --value-classes 51 --n-candidates 8 --flow-steps 5"
+    return Entry("deas", MAZE, f"{sizes} {more}", variant, "claim")
+
+
+deas = run("h8", "--chunk-length 8")
+single = run("h1", "--chunk-length 1 --discount 0.99 0.999")
+coupled = run("coupled", "--chunk-length 8 --next-value policy")
+regressed = run("regressed", "--chunk-length 8 --no-classification")
 
 CLAIM = Claim(
     title="Values of chunks see far in few updates, without any policy in their targets",
@@ -20,16 +23,26 @@ CLAIM = Claim(
     runs=[deas, single, coupled, regressed],
     checks={
         **{
-            f"{MIXED}: chunks of eight actions end above single actions with discount {discount}, beyond noise": (
+            f"{MAZE}: chunks of eight actions end above single actions with discount {discount}, beyond noise": (
                 end(deas) > end(single, f"discount={discount}") + noise(end(deas), end(single, f"discount={discount}"))
             )
             for discount in ("0.99", "0.999")
         },
-        f"{MIXED}: V in the target ends above the policy's own Q there, beyond noise": (
+        f"{MAZE}: V in the target ends above the policy's own Q there, beyond noise": (
             end(deas) > end(coupled) + noise(end(deas), end(coupled))
         ),
-        f"{MIXED}: classification ends above regression, beyond noise": (
+        f"{MAZE}: classification ends above regression, beyond noise": (
             end(deas) > end(regressed) + noise(end(deas), end(regressed))
         ),
     },
+    observed={
+        "With the policy's own Q in the target values are higher, beyond noise": (
+            logged("q", coupled) > logged("q", deas) + noise(logged("q", coupled), logged("q", deas))
+        ),
+    },
+    finding="Chunks decide: with the same networks and data, values of eight actions at once lead to the goal nearly "
+    "always, those of single actions hardly ever, whichever their discount; runs of more than 2,000 updates were not "
+    "made, in which they may catch up. The policy's own Q in the target raises the values, but does no harm here, "
+    "where the policy is the best of eight candidates of a clone; the paper compares with QC-FQL, whose policy follows "
+    "the gradient of Q. Regression fails in one lane and is level with classification in the others.",
 )
