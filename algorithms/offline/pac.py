@@ -109,6 +109,7 @@ SCALES = (0.1, 1.0, 10.0)
 """A number x is seen as tanh(c x) for each of these c."""
 
 token_init = nn.initializers.normal(0.02)
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
 
 def multi_scale(x):
@@ -122,28 +123,32 @@ class Block(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x, tokens):
-        """`x` [B, Q, W] reads `tokens` [B, N, W]; both are normalised first."""
+    def __call__(self, x, tokens=None):
+        """`x` [B, Q, W] reads normalised `tokens` [B, N, W]; None: itself, normalised."""
         width = x.shape[-1]
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, width // self.heads)  # noqa: E731
-        seen = nn.LayerNorm(epsilon=1e-5)(tokens)
-        q = split(nn.Dense(width)(nn.LayerNorm(epsilon=1e-5)(x)))
-        k, v = split(nn.Dense(width)(seen)), split(nn.Dense(width)(seen))
+        normal = nn.LayerNorm(epsilon=1e-5)(x)
+        q = nn.Dense(width, kernel_init=dense_init)(normal)
+        # A bias of the keys would change no weight, and one of the values is the output's: neither has any.
+        kv = nn.Dense(2 * width, use_bias=False, kernel_init=dense_init)(normal if tokens is None else tokens)
+        q, k, v = (y.reshape(*y.shape[:-1], self.heads, -1) for y in (q, *jnp.split(kv, 2, axis=-1)))
         weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(width / self.heads))
-        x = x + nn.Dense(width)(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
-        hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm(epsilon=1e-5)(x)))
-        return x + nn.Dense(width)(hidden)
+        seen = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        x = x + nn.Dense(width, kernel_init=dense_init)(seen)
+        normal = nn.LayerNorm(epsilon=1e-5)(x)
+        hidden = nn.gelu(nn.Dense(4 * width, kernel_init=dense_init)(normal))
+        return x + nn.Dense(width, kernel_init=dense_init)(hidden)
 
 
 class Head(nn.Module):
-    """Logits [B, Q, outputs] of queries [B, Q, W] that read latents [B, N, W]."""
+    """Logits [B, Q, outputs] of queries [B, Q, W] that read normalised latents [B, N, W]."""
 
     heads: int
     outputs: int
 
     @nn.compact
     def __call__(self, queries, latents):
-        return nn.Dense(self.outputs)(nn.LayerNorm(epsilon=1e-5)(Block(self.heads)(queries, latents)))
+        x = nn.LayerNorm(epsilon=1e-5)(Block(self.heads)(queries, latents))
+        return nn.Dense(self.outputs, kernel_init=dense_init)(x)
 
 
 class Perceiver(nn.Module):
@@ -157,31 +162,36 @@ class Perceiver(nn.Module):
     heads: int
     n_latents: int
     obs_dim: int
+    has_value: bool
 
     def setup(self):
         vectors = lambda name, n: self.param(name, token_init, (n, self.width))  # noqa: E731
-        self.embed_obs, self.embed_action = nn.Dense(self.width), nn.Dense(self.width)
+        self.embed_obs, self.embed_action = (nn.Dense(self.width, kernel_init=dense_init) for _ in range(2))
         self.entries, self.latents = vectors("entries", self.obs_dim), vectors("latents", self.n_latents)
-        self.policy_query, self.value_query = vectors("policy_query", 1), vectors("value_query", 1)
+        self.policy_query = vectors("policy_query", 1)
         self.read, self.think = Block(self.heads), [Block(self.heads) for _ in range(self.layers)]
         self.policy_head = Head(self.heads, self.dims * self.bins)
-        self.q_head, self.value_head = Head(self.heads, self.atoms), Head(self.heads, self.atoms)
+        self.q_head = Head(self.heads, self.atoms)
+        if self.has_value:
+            self.value_query, self.value_head = vectors("value_query", 1), Head(self.heads, self.atoms)
+        self.normal_tokens, self.normal_latents = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
 
     def __call__(self, obs, seen_action):
         """All of it, of one action for each observation."""
         latents = self.encode(obs)
-        return self.policy(latents), self.returns(latents, seen_action[:, None]), self.value(latents)
+        out = self.policy(latents), self.returns(latents, seen_action[:, None])
+        return (*out, self.value(latents)) if self.has_value else out
 
     def repeated(self, vectors, n: int):
         return jnp.broadcast_to(vectors, (n, *vectors.shape))
 
     def encode(self, obs):
         """[B, N, W]: no action enters here."""
-        tokens = self.embed_obs(multi_scale(obs)) + self.entries
+        tokens = self.normal_tokens(self.embed_obs(multi_scale(obs)) + self.entries)
         latents = self.read(self.repeated(self.latents, len(obs)), tokens)
         for block in self.think:
-            latents = block(latents, latents)
-        return latents
+            latents = block(latents)
+        return self.normal_latents(latents)
 
     def policy(self, latents):
         """[B, D, bins] logits"""
@@ -347,7 +357,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     dims, bins = (1, spec.action_dim) if spec.discrete else (spec.action_dim, args.n_bins)
     sizes = args.n_atoms, args.width, args.layers, args.heads, args.n_latents
-    net = Perceiver(dims, bins, *sizes, spec.obs_shape[0])
+    net = Perceiver(dims, bins, *sizes, spec.obs_shape[0], args.system == "pac_v")
     action = jnp.zeros(1, jnp.int32) if spec.discrete else jnp.zeros((1, spec.action_dim))
     params = net.init(key, jnp.zeros((1, *spec.obs_shape)), seen_action(action, spec))
     return Agent(
