@@ -14,7 +14,8 @@ sample are exact sums. --learner says which method learns over the codes:
 
 Choose it when actions are continuous, their data is narrow or has several modes, and you want the penalties of discrete
 methods. Look at the metrics reconstruction, which no policy over the codes can undo, and codes_used: if it is low, most
-codes are dead, and --reseed-updates, which the paper does not have, wakes them.
+codes are dead, and --reseed-updates, which the paper does not have, wakes them. Nothing teaches iql and brac the values
+of codes that no data has: where rewards are costs, these may seem the best.
 
 Deviations from the paper:
 - the behaviour over codes is learned beside Q instead of before it (iql acts by it alone; brac's first targets see a
