@@ -54,11 +54,11 @@ CLAIM = Claim(
             end(codes["cql"]) > end(cloning) + noise(end(codes["cql"]), end(cloning))
         ),
     },
-    finding="SAQ-IQL ends far below IQL on Pendulum, near cloning. Most of the codes are dead there: no action has them, "
-    "so that their values are never learned, and the highest of them is above 0 where every reward is a cost; a "
-    "log-probability that is not taken to be lower than -8 does not hold the policy from them, and its greedy "
-    "code is hardly ever the data's. With rewards above 0 it often is, and the policy is no better, drawn or "
-    "greedy: so that is not the only cause, and the other one is not found. On the point maze's narrow data codes "
-    "that see the state lose as much of an action as those that do not, at this size. SAQ-CQL, whose penalty "
-    "lowers dead codes too, ends above cloning. SAQ-BRAC was not tried.",
+    finding="SAQ-IQL ends far below IQL on Pendulum, near cloning. Most of the codes are dead there: no action has "
+    "them, so that their values are never learned, and the highest of them is above 0 where every reward is a "
+    "cost; a log-probability that is not taken to be lower than -8 does not hold the policy from them, and "
+    "its greedy code is hardly ever the data's. With rewards above 0 it often is, and the policy is no "
+    "better, drawn or greedy: so that is not the only cause, and the other one is not found. On the point "
+    "maze's narrow data codes that see the state lose as much of an action as those that do not, at this "
+    "size. SAQ-CQL, whose penalty lowers dead codes too, ends above cloning. SAQ-BRAC was not tried.",
 )
