@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, GoalArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -65,7 +65,7 @@ class Args(GoalArgs):
     """Steps of a window of the data."""
     plan_steps: int = 64
     """Steps of a plan, from the state that is seen to the goal."""
-    replan_every: int = 0
+    replan_every: Count = 0
     """Steps of an episode after which a new plan is made; 0: at a plan's end."""
     diffusion_steps: Size = 64
     """T: steps of the diffusion."""
@@ -480,10 +480,8 @@ def check(args: Args) -> None:
         raise InputError(
             f"{args.rounds} rounds of {args.round_updates} updates do not fit into --updates {args.updates}."
         )
-    if min(args.generated_plans, args.reference_rows, args.diffusion_steps) < 1 or args.replan_every < 0:
-        raise InputError(
-            "--generated-plans, --reference-rows and --diffusion-steps must be at least 1, --replan-every at least 0."
-        )
+    if min(args.generated_plans, args.reference_rows, args.diffusion_steps) < 1:
+        raise InputError("--generated-plans, --reference-rows and --diffusion-steps must be at least 1.")
 
 
 def main(args: Args) -> None:

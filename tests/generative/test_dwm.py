@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import SPEC, B, agent_of, close, differences, heads, mlp
+from reference import SPEC, B, close, differences, heads, mlp
 
 from shared.errors import InputError
 from shared.sequences import Sequences
@@ -41,9 +41,16 @@ def args_of(**changes):
 
 @functools.cache
 def tiny_agent(world_model="diffusion"):
-    """IQL's, with ranges that are not [-1, 1]; the diffusion model is linear, and its average another one."""
+    """IQL's, with ranges that are not [-1, 1]; the diffusion model is linear, and its average another one.
+
+    Nothing of it is compiled.
+    """
     r = np.random.default_rng(0)
-    agent = agent_of(load("dwm"), args_of(world_model=world_model, learner="iql"))
+    start = functools.partial(load("dwm").init, args=args_of(world_model=world_model, learner="iql"), spec=SPEC)
+    agent = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(start, jax.random.key(0)))
+    fill = lambda tree: jax.tree.map(lambda x: np.float32(0.4 * r.normal(size=x.shape)), tree)  # noqa: E731
+    names = "model", "actor", "critic", "value", "target_actor", "target_critic"
+    agent = agent.replace(**{name: fill(getattr(agent, name)) for name in names})
     low, high = np.float32([-2, 0, 1, -3, 0]), np.float32([4, 1, 3, 5, 1])
     agent = agent.replace(low=low, high=high)
     if world_model == "one_step":
