@@ -14,7 +14,7 @@ data's, which the model knows of; it never meets those of the policy.
 metrics.csv says how good the model is: error_1, error_3, error_7, ... are mean distances, in half ranges of the data,
 of the states it predicts so many steps ahead from those of episodes that it has not seen. The diffusion model is told
 their return-to-go, the one-step model all their actions. off_data is the distance of the states at H, from which
-targets bootstrap, to the nearest of 1,000 of the data: models that err leave it.
+targets bootstrap, to the nearest ones of the data in a batch: models that err leave it.
 
 Choose it when rewards are far away and a model of single steps goes astray before it is there.
 
@@ -130,7 +130,7 @@ PRESETS = {
     "iql": {"learner": "iql", "policy_delay": 1},
     "pql": {"futures": 5, "pessimism": 1.0},
 }
-REFERENCE_ROWS, JUDGED_WINDOWS = 1_000, 500
+JUDGED_WINDOWS = 500
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -529,18 +529,23 @@ def expanded(reward, ended, terminal, value, args: Args):
     return ((h < args.rollout_steps) * weight * reward).sum(1) + weight[:, jnp.int32(args.rollout_steps)] * value
 
 
+def off_data(x, known):
+    """Mean distance of x [B, O] from the nearest of `known` [N, O]."""
+    return jnp.sqrt(((x[:, None] - known) ** 2).sum(-1).min(1)).mean()
+
+
 def target(agent: Agent, batch: Batch, key, args: Args):
     """y [B]: over the futures of (s, a) the mean expanded target minus --pessimism standard deviations."""
     model_key, value_key = jax.random.split(key)
-    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * args.futures), batch)
-    n = len(repeated.reward)
-    wanted = jnp.full(n, args.asked_return)
+    repeated, H = jax.tree.map(lambda x: jnp.concatenate([x] * args.futures), batch), jnp.int32(args.rollout_steps)
+    wanted = jnp.full(len(repeated.reward), args.asked_return)
     x = predict(agent, repeated.obs, repeated.action, wanted, model_key, args)
     rows = from_unit(x, agent.low, agent.high)
-    value = future_value(agent, rows[:, jnp.int32(args.rollout_steps), :-2], value_key, args)
+    value = future_value(agent, rows[:, H, :-2], value_key, args)
     reward, ended = rows[..., -2].at[:, 0].set(repeated.reward), (rows[..., -1] > 0.5).astype(jnp.float32)
     y = expanded(reward, ended, repeated.terminal, value, args).reshape(args.futures, -1)
-    return y.mean(0) - args.pessimism * y.std(0)
+    apart = off_data(x[: len(batch.obs), H, :-2], to_unit(batch.obs, agent.low[:-2], agent.high[:-2]))
+    return y.mean(0) - args.pessimism * y.std(0), {"off_data": apart}
 
 
 def critic_loss(critic, agent: Agent, batch: Batch, y, args: Args):
@@ -618,11 +623,11 @@ def update_critic(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, d
         (_, info), grads = jax.value_and_grad(value_loss, has_aux=True)(agent.value, agent, batch, args)
         updates, value_opt = optax.adam(args.critic_lr).update(grads, agent.value_opt)
         agent = agent.replace(value=optax.apply_updates(agent.value, updates), value_opt=value_opt)
-    y = target(agent, batch, key, args)
+    y, info_y = target(agent, batch, key, args)
     (loss, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, y, args)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
-    return agent, {"critic_loss": loss, **info, **info_q}
+    return agent, {"critic_loss": loss, **info, **info_y, **info_q}
 
 
 def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
@@ -649,16 +654,6 @@ def act(agent: Agent, obs, key, args: Args):
     return agent.nets.actor.apply(agent.actor, obs)
 
 
-def off_data(agent: Agent, key, args: Args, windows: Windows):
-    """Mean distance of predicted states at H from the nearest of some states of the data, in half ranges."""
-    batch_key, reference_key, model_key = jax.random.split(key, 3)
-    transitions = windows.sequences.transitions
-    batch, reference = transitions.sample(batch_key, 128), transitions.sample(reference_key, REFERENCE_ROWS).obs
-    x = predict(agent, batch.obs, batch.action, jnp.full(128, args.asked_return), model_key, args)
-    last, known = x[:, jnp.int32(args.rollout_steps), :-2], to_unit(reference, agent.low[:-2], agent.high[:-2])
-    return jnp.sqrt(((last[:, None] - known) ** 2).sum(-1)).min(1).mean()
-
-
 def train(agent: Agent, keys, args: Args, windows: Windows) -> tuple[Agent, dict]:
     """One lane: one critic update per key; mean metrics."""
 
@@ -668,8 +663,7 @@ def train(agent: Agent, keys, args: Args, windows: Windows) -> tuple[Agent, dict
         return update(agent, batches, keys[:, 1], args)
 
     agent, metrics = jax.lax.scan(step, agent, keys.reshape(-1, args.policy_delay))
-    found = off_data(agent, jax.random.fold_in(keys[-1], 1), args, windows)
-    return agent, {**jax.tree.map(jnp.mean, metrics), "off_data": found}
+    return agent, jax.tree.map(jnp.mean, metrics)
 
 
 def windows_of(data: Dataset, args: Args) -> Windows:

@@ -302,7 +302,9 @@ def test_dwm_target_is_the_mean_of_futures_less_their_deviation(learner, batch):
     assert ended.any() and not ended.all()
     y = repeated.reward + 0.9 * second * rows[:, 1, 3] + 0.81 * third * value
     y = y.reshape(2, B)
-    close(jax.jit(module.target)(agent, batch, key, args), y.mean(0) - 0.7 * y.std(0))
+    found, info = jax.jit(module.target)(agent, batch, key, args)
+    close(found, y.mean(0) - 0.7 * y.std(0))
+    close(info["off_data"], module.off_data(x[:B, 2, :3], np.float32(unit(batch.obs, agent, slice(3)))))
 
 
 def test_dwm_losses_of_the_learners(batch):
@@ -322,16 +324,9 @@ def test_dwm_losses_of_the_learners(batch):
 
 
 def test_dwm_distance_from_the_data():
-    """Of a data of one state, it is the distance from this one."""
-    module, agent = load("dwm"), tiny_agent("one_step")
-    windows = windows_of()
-    data = windows.sequences.transitions
-    one = Transitions(jnp.tile(data.rows[3], (18, 1)), None, None, SPEC, FIELDS)
-    windows = windows._replace(sequences=Sequences(one, windows.sequences.start, windows.sequences.end))
-    args = args_of(world_model="one_step")
-    first = np.float32(unit(one.rows[:1, :3], agent, slice(3)))
-    x = np.asarray(module.unrolled_windows(agent, first, one.rows[:1, 3:5], args))
-    close(jax.jit(module.off_data)(agent, jax.random.key(0), args, windows), np.linalg.norm(x[0, 2, :3] - first))
+    r = np.random.default_rng(0)
+    x, known = r.normal(size=(4, 3)), r.normal(size=(7, 3))
+    close(load("dwm").off_data(x, known), np.mean([min(np.linalg.norm(k - o) for k in known) for o in x]))
 
 
 def test_dwm_average_follows_every_tenth_update():

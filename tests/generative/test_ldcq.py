@@ -19,7 +19,7 @@ from shared.transitions import FIELDS, Transitions
 
 SMALL = {
     "window_steps": 4, "replan_every": 2, "latent_dim": 3, "diffusion_steps": 4, "sampling_steps": 2, "extra_steps": 1,
-    "plan_candidates": 3, "backup_candidates": 3, "plan_updates": 4, "diffusion_updates": 4, "denoiser_dims": (8, 4),
+    "plan_candidates": 3, "backup_candidates": 3, "plan_updates": 4, "diffusion_updates": 4, "denoiser_dims": (8,),
     "embedding_dim": 8,
 }  # fmt: skip
 H, Z = 4, 3
