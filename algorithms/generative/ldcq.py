@@ -559,11 +559,19 @@ def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
 
 
 def fit(agent: Agent, keys, args: Args, windows: Windows, step) -> tuple[Agent, dict]:
-    """One lane, before the first update: one `step` of the autoencoder or of diffusion per key; mean metrics."""
+    """One lane, before the first update: one `step` of the autoencoder or of diffusion per key; mean metrics.
+
+    They are of both, whichever learns: before.csv has one header.
+    """
 
     def one(agent, key):
-        window_key, noise_key = jax.random.split(key)
-        return step(agent, windows.sample(window_key, args.batch_size, args), noise_key, args)
+        window_key, noise_key, plan_key, diffusion_key = jax.random.split(key, 4)
+        batch = windows.sample(window_key, args.batch_size, args)
+        agent, _ = step(agent, batch, noise_key, args)
+        plan_value, info = plan_loss(agent.plans, agent, batch, plan_key, args)
+        plan = (encoded(agent, agent.plans, batch)[0] - agent.plan_mean) / agent.plan_std
+        diffusion = diffusion_loss(agent.denoiser, agent, plan, batch.obs[:, 0], diffusion_key, args)
+        return agent, {"plan_loss": plan_value, **info, "diffusion_loss": diffusion}
 
     agent, metrics = jax.lax.scan(one, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)

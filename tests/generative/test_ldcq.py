@@ -309,6 +309,19 @@ def test_ldcq_update_moves_priorities_targets_and_nothing_of_the_plans():
     assert int(new.step) == 1
 
 
+def test_ldcq_both_stages_before_the_first_update_log_the_same():
+    """A table has one header. Nothing is computed here."""
+    module, names = load("ldcq"), []
+    start = functools.partial(module.init, args=args_of(), spec=SPEC, n_windows=12)
+    agent = jax.eval_shape(start, jax.random.key(0))
+    for step in (module.update_plans, module.update_denoiser):
+        fit = functools.partial(module.fit, args=args_of(), windows=windows_of(), step=step)
+        new, metrics = jax.eval_shape(fit, agent, jax.random.split(jax.random.key(0), 2))
+        assert jax.tree.structure(new) == jax.tree.structure(agent)
+        names.append(list(metrics))
+    assert names[0] == names[1] and {"plan_loss", "kl", "diffusion_loss"} <= set(names[0])
+
+
 # -------------------------------------------------------------------------------------------- acting
 
 
