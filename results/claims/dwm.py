@@ -1,0 +1,37 @@
+from results.checks import Claim, logged, noise
+from results.grid import Entry
+
+HOPPER = "hopper-medium-small"
+SIZES = (
+    "--seeds 8 --window-steps 16 --rollout-steps 15 --model-updates 1500 --model-lr 0.002 --windows-per-update 32 "
+    "--channels 8 --channel-factors 1 2 --model-hidden-dims 64 64 --ema-decay 0.9 --ema-start 200 --updates 500 "
+    "--log-every 500 --eval-every 500 --eval-episodes 2 --batch-size 32 --hidden-dims 64 64"
+)
+
+diffusion = Entry("dwm", HOPPER, SIZES, "diffusion", "claim")
+one_step = Entry("dwm", HOPPER, f"{SIZES} --world-model one_step", "one-step", "claim")
+
+
+def growth(run):
+    return logged("error_15", run) - logged("error_1", run)
+
+
+CLAIM = Claim(
+    title="Errors do not add up where the future is predicted at once",
+    paper="DWM (arXiv 2402.03570) claims that a diffusion model of whole futures is robust to long horizons, where a "
+    "one-step model that is unrolled accumulates errors.",
+    runs=[diffusion, one_step],
+    checks={
+        f"{HOPPER}: the diffusion model's error grows less from 1 to 15 steps ahead": (
+            growth(diffusion) < growth(one_step)
+        ),
+        f"{HOPPER}: 15 steps ahead it is below the one-step model's, beyond noise": (
+            logged("error_15", diffusion)
+            < logged("error_15", one_step) - noise(logged("error_15", diffusion), logged("error_15", one_step))
+        ),
+        f"{HOPPER}: the states that targets bootstrap from are nearer to the data, beyond noise": (
+            logged("off_data", diffusion)
+            < logged("off_data", one_step) - noise(logged("off_data", diffusion), logged("off_data", one_step))
+        ),
+    },
+)
