@@ -1,0 +1,36 @@
+from results.checks import Claim, end, noise, under
+from results.grid import small
+
+MIXED = "point-umaze-mixed"
+SIZES = "--critic mse --bc-updates 3000 --actor-lr 1e-3 --critic-lr 1e-3"
+DRAWN, HEAVIEST, MODE, FAR = "operator=sample n_candidates=1", "operator=none", "operator=mode", "delta=8"
+
+
+def cfpi(more: str, variant: str, evaluations=()):
+    return small("cfpi", f"{SIZES} {more}".strip(), variant, MIXED, evaluations=evaluations)
+
+
+four = cfpi("", "k4", (DRAWN, HEAVIEST, MODE, FAR))
+one = cfpi("--n-components 1 --operator jensen", "k1")
+
+
+def above(a, b):
+    return end(a) > b + noise(end(a), b)
+
+
+CLAIM = Claim(
+    title="One formula improves a cloned policy that is never trained for rewards",
+    paper="CFPI (arXiv 2211.15956) claims that one closed-form step improves the cloned policy without training "
+    "another one, that a mixture of Gaussians does so better than one where several policies made the data, and that a "
+    "step too far loses it again.",
+    runs=[four, one],
+    checks={
+        f"{MIXED}: CFPI ends above the clone, whose actions are drawn, beyond noise": above(four, under(DRAWN, four)),
+        f"{MIXED}: above the mean of the clone's heaviest component, beyond noise": above(four, under(HEAVIEST, four)),
+        f"{MIXED}: above the best of the components' means, without a step, beyond noise": above(
+            four, under(MODE, four)
+        ),
+        f"{MIXED}: a mixture of 4 ends above one Gaussian, beyond noise": above(four, end(one)),
+        f"{MIXED}: delta 0.5 ends above delta 8, beyond noise": above(four, under(FAR, four)),
+    },
+)
