@@ -20,6 +20,7 @@ Choose it when the data are of several policies, and the improvement shall be on
 Deviations from the released code (cfpi-icml23/cfpi):
 - the peaks' log-densities are sums of logarithms (there the logarithm of a product, which under- and overflows);
 - the heaviest component always takes part, --min-component-weight notwithstanding;
+- means are not clipped in cloning (there at 9, where tanh is 1), so that a clone that diverges is seen;
 - --critic mse does not occur there; --multi-step improves the next action at every update (there its Iterative form);
 - hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place.
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
@@ -152,7 +153,7 @@ class Actor(nn.Module):
         log_std = nn.Dense(size, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))(x).reshape(shape)
         weights = nn.Dense(self.n_components, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))
         log_weight = nn.log_softmax(weights(jax.lax.stop_gradient(x)))  # its gradient stops at the hidden layers
-        return jnp.clip(mean, -9.0, 9.0), jnp.clip(log_std, -5.0, 2.0), log_weight
+        return mean, jnp.clip(log_std, -5.0, 2.0), log_weight
 
 
 class Critic(nn.Module):
@@ -464,7 +465,7 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
         batch_key, update_key = keys
         return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
 
-    *step_keys, row_keys, gain_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys), -1, 0)
+    *step_keys, row_keys, gain_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(keys)
     agent, metrics = jax.lax.scan(step, agent, step_keys)
     obs = transitions.sample(row_keys[-1], args.batch_size).obs
     return agent, jax.tree.map(jnp.mean, metrics) | gain(agent, obs, gain_keys[-1], args)

@@ -16,7 +16,7 @@ from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
-SMALL = {"n_components": 2, "n_fractions": 2, "bc_updates": 2}
+SMALL = {"n_components": 2, "n_fractions": 2, "bc_updates": 2, "operator": "mode"}
 K, N = 3, 4
 SIZES = {"n_components": K, "n_fractions": N, "hidden_dims": (8, 8), "batch_size": B}
 
@@ -65,7 +65,7 @@ def mixture_of(actor, obs):
         x = relu(dense(layers, i, x))
     mean, log_std = (dense(layers, i, x).reshape(*x.shape[:-1], K, 2) for i in (2, 3))
     logits = dense(layers, 4, x)
-    return np.clip(mean, -9, 9), np.exp(np.clip(log_std, -5, 2)), logits - logsumexp(logits, -1, keepdims=True)
+    return mean, np.exp(np.clip(log_std, -5, 2)), logits - logsumexp(logits, -1, keepdims=True)
 
 
 def layer_norm(layers, i, x):
