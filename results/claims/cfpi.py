@@ -33,4 +33,11 @@ CLAIM = Claim(
         f"{MIXED}: a mixture of 4 ends above one Gaussian, beyond noise": above(four, end(one)),
         f"{MIXED}: delta 0.5 ends above delta 8, beyond noise": above(four, under(FAR, four)),
     },
+    observed={
+        f"{MIXED}: the best of the means, without a step, ends above 99": under(MODE, four) > 99,
+        f"{MIXED}: the heaviest component alone ends below 50": under(HEAVIEST, four) < 50,
+    },
+    finding="Half of the data are uniform actions, and the heaviest component is mostly theirs: its mean leads nowhere. "
+    "Drawn actions reach the goal in most episodes. The choice among the components by the behaviour's Q is what decides "
+    "here, and leaves the step beyond their means nothing to gain; a step much too far loses a little of it.",
 )
