@@ -37,7 +37,7 @@ CLAIM = Claim(
         f"{MIXED}: the best of the means, without a step, ends above 99": under(MODE, four) > 99,
         f"{MIXED}: the heaviest component alone ends below 50": under(HEAVIEST, four) < 50,
     },
-    finding="Half of the data are uniform actions, and the heaviest component is mostly theirs: its mean leads nowhere. "
-    "Drawn actions reach the goal in most episodes. The choice among the components by the behaviour's Q is what decides "
-    "here, and leaves the step beyond their means nothing to gain; a step much too far loses a little of it.",
+    finding="Half of the data are uniform actions, and the heaviest component is mostly theirs: its mean leads "
+    "nowhere. Drawn actions reach the goal in most episodes. The choice among the components by the behaviour's Q is "
+    "what decides here, and leaves the step beyond their means nothing to gain; a step much too far loses a little.",
 )
