@@ -39,6 +39,6 @@ CLAIM = Claim(
     },
     finding="Half of the data are uniform actions, and the heaviest component is mostly theirs: its mean leads "
     "nowhere. Drawn actions reach the goal in most episodes. The choice among the components by the behaviour's Q is "
-    "what decides here, and leaves the step beyond their means nothing to gain; a step much too far loses a little. One "
-    "Gaussian does about as well: its spread is that of all the data, and so is the step that it takes.",
+    "what decides here, and leaves the step beyond their means nothing to gain; a step much too far loses a little. "
+    "One Gaussian does about as well: its spread is that of all the data, and so is the step that it takes.",
 )
