@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from environments.point import MOVES, State, World, reached, reward, terminal
+from environments.point import MOVES, State, World, at, reached, reward, slide, terminal, turned
 
 
 class Lattice(NamedTuple):
@@ -112,12 +112,44 @@ def path_length(world: World, goal=None, fine: int = 8, level: int = 0):
     it. Too short by at most 1 / fine, and too long by at most about 1 / fine for each turn of the way: 5 / fine on the
     named layouts (tests). Hazards, treasures, currents and what is random have no part in it; teleports have.
     """
+    table, lengths = _lengths(world, goal, fine, level)
+    return lambda positions: lengths[table.nearest(positions)]
+
+
+def nearer(task):
+    """A judge of single actions: a function of JAX, (observations [n, O], actions [n, 2]) -> values [n].
+
+    Of a world of one agent, one maze and no inertia, whose observations are vectors: minus the length of the shortest
+    way to the goal that is left after the move, noise, slips and teleports aside. Of two actions the one of higher
+    value leads nearer to the goal; they are equal where both do by as much.
+
+    Raises:
+      ValueError: another world, or one whose goal is not fixed.
+    """
+    world = task.make_env().unwrapped.world
+    if world.inertia or world.discrete or world.observation != "vector" or (world.agents, world.levels) != (1, 1):
+        raise ValueError("only worlds of one agent, one maze, velocities and vectors tell which action leads nearer")
+    table, lengths = _lengths(world, None, 16, 0)
+    index, lengths = jnp.asarray(table.index), jnp.float32(lengths)
+
+    def value(obs, action):
+        position = obs[:, :2]
+        shift = world.speed * turned(jnp.clip(action, -1.0, 1.0), world.turn) + jnp.float32(world.wind)
+        shift += world.current * at(world.grid.current, position, 0)
+        after, _ = slide(world, position, shift, 0)
+        spot = jnp.floor(after / table.spacing).astype(jnp.int32)
+        return -lengths[index[spot[:, 1], spot[:, 0]]]
+
+    return value
+
+
+def _lengths(world: World, goal, fine: int, level: int) -> tuple[Lattice, np.ndarray]:
+    """A lattice of spacing 1 / fine, and the shortest way from each point [M + 1]; the last, inf, is for walls."""
     goal, text = _goal(world, goal, level), world.grid.text[level]
     layout = "\n".join(map("".join, np.where(np.char.isdigit(text), ".", text)))
     shape = {"layout": layout, "goal_radius": world.goal_radius, "start": "sampled", "goal": "sampled"}
     table = lattice(World(**shape, speed=1 / fine, current=0.0, slip=0.0), fine=1)
-    lengths = np.append(steps_to(table, goal) / fine, np.inf)
-    return lambda positions: lengths[table.nearest(positions)]
+    return table, np.append(steps_to(table, goal) / fine, np.inf)
 
 
 def optimal_values(table: Lattice, discount: float, goal=None) -> tuple[np.ndarray, np.ndarray]:

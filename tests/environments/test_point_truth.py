@@ -1,15 +1,25 @@
 """Exact solutions of point worlds: mazes counted by hand, brute force, what policies get in the worlds themselves."""
 
 from collections import deque
+from types import SimpleNamespace
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import point
-from environments.point import MOVES, State, World
+from environments.point import MOVES, State, World, transition
 from environments.point_layouts import LAYOUTS
-from environments.point_truth import lattice, optimal_values, path_length, steps_between, steps_to, value_of_steps
+from environments.point_truth import (
+    lattice,
+    nearer,
+    optimal_values,
+    path_length,
+    steps_between,
+    steps_to,
+    value_of_steps,
+)
 
 GRID = {"discrete": True, "speed": 1.0, "jitter": 0.0}
 TINY = """
@@ -194,6 +204,34 @@ def test_path_lengths_are_as_exact_as_they_say():
         spots = np.argwhere(~world.grid.wall[0])[:, ::-1] + np.random.default_rng(0).uniform(0.02, 0.98, (1, 2))
         coarse, fine = (path_length(world, fine=n)(spots) for n in (8, 32))
         assert ((coarse - fine >= -1 / 8) & (coarse - fine <= (5 - 5 / 4) / 8)).all()
+
+
+def task_of(**options):
+    return SimpleNamespace(make_env=lambda: gym.make("PointWorld-v0", **options))
+
+
+def test_an_action_is_worth_the_way_that_is_left_after_it():
+    """In the U maze from the start's side the way to the goal leads around the wall, not through it."""
+    world = World("umaze")
+    value, left = nearer(task_of(layout="umaze")), path_length(world, fine=16)
+    r = np.random.default_rng(0)
+    free = np.argwhere(~world.grid.wall[0])[:, ::-1]
+    start = np.float32(free[r.integers(len(free), size=200)] + r.uniform(0.1, 0.9, (200, 2)))
+    action = r.uniform(-1, 1, (200, 2)).astype(np.float32)
+    rest = jnp.zeros((200, 1, 2))
+    states = State(start[:, None], rest, rest, jnp.zeros((200, 0)), jnp.zeros(200, jnp.int32))
+    after = jax.vmap(lambda state, push: transition(world, state, push, jax.random.key(0)))(states, action).position
+    np.testing.assert_array_equal(value(start, action), -np.float32(left(after[:, 0])))
+    along, against, into_the_wall = value(jnp.full((3, 2), 1.5), jnp.float32([(1, 0), (-1, 0), (0, 1)]))
+    assert along > into_the_wall >= against
+
+
+@pytest.mark.parametrize(
+    "options", [{"inertia": 0.5}, {"discrete": True}, {"observation": "goal"}, {"goal": "sampled"}]
+)
+def test_only_some_worlds_tell_which_action_leads_nearer(options):
+    with pytest.raises(ValueError):
+        nearer(task_of(layout="umaze", **options))
 
 
 @pytest.mark.parametrize(

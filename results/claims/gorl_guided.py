@@ -1,0 +1,37 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import small
+
+NEAR = "point-hazard-explore"
+SHORT = "--discount 0.9"  # of all: a step is worth a tenth of Q
+# the paper's step of 1e-5 in every 500 of 1M updates, for 10,000; its experts are other data, these the data's best
+GUIDES = "--demo-episodes 5 --guide-every 10 --guide-lr 3e-3"
+
+
+def gorl(more: str, variant: str):
+    return small("gorl_guided", f"{SHORT} {GUIDES} {more}".strip(), variant, NEAR)
+
+
+plain = small("td3_bc", SHORT, "short", NEAR)
+guided = gorl("", "guided")
+half = gorl("--guidance constant --weight 0.5", "half")
+cloned = gorl("--guidance cloned", "cloned")
+
+
+def above(a, b):
+    return end(a) > end(b) + noise(end(a), end(b))
+
+
+CLAIM = Claim(
+    title="A few expert pairs tell which samples shall constrain the policy",
+    paper="GORL (arXiv 2309.01448) claims higher scores than TD3+BC by weights that 200 expert pairs guide, higher "
+    "than constant weights give, and higher than the same pairs give as further data.",
+    runs=[plain, guided, half, cloned],
+    checks={
+        f"{NEAR}: GORL ends above TD3+BC, beyond noise": above(guided, plain),
+        f"{NEAR}: it ends above a constant weight of 0.5, beyond noise": above(guided, half),
+        f"{NEAR}: it ends above TD3+BC that clones the pairs, too, beyond noise": above(guided, cloned),
+        f"{NEAR}: the pairs have larger weights than the data": (
+            logged("guides_weight", guided) > logged("weight", guided)
+        ),
+    },
+)
