@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -56,12 +56,12 @@ class Args(OfflineArgs):
     """Weight of the penalty at perturbed states, relative to cql_alpha; 0: none, CQL."""
     actor_weight: Float = 1.0
     """Weight of the policy's loss at perturbed states against that at the data's; 0: none, as in CQL."""
-    perturbation: Float = 0.1
+    state_noise: Float = 0.1
     """Standard deviation of the noise that makes s^ of s, in those of the data with --normalize-obs."""
     noisy_inverse: bool = False
     """Fit the inverse model to states with that noise and the data's actions: it no longer corrects anything."""
-    inverse_updates: Count = 100_000
-    """Updates of the inverse model before the first one of the agent."""
+    inverse_updates: int = 100_000
+    """Gradient updates of the inverse model before the first of the learner."""
     obs_noise: Float = 0.0
     """Standard deviation of Gaussian noise on what the policy sees in evaluation, in those of the data with
     --normalize-obs; lanes that differ in it train alike."""
@@ -186,7 +186,7 @@ def q_values(net: Critic, critics, obs, action):
 
 def perturbed(obs, args: Args, key):
     """s^ = s + noise [B, O]"""
-    return obs + args.perturbation * jax.random.normal(key, obs.shape)
+    return obs + args.state_noise * jax.random.normal(key, obs.shape)
 
 
 def inverse_loss(inverse, agent: Agent, batch: Batch, key, args: Args):

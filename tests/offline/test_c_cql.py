@@ -16,7 +16,7 @@ from shared.transitions import Batch
 SMALL = {"n_actions": 2, "inverse_hidden_dims": (8, 8), "inverse_updates": 2}
 N = 3
 SIZES = {**SMALL, "hidden_dims": (8, 8), "batch_size": B, "n_actions": N}
-WEIGHTS = {"cql_alpha": 2.0, "cql_temperature": 0.7, "context_weight": 0.4, "perturbation": 0.3, "discount": 0.9}
+WEIGHTS = {"cql_alpha": 2.0, "cql_temperature": 0.7, "context_weight": 0.4, "state_noise": 0.3, "discount": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def penalties(agent, batch, gap_key, context_key, args):
     q = heads(agent.critic, batch.obs, batch.action)
     gap = (soft_maximum(agent, batch.obs, kinds, args.cql_temperature) - q).mean(1)
     noise_key, uniform_key, now_key = jax.random.split(context_key, 3)
-    near = noisy(batch.obs, args.perturbation, noise_key)
+    near = noisy(batch.obs, args.state_noise, noise_key)
     context = context_of(agent, near, batch.next_obs)
     kinds = [uniform(uniform_key), drawn(agent, near, now_key, N)]
     above = soft_maximum(agent, near, kinds, args.cql_temperature) - heads(agent.critic, near, context)
@@ -106,17 +106,17 @@ def test_c_cql_what_follows_a_terminal_row_is_never_looked_at(c_cql, agent, batc
 
 def test_c_cql_without_noise_and_with_a_perfect_model_the_context_is_the_datas_action(c_cql, agent, batch, losses):
     """Then both penalties push the same action up: the paper's sentence that it generalises CQL."""
-    args, key = c_cql.Args(**SIZES, **{**WEIGHTS, "perturbation": 0.0}), jax.random.key(3)
+    args, key = c_cql.Args(**SIZES, **{**WEIGHTS, "state_noise": 0.0}), jax.random.key(3)
     batch = batch._replace(action=np.float32(context_of(agent, batch.obs, batch.next_obs)))
     _, info = losses["critic_loss"](agent.critic, agent, batch, key, args)
     close(info["correction"], 0.0)
     close(info["q_context"], info["q"])
-    _, info = losses["critic_loss"](agent.critic, agent, batch, key, dataclasses.replace(args, perturbation=0.3))
+    _, info = losses["critic_loss"](agent.critic, agent, batch, key, dataclasses.replace(args, state_noise=0.3))
     assert info["correction"] > 0.01 and abs(info["q_context"] - info["q"]) > 1e-3
 
 
 def test_c_cql_inverse_model_is_fitted_to_clean_or_to_noisy_states(c_cql, agent, batch, losses):
-    args, key = c_cql.Args(**SIZES, perturbation=0.3), jax.random.key(1)
+    args, key = c_cql.Args(**SIZES, state_noise=0.3), jax.random.key(1)
     alive = batch.terminal == 0
     for noise in (False, True):
         obs = noisy(batch.obs, 0.3, key) if noise else batch.obs
@@ -126,7 +126,7 @@ def test_c_cql_inverse_model_is_fitted_to_clean_or_to_noisy_states(c_cql, agent,
 
 
 def test_c_cql_actor_climbs_the_least_critic_at_both_states(c_cql, agent, batch, losses):
-    args, key = c_cql.Args(**SIZES, perturbation=0.3, actor_weight=0.5), jax.random.key(4)
+    args, key = c_cql.Args(**SIZES, state_noise=0.3, actor_weight=0.5), jax.random.key(4)
     data_key, noise_key, near_key = jax.random.split(key, 3)
     expected = []
     for obs, k in ((batch.obs, data_key), (noisy(batch.obs, 0.3, noise_key), near_key)):
