@@ -38,7 +38,7 @@ CLAIM = Claim(
     "at all: with an inverse model fitted to noisy states, which gives the data's own action there, it ends near CQL. "
     "What decides is the action that leads back, 0.48 away from the data's on average, of actions in [-1, 1]. The "
     "policy's own loss at perturbed states is needed, too: without it Q of the returning action rises without a policy "
-    "that follows it (the gap there falls to -20), and the run ends 300 lower. CQL has nothing left to lose under noise, "
-    "so that a slower fall from an equal score is not shown. The paper's own tasks were not run, and the form of the "
-    "method is a reconstruction from its abstract.",
+    "that follows it (the gap there falls to -20), and the run ends 300 lower. CQL has nothing left to lose under "
+    "noise: a slower fall from an equal score is not shown. The paper's own tasks were not run, and the form of the method "
+    "is a reconstruction from its abstract.",
 )
