@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     standardize_reward: bool = True
-    """Rewards to mean 0 and standard deviation 1, before their scale."""
+    """Rewards to mean 0 and standard deviation 1 in training."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this in training."""
     episode_share: StaticFraction = 1.0
