@@ -256,6 +256,7 @@ def case(advice: Advice, group: list[Curves]) -> dict:
         "verdict": advice.verdict,
         "chosen": chosen.name,
         "update": advice.update,
+        "last": advice.update == int(chosen.step[-1]),
         "next_run": advice.next_run,
         "why": advice.why,
         "lanes": len(chosen.q),
@@ -270,6 +271,8 @@ def case(advice: Advice, group: list[Curves]) -> dict:
 def shown(found: dict) -> str:
     """A case for the terminal."""
     lines = [f"{found['verdict']}: {found['chosen']}, the policy after update {found['update']:,}"]
+    if not found["last"]:
+        lines[0] += f"; the same command with --updates {found['update']} makes it"
     lines += [f"  {reason}" for reason in found["why"]]
     if found["next_run"]:
         lines.append(f"  next: the same run with {found['next_run']}")

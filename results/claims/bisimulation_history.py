@@ -1,0 +1,35 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+GRID = "point-grid-mixed"
+SIZES = (
+    "--preset none --seeds 8 --updates 2000 --eval-every 500 --log-every 250 --eval-episodes 20 --batch-size 16 "
+    "--context 12 --recurrent-dim 32 --latent-dim 8 --hidden-dims 32 --learning-rate 1e-3 --discount 0.95 "
+    "--bisimulation-weight 0 0.3"
+)
+PLAIN, OURS = "bisimulation_weight=0", "bisimulation_weight=0.3"
+
+few, many = (Entry("bisimulation_history", GRID, f"{SIZES} --episodes {n}", f"{n}-episodes", "claim") for n in (6, 100))
+
+CLAIM = Claim(
+    title="A bisimulation loss makes histories that mean the same one, where there are few of them",
+    paper="'Offline RL with Observation Histories' (arXiv 2310.20663) claims that a bisimulation loss improves "
+    "offline RL on histories, or that its value is low already without it.",
+    runs=[few, many],
+    checks={
+        "6 episodes: with the loss CQL on histories ends higher, beyond noise": (
+            end(few, OURS) > end(few, PLAIN) + noise(end(few, OURS), end(few, PLAIN))
+        ),
+        "100 episodes: with the loss it ends no lower, within noise": (
+            end(many, OURS) + noise(end(many, OURS), end(many, PLAIN)) > end(many, PLAIN)
+        ),
+        **{
+            f"{n} episodes: the loss's value ends lower where it is part of what is learned, beyond noise": (
+                logged("bisimulation_loss", run, OURS)
+                < logged("bisimulation_loss", run, PLAIN)
+                - noise(logged("bisimulation_loss", run, OURS), logged("bisimulation_loss", run, PLAIN))
+            )
+            for n, run in ((6, few), (100, many))
+        },
+    },
+)
