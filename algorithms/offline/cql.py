@@ -455,15 +455,15 @@ def judge(agent: Agent, parts: dict[str, Batch], args: Args) -> dict:
     return found
 
 
-def train(agent: Agent, keys, args: Args, transitions: Transitions, parts: dict[str, Batch]) -> tuple[Agent, dict]:
-    """One lane: one update per key; mean metrics, and those of the `parts` at the end."""
+def train(agent: Agent, keys, args: Args, transitions: Transitions, parts: dict | None = None) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics, and those of the `parts` {name: Batch} at the end."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
         return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
-    return agent, {**jax.tree.map(jnp.mean, metrics), **judge(agent, parts, args)}
+    return agent, {**jax.tree.map(jnp.mean, metrics), **judge(agent, parts or {}, args)}
 
 
 def parted(data: Dataset, share: float) -> tuple[Dataset, dict[str, Batch]]:
