@@ -3,13 +3,13 @@ from results.grid import Entry
 
 GRID = "point-grid-mixed"
 FORM = (
-    "--preset none --seeds 8 --updates 2000 --eval-every 500 --log-every 250 --eval-episodes 20 --batch-size 64 "
-    "--hidden-dims 64 64 --critic-lr 1e-3 --discount 0.95 --labelled-fraction 0.01 --no-unit-reward-std"
+    "--preset none --seeds 8 --updates 5000 --eval-every 2500 --log-every 250 --eval-episodes 20 --batch-size 64 "
+    "--hidden-dims 64 64 --critic-lr 1e-3 --tau 0.02 --discount 0.95 --labelled-fraction 0.05 --no-unit-reward-std"
 )
 MODELS = "--reward-updates 1000 --reward-batch 64 --reward-hidden-dims 32 32 --n-models 5"
-MEAN, BOUND = "pessimism=0", "pessimism=2"
+MEAN, BOUND = "pessimism=0", "pessimism=5"
 
-ours = Entry("semi_pessimistic", GRID, f"{FORM} {MODELS} --pessimism 0 2", "model", "claim")
+ours = Entry("semi_pessimistic", GRID, f"{FORM} {MODELS} --pessimism 0 5", "model", "claim")
 zero, alone = (
     Entry("semi_pessimistic", GRID, f"{FORM} --impute {kind}", variant, "claim")
     for kind, variant in (("zero", "zero"), ("none", "labelled-alone"))
@@ -30,8 +30,18 @@ CLAIM = Claim(
         "SPL ends no lower than the models' mean, within noise": (
             end(ours, BOUND) + noise(end(ours, BOUND), end(ours, MEAN)) > end(ours, MEAN)
         ),
+    },
+    observed={
+        "Values of the data's actions are lower with the bound than with the mean, beyond noise": (
+            logged("q", ours, BOUND)
+            < logged("q", ours, MEAN) - noise(logged("q", ours, BOUND), logged("q", ours, MEAN))
+        ),
         "More true rewards lie no lower than the bound than lie no lower than the mean": (
             logged("label_below", ours, BOUND) > logged("label_below", ours, MEAN)
         ),
     },
+    finding="The bound acts as it should: with the models' mean, false rewards add up to values that no policy can "
+    "have, with the bound they stay low, and nearly all rewards that are hidden are no lower than it. The score cannot "
+    "show it here: no arm reaches the goal. Greedy actions of double DQN get stuck in front of a wall of these rooms, with "
+    "all true rewards too; a longer budget, or a world without walls, is still to be tried.",
 )
