@@ -42,6 +42,6 @@ CLAIM = Claim(
     },
     finding="The bound acts as it should: with the models' mean, false rewards add up to values that no policy can "
     "have, with the bound they stay low, and nearly all rewards that are hidden are no lower than it. The score cannot "
-    "show it here: no arm reaches the goal. Greedy actions of double DQN get stuck in front of a wall of these rooms, with "
-    "all true rewards too; a longer budget, or a world without walls, is still to be tried.",
+    "show it here: no arm reaches the goal. Greedy actions of double DQN get stuck in front of a wall of these rooms, "
+    "with all true rewards too; a longer budget, or a world without walls, is still to be tried.",
 )
