@@ -6,6 +6,11 @@ dataset's actions (CQL(H), eq. 4), so that the learned values are a lower bound 
 The soft maximum is estimated with importance weights from uniform and policy actions (appendix F); with
 --lagrange the penalty's weight is tuned to keep the gap at a target (eq. 30).
 
+The critics may be regularised as in "A Workflow for Offline Model-Free Robotic Reinforcement Learning" (Kumar, Singh,
+Tian, Finn and Levine, CoRL 2021, arXiv 2109.10813): a variational bottleneck (--bottleneck-dim 16), dropout, l1 or l2
+of the weights against over-fitting; larger networks, and DR3 (arXiv 2112.04716) with them, against under-fitting.
+results/cql_workflow.py reads runs and says which of these that workflow would choose, and where to stop.
+
 Choose it when actions are discrete, or you want values that are pessimistic wherever the data say little.
 
 Parity: equal to CORL's cql.py, update for update, with and without --lagrange (results/parity.md).
@@ -14,27 +19,32 @@ Deviations from the paper:
 - settings per suite and first weights as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
   AntMaze's critics both have five layers (by a slip CORL's second one has three);
 - next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;
-- the discrete form is on double DQN, not on QR-DQN.
+- the discrete form is on double DQN, not on QR-DQN;
+- the bottleneck's noise and dropout act in the critics' loss alone; targets and the actor's loss take the mean (the
+  workflow's code draws them everywhere). DR3's features are the last hidden layer, there those of convolutions.
 
     python algorithms/offline/cql.py --dataset hopper-medium --seeds 4 --updates 50000 --n-actions 4
     python algorithms/offline/cql.py --dataset cartpole-mixed --seeds 4 --updates 10000 --cql-alpha 0 1 5
+    python algorithms/offline/cql.py --dataset point-umaze-demos --seeds 4 --updates 20000 --holdout-episodes 0.1
 """
 
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
-from shared.data import load_dataset
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.data import Dataset, load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -82,6 +92,18 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     critic_hidden_dims: tuple[int, ...] = ()
     """Hidden layers of the critics; none: as hidden_dims."""
+    critic_dropout: StaticFraction = 0.0
+    """Dropout after the critics' hidden layers, in [0, 1]."""
+    bottleneck_dim: Count = 0
+    """Size of the critics' variational bottleneck, after their first hidden layer; 0: there is none."""
+    bottleneck_weight: Float = 1e-3
+    """Weight of the bottleneck's KL divergence from N(0, I)."""
+    critic_penalty: tuple[Literal["l1", "l2", "dr3"], ...] = ()
+    """Further terms of the critics' loss: l1, l2: of their weights; dr3: products of features of s, a and s', a'."""
+    critic_penalty_weight: Float = 1e-3
+    """Weight of the critic_penalty."""
+    holdout_episodes: StaticFraction = 0.0
+    """Share of the episodes that are not trained on: the losses of both parts are logged, in [0, 1]; 0: none."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     normalize_return: bool = False
@@ -134,16 +156,28 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a) [B]; or, with `outputs` discrete actions, Q(s, .) [B, outputs]."""
+    """Q(s, a) [B]; or, with `outputs` discrete actions, Q(s, .) [B, outputs].
+
+    It notes its last hidden layer as `features` [B, H], and its bottleneck's KL divergence from N(0, I) as `kl` [B].
+    """
 
     hidden_dims: tuple[int, ...]
     outputs: int = 1
+    dropout: float = 0.0
+    bottleneck_dim: int = 0
 
     @nn.compact
-    def __call__(self, obs, action=None):
+    def __call__(self, obs, action=None, training: bool = False):
         x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
-        for size in self.hidden_dims:
+        for i, size in enumerate(self.hidden_dims):
             x = nn.relu(nn.Dense(size, kernel_init=critic_init)(x))
+            x = nn.Dropout(self.dropout, deterministic=not training)(x)
+            if i == 0 and self.bottleneck_dim:
+                x, log_std = jnp.split(nn.Dense(2 * self.bottleneck_dim, name="bottleneck")(x), 2, axis=-1)
+                self.sow("intermediates", "kl", 0.5 * (x**2 + jnp.exp(2 * log_std) - 1.0 - 2 * log_std).sum(-1))
+                if training:
+                    x = x + jnp.exp(log_std) * jax.random.normal(self.make_rng("noise"), x.shape)
+        self.sow("intermediates", "features", x)
         x = nn.Dense(self.outputs, kernel_init=critic_last_init)(x)
         return x[..., 0] if action is not None else x
 
@@ -189,22 +223,61 @@ def before_tanh(action):
     return jnp.arctanh(jnp.clip(action, -1.0 + 1e-3, 1.0 - 1e-3))
 
 
-def q_values(net: Critic, critics, obs, action):
+def critics_on(net: Critic, critics, *rows, key=None):
+    """Q [E, B, ...] of rows [E, B, ...], one set for each critic, and what the critics noted {name: [E, B, ...]}.
+
+    With a key under dropout and the bottleneck's noise.
+    """
+
+    def one(critic, key, *rows):
+        rngs = {} if key is None else dict(zip(("dropout", "noise"), jax.random.split(key), strict=True))
+        return net.apply(critic, *rows, training=key is not None, rngs=rngs, mutable="intermediates")
+
+    keys = None if key is None else jax.random.split(key, 2)
+    q, noted = jax.vmap(one)(critics, keys, *rows)
+    return q, {name: x for name, (x,) in noted["intermediates"].items()}
+
+
+def q_values(net: Critic, critics, obs, action, key=None):
     """[E, B]; with actions [n, B, A], [E, n, B].
 
     Flat rows, repeated for each critic, are plain batched products: on CPU a fifth faster than shared rows.
     """
     shape = (2, *action.shape[:-1])
     rows = [jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(2, -1, x.shape[-1]) for x in (obs, action)]
-    return jax.vmap(net.apply)(critics, *rows).reshape(shape)
+    return critics_on(net, critics, *rows, key=key)[0].reshape(shape)
 
 
-def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
+def regularised(critic, agent: Agent, batch: Batch, noted: dict, key, args: Args):
+    """The bottleneck's divergence and the terms of critic_penalty, weighted and summed over the critics; metrics.
+
+    l1: the mean |w| of each array; l2: half the sum of squares; dr3: f(s, a) f(s', a') with a' of the policy, of which
+    the first factor alone carries a gradient.
+    """
+    loss, info, weights = 0.0, {}, jax.tree.leaves(critic)
+    if args.bottleneck_dim:
+        info["bottleneck_kl"] = noted["kl"].mean()
+        loss = loss + args.bottleneck_weight * noted["kl"].mean(1).sum(0)
+    if "l1" in args.critic_penalty:
+        loss = loss + args.critic_penalty_weight * 2.0 * sum(jnp.abs(w).mean() for w in weights)
+    if "l2" in args.critic_penalty:
+        loss = loss + args.critic_penalty_weight * 0.5 * sum((w**2).sum() for w in weights)
+    if "dr3" in args.critic_penalty:
+        rows = [batch.next_obs]
+        if agent.nets.actor is not None:
+            rows.append(sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)[0])
+        _, following = critics_on(agent.nets.critic, critic, *(jnp.stack([x, x]) for x in rows))
+        dot = (noted["features"] * jax.lax.stop_gradient(following["features"])).sum(-1).mean(1)
+        loss, info["dr3"] = loss + args.critic_penalty_weight * dot.sum(0), dot.mean()
+    return loss, info
+
+
+def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args, noise=None):
     """Soft maximum of Q_i over actions minus Q_i of the data's, mean over the batch: [E] (eq. 4).
 
     log sum_a exp Q(s, a), importance-weighted: uniform actions have density 0.5^dim(A), policy actions
     pi(a|s); or not, with the data's action among them. Policy actions at s' are evaluated at s. None of the actions
-    carries a gradient.
+    carries a gradient. `noise`: a key of the critics' dropout and bottleneck.
     """
     uniform_key, actor_key, next_key = jax.random.split(key, 3)
     B, A = batch.action.shape
@@ -214,7 +287,7 @@ def conservative_gap(critic, agent: Agent, batch: Batch, q, key, args: Args):
         *agent.nets.actor.apply(agent.actor, batch.next_obs), next_key, args.n_actions
     )
     actions = jax.lax.stop_gradient(jnp.concatenate([uniform, following, now]))
-    all_q = q_values(agent.nets.critic, critic, batch.obs, actions)
+    all_q = q_values(agent.nets.critic, critic, batch.obs, actions, noise)
     chex.assert_shape(all_q, (2, 3 * args.n_actions, B))
     if args.importance_sampling:
         uniform_log_prob = jnp.full((args.n_actions, B), A * jnp.log(0.5))
@@ -236,20 +309,23 @@ def bootstrapped_q(agent: Agent, batch: Batch, key, args: Args):
     return q - jnp.exp(agent.log_alpha) * log_prob if args.backup_entropy else q
 
 
-def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
-    """Bellman error plus the conservative penalty, each summed over the two critics."""
-    target_key, gap_key = jax.random.split(key)
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args, training: bool = True):
+    """Bellman error plus the conservative penalty, each summed over the two critics, and what regularises them."""
+    target_key, gap_key, dr3_key, *noise = jax.random.split(key, 5)
+    noise = noise if training and (args.critic_dropout or args.bottleneck_dim) else (None, None)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * bootstrapped_q(agent, batch, target_key, args)
-    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
-    chex.assert_shape([y, q[0]], (args.batch_size,))
+    rows = (jnp.stack([x, x]) for x in (batch.obs, batch.action))
+    q, noted = critics_on(agent.nets.critic, critic, *rows, key=noise[0])
+    chex.assert_equal_shape([y, q[0], batch.reward])
     bellman = ((q - jax.lax.stop_gradient(y)) ** 2).mean(1).sum(0)
-    gap = conservative_gap(critic, agent, batch, q, gap_key, args)
+    gap = conservative_gap(critic, agent, batch, q, gap_key, args, noise[1])
     if args.lagrange:
         alpha_prime = jnp.clip(jnp.exp(agent.log_alpha_prime), 0.0, 1e6)
         penalty = (alpha_prime * args.cql_alpha * (gap - args.target_gap)).sum()
     else:
         penalty = args.cql_alpha * gap.sum()
-    return bellman + penalty, {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean()}
+    more, info = regularised(critic, agent, batch, noted, dr3_key, args)
+    return bellman + penalty + more, {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean(), **info}
 
 
 def alpha_prime_loss(log_alpha_prime, gap, args: Args):
@@ -274,19 +350,23 @@ def alpha_loss(log_alpha, entropy, action_dim: int):
     return log_alpha * (entropy + action_dim)
 
 
-def discrete_critic_loss(critic, agent: Agent, batch: Batch, args: Args):
-    """Double-DQN Bellman error plus cql_alpha (logsumexp_a Q(s, a) - Q(s, a_data)), for each critic."""
+def discrete_critic_loss(critic, agent: Agent, batch: Batch, args: Args, key=None):
+    """Double-DQN Bellman error plus cql_alpha (logsumexp_a Q(s, a) - Q(s, a_data)), for each critic, and what
+    regularises them; without a key there is no noise."""
     apply = jax.vmap(agent.nets.critic.apply, (0, None))
-    rows = jnp.arange(args.batch_size)
+    rows = jnp.arange(len(batch.reward))
     greedy = apply(agent.critic, batch.next_obs).min(0).argmax(-1)
     target_q = apply(agent.target_critic, batch.next_obs).min(0)[rows, greedy]
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
-    all_q = apply(critic, batch.obs)
+    noise = key if args.critic_dropout or args.bottleneck_dim else None
+    all_q, noted = critics_on(agent.nets.critic, critic, jnp.stack([batch.obs, batch.obs]), key=noise)
     q = all_q[:, rows, batch.action]
-    chex.assert_shape([y, q[0]], (args.batch_size,))
+    chex.assert_equal_shape([y, q[0], batch.reward])
     bellman = ((q - y) ** 2).mean(1).sum(0)
     gap = (args.cql_temperature * jax.nn.logsumexp(all_q / args.cql_temperature, axis=-1) - q).mean(1)
-    return bellman + args.cql_alpha * gap.sum(), {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean()}
+    more, info = regularised(critic, agent, batch, noted, None, args)
+    loss = bellman + args.cql_alpha * gap.sum() + more
+    return loss, {"bellman_loss": bellman, "gap": gap.mean(), "q": q.mean(), **info}
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
@@ -294,7 +374,8 @@ def init(key, args: Args, spec: Spec) -> Agent:
     critic_key, actor_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     inputs = (obs,) if spec.discrete else (obs, action)
-    net = Critic(args.critic_hidden_dims or args.hidden_dims, spec.action_dim if spec.discrete else 1)
+    outputs = spec.action_dim if spec.discrete else 1
+    net = Critic(args.critic_hidden_dims or args.hidden_dims, outputs, args.critic_dropout, args.bottleneck_dim)
     critic = jax.lax.map(lambda k: net.init(k, *inputs), jax.random.split(critic_key, 2))
     agent = Agent(
         nets=Networks(None if spec.discrete else Actor(args.hidden_dims, spec.action_dim), net),
@@ -322,7 +403,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     new = {}
     if agent.nets.actor is None:
         grad = jax.value_and_grad(discrete_critic_loss, has_aux=True)
-        (loss, info), grads = grad(agent.critic, agent, batch, args)
+        (loss, info), grads = grad(agent.critic, agent, batch, args, key)
         info["critic_loss"] = loss
     else:
         critic_key, actor_key = jax.random.split(key)
@@ -358,15 +439,51 @@ def act(agent: Agent, obs, key, args: Args):
     return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
-def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Agent, dict]:
-    """One lane: one update per key; mean metrics."""
+JUDGED = 2_000
+"""Rows of each part that are looked at with --holdout-episodes, always the same."""
+
+
+def judge(agent: Agent, parts: dict[str, Batch], args: Args) -> dict:
+    """{"<part>_q", "<part>_bellman_loss", "<part>_gap"} of fixed rows, without noise in the critics."""
+    found = {}
+    for name, rows in parts.items():
+        if agent.nets.actor is None:
+            _, info = discrete_critic_loss(agent.critic, agent, rows, args)
+        else:
+            _, info = critic_loss(agent.critic, agent, rows, jax.random.key(0), args, training=False)
+        found |= {f"{name}_{what}": info[what] for what in ("q", "bellman_loss", "gap")}
+    return found
+
+
+def train(agent: Agent, keys, args: Args, transitions: Transitions, parts: dict | None = None) -> tuple[Agent, dict]:
+    """One lane: one update per key; mean metrics, and those of the `parts` {name: Batch} at the end."""
 
     def step(agent, key):
         batch_key, update_key = jax.random.split(key)
         return update(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
-    return agent, jax.tree.map(jnp.mean, metrics)
+    return agent, {**jax.tree.map(jnp.mean, metrics), **judge(agent, parts or {}, args)}
+
+
+def parted(data: Dataset, share: float) -> tuple[Dataset, dict[str, Batch]]:
+    """The episodes that are trained on, and rows {"train": ..., "holdout": ...} of both parts; all and none with 0.
+
+    Raises:
+      InputError: either part would have no episode.
+    """
+    if not share:
+        return data, {}
+    random, count = np.random.default_rng(0), len(data.ends())
+    held = round(share * count)
+    if not 0 < held < count:
+        raise InputError(f"--holdout-episodes {share:g}: of {count} episodes {held} would be held out.")
+    out = np.isin(data.episode(), random.permutation(count)[:held])
+    found = {}
+    for name, rows in (("train", ~out), ("holdout", out)):
+        part = data.select(rows).transitions()
+        found[name] = part.take(random.permutation(len(part.rows))[:JUDGED])
+    return data.select(~out), found
 
 
 def main(args: Args) -> None:
@@ -374,13 +491,14 @@ def main(args: Args) -> None:
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale * args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
+    data, parts = parted(data, args.holdout_episodes)
     with Run(__file__, args, data.task, act) as run:
-        transitions = run.replicate(data.transitions())
+        transitions, parts = run.replicate((data.transitions(), parts))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, None), donate=True)
         for keys in run.chunks():
-            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
+            agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, parts)
             run.log(agent, metrics)
 
 

@@ -1,6 +1,7 @@
 """The losses of cql against the same equations in plain numpy."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, settings, wrong_set
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from shared.data import load_dataset
+from shared.errors import InputError
 from shared.task import Spec
 
 SMALL = {"n_actions": 2}
@@ -226,3 +229,126 @@ def test_cql_temperature_stays_where_it_is_not_tuned(name, batch):
     close([metrics["alpha"], np.exp(after.log_alpha)], 0.3)
     tuned, _ = cql.update(agent, batch, jax.random.key(1), dataclasses.replace(fixed, tune_temperature=True))
     assert abs(float(tuned.log_alpha) - np.log(0.3)) > 1e-5
+
+
+# ------------------------------------------------------------------------- regularisers of the critics
+
+
+def layer(params, name, x):
+    return x @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"])
+
+
+def through_bottleneck(critics, *inputs):
+    """Q, KL from N(0, I) and features [2, B, ...] of the bottleneck's mean."""
+    found = []
+    for i in range(2):
+        p = jax.tree.map(lambda x, i=i: x[i], critics)["params"]
+        x = np.maximum(layer(p, "Dense_0", np.concatenate(inputs, -1)), 0)
+        mean, log_std = np.split(layer(p, "bottleneck", x), 2, -1)
+        kl = (0.5 * (mean**2 + np.exp(2 * log_std)) - 0.5 - log_std).sum(-1)
+        features = np.maximum(layer(p, "Dense_1", mean), 0)
+        found.append((layer(p, "Dense_2", features)[..., 0], kl, features))
+    return [np.stack(x) for x in zip(*found, strict=True)]
+
+
+def both(*arrays):
+    return [jnp.stack([x, x]) for x in arrays]
+
+
+def test_the_bottleneck_costs_its_divergence_and_is_noise_in_the_critics_loss_alone(batch):
+    cql = load("cql")
+    args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2, bottleneck_dim=3, bottleneck_weight=0.2)
+    agent, key = agent_of(cql, args), jax.random.key(2)
+    q, kl, features = through_bottleneck(agent.critic, batch.obs, batch.action)
+    found, noted = cql.critics_on(agent.nets.critic, agent.critic, *both(batch.obs, batch.action))
+    close(found, q)
+    close(noted["kl"], kl)
+    close(noted["features"], features)
+
+    def loss(**changes):
+        return cql.critic_loss(agent.critic, agent, batch, key, dataclasses.replace(args, **changes), training=False)[0]
+
+    close(loss() - loss(bottleneck_weight=0.0), 0.2 * kl.mean(1).sum())
+    net, keys = agent.nets.critic, jax.random.split(jax.random.key(0), 400)
+    q_values = partial(cql.q_values, net, agent.critic, batch.obs, batch.action)
+    noisy = np.asarray(jax.jit(jax.vmap(q_values))(keys))
+    assert np.std(noisy, axis=0).min() > 0.01 and abs(np.corrcoef(noisy[:, :, 0].T)[0, 1]) < 0.2
+    narrow = jax.tree.map(lambda x: x, agent.critic)
+    bias = narrow["params"]["bottleneck"]["bias"]
+    narrow["params"]["bottleneck"]["bias"] = bias.at[:, 3:].add(-30.0)
+    close(*(cql.q_values(net, narrow, batch.obs, batch.action, k) for k in (jax.random.key(0), None)))
+    trained, still = (cql.critic_loss(agent.critic, agent, batch, key, args, training)[1] for training in (True, False))
+    assert abs(trained["bellman_loss"] - still["bellman_loss"]) > 1e-3 and abs(trained["gap"] - still["gap"]) > 1e-3
+    close(trained["bottleneck_kl"], kl.mean())
+    mean, log_std = cql_policy(agent.actor, batch.obs)
+    action, log_prob = tanh_normal(mean, log_std, np.asarray(jax.random.normal(key, (1, B, 2)))[0])
+    least = through_bottleneck(agent.critic, batch.obs, action)[0].min(0)
+    close(cql.actor_loss(agent.actor, agent, batch, key, args)[0], (log_prob - least).mean())
+    noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
+    following = tanh_normal(*cql_policy(agent.actor, batch.next_obs), noise)[0]
+    target = through_bottleneck(agent.target_critic, batch.next_obs, following)[0].min(0)
+    close(cql.bootstrapped_q(agent, batch, key, args), target)
+
+
+def test_dropout_takes_units_of_the_critics_in_training(batch):
+    cql = load("cql")
+    args = cql.Args(hidden_dims=(64,), batch_size=B, critic_dropout=0.25)
+    agent = agent_of(cql, args)
+    rows = both(batch.obs, batch.action)
+    whole = np.asarray(cql.critics_on(agent.nets.critic, agent.critic, *rows)[1]["features"])
+    some = np.asarray(cql.critics_on(agent.nets.critic, agent.critic, *rows, key=jax.random.key(0))[1]["features"])
+    live = whole > 0
+    kept = some[live] > 0
+    assert 0.65 < kept.mean() < 0.85
+    np.testing.assert_allclose(some[live][kept], whole[live][kept] / 0.75, rtol=1e-5)
+    assert (some[0] > 0).tolist() != (some[1] > 0).tolist()
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_further_penalties_of_the_critics(batch, discrete):
+    cql, key = load("cql"), jax.random.key(5)
+    args = cql.Args(hidden_dims=(8, 8), batch_size=B, critic_penalty_weight=0.3)
+    agent = agent_of(cql, args, *([Spec((3,), 4, True)] if discrete else []))
+    now, following = [batch.obs], [batch.next_obs]
+    if not discrete:
+        noise = np.asarray(jax.random.normal(key, (B, 2)))
+        now.append(batch.action)
+        following.append(tanh_normal(*cql_policy(agent.actor, batch.next_obs), noise)[0])
+    _, noted = cql.critics_on(agent.nets.critic, agent.critic, *both(*now))
+
+    def found(*penalties, critic=agent.critic):
+        changed = dataclasses.replace(args, critic_penalty=penalties)
+        return cql.regularised(critic, agent, batch, noted, key, changed)[0]
+
+    weights, dot = jax.tree.leaves(agent.critic), 0.0
+    close(found("l1"), 0.3 * sum(np.abs(w[i]).mean() for w in weights for i in range(2)))
+    close(found("l2"), 0.3 * 0.5 * sum((np.float64(w) ** 2).sum() for w in weights))
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: x[i], agent.critic)
+        one["params"].pop("Dense_2")
+        f, f_next = (np.maximum(mlp(one, *x), 0) for x in (now, following))
+        dot += (f * f_next).sum(-1).mean()
+    close(found("dr3"), 0.3 * dot)
+    close(found("l2", "dr3"), found("l2") + found("dr3"))
+    assert found() == 0.0
+    moved = jax.grad(lambda critic: found("dr3", critic=critic))(agent.critic)  # what was noted is given: f' alone
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(moved))
+
+
+def test_episodes_held_out_are_judged_and_not_trained_on(pendulum):
+    cql = load("cql")
+    data = load_dataset(pendulum, env="none")
+    kept, parts = cql.parted(data, 0.3)
+    assert len(kept.ends()) == 7 and parts["holdout"].obs.shape == (90, 3) and parts["train"].obs.shape == (210, 3)
+    rows = {name: {tuple(x) for x in np.asarray(part.obs).tolist()} for name, part in parts.items()}
+    assert not rows["train"] & rows["holdout"] and rows["train"] == {tuple(x) for x in kept.obs.tolist()}
+    assert cql.parted(data, 0.0) == (data, {})
+    for share in (0.01, 0.99):
+        with pytest.raises(InputError, match=f"--holdout-episodes {share:g}: of 10 episodes"):
+            cql.parted(data, share)
+    args = cql.Args(hidden_dims=(8, 8), n_actions=2, bottleneck_dim=3)
+    agent = agent_of(cql, args, data.spec)
+    found = jax.jit(cql.judge)(agent, parts, args)
+    assert set(found) == {f"{part}_{what}" for part in parts for what in ("q", "bellman_loss", "gap")}
+    for name, part in parts.items():
+        close(found[f"{name}_q"], through_bottleneck(agent.critic, part.obs, part.action)[0].mean())
