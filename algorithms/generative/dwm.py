@@ -59,7 +59,7 @@ class Args(OfflineArgs):
     world_model: Literal["diffusion", "one_step"] = "diffusion"
     """What predicts the future: the diffusion model, all at once, or a model of single steps and the policy."""
     learner: Literal["td3_bc", "iql"] = "td3_bc"
-    """What learns from the expanded targets."""
+    """What learns, by its name in this collection."""
     rollout_steps: Float = 7.0
     """h: steps of a rollout in the model."""
     window_steps: int = 8
@@ -67,7 +67,7 @@ class Args(OfflineArgs):
     futures: Size = 1
     """Futures that are drawn of the model for each transition."""
     pessimism: Float = 0.0
-    """Standard deviations, over the futures, that a target lies under their mean."""
+    """Standard deviations, of an ensemble or of futures, by which a bound lies below their mean; 0: the mean."""
     asked_return: Fraction = 0.9
     """Return-to-go that the model is asked for: 0 is the least of the data, 1 the largest, in [0, 1]."""
     guidance: float = 1.0

@@ -55,7 +55,7 @@ class Args(HybridArgs):
     dataset: str = "continuous-combination-lock-h50-trajectory"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     horizon: int = 0
-    """Steps H of an episode, each with networks of its own; 0: the lock's (and no other is possible)."""
+    """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
     steps_per_iteration: int = 1_000

@@ -43,7 +43,7 @@ class Args(HybridArgs):
     dataset: str = "tabular-combination-lock-h8-trajectory"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     horizon: int = 0
-    """Steps H of an episode, each with tables of its own; 0: the lock's (and no other is possible)."""
+    """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
     actor: Literal["softmax", "greedy"] = "softmax"
@@ -58,7 +58,7 @@ class Args(HybridArgs):
     """The critic is fitted where det(Lambda_h) has grown by this factor since the last fit, for any h."""
     reset: bool = True
     """The actor begins again with a new critic."""
-    actor_lr: Float = 1.0
+    softmax_lr: Float = 1.0
     """Step size eta of the actor: softmax(sum of eta f)."""
     env_steps: EnvSteps = 40_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
@@ -167,7 +167,7 @@ def update(agent: Agent, known: Counts, args: Args) -> tuple[Agent, dict]:
     now = information(known, args)
     switch = (agent.fits == 0) | jnp.any(now - agent.information > jnp.log(args.switch_factor))
     critic = jnp.where(switch, fit(known, args), agent.critic)
-    logits = jnp.where(switch & args.reset, 0.0, agent.logits) + args.actor_lr * critic
+    logits = jnp.where(switch & args.reset, 0.0, agent.logits) + args.softmax_lr * critic
     fits = agent.fits + switch
     new = Agent(critic, logits, jnp.where(switch, now, agent.information), fits)
     return new, {"fits": fits, "v": critic[0].max(-1)[:2].mean()}

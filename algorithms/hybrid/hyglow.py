@@ -5,7 +5,7 @@ arXiv 2401.09681: theory made small, with tables on a combination lock whose sta
 data: it minimises over f, and maximises over weights w, the sum over steps h of |mean of clip(w_h) (f_h - r - max_a'
 f_{h+1})| minus a penalty on w^2 (MABO.CR, the minimax average Bellman optimisation with clipped ratios), the dataset
 and what was collected weighing equally; then the greedy policy of f plays. Averages are not biased by two samples of
-one next state, as squares are; the clip bounds what a state that is hardly in the data can do. GLOW (--optimism) has
+one next state, as squares are; the clip bounds what a state that is hardly in the data can do. GLOW (--optimistic) has
 no dataset: of all f whose residuals are within beta it takes the one that promises most at the start.
 
 Choose it when you want to see density ratios do the work that optimism or pessimism does elsewhere, in seconds.
@@ -20,7 +20,7 @@ Deviations from the paper (which has no experiments):
 - --buffer-size is not used: counts forget nothing.
 
     python algorithms/hybrid/hyglow.py --seeds 8
-    python algorithms/hybrid/hyglow.py --seeds 8 --mode online --optimism
+    python algorithms/hybrid/hyglow.py --seeds 8 --mode online --optimistic
 """
 
 import dataclasses
@@ -49,10 +49,10 @@ class Args(HybridArgs):
     dataset: str = "tabular-combination-lock-h8-trajectory"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     horizon: int = 0
-    """Steps H of an episode, each with tables of its own; 0: the lock's (and no other is possible)."""
+    """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
-    optimism: bool = False
+    optimistic: bool = False
     """Of all f within --residual-bound, the one that promises most (GLOW), not the one with the least residuals."""
     episodes_per_round: Size = 4
     """Episodes of each greedy policy."""
@@ -69,8 +69,8 @@ class Args(HybridArgs):
     residual_weight: Float = 20.0
     """Of residuals above beta, in GLOW's objective."""
     critic_lr: Float = 0.02
-    """Adam's step size: f."""
-    critic_updates: Size = 300
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    fit_updates: Size = 300
     """Gradient updates of f in a round."""
     env_steps: EnvSteps = 3_200
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
@@ -189,7 +189,7 @@ def critic_loss(f, weights, data: Counts, first, clip, args: Args):
     chex.assert_shape(found, (args.horizon,))
     promise = first @ f[0].max(-1)
     above = args.residual_weight * jax.nn.relu(found - args.residual_bound).sum() - promise
-    return above if args.optimism else found.sum(), {"residual": found.sum(), "promise": promise}
+    return above if args.optimistic else found.sum(), {"residual": found.sum(), "promise": promise}
 
 
 def policy_value(policy, transition, reward, start):
@@ -223,8 +223,8 @@ def update(agent: Agent, data: Counts, args: Args) -> tuple[Agent, dict]:
         return (jnp.clip(optax.apply_updates(f, updates), 0.0, 1.0), opt), info
 
     top = jnp.ones_like(agent.critic)
-    start = (top, adam.init(top)) if args.optimism else (agent.critic, agent.critic_opt)
-    (critic, opt), info = jax.lax.scan(step, start, None, args.critic_updates)
+    start = (top, adam.init(top)) if args.optimistic else (agent.critic, agent.critic_opt)
+    (critic, opt), info = jax.lax.scan(step, start, None, args.fit_updates)
     info = jax.tree.map(lambda x: x[-1], info)
     own = ratios(greedy(critic), data, jnp.inf)
     new = agent.replace(critic=critic, critic_opt=opt, rounds=rounds)
@@ -280,7 +280,7 @@ def main(args: Args) -> None:
         for keys in run.chunks():
             (agent, online), metrics = train_lanes((agent, online), keys, run.lane_args, offline)
             rounds = (run.done + run.chunk) // round_steps(args)
-            run.log(agent, metrics, updates=rounds * args.critic_updates, state=online)
+            run.log(agent, metrics, updates=rounds * args.fit_updates, state=online)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Args(LabelArgs):
     impute: Literal["model", "zero", "none"] = "model"
     """Rewards of transitions without one: the model's, 0, or none: they are left out."""
     pessimism: Float = 1.0
-    """Standard deviations of the reward models by which the bound lies below their mean; 0: the mean."""
+    """Standard deviations, of an ensemble or of futures, by which a bound lies below their mean; 0: the mean."""
     keep_known: bool = True
     """Rewards that are known stay as they are; else they are replaced by the bound, too."""
     alpha: Float = 2.5

@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     extraction: Literal["projection", "cloning"] = "projection"
     """How the policy follows from the ratio: information projection, or cloning weighted by it."""
     n_components: Size = 3
-    """Gaussians in the mixture that is the data's policy."""
+    """Gaussians in the mixture that clones the data."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     actor_lr: Float = 3e-4

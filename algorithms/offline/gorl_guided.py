@@ -7,8 +7,8 @@ expert pairs: the actor takes a virtual step with the present weights (eq. 3), a
 expert pairs after that step (eq. 4), a gradient through the gradient. So a sample's weight rises where its own gradient
 points as the experts' does (theorem 1). The actor then steps with the new weights (eq. 5).
 
-For comparison (--guidance): constant weights, alone, with the expert pairs mixed into the data, or with a cloning loss
-of the expert pairs beside it. With --guidance constant --weight 1 it is TD3+BC.
+For comparison (--weighting): constant weights, alone, with the expert pairs mixed into the data, or with a cloning loss
+of the expert pairs beside it. With --weighting constant --weight 1 it is TD3+BC.
 
 Choose it when a few expert pairs exist, far too few to clone, beside much data of mixed quality.
 
@@ -55,7 +55,7 @@ class Args(DemoArgs):
     """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
     n_guides: Size = 200
     """Expert pairs: rows of the demonstrations, drawn once."""
-    guidance: Literal["network", "constant", "mixed", "cloned"] = "network"
+    weighting: Literal["network", "constant", "mixed", "cloned"] = "network"
     """Weights of the network, or constant ones: alone, with the expert pairs among the data, or cloned beside it."""
     weight: Fraction = 1.0
     """Of the constraint where it is constant, in [0, 1]."""
@@ -179,7 +179,7 @@ def constraint(agent: Agent, actor, batch: Batch):
 def weights(agent: Agent, guide, batch: Batch, args: Args):
     """B_w [B] of the samples' constraint losses under the present actor, which are not differentiated."""
     loss = jax.lax.stop_gradient(constraint(agent, agent.actor, batch))
-    return agent.nets.guide.apply(guide, loss) if args.guidance == "network" else jnp.full_like(loss, args.weight)
+    return agent.nets.guide.apply(guide, loss) if args.weighting == "network" else jnp.full_like(loss, args.weight)
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, weight, guides: Batch, args: Args):
@@ -191,7 +191,7 @@ def actor_loss(actor, agent: Agent, batch: Batch, weight, guides: Batch, args: A
     bc = constraint(agent, actor, batch)
     chex.assert_equal_shape([q, bc, weight])
     loss = -lam * q.mean() + (weight * bc).mean()
-    if args.guidance == "cloned":
+    if args.weighting == "cloned":
         loss += constraint(agent, actor, guides).mean()
     return loss, {"bc_loss": bc.mean(), "q_pi": q.mean()}
 
@@ -316,7 +316,7 @@ def main(args: Args) -> None:
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.guide_every) as run:
         transitions, guides = data.transitions(), guides_of(data, demos, args.n_guides).transitions()
-        if args.guidance == "mixed":
+        if args.weighting == "mixed":
             transitions = dataclasses.replace(transitions, rows=jnp.concatenate([transitions.rows, guides.rows]))
         transitions, guides = run.replicate((transitions, guides))
         agent = run.init(partial(init, spec=data.spec))

@@ -56,7 +56,7 @@ from shared.transitions import Batch, Transitions
 @hyperparameters
 class Args(OfflineArgs):
     learner: Literal["iql", "cql", "brac", "bc"] = "iql"
-    """What learns over the codes: SAQ-IQL, SAQ-CQL, SAQ-BRAC or SAQ-BC."""
+    """What learns, by its name in this collection."""
     n_codes: Size = 64
     """K: entries of the codebook; the paper tries 32, 64, 128."""
     state_conditioned: bool = True

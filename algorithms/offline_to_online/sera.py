@@ -5,7 +5,7 @@ arXiv 2310.19805. A policy from offline data hardly leaves the data; rewards for
 it away from good ones. So a state's rarity is measured among states of like value only: the k-nearest-neighbour
 estimate of the entropy of s given Q(s, a) (value-conditional state entropy, arXiv 2305.19476). Online, the critics
 learn from r + weight tanh(H(s | Q)); the data's returns, which bound Cal-QL's penalty, stay those of the true reward.
---condition none is the plain state entropy, --entropy-weight 0 is Cal-QL.
+--condition none is the plain state entropy, --bonus-weight 0 is Cal-QL.
 
 Choose it when the data do not show the goal, and a policy pre-trained on them does not look for it.
 
@@ -45,9 +45,9 @@ from shared.transitions import Batch, TransitionsWithReturns
 
 @hyperparameters
 class Args(FinetuneArgs):
-    entropy_weight: Float = 1.0
+    bonus_weight: Float = 1.0
     """Online, tanh of the state entropy's estimate, times this, is added to rewards in training; 0: Cal-QL."""
-    neighbours: Size = 12
+    entropy_neighbours: Size = 12
     """k of the nearest-neighbour estimate of the entropy."""
     condition: Literal["q", "none"] = "q"
     """A state's neighbours are those of like Q, or any."""
@@ -237,7 +237,7 @@ def state_entropy(agent: Agent, batch: Batch, args: Args):
     far_s = jnp.sqrt(((s[:, None] - s[None]) ** 2).sum(-1))
     far_v = jnp.abs(v - v.T)
     far = jnp.maximum(far_s, far_v) if args.condition == "q" else far_s
-    radius = jnp.sort(far, axis=1)[:, args.neighbours]  # the nearest is the state itself
+    radius = jnp.sort(far, axis=1)[:, args.entropy_neighbours]  # the nearest is the state itself
     if args.condition == "none":
         return jnp.log(1.0 + radius)
     n_v = (far_v < radius[:, None]).sum(1) - 1  # nor does it count here
@@ -349,7 +349,7 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
 def update_online(agent: Agent, batch: Batch, key, args: Args, t) -> tuple[Agent, dict]:
     """The same with rewards for rare states."""
     entropy = state_entropy(agent, batch, args)
-    bonus = args.entropy_weight * jnp.tanh(entropy)
+    bonus = args.bonus_weight * jnp.tanh(entropy)
     chex.assert_equal_shape([bonus, batch.reward])
     agent, metrics = update(agent, batch._replace(reward=batch.reward + bonus), key, args)
     return agent, {**metrics, "state_entropy": entropy.mean(), "bonus": bonus.mean(), "bonus_std": bonus.std()}
@@ -377,8 +377,10 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 
 
 def main(args: Args) -> None:
-    if args.neighbours >= args.batch_size:
-        raise InputError(f"--neighbours {args.neighbours}: a batch of {args.batch_size} has no so many others.")
+    if args.entropy_neighbours >= args.batch_size:
+        raise InputError(
+            f"--entropy-neighbours {args.entropy_neighbours}: a batch of {args.batch_size} has no so many others."
+        )
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -60,7 +60,7 @@ class Args(OnlineArgs):
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
     actor_lr: Float = 3e-4
-    """Adam's step size: actor."""
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     discount: Fraction = 0.99

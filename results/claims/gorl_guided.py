@@ -13,8 +13,8 @@ def gorl(more: str, variant: str):
 
 plain = small("td3_bc", SHORT, "short", NEAR)
 guided = gorl("", "guided")
-half = gorl("--guidance constant --weight 0.5", "half")
-cloned = gorl("--guidance cloned", "cloned")
+half = gorl("--weighting constant --weight 0.5", "half")
+cloned = gorl("--weighting cloned", "cloned")
 
 
 def above(a, b):

@@ -10,7 +10,7 @@ def lock(variant, more=""):
 
 
 hybrid, online, offline = lock("hybrid"), lock("online", "--mode online"), lock("offline", "--mode offline")
-glow = lock("glow", "--mode online --optimism")
+glow = lock("glow", "--mode online --optimistic")
 unclipped = lock("unclipped", "--ratio-clip 1e6 --ratio-penalty 0")
 
 CLAIM = Claim(

@@ -11,9 +11,9 @@ def world(variant, more=""):
     return Entry("sera", DATA, f"{sizes} {length} {same} {more}".strip(), variant, "claim")
 
 
-weights = world("q", "--entropy-weight 0 0.3 1")
-plain = world("plain", "--condition none --entropy-weight 0.3")
-NONE, SOME = "entropy_weight=0.0", "entropy_weight=0.3"
+weights = world("q", "--bonus-weight 0 0.3 1")
+plain = world("plain", "--condition none --bonus-weight 0.3")
+NONE, SOME = "bonus_weight=0.0", "bonus_weight=0.3"
 
 CLAIM = Claim(
     title="SERA finds a goal that the data do not show sooner than Cal-QL",

@@ -25,7 +25,7 @@ STATE, NEXT = r.integers(S, size=(2, H, N))
 ACTION, REWARD = r.integers(A, size=(H, N)), r.random((H, N))
 ROWS = Batch(obs=jnp.eye(S)[STATE], action=jnp.asarray(ACTION), reward=jnp.float32(REWARD), next_obs=jnp.eye(S)[NEXT])
 WEIGHT = np.float32([1, 1, 0, 1, 1, 0, 1])
-ARGS = hac.Args(horizon=H, bonus=0.3, ridge=0.5, actor_lr=0.7)
+ARGS = hac.Args(horizon=H, bonus=0.3, ridge=0.5, softmax_lr=0.7)
 
 
 def known():

@@ -13,12 +13,12 @@ from reference import close
 from shared.task import Spec
 from shared.transitions import Batch
 
-SMALL = {"horizon": 8, "episodes_per_round": 1, "critic_updates": 3, "n_policies": 3}
+SMALL = {"horizon": 8, "episodes_per_round": 1, "fit_updates": 3, "n_policies": 3}
 
 hyglow = load("hyglow")
 H, S, A, K = 3, 3, 4, 5
 TABULAR = Lock(H, tabular=True, num_actions=A)
-ARGS = hyglow.Args(horizon=H, n_policies=K, ratio_penalty=0.2, critic_updates=4)
+ARGS = hyglow.Args(horizon=H, n_policies=K, ratio_penalty=0.2, fit_updates=4)
 SPEC = Spec((S + 1,), A, True)
 
 
@@ -124,7 +124,7 @@ def test_what_the_weights_find_and_both_objectives(agent, clip):
     loss, info = hyglow.critic_loss(f, weights, data, first, clip, ARGS)
     close(loss, found.sum())
     promise = float(model_numpy()[0][0].sum(-1) @ np.asarray(f[0].max(-1)))
-    glow = dataclasses.replace(ARGS, optimism=True, residual_bound=float(np.median(found)), residual_weight=3.0)
+    glow = dataclasses.replace(ARGS, optimistic=True, residual_bound=float(np.median(found)), residual_weight=3.0)
     loss, info = hyglow.critic_loss(f, weights, data, first, clip, glow)
     close(loss, 3.0 * np.maximum(found - np.median(found), 0).sum() - promise)
     close(info["promise"], promise)
@@ -153,7 +153,7 @@ def test_a_round_goes_on_from_the_last_one_but_glow_from_the_top(agent):
     assert again.critic_opt[0].count == 8
     close(info["clip"], 2.0 * 2**0.5)
     assert np.abs(new.critic - agent.critic).max() <= 4 * 0.021 and (new.critic >= 0).all()
-    glow, _ = hyglow.update(agent, data, dataclasses.replace(ARGS, optimism=True))
+    glow, _ = hyglow.update(agent, data, dataclasses.replace(ARGS, optimistic=True))
     assert glow.critic.min() >= 1 - 4 * 0.021 and glow.critic.max() <= 1
     untried = np.asarray(data.visits) == 0
     assert untried[0].any() and (np.asarray(glow.critic)[0][untried[0]] == 1).all()

@@ -72,7 +72,7 @@ def test_gorl_guided_constant_weights_and_cloned_guides(gorl, agent, args, batch
     q = heads(agent.critic, batch.obs, np.tanh(mlp(agent.actor, batch.obs)))[0]
     plain = -2.5 / np.abs(q).mean() * q.mean() + 0.3 * loss.mean()
     for guidance, extra in (("constant", 0.0), ("mixed", 0.0), ("cloned", constraint(agent.actor, guides).mean())):
-        one = dataclasses.replace(args, guidance=guidance)
+        one = dataclasses.replace(args, weighting=guidance)
         weight = gorl.weights(agent, agent.guide, batch, one)
         close(weight, np.full(B, 0.3))
         close(gorl.actor_loss(agent.actor, agent, batch, weight, guides, one)[0], plain + extra)
@@ -134,7 +134,7 @@ def test_gorl_guided_the_virtual_step_is_one_plain_step_of_the_actors_loss(gorl,
 
 def test_gorl_guided_constant_weights_leave_the_guiding_network(gorl, agent, args, batch, guides):
     for guidance, moves in (("network", True), ("constant", False)):
-        one = dataclasses.replace(args, guidance=guidance)
+        one = dataclasses.replace(args, weighting=guidance)
         new, _ = jax.jit(gorl.update_guide)(agent, batch, guides, one)
         moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new.guide, agent.guide)))
         assert (moved > 0) == moves
@@ -185,7 +185,7 @@ def test_gorl_guided_expert_pairs_are_seen_as_the_data_are(gorl, pendulum, tmp_p
 
 
 def test_gorl_guided_steps_the_guiding_network_once_in_every_so_many_updates(gorl, pendulum, tmp_path):
-    found = train("gorl_guided", pendulum, tmp_path / "run", updates=8, log_every=8, env="none", guidance="mixed")
+    found = train("gorl_guided", pendulum, tmp_path / "run", updates=8, log_every=8, env="none", weighting="mixed")
     counts = {k.split(".")[1]: v for k, v in found.items() if k.endswith("opt[0].count")}
     assert {k.split("[")[0]: v.tolist() for k, v in counts.items()} == {
         "actor_opt": [4], "critic_opt": [8], "guide_opt": [2]

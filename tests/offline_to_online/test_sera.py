@@ -12,11 +12,11 @@ from scipy.special import digamma
 
 from shared.transitions import Batch
 
-SMALL = {"actor_hidden_dims": (8,), "n_actions": 2, "neighbours": 3}
+SMALL = {"actor_hidden_dims": (8,), "n_actions": 2, "entropy_neighbours": 3}
 
 sera = load("sera")
 N = 9
-ARGS = sera.Args(hidden_dims=(8, 8), actor_hidden_dims=(8, 8), batch_size=N, n_actions=2, neighbours=3)
+ARGS = sera.Args(hidden_dims=(8, 8), actor_hidden_dims=(8, 8), batch_size=N, n_actions=2, entropy_neighbours=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_sera_gives_rare_states_more(agent, rows):
 def test_sera_adds_the_bonus_to_rewards_online_alone(agent, rows):
     key = jax.random.key(2)
     bonus = 0.5 * np.tanh(np.asarray(jax.jit(sera.state_entropy)(agent, rows, ARGS)))
-    args = dataclasses.replace(ARGS, entropy_weight=0.5)
+    args = dataclasses.replace(ARGS, bonus_weight=0.5)
     new, info = jax.jit(sera.update_online)(agent, rows, key, args, 0)
     same, _ = jax.jit(sera.update)(agent, rows._replace(reward=rows.reward + bonus), key, args)
     jax.tree.map(close, new.critic, same.critic)
@@ -68,7 +68,7 @@ def test_sera_adds_the_bonus_to_rewards_online_alone(agent, rows):
     plain, _ = jax.jit(sera.update)(agent, rows, key, args)
     moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), plain.critic, new.critic)
     assert max(jax.tree.leaves(moved)) > 1e-6
-    none, _ = jax.jit(sera.update_online)(agent, rows, key, dataclasses.replace(args, entropy_weight=0.0), 0)
+    none, _ = jax.jit(sera.update_online)(agent, rows, key, dataclasses.replace(args, bonus_weight=0.0), 0)
     jax.tree.map(close, none.critic, plain.critic)
 
 
