@@ -10,7 +10,7 @@ def world(variant, weights, more=""):
 
 
 value, advantage = world("value", "0 0.001 0.01 0.1"), world("advantage", "0.01 0.1", "--optimism advantage")
-NONE, SOME = "optimism_weight=0.0", "optimism_weight=0.01"
+NONE, SOME = "optimism_weight=0", "optimism_weight=0.01"
 
 CLAIM = Claim(
     title="MEX finds a sparse reward sooner than TD3",
@@ -23,5 +23,7 @@ CLAIM = Claim(
         > online_mean(value, NONE),
         "Values maximised: it ends no lower": end(value, SOME) >= end(value, NONE),
     },
-    finding="",
+    finding="One lane of TD3 finds the goal and keeps it, one of the largest weight finds it sooner and loses it, and no "
+    "other lane of any setting finds it: the comparison rests on luck. Where no reward has been met, the critics' "
+    "optimism raises what has been tried, not what has not.",
 )
