@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, HybridArgs, Size, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -52,6 +52,8 @@ class Args(HybridArgs):
     """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
+    offline_fraction: Fraction = 1.0
+    """Share of the dataset's rows of each step that is there, the first ones, in [0, 1]."""
     optimistic: bool = False
     """Of all f within --residual-bound, the one that promises most (GLOW), not the one with the least residuals."""
     episodes_per_round: Size = 4
@@ -128,9 +130,10 @@ def whole_rounds(args: Args) -> Args:
     return dataclasses.replace(args, **{n: -(-getattr(args, n) // length) * length for n in names})
 
 
-def count(rows: Batch, n_actions: int) -> Counts:
-    """Of rows [H, n] with one-hot states."""
-    pair = rows.obs[..., :, None] * jax.nn.one_hot(rows.action, n_actions)[..., None, :]  # [H, n, S, A]
+def count(rows: Batch, weight, n_actions: int) -> Counts:
+    """Of rows [H, n] with one-hot states, each as often as `weight` [n] says."""
+    action = jax.nn.one_hot(rows.action, n_actions) * weight[:, None]
+    pair = rows.obs[..., :, None] * action[..., None, :]  # [H, n, S, A]
     reward = jnp.einsum("hnsa,hn->hsa", pair, rows.reward)
     return Counts(pair.sum(1), reward, jnp.einsum("hnsa,hnt->hsat", pair, rows.next_obs))
 
@@ -252,13 +255,21 @@ def play(f, key, args: Args, lock) -> Batch:
     return jax.lax.scan(step, first, (f, jax.random.split(key, args.horizon)))[1]
 
 
+def start(args: Args, data: Batch, n_actions: int) -> Counts:
+    """What one lane has of the dataset [H, n, ...]."""
+    n = data.reward.shape[1]
+    there = jnp.arange(n) < jnp.round(args.offline_fraction * n)
+    return count(data, there.astype(jnp.float32), n_actions)
+
+
 def train(carry: tuple[Agent, Counts], keys, args: Args, offline: Counts, lock) -> tuple[tuple[Agent, Counts], dict]:
     """One lane: a round for every `round_steps` keys; mean metrics."""
     exact = [jnp.asarray(x, jnp.float32) for x in lock.tables()]
 
     def one_round(carry, key):
         agent, online = carry
-        online = jax.tree.map(jnp.add, online, count(play(agent.critic, key, args, lock), lock.num_actions))
+        new = count(play(agent.critic, key, args, lock), jnp.ones(args.episodes_per_round), lock.num_actions)
+        online = jax.tree.map(jnp.add, online, new)
         agent, metrics = update(agent, mixture(offline, online, args), args)
         return (agent, online), {**metrics, "value": policy_value(greedy(agent.critic), *exact)}
 
@@ -271,12 +282,12 @@ def main(args: Args) -> None:
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
-        offline = run.replicate(count(data.by_step(lock.horizon), lock.num_actions))
+        rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))
-        nothing = jax.tree.map(jnp.zeros_like, offline)
-        online = run.over_lanes(lambda args, counts: counts, in_axes=(0, None))(run.lane_args, nothing)
+        offline = run.over_lanes(partial(start, n_actions=lock.num_actions), in_axes=(0, None))(run.lane_args, rows)
+        online = jax.tree.map(jnp.zeros_like, offline)
         agent, online = run.restore(agent, online)
-        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(partial(train, lock=lock), in_axes=(0, 0, 0, 0), donate=True)
         for keys in run.chunks():
             (agent, online), metrics = train_lanes((agent, online), keys, run.lane_args, offline)
             rounds = (run.done + run.chunk) // round_steps(args)

@@ -1,30 +1,37 @@
-from results.checks import Claim, end, logged, online_mean
+from results.checks import Claim, end, logged, noise, online_mean
 from results.grid import Entry
 
 LOCK = "tabular-combination-lock-h8-trajectory"
 
 
 def lock(variant, more=""):
-    length = "--seeds 8 --env-steps 2400 --log-every 160 --eval-every 480"
+    length = "--seeds 16 --env-steps 2400 --log-every 160 --eval-every 480"
     return Entry("hyglow", LOCK, f"{length} {more}".strip(), variant, "claim")
 
 
-hybrid, online, offline = lock("hybrid"), lock("online", "--mode online"), lock("offline", "--mode offline")
-glow = lock("glow", "--mode online --optimistic")
-unclipped = lock("unclipped", "--ratio-clip 1e6 --ratio-penalty 0")
+SHARES = "--offline-fraction 0.001 0.02"
+hybrid, offline = lock("hybrid", SHARES), lock("offline", f"--mode offline {SHARES}")
+unclipped = lock("unclipped", f"--ratio-clip 1e6 --ratio-penalty 0 {SHARES}")
+online, glow = lock("online", "--mode online"), lock("glow", "--mode online --optimistic")
+FEW, SOME = "offline_fraction=0.001", "offline_fraction=0.02"
 
 CLAIM = Claim(
     title="Clipped density ratios and data that cover the way open the lock; without data it takes optimism",
     paper="Amortila et al. (arXiv 2401.09681) claim that values with small average residuals under clipped density "
     "ratios find near-optimal policies: with an offline dataset that covers one (HyGLOW), or with optimism (GLOW).",
-    runs=[hybrid, online, offline, glow, unclipped],
+    runs=[hybrid, offline, unclipped, online, glow],
     checks={
-        "HyGLOW ends above 90": end(hybrid) > 90,
+        "From 40 episodes of data HyGLOW ends above 90": end(hybrid, SOME) > 90,
         "The same without data or optimism ends below 20": end(online) < 20,
-        "GLOW, without data, is above 50 at last": logged("value", glow) > 0.5,
-        "HyGLOW is above MABO.CR on the dataset alone": logged("value", hybrid) > logged("value", offline),
-        "Without the clip its values are worth less": logged("value", unclipped) < logged("value", hybrid),
-        "The dataset is worth more than optimism, over all rounds": online_mean(hybrid) > online_mean(glow),
+        "GLOW, without data, is above 0.5 at last": logged("value", glow) > 0.5,
+        "The dataset is worth more than optimism, over all rounds": online_mean(hybrid, SOME) > online_mean(glow),
+        "From 2 episodes HyGLOW ends above MABO.CR on them alone, beyond noise": end(hybrid, FEW)
+        > end(offline, FEW) + noise(end(hybrid, FEW), end(offline, FEW)),
+        "From 2 episodes, without clip and penalty it ends lower, beyond noise": end(unclipped, FEW)
+        < end(hybrid, FEW) - noise(end(hybrid, FEW), end(unclipped, FEW)),
     },
-    finding="The runs are not made yet.",
+    finding="A dataset of 40 episodes opens the lock in the first round, with or without interaction. From 2 episodes "
+    "what is collected helps a little, and only with clip and penalty: without them nothing is gained over the dataset "
+    "alone, since noise in rare pairs outweighs all else. Without data the values stay where they began, and GLOW's "
+    "promise at the start leads through the lock in most lanes, later than the dataset does.",
 )

@@ -23,7 +23,7 @@ CLAIM = Claim(
         > online_mean(value, NONE),
         "Values maximised: it ends no lower": end(value, SOME) >= end(value, NONE),
     },
-    finding="One lane of TD3 finds the goal and keeps it, one of the largest weight finds it sooner and loses it, and no "
+    finding="One lane of TD3 finds the goal and keeps it, one of the largest weight finds it sooner and loses it, no "
     "other lane of any setting finds it: the comparison rests on luck. Where no reward has been met, the critics' "
     "optimism raises what has been tried, not what has not.",
 )

@@ -37,8 +37,12 @@ def rows(n, seed):
 OLD, NEW = rows(30, 0), rows(8, 1)
 
 
+def counted(rows):
+    return hyglow.count(rows, jnp.ones(rows.reward.shape[1]), A)
+
+
 def mixed(mode="hybrid"):
-    return hyglow.mixture(hyglow.count(OLD, A), hyglow.count(NEW, A), dataclasses.replace(ARGS, mode=mode))
+    return hyglow.mixture(counted(OLD), counted(NEW), dataclasses.replace(ARGS, mode=mode))
 
 
 def as_rows(mode):
@@ -101,9 +105,14 @@ def test_both_kinds_of_data_weigh_equally(mode):
     close(data.visits, mu)
     close(data.following, following)
     close(data.visits.sum((-2, -1)), np.ones(H))
-    none = jax.tree.map(jnp.zeros_like, hyglow.count(NEW, A))
-    first = hyglow.mixture(hyglow.count(OLD, A), none, ARGS)  # before anything is collected
+    none = jax.tree.map(jnp.zeros_like, counted(NEW))
+    first = hyglow.mixture(counted(OLD), none, ARGS)  # before anything is collected
     close(first.visits.sum((-2, -1)), np.ones(H))
+
+
+def test_a_share_of_the_dataset_is_its_first_rows():
+    some = hyglow.start(dataclasses.replace(ARGS, offline_fraction=0.5), OLD, A)
+    close(some.visits, counted(jax.tree.map(lambda x: x[:, :15], OLD)).visits)
 
 
 def test_ratios_are_of_the_empirical_model_and_clipped(agent):
