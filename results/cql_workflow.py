@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHOICES = {"hidden_dims", "critic_hidden_dims", "critic_dropout", "bottleneck_dim", "bottleneck_weight"}
 CHOICES |= {"critic_penalty", "critic_penalty_weight"}
 """Arguments that the workflow chooses."""
-FREE = BOOKKEEPING | CHOICES | {"updates", "eval_episodes", "max_episode_steps"}
+FREE = BOOKKEEPING | CHOICES | {"eval_episodes", "max_episode_steps"}
 """Arguments in which runs that are compared may differ."""
 WEAKER = {
     "bottleneck": "--bottleneck-dim 16",
@@ -278,7 +278,9 @@ def shown(found: dict) -> str:
         lines.append(f"  next: the same run with {found['next_run']}")
     if found["return_chosen"] is not None:
         lines.append(f"  returns, which decided nothing: {found['return_chosen']:.3g} there, ")
-        lines[-1] += f"{found['return_last']:.3g} at the end of the run without a regulariser"
+        last = found["return_last"]
+        lines[-1] += "not measured" if last is None else f"{last:.3g}"
+        lines[-1] += " at the end of the run without a regulariser"
     if found["return_there"] is not None:
         lines.append("  the least Bellman error of held-out episodes, which decides nothing, is at update ")
         lines[-1] += f"{found['least_holdout_error_at']:,}: return {found['return_there']:.3g}"

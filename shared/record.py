@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shared.checkpoint import replacing
+from shared.errors import InputError
 from shared.evaluation import fine_tuning, interval
 from shared.task import Task
 
@@ -44,16 +45,25 @@ class Tables:
         self._files: dict[str, io.RawIOBase] = {}
 
     def append(self, name: str, columns: list[str], rows: list[list]) -> None:
-        """Rows of `<name>.csv` in one write, below a header where it is new."""
+        """Rows of `<name>.csv` in one write, below a header where it is new.
+
+        Raises:
+          InputError: the file has other columns, of another version or of another stage's metrics.
+        """
         path = self.out / f"{name}.csv"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if name not in self._files:
             self._files[name] = path.open("ab", buffering=0)
-        size = path.stat().st_size
+        size, at = path.stat().st_size, columns.index("seed") + 1
+        columns = [*columns[:at], *self.swept, *columns[at:]]
         if size == 0:
-            at = columns.index("seed") + 1
-            writer.writerow([*columns[:at], *self.swept, *columns[at:]])
+            writer.writerow(columns)
+        else:
+            with path.open(newline="") as file:
+                header = next(csv.reader(file))
+            if header != columns:
+                raise InputError(f"{path} has the columns {', '.join(header)}, not {', '.join(columns)}.")
         writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows])
         left = text.getvalue().encode()
         try:

@@ -113,9 +113,10 @@ def test_without_a_larger_run_one_is_asked_for():
 
 
 def test_runs_are_compared_where_nothing_else_differs():
-    one, two = curves("a"), curves("b", bottleneck_dim=16, updates=7)
-    alpha, data = curves("c", cql_alpha=5.0), curves("d", data="y")
-    assert [[x.run for x in group] for group in comparable([one, alpha, two, data])] == [["a", "b"], ["c"], ["d"]]
+    one, two = curves("a"), curves("b", bottleneck_dim=16)
+    others = [curves("c", cql_alpha=5.0), curves("d", data="y"), curves("e", updates=7)]
+    groups = [[x.run for x in group] for group in comparable([one, *others, two])]
+    assert groups == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -30,6 +30,7 @@ from shared.arguments import Float, OfflineArgs, float_fields, hyperparameters, 
 from shared.checkpoint import load_tree, read_header, save_tree
 from shared.errors import InputError, Interrupted
 from shared.lanes import make_mesh, over_lanes
+from shared.record import Tables
 from shared.run import Run, launch
 from shared.task import Spec, Task, registered_env
 
@@ -1119,3 +1120,14 @@ def test_metrics_have_one_value_per_lane(folder, tmp_path, monkeypatch):
     for metrics in seen:
         assert all(m.shape == (PADDED,) and np.isfinite(m).all() for m in metrics.values())
         assert all((m[2:] == m[2]).all() and m[0] != m[2] for m in metrics.values())  # the last lane again
+
+
+def test_a_table_takes_no_rows_of_other_columns(tmp_path):
+    """Neither of the same run nor of one that goes on: they would stand below another header."""
+    rows = [[0, 0, 1.0]]
+    for tables in (Tables(tmp_path, []), Tables(tmp_path, [])):
+        tables.append("before", ["lane", "seed", "loss"], rows)
+        with pytest.raises(InputError, match="has the columns lane, seed, loss, not lane, seed, other"):
+            tables.append("before", ["lane", "seed", "other"], rows)
+        tables.close()
+    assert (tmp_path / "before.csv").read_text() == "lane,seed,loss\n0,0,1\n0,0,1\n"

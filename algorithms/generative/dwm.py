@@ -496,7 +496,9 @@ def judge(agent: Agent, key, args: Args, windows: Windows) -> dict:
     batch = windows.sample(window_key, windows.held_out, JUDGED_WINDOWS, args)
     first = batch.rows[:, 0, :-2], batch.action[:, 0], batch.wanted
     found = predict(agent, *first, model_key, args, batch.action)
-    apart = jnp.linalg.norm((found - to_unit(batch.rows, agent.low, agent.high))[..., :-2], axis=-1).mean(0)
+    apart = jnp.linalg.norm((found - to_unit(batch.rows, agent.low, agent.high))[..., :-2], axis=-1)
+    goes_on = 1.0 - batch.rows[..., -1]  # not of what stands still after an end
+    apart = (goes_on * apart).sum(0) / jnp.maximum(goes_on.sum(0), 1.0)
     return {f"error_{h}": apart[h] for h in 2 ** np.arange(1, 10) - 1 if h < args.window_steps}
 
 
@@ -672,6 +674,8 @@ def windows_of(data: Dataset, args: Args) -> Windows:
     terminal = np.asarray(data.terminal[data.usable()])
     starts = window_starts(terminal, np.asarray(found.end), args.window_steps)
     held_out = held_out_rows(np.asarray(found.start))
+    if not starts.any():
+        raise InputError(f"--window-steps {args.window_steps}: no episode has so many rows with a successor.")
     parts = [np.flatnonzero(starts & part) for part in (~held_out, held_out)]
     parts = [part if len(part) else np.flatnonzero(starts) for part in parts]
     discounts = np.unique(np.float32(args.discount))

@@ -23,6 +23,8 @@ Deviations from the authors' code (ldcq/ldcq):
 - windows that end in a terminal row are shorter and bootstrap from nothing; the code's mazes learn from whole ones;
 - the encoder is a network on the whole window, not a recurrent one; decoded actions are means, not samples;
 - importance weights reach 1 at the end of training, the rate of Q is constant, and that of diffusion falls once;
+- discounts are of a step, so that a window counts gamma^H (the code's mazes and kitchen: gamma), and rewards of
+  locomotion are not divided by 10; diffusion begins at half the code's rate, in batches four times as large;
 - standard deviations are at least 0.01; observations are normalised.
 
     python algorithms/generative/ldcq.py --dataset antmaze-medium-diverse --seeds 4
@@ -427,15 +429,26 @@ def critic_loss(critic, agent: Agent, batch: WindowBatch, plan, y, weight):
     return (weight * error).mean(1).sum(0), (error.mean(0), {"q": q.mean()})
 
 
+BLOCK = 1024
+"""Windows whose priorities are summed up together."""
+
+
 def draw_windows(priorities, key, n: int, progress, args: Args):
     """n windows [n] in proportion to priority^--priority, and their weights, the largest 1.
 
     Weights are (S p)^-b; b grows from --priority-weight to 1 with `progress` from 0 to 1.
     """
-    mass = jnp.cumsum(priorities**args.priority)
-    window = jnp.searchsorted(mass, mass[-1] * jax.random.uniform(key, (n,)), side="right")
-    window = jnp.minimum(window, len(priorities) - 1)
-    p = priorities[window] ** args.priority / mass[-1]
+    # Of a block first and then within it: one sum over a million windows leaves the rare ones no width in float32.
+    block_key, key = jax.random.split(key)
+    mass = jnp.pad(priorities**args.priority, (0, -len(priorities) % BLOCK)).reshape(-1, BLOCK)
+
+    def draw(mass, key):
+        total = jnp.cumsum(mass)
+        return jnp.searchsorted(total, total[-1] * jax.random.uniform(key), side="right")
+
+    block = jax.vmap(draw, (None, 0))(mass.sum(1), jax.random.split(block_key, n))
+    window = block * BLOCK + jax.vmap(draw)(mass[block], jax.random.split(key, n))
+    p = priorities[window] ** args.priority / mass.sum()
     b = args.priority_weight + (1.0 - args.priority_weight) * progress
     weight = (len(priorities) * p) ** -b
     return window, weight / weight.max()
@@ -599,6 +612,8 @@ def main(args: Args) -> None:
             raise InputError(f"--plan-updates must be a multiple of {run.chunk}, which divides the other intervals.")
         found = sequences(data)
         starts = window_starts(data.terminal[data.usable()], np.asarray(found.end), args.window_steps)
+        if not starts.any():
+            raise InputError(f"--window-steps {args.window_steps}: no episode has so many rows with a successor.")
         windows = run.replicate(Windows(found, jnp.asarray(np.flatnonzero(starts), jnp.int32)))
         agent = run.init(partial(init, spec=data.spec, n_windows=len(windows.starts)))
         agent = run.restore(agent)

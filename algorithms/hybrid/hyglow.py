@@ -15,6 +15,7 @@ Deviations from the paper (which has no experiments):
   the empirical model, and of each state and action alone;
 - the minimum is sought by Adam, which begins near 0, and then where the last round ended; GLOW's constraint is a
   penalty, and its search begins in each round at the top of F, so that what is not tried keeps its promise;
+- a round plays first and fits then, so that the first one plays at random, whatever the dataset;
 - the last policy is evaluated, not the mixture of all;
 - the lock and its dataset are the same in all lanes, which differ in their policies and episodes;
 - --buffer-size is not used: counts forget nothing.
@@ -141,7 +142,8 @@ def count(rows: Batch, weight, n_actions: int) -> Counts:
 def mixture(offline: Counts, online: Counts, args: Args) -> Counts:
     """Means over the data: of both kinds with half the weight each, where there are both."""
     n_off, n_on = offline.visits[0].sum(), online.visits[0].sum()
-    share = {"hybrid": jnp.where(n_on > 0, 0.5, 0.0), "online": 1.0, "offline": 0.0}[args.mode]
+    both = jnp.where(n_on > 0, jnp.where(n_off > 0, 0.5, 1.0), 0.0)
+    share = {"hybrid": both, "online": 1.0, "offline": 0.0}[args.mode]
     weights = (1.0 - share) / jnp.maximum(n_off, 1.0), share / jnp.maximum(n_on, 1.0)
     return jax.tree.map(lambda old, new: weights[0] * old + weights[1] * new, offline, online)
 

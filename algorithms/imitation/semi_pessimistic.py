@@ -401,9 +401,9 @@ def imputable(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args
     )
 
 
-def write_labels(args: Args, agent: Agent, data: Dataset, labelled: np.ndarray, scales: Scales) -> None:
+def write_labels(lane_args: Args, agent: Agent, data: Dataset, labelled: np.ndarray, scales: Scales) -> None:
     """Writes `data` with the rewards that the first lane imputes to the rows that are not `labelled` [N]."""
-    first = jax.tree.map(lambda x: x[0], agent)
+    first, args = jax.tree.map(lambda x: x[0], (agent, lane_args))
     reward = jax.jit(imputed)(first, batch_of(data), labelled.astype(np.float32), scales, args)
     write_dataset(args.write_dataset, relabelled(data, reward=reward))
 
@@ -427,7 +427,7 @@ def main(args: Args) -> None:
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
         for keys in run.chunks():
             if run.done == 0 and args.write_dataset:
-                write_labels(args, agent, data, labelled, shared.scales)
+                write_labels(run.lane_args, agent, data, labelled, shared.scales)
             lanes = fit_lanes if run.done < 0 else train_lanes
             agent, metrics = lanes(agent, keys, run.lane_args, shared)
             run.log(agent, metrics)

@@ -9,7 +9,7 @@ Actions are tanh(u). g is the gradient in u of a lower bound of Q, mean - beta_l
 - One Gaussian (--n-components 1 --operator jensen): mu + sqrt(2 delta) Sigma g / sqrt(g Sigma g), the best u with
   (u - mu) Sigma^-1 (u - mu) / 2 <= delta.
 - lse: a mixture is at least its largest component. Each component has an ellipsoid of its own, in which the density is
-  at least e^-delta of the largest peak; the proposal of highest Q is taken.
+  at least e^-delta of the largest peak (with --lse-factor 1); the proposal of highest Q is taken.
 - jensen: sum_i w_i (u - mu_i) Sigma_i^-1 (u - mu_i) / 2 <= delta is one ellipsoid, around the mean of the means.
 - both: of these proposals the best (the paper's choice). mode, sample, none: the best component's mean, the best of
   several draws (EBCQ), the heaviest component's mean (cloning), to compare with.
@@ -22,6 +22,7 @@ Deviations from the released code (cfpi-icml23/cfpi):
 - the heaviest component always takes part, --min-component-weight notwithstanding;
 - means are not clipped in cloning (there at 9, where tanh is 1), so that a clone that diverges is seen;
 - --critic mse does not occur there; --multi-step improves the next action at every update (there its Iterative form);
+- a component's step is divided by its norm over action dimensions (there, of a mixture, over the components);
 - hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place.
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
 
@@ -255,7 +256,7 @@ def ascend(center, variance, grad, radius):
 
 
 def lse_proposals(mixture: Mixture, variance, grad, delta, factor):
-    """[D, K, B, A]: the best u of each component where its own density is at least e^-delta of the largest peak.
+    """[D, K, B, A]: the best u of each component where its own density, with `factor` 1, is e^-delta of the peak's.
 
     delta [D]. Components whose peaks are lower than that stay at their means.
     """

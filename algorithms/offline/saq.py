@@ -13,15 +13,16 @@ sample are exact sums. --learner says which method learns over the codes:
 - bc: the likeliest code (SAQ-BC).
 
 Choose it when actions are continuous, their data is narrow or has several modes, and you want the penalties of discrete
-methods. Look at the metrics reconstruction, which no policy over the codes can undo, and codes_used: if it is low, most
-codes are dead, and --reseed-updates, which the paper does not have, wakes them. Nothing teaches iql and brac the values
-of codes that no data has: where rewards are costs, these may seem the best.
+methods. Look at the metrics reconstruction, which no policy over the codes can undo, and codes_used, the share that one
+batch has: if it is low, many codes may be dead, and --reseed-updates, which the paper does not have, wakes them.
+Nothing teaches iql and brac the values of codes that no data has: where rewards are costs, these may seem the best.
 
 Deviations from the paper:
 - the behaviour over codes is learned beside Q instead of before it (iql acts by it alone; brac's first targets see a
   flat one);
 - SAQ-BRAC is not in the authors' code: the exact form of its continuous BRAC, one weight for policy and target, two
   critics (the others have one, as released);
+- the presets' scale of rewards is the released IQL's, also with --learner cql;
 - left out is what the released settings leave at 0: the entropy of codes, cloning beside CQL, a penalty of mean Q;
 - decoded actions are clipped to [-1, 1] and rescaled to the environment's range outside the networks.
 

@@ -4,7 +4,7 @@ Liu, Lu, Xiong, Zhong, Hu, Zhang, Zheng, Yang and Wang, "Maximize to Explore: On
 Planning, and Exploration", NeurIPS 2023, arXiv 2305.18258. The hypothesis that is played maximises its own value minus
 eta times its loss on the data: exploration needs neither bonus nor confidence set. In the model-free form the critics
 of TD3 descend the Bellman error minus eta times an optimism: Q(s, a) on the batch (--optimism value), or Q(s, pi(s))
-minus a soft maximum over the data's, another state's and a random action, which is bounded, being a difference
+minus a soft maximum over the data's, another state's and a random action, which does not depend on the level of Q
 (--optimism advantage).
 
 The first --learning-starts steps take uniform random actions; one update follows each step after them.

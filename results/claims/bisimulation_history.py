@@ -11,6 +11,12 @@ PLAIN, OURS = "bisimulation_weight=0", "bisimulation_weight=0.3"
 
 few, many = (Entry("bisimulation_history", GRID, f"{SIZES} --episodes {n}", f"{n}-episodes", "claim") for n in (6, 100))
 
+
+def relative(run, setting):
+    """The loss shrinks with the representation; this does not."""
+    return logged("bisimulation_loss", run, setting) / logged("distance", run, setting) ** 2
+
+
 CLAIM = Claim(
     title="A bisimulation loss makes histories that mean the same one, where there are few of them",
     paper="'Offline RL with Observation Histories' (arXiv 2310.20663) claims that a bisimulation loss improves "
@@ -24,10 +30,8 @@ CLAIM = Claim(
             end(many, OURS) + noise(end(many, OURS), end(many, PLAIN)) > end(many, PLAIN)
         ),
         **{
-            f"{n} episodes: the loss's value ends lower where it is part of what is learned, beyond noise": (
-                logged("bisimulation_loss", run, OURS)
-                < logged("bisimulation_loss", run, PLAIN)
-                - noise(logged("bisimulation_loss", run, OURS), logged("bisimulation_loss", run, PLAIN))
+            f"{n} episodes: the loss, in units of the squared distance, ends lower where it is learned": (
+                relative(run, OURS) < relative(run, PLAIN)
             )
             for n, run in ((6, few), (100, many))
         },
@@ -41,9 +45,8 @@ CLAIM = Claim(
         },
         "100 episodes: after 1500 updates CQL alone is ahead": course(many, PLAIN)[2] > course(many, OURS)[2],
     },
-    finding="The loss does what it says: where it is learned, histories are as far apart as what follows from them, "
-    "within a small part of the error that CQL alone leaves, and their representations do not collapse. The score "
-    "gains nothing by it, neither with 6 episodes nor with 100, and on the way there it is later. What it would mend "
-    "is not broken in this world: the position is observed, and the recurrent network puts episodes together although "
-    "it reads histories. A world whose observations hide the state is still to be tried.",
+    finding="With many episodes histories end as far apart as what follows from them, within a small part of the error "
+    "that CQL alone leaves; with few the loss falls because the representation shrinks, and its error in units of the "
+    "distance grows. The score gains nothing by it. What it would mend is not broken in this world, where the position "
+    "is observed. A world whose observations hide the state is still to be tried.",
 )

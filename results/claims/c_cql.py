@@ -33,12 +33,12 @@ CLAIM = Claim(
             end(runs, whole) > end(runs, half) + noise(end(runs, whole), end(runs, half))
         ),
     },
-    finding="The data hold one action for each state, and the updates are few: CQL never swings the pendulum up, C-CQL "
-    "comes close to the data's mean, at every level of noise. It is not that perturbed states are looked at: with an "
-    "inverse model fitted to noisy states, which gives the data's own action there, it ends near CQL. What decides is "
-    "the action that leads back, which is a quarter of the range away from the data's on average. The policy's own "
-    "loss at perturbed states is needed, too: without it Q of the returning action rises without a policy that follows "
-    "it, and the gap there falls far below zero. CQL has nothing left to lose under noise: a slower fall from an equal "
-    "score is not shown. The paper's own tasks were not run, and the form of the method is a reconstruction from its "
-    "abstract.",
+    finding="The data hold one action for each state, and the updates are few: CQL never swings the pendulum up. "
+    "C-CQL comes near the data's mean without noise, loses with noise, and stays far above CQL at both "
+    "levels. With an inverse model fitted to noisy states, which gives the data's own action there, it ends "
+    "between the two, far nearer to CQL: the action that leads back decides, which is a quarter of the range "
+    "away from the data's on average. The policy's own loss at perturbed states is needed, too: without it Q "
+    "of the returning action rises without a policy that follows it, and the gap there falls far below zero. "
+    "CQL has little left to lose under noise: a slower fall from an equal score is not shown. The paper's own "
+    "tasks were not run, and the form of the method is a reconstruction from its abstract.",
 )

@@ -25,9 +25,9 @@ CLAIM = Claim(
             end(few, bounded) > end(few, free) + noise(end(few, bounded), end(few, free))
         ),
     },
-    finding="The bound lowers the ratio away from the data, but nowhere near to the limit that it is given. After "
-    "a third of the updates both policies nearly repeat the data; then both stand still. The cause is E: "
-    "its mean squared error is as large as the square of alpha, so that ratios of actions that the data "
-    "do not hold are noise, and the projection climbs it. The authors train E for many times as long, "
-    "with wider networks; that was not run.",
+    finding="The bound lowers the ratio away from the data, but nowhere near to the limit that it is given. After a "
+    "third of the updates both policies nearly repeat the data; then both stand still. E's mean squared error "
+    "is about as large as the square of alpha, so that ratios of actions that the data do not hold may be "
+    "noise, which the projection climbs: no arm tests this yet (cloning by the ratios, without the "
+    "projection, would). The authors train E for many times as long, with wider networks; that was not run.",
 )

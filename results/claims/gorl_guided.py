@@ -14,7 +14,7 @@ def gorl(more: str, variant: str):
 plain = small("td3_bc", SHORT, "short", NEAR)
 guided = gorl("", "guided")
 half = gorl("--weighting constant --weight 0.5", "half")
-cloned = gorl("--weighting cloned", "cloned")
+mixed, cloned = gorl("--weighting mixed", "mixed"), gorl("--weighting cloned", "cloned")
 
 
 def above(a, b):
@@ -25,10 +25,11 @@ CLAIM = Claim(
     title="A few expert pairs tell which samples shall constrain the policy",
     paper="GORL (arXiv 2309.01448) claims higher scores than TD3+BC by weights that 200 expert pairs guide, higher "
     "than constant weights give, and higher than the same pairs give as further data.",
-    runs=[plain, guided, half, cloned],
+    runs=[plain, guided, half, mixed, cloned],
     checks={
         f"{NEAR}: GORL ends above TD3+BC, beyond noise": above(guided, plain),
         f"{NEAR}: it ends above a constant weight of 0.5, beyond noise": above(guided, half),
+        f"{NEAR}: it ends above TD3+BC with the pairs among its data, beyond noise": above(guided, mixed),
         f"{NEAR}: it ends above TD3+BC that clones the pairs, too, beyond noise": above(guided, cloned),
         f"{NEAR}: the pairs have larger weights than the data": (
             logged("guides_weight", guided) > logged("weight", guided)

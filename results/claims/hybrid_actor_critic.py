@@ -33,8 +33,8 @@ CLAIM = Claim(
         "Over all evaluations, no resets cost 20": online_mean(stale) < online_mean(optimistic) - 20,
         "Over all evaluations, data beside optimism gain 5": online_mean(both) > online_mean(optimistic) + 5,
     },
-    finding="Optimism alone opens the lock, though somewhat later than the greedy LSVI-UCB does, since the softmax "
-    "stays a little random. An actor that is never reset follows sums of old critics, and needs about three times as "
+    finding="Optimism alone opens the lock, though somewhat later than the greedy LSVI-UCB does. "
+    " An actor that is never reset follows sums of old critics, and needs about three times as "
     "long. With the whole dataset the first fit opens the lock at once. Without optimism, one episode of data is worth "
     "nothing, two open the lock in half of the lanes, ten in all.",
 )

@@ -31,7 +31,6 @@ CLAIM = Claim(
         < end(hybrid, FEW) - noise(end(hybrid, FEW), end(unclipped, FEW)),
     },
     finding="A dataset of 40 episodes opens the lock in the first round, with or without interaction. From 2 episodes "
-    "what is collected helps a little, and only with clip and penalty: without them nothing is gained over the dataset "
-    "alone, since noise in rare pairs outweighs all else. Without data the values stay where they began, and GLOW's "
-    "promise at the start leads through the lock in most lanes, later than the dataset does.",
+    "what is collected helps a little, and less without clip and penalty. Without data the values stay where they "
+    "began, and GLOW's promise at the start leads through the lock in most lanes, later than the dataset does.",
 )

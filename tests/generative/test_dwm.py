@@ -252,7 +252,10 @@ def test_dwm_judges_by_distances_in_half_ranges():
     batch = windows.sample(jax.random.split(key)[0], windows.starts, 500, args)
     first = np.float32(unit(batch.rows[:, 0, :3], agent, slice(3)))
     predicted = np.asarray(module.unrolled_windows(agent, first, batch.action[:, 0], args, batch.action))
-    apart = np.linalg.norm(predicted[..., :3] - unit(batch.rows, agent)[..., :3], axis=-1).mean(0)
+    apart = np.linalg.norm(predicted[..., :3] - unit(batch.rows, agent)[..., :3], axis=-1)
+    ended = np.asarray(batch.rows[..., -1])
+    assert 0 < ended[:, 3].mean() < 1  # what stands still after an end is not judged
+    apart = np.average(apart, axis=0, weights=1 - ended)
     assert found.keys() == {"error_1", "error_3"}
     close(found["error_1"], apart[1])
     close(found["error_3"], apart[3])

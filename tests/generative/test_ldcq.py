@@ -274,11 +274,13 @@ def test_ldcq_critic_loss_is_weighted():
     close(found, error.mean(0))
 
 
-def test_ldcq_windows_are_drawn_by_their_priorities():
-    """In proportion to p^alpha; weights (S p)^-b undo it as b goes to 1."""
+@pytest.mark.parametrize("block", (2, 3, 1024))
+def test_ldcq_windows_are_drawn_by_their_priorities(block, monkeypatch):
+    """In proportion to p^alpha, whatever the blocks; weights (S p)^-b undo it as b goes to 1."""
+    monkeypatch.setattr(load("ldcq"), "BLOCK", block)
     module, priorities = load("ldcq"), jnp.float32([0.0, 1.0, 16.0, 81.0])
     args = args_of(priority=0.5, priority_weight=0.4)
-    draw = jax.jit(module.draw_windows, static_argnums=2)
+    draw = jax.jit(functools.partial(module.draw_windows), static_argnums=2)  # of its own: not of another block's size
     for progress, b in ((0.0, 0.4), (0.5, 0.7), (1.0, 1.0)):
         window, weight = draw(priorities, jax.random.key(0), 4000, progress, args)
         share = np.bincount(window, minlength=4) / 4000

@@ -108,6 +108,8 @@ def test_both_kinds_of_data_weigh_equally(mode):
     none = jax.tree.map(jnp.zeros_like, counted(NEW))
     first = hyglow.mixture(counted(OLD), none, ARGS)  # before anything is collected
     close(first.visits.sum((-2, -1)), np.ones(H))
+    no_data = hyglow.mixture(none, counted(NEW), ARGS)
+    close(no_data.visits.sum((-2, -1)), np.ones(H))
 
 
 def test_a_share_of_the_dataset_is_its_first_rows():

@@ -160,7 +160,8 @@ def test_the_models_agree_where_there_are_labels_and_the_bound_falls_where_there
     rows = module.imputable(data, labelled, truth.reward, args)
     agent = jax.jit(module.init, static_argnums=2)(jax.random.key(0), args, data.spec)
     agent, metrics = jax.jit(module.fit)(agent, jax.random.split(jax.random.key(1), 400), args, rows)
-    module.write_labels(args, jax.tree.map(lambda x: x[None], agent), data, labelled, rows.scales)
+    lanes = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), agent), jax.tree.map(lambda x: jnp.float32([x, 9.0]), args)
+    module.write_labels(lanes[1], lanes[0], data, labelled, rows.scales)  # of a grid of lanes, the first one's
     found = load_dataset(str(out), env="none")
     np.testing.assert_allclose(found.reward[labelled], truth.reward[labelled])
     near, far = ~labelled & (truth.obs[:, 0] < -0.6), truth.obs[:, 0] > 1.0

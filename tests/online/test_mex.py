@@ -54,7 +54,7 @@ def test_mex_critics_descend_the_bellman_error_and_climb_their_optimism(agent, b
 
 
 def test_mex_advantage_does_not_depend_on_the_level_of_the_values(agent, batch):
-    """What is bounded: a constant added to Q leaves the optimism as it is."""
+    """A constant added to Q leaves the optimism as it is."""
     bias = agent.critic["params"]["Dense_2"]["bias"]
     raised = {"params": agent.critic["params"] | {"Dense_2": agent.critic["params"]["Dense_2"] | {"bias": bias + 7.0}}}
     args, key = dataclasses.replace(ARGS, optimism="advantage"), jax.random.key(1)
