@@ -14,7 +14,8 @@ few, many = (Entry("bisimulation_history", GRID, f"{SIZES} --episodes {n}", f"{n
 
 def relative(run, setting):
     """The loss shrinks with the representation; this does not."""
-    return logged("bisimulation_loss", run, setting) / logged("distance", run, setting) ** 2
+    distance = logged("distance", run, setting)
+    return logged("bisimulation_loss", run, setting) / (distance * distance)
 
 
 CLAIM = Claim(
