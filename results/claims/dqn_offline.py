@@ -26,6 +26,9 @@ CLAIM = Claim(
         f"{NARROW}: BCQ ends above double DQN, beyond noise": end(bcq) > end(dqn) + noise(end(bcq), end(dqn)),
         f"{NARROW}: BCQ ends above QR-DQN, beyond noise": end(bcq) > end(quantiles) + noise(end(bcq), end(quantiles)),
         f"{NARROW}: CQL ends above double DQN, beyond noise": end(cql) > end(dqn) + noise(end(cql), end(dqn)),
-        f"{NARROW}: BCQ ends no lower than cloning, within noise": end(bcq) > end(bc) - noise(end(bcq), end(bc)),
+        f"{NARROW}: BCQ ends no lower than cloning, within noise": end(bcq) >= end(bc) - noise(end(bcq), end(bc)),
     },
+    finding="Without a constraint all lanes choose actions that the planner never takes, whose values nothing "
+    "corrects, and go nowhere, with quantiles too. Discrete BCQ and CQL reach the goal in all lanes, as cloning does: "
+    "the data are of one planner, so that there is nothing to gain over it.",
 )

@@ -1,12 +1,12 @@
 from results.checks import Claim, end, noise
-from results.grid import Entry
+from results.grid import small
 
-DETOURS = "point-umaze-medium"
-SIZES = "--seeds 8 --batch-size 128 --hidden-dims 64 64 --updates 8000 --eval-every 4000 --eval-episodes 20"
+NEAR = "point-hazard-explore"
+SHORT = "--discount 0.9"  # of all: a step is worth a tenth of Q
 
-bc, cql = Entry("bc", DETOURS, SIZES, series="claim"), Entry("cql", DETOURS, SIZES, series="claim")
+bc, cql = small("bc", dataset=NEAR), small("cql", SHORT, "short", NEAR)
 mild, sac = (
-    Entry("mcq", DETOURS, f"{SIZES} --vae-hidden-dims 64 64 --bellman-weight {weight}", f"weight{weight}", "claim")
+    small("mcq", f"{SHORT} --vae-hidden-dims 64 64 --bellman-weight {weight}", f"weight{weight}", NEAR)
     for weight in (0.7, 1)
 )
 
@@ -16,9 +16,9 @@ CLAIM = Claim(
     "actions outside the data are held down only as far as needed; without that they are too high and SAC fails.",
     runs=[bc, cql, mild, sac],
     checks={
-        f"{DETOURS}: MCQ ends above CQL, beyond noise": end(mild) > end(cql) + noise(end(mild), end(cql)),
-        f"{DETOURS}: MCQ ends above cloning, beyond noise": end(mild) > end(bc) + noise(end(mild), end(bc)),
-        f"{DETOURS}: with the Bellman error alone, weight 1, it ends lower, beyond noise": (
+        f"{NEAR}: MCQ ends above CQL, beyond noise": end(mild) > end(cql) + noise(end(mild), end(cql)),
+        f"{NEAR}: MCQ ends above cloning, beyond noise": end(mild) > end(bc) + noise(end(mild), end(bc)),
+        f"{NEAR}: with the Bellman error alone, weight 1, it ends lower, beyond noise": (
             end(sac) < end(mild) - noise(end(sac), end(mild))
         ),
     },
