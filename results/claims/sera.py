@@ -28,6 +28,6 @@ CLAIM = Claim(
         "The bonus tells states from each other": logged("bonus_std", weights, SOME) > 0.03,
     },
     finding="No lane of Cal-QL ever reaches the room that the data do not show. With rewards for states that are rare "
-    "among those of like value some lanes do and keep it, with the plain state entropy fewer: the order is the paper's, "
-    "but lanes either find the goal or do not, and eight of them are too few to tell it from noise.",
+    "among those of like value some lanes do and keep it, with the plain state entropy fewer: the order is the "
+    "paper's, but lanes either find the goal or do not, and eight of them are too few to tell it from noise.",
 )
