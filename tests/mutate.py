@@ -32,8 +32,13 @@ OUTSIDE = ("init", "main", "act", "explore", "__call__", "setup")
 class Defect:
     """One changed source of an algorithm."""
 
-    def __init__(self, source: str, line: int, change: str, where: str):
-        self.source, self.line, self.change, self.where = source, line, change, where
+    def __init__(self, tree: ast.Module, line: int, change: str, where: str):
+        self.tree, self.line, self.change, self.where = tree, line, change, where
+
+    @property
+    def source(self) -> str:
+        """Written when it is asked for: whoever lists the defects of all files has no use for it."""
+        return ast.unparse(ast.fix_missing_locations(self.tree))
 
 
 def last_name(node: ast.AST) -> str:
@@ -103,7 +108,7 @@ def defects(source: str) -> list[Defect]:
         def changed(new: ast.FunctionDef, line: int, change: str, index=index, function=function) -> None:
             whole = copy.copy(tree)
             whole.body = [*tree.body[:index], new, *tree.body[index + 1 :]]
-            found.append(Defect(ast.unparse(ast.fix_missing_locations(whole)), line, change, function.name))
+            found.append(Defect(whole, line, change, function.name))
 
         metrics = {id(n) for d in ast.walk(function) if isinstance(d, ast.Dict) for n in ast.walk(d)}
         for number, node in enumerate(ast.walk(function)):
