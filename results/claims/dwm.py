@@ -1,7 +1,7 @@
 from results.checks import Claim, logged, noise
 from results.grid import Entry
 
-HOPPER = "hopper-medium-small"
+HOPPER = "hopper-medium-small-v1"
 SIZES = (
     "--seeds 8 --window-steps 16 --rollout-steps 15 --model-updates 1500 --model-lr 0.002 --windows-per-update 32 "
     "--channels 8 --channel-factors 1 2 --model-hidden-dims 64 64 --ema-decay 0.9 --ema-start 200 --updates 500 "
