@@ -29,6 +29,8 @@ class Window(NamedTuple):
     return_to_go: jax.Array | None = None
     """Undiscounted sum of the rewards from this step on, to where the task ended, or the episode did."""
     next_obs: jax.Array | None = None
+    successor: jax.Array | None = None
+    """0 at terminal rows whose next_obs is not known."""
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +83,25 @@ def sequences(data: Dataset, *fields: str, weights: np.ndarray | None = None) ->
     start = np.searchsorted(episode, episode, side="left").astype(np.int32)
     end = np.searchsorted(episode, episode, side="right").astype(np.int32) - 1
     return Sequences(data.transitions(*fields, weights=weights), jnp.asarray(start), jnp.asarray(end))
+
+
+def window_starts(data: Dataset, steps: int, option: str = "--window-steps") -> np.ndarray:
+    """[S] rows of `sequences(data)` that windows begin with: `steps` rows of one episode, or all up to a terminal one.
+
+    `option`: what asks for so many steps.
+
+    Raises:
+      InputError: there is none.
+    """
+    keep = data.usable()
+    terminal, episode = data.terminal[keep], data.episode()[keep]
+    row, end = np.arange(len(episode)), np.searchsorted(episode, episode, side="right") - 1
+    ends = np.append(np.flatnonzero(terminal), 2 * len(row))
+    following = ends[np.searchsorted(ends, row)]  # the next terminal row
+    starts = np.flatnonzero((end - row >= steps - 1) | (following <= end))
+    if len(starts) == 0:
+        raise InputError(f"{option} {steps}: no episode of '{data.task.id}' has so many rows with a successor.")
+    return starts
 
 
 # ------------------------------------------------------------------------------- what is asked for

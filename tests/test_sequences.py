@@ -12,7 +12,7 @@ import pytest
 
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.sequences import horizon, require_context, return_scale, sequences, target_returns
+from shared.sequences import horizon, require_context, return_scale, sequences, target_returns, window_starts
 from shared.task import Spec, Task, registered_env
 
 SPEC = Spec((2,), 1, False, (-1.0,), (1.0,))
@@ -54,6 +54,18 @@ def test_windows_stay_within_their_episode_and_are_padded_on_the_left():
     assert rows_of(data.take(np.array([1, 5]), np.arange(-2, 3))) == [[None, 0, 1, 2, None], [3, 4, 5, 6, None]]
     assert rows_of(data.take(np.array([1, 4]), np.array([[0, -1], [2, 5]]))) == [[1, 0], [6, None]]
     assert rows_of(data.after(np.array([3]), 1)) == [[3]]
+
+
+def test_a_window_begins_where_it_is_whole_or_ends_with_a_terminal_row():
+    assert window_starts(log(), 1).tolist() == list(range(8))
+    assert window_starts(log(), 3).tolist() == [0, 1, 2, 3, 4]
+    assert window_starts(log(), 5).tolist() == [0, 1, 2]
+    within = log(terminal=np.bool_([0, 0, 1, 0, 1, 0, 0, 0]))  # the episode goes on after it
+    assert window_starts(within, 4).tolist() == [0, 1, 2, 3, 4]
+    unknown = log(successor=np.bool_([1, 1, 0, 1, 1, 1, 0, 0]))  # row 6 bootstraps from nothing known, row 2 needs not
+    assert window_starts(unknown, 3).tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=r"^--chunk-length 5: no episode of 'log' has so many rows with a successor"):
+        window_starts(log(terminal=np.zeros(8, bool)), 5, "--chunk-length")
 
 
 def test_a_windows_columns_are_the_rows_own():

@@ -46,7 +46,7 @@ from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.sequences import require_context, sequences
+from shared.sequences import require_context, sequences, window_starts
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
 
@@ -169,13 +169,10 @@ def chunks_of(data: Dataset, length: int) -> Chunks:
     """Raises InputError where no chunk of that length is whole."""
     require_context(data, length, "--chunk-length")
     found = sequences(data, "obs", "action", "reward", "terminal", "next_obs")
+    starts = window_starts(data, length, "--chunk-length")
     terminal, end = data.terminal[data.usable()], np.asarray(found.end)
-    row = np.arange(len(end))
-    ends = np.where(terminal, row, len(end))
+    ends = np.where(terminal, np.arange(len(end)), len(end))
     stop = np.minimum(end, np.minimum.accumulate(ends[::-1])[::-1])
-    starts = np.flatnonzero(terminal[stop] | (stop - row >= length - 1))
-    if len(starts) == 0:
-        raise InputError(f"--chunk-length {length}: no episode of '{data.task.id}' has so many rows with a successor.")
     return Chunks(found.transitions, jnp.asarray(starts), jnp.asarray(stop.astype(np.int32)))
 
 

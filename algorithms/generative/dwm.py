@@ -49,7 +49,7 @@ from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
-from shared.sequences import Sequences, require_context, sequences
+from shared.sequences import Sequences, require_context, sequences, window_starts
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -313,7 +313,7 @@ class Windows(NamedTuple):
     """[S'] those of episodes that the model does not learn from."""
 
     def sample(self, key, starts, n: int, args: Args) -> WindowBatch:
-        """After a terminal row its next_obs stands still, without rewards."""
+        """After a terminal row its next_obs stands still, without rewards; its own obs where that is not known."""
         row = starts[jax.random.randint(key, (n,), 0, len(starts))]
         found = self.sequences.take(row, jnp.arange(args.window_steps))
         ends = found.terminal > 0.0
@@ -324,14 +324,6 @@ class Windows(NamedTuple):
         mine = jnp.abs(self.discounts - args.discount).argmin()
         rows = jnp.concatenate([obs, reward[..., None], over[..., None]], axis=-1)
         return WindowBatch(rows, found.action, self.wanted[mine, row])
-
-
-def window_starts(terminal: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
-    """[N] bool: `steps` rows from here on are of one episode, whose last row is `end` [N], or it terminates before."""
-    row = np.arange(len(end))
-    ends = np.append(np.flatnonzero(terminal), 2 * len(end))
-    following = ends[np.searchsorted(ends, row)]  # the next terminal row
-    return (end - row >= steps - 1) | (following <= end)
 
 
 def held_out_rows(start: np.ndarray) -> np.ndarray:
@@ -671,13 +663,10 @@ def train(agent: Agent, keys, args: Args, windows: Windows) -> tuple[Agent, dict
 def windows_of(data: Dataset, args: Args) -> Windows:
     """The data on the device, and where windows begin, of episodes to learn from and of those held out."""
     found = sequences(data)
-    terminal = np.asarray(data.terminal[data.usable()])
-    starts = window_starts(terminal, np.asarray(found.end), args.window_steps)
+    starts = window_starts(data, args.window_steps)
     held_out = held_out_rows(np.asarray(found.start))
-    if not starts.any():
-        raise InputError(f"--window-steps {args.window_steps}: no episode has so many rows with a successor.")
-    parts = [np.flatnonzero(starts & part) for part in (~held_out, held_out)]
-    parts = [part if len(part) else np.flatnonzero(starts) for part in parts]
+    parts = [starts[part[starts]] for part in (~held_out, held_out)]
+    parts = [part if len(part) else starts for part in parts]
     discounts = np.unique(np.float32(args.discount))
     returns = np.stack([data.return_to_go(float(discount)) for discount in discounts])[:, data.usable()]
     low, high = returns.min(1, keepdims=True), returns.max(1, keepdims=True)
@@ -686,7 +675,11 @@ def windows_of(data: Dataset, args: Args) -> Windows:
 
 
 def check(args: Args) -> None:
-    """InputError: sizes that the network cannot halve, a horizon that a window does not have."""
+    """InputError: sizes that the network cannot halve, a horizon that a window does not have, what would do nothing."""
+    if args.world_model == "one_step" and args.futures > 1:
+        raise InputError(f"--futures {args.futures}: the model of single steps foretells one.")
+    if args.futures == 1 and np.any(np.ravel(args.pessimism) > 0.0):
+        raise InputError(f"--pessimism {args.pessimism} is over futures: it needs --futures of at least 2.")
     halved = 2 ** (len(args.channel_factors) - 1)
     if args.window_steps < 2 or args.window_steps % halved:
         raise InputError(

@@ -52,8 +52,9 @@ from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.sequences import Sequences, require_context, sequences
+from shared.sequences import Sequences, require_context, sequences, window_starts
 from shared.task import Spec
+from shared.transitions import FIELDS
 
 
 @hyperparameters
@@ -268,6 +269,8 @@ class WindowBatch(NamedTuple):
     """[B] 1 where the task ends in the window."""
     next_obs: jax.Array
     """[B, O] after its last step."""
+    successor: jax.Array
+    """[B] 1 where that is known."""
 
 
 class Windows(NamedTuple):
@@ -285,19 +288,12 @@ class Windows(NamedTuple):
         mask = (jnp.arange(args.window_steps) <= last[:, None]).astype(jnp.float32)
         reward = (args.discount ** jnp.arange(args.window_steps) * mask * found.reward).sum(1)
         next_obs = jnp.take_along_axis(found.next_obs, last[:, None, None], axis=1)[:, 0]
+        known = jnp.take_along_axis(found.successor, last[:, None], axis=1)[:, 0]
         obs, action = mask[..., None] * found.obs, mask[..., None] * found.action
-        return WindowBatch(mask, obs, action, reward, ends.any(1).astype(jnp.float32), next_obs)
+        return WindowBatch(mask, obs, action, reward, ends.any(1).astype(jnp.float32), next_obs, known)
 
     def sample(self, key, n: int, args: Args) -> WindowBatch:
         return self.take(jax.random.randint(key, (n,), 0, len(self.starts)), args)
-
-
-def window_starts(terminal: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
-    """[N] bool: `steps` rows from here on are of one episode, whose last row is `end` [N], or it terminates before."""
-    row = np.arange(len(end))
-    ends = np.append(np.flatnonzero(terminal), 2 * len(end))
-    following = ends[np.searchsorted(ends, row)]  # the next terminal row
-    return (end - row >= steps - 1) | (following <= end)
 
 
 # --------------------------------------------------------------------------------------------- plans
@@ -325,7 +321,8 @@ def plan_loss(plans, agent: Agent, batch: WindowBatch, key, args: Args):
     chex.assert_equal_shape([log_prob, batch.mask])
     chex.assert_equal_shape([end_log_prob, kl])
     action_loss = -(batch.mask * log_prob).sum() / batch.mask.sum()
-    kl, end_loss = kl.mean() / args.window_steps, -end_log_prob.mean() / args.window_steps
+    end_loss = -(batch.successor * end_log_prob).sum() / jnp.maximum(batch.successor.sum(), 1.0) / args.window_steps
+    kl = kl.mean() / args.window_steps
     return action_loss + end_loss + args.kl_weight * kl, {"decoder_loss": action_loss, "end_loss": end_loss, "kl": kl}
 
 
@@ -574,20 +571,21 @@ def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
 def fit(agent: Agent, keys, args: Args, windows: Windows, step) -> tuple[Agent, dict]:
     """One lane, before the first update: one `step` of the autoencoder or of diffusion per key; mean metrics.
 
-    They are of both, whichever learns: before.csv has one header.
+    They are of both, since before.csv has one header: of what does not learn now, on one batch at the end.
     """
+    keys = jax.vmap(partial(jax.random.split, num=3))(keys)
 
     def one(agent, key):
-        window_key, noise_key, plan_key, diffusion_key = jax.random.split(key, 4)
-        batch = windows.sample(window_key, args.batch_size, args)
-        agent, _ = step(agent, batch, noise_key, args)
-        plan_value, info = plan_loss(agent.plans, agent, batch, plan_key, args)
-        plan = (encoded(agent, agent.plans, batch)[0] - agent.plan_mean) / agent.plan_std
-        diffusion = diffusion_loss(agent.denoiser, agent, plan, batch.obs[:, 0], diffusion_key, args)
-        return agent, {"plan_loss": plan_value, **info, "diffusion_loss": diffusion}
+        return step(agent, windows.sample(key[0], args.batch_size, args), key[1], args)
 
-    agent, metrics = jax.lax.scan(one, agent, keys)
-    return agent, jax.tree.map(jnp.mean, metrics)
+    agent, metrics = jax.lax.scan(one, agent, keys[:, :2])
+    window_key, plan_key, diffusion_key = jax.random.split(keys[-1, 2], 3)
+    batch = windows.sample(window_key, args.batch_size, args)
+    loss, info = plan_loss(agent.plans, agent, batch, plan_key, args)
+    plan = (encoded(agent, agent.plans, batch)[0] - agent.plan_mean) / agent.plan_std
+    diffusion = diffusion_loss(agent.denoiser, agent, plan, batch.obs[:, 0], diffusion_key, args)
+    judged = {"plan_loss": loss, **info, "diffusion_loss": diffusion}
+    return agent, judged | jax.tree.map(jnp.mean, metrics)
 
 
 def train(agent: Agent, keys, args: Args, windows: Windows) -> tuple[Agent, dict]:
@@ -610,11 +608,8 @@ def main(args: Args) -> None:
     with Run(__file__, args, data.task, policy, before=before) as run:
         if args.plan_updates % run.chunk:
             raise InputError(f"--plan-updates must be a multiple of {run.chunk}, which divides the other intervals.")
-        found = sequences(data)
-        starts = window_starts(data.terminal[data.usable()], np.asarray(found.end), args.window_steps)
-        if not starts.any():
-            raise InputError(f"--window-steps {args.window_steps}: no episode has so many rows with a successor.")
-        windows = run.replicate(Windows(found, jnp.asarray(np.flatnonzero(starts), jnp.int32)))
+        starts = jnp.asarray(window_starts(data, args.window_steps), jnp.int32)
+        windows = run.replicate(Windows(sequences(data, *FIELDS, "successor"), starts))
         agent = run.init(partial(init, spec=data.spec, n_windows=len(windows.starts)))
         agent = run.restore(agent)
         lanes = partial(run.over_lanes, in_axes=(0, 0, 0, None), donate=True)

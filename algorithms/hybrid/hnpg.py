@@ -68,8 +68,8 @@ class Args(HybridArgs):
     """lambda of the generalised advantage estimate, in [0, 1]."""
     critic_lr: Float = 3e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    critic_updates: int = 30
-    """Gradient updates of each step's critic in a fit."""
+    critic_updates: Size = 30
+    """Gradient updates of every critic in a fit."""
     value_samples: int = 10
     """Actions of the policy that the value of a state is estimated from."""
     cg_steps: int = 10

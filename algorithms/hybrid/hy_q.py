@@ -66,8 +66,8 @@ class Args(HybridArgs):
     """Adam's step size: everything that is learned."""
     encoder_temperature: Float = 1.0
     """Of the softmax over latent states."""
-    critic_updates: int = 500
-    """Gradient updates of each step's critic in a fit."""
+    critic_updates: Size = 500
+    """Gradient updates of every critic in a fit."""
     batch_size: Size = 512
     """Transitions per gradient update."""
     state_dim: int = 3

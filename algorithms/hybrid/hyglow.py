@@ -73,8 +73,8 @@ class Args(HybridArgs):
     """Of residuals above beta, in GLOW's objective."""
     critic_lr: Float = 0.02
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
-    fit_updates: Size = 300
-    """Gradient updates of f in a round."""
+    critic_updates: Size = 300
+    """Gradient updates of every critic in a fit."""
     env_steps: EnvSteps = 3_200
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     log_every: Size = 160
@@ -229,7 +229,7 @@ def update(agent: Agent, data: Counts, args: Args) -> tuple[Agent, dict]:
 
     top = jnp.ones_like(agent.critic)
     start = (top, adam.init(top)) if args.optimistic else (agent.critic, agent.critic_opt)
-    (critic, opt), info = jax.lax.scan(step, start, None, args.fit_updates)
+    (critic, opt), info = jax.lax.scan(step, start, None, args.critic_updates)
     info = jax.tree.map(lambda x: x[-1], info)
     own = ratios(greedy(critic), data, jnp.inf)
     new = agent.replace(critic=critic, critic_opt=opt, rounds=rounds)
@@ -293,7 +293,7 @@ def main(args: Args) -> None:
         for keys in run.chunks():
             (agent, online), metrics = train_lanes((agent, online), keys, run.lane_args, offline)
             rounds = (run.done + run.chunk) // round_steps(args)
-            run.log(agent, metrics, updates=rounds * args.fit_updates, state=online)
+            run.log(agent, metrics, updates=rounds * args.critic_updates, state=online)
 
 
 if __name__ == "__main__":

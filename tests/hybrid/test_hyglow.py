@@ -13,12 +13,12 @@ from reference import close
 from shared.task import Spec
 from shared.transitions import Batch
 
-SMALL = {"horizon": 8, "episodes_per_round": 1, "fit_updates": 3, "n_policies": 3}
+SMALL = {"horizon": 8, "episodes_per_round": 1, "critic_updates": 3, "n_policies": 3}
 
 hyglow = load("hyglow")
 H, S, A, K = 3, 3, 4, 5
 TABULAR = Lock(H, tabular=True, num_actions=A)
-ARGS = hyglow.Args(horizon=H, n_policies=K, ratio_penalty=0.2, fit_updates=4)
+ARGS = hyglow.Args(horizon=H, n_policies=K, ratio_penalty=0.2, critic_updates=4)
 SPEC = Spec((S + 1,), A, True)
 
 
