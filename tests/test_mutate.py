@@ -1,6 +1,8 @@
 """What tests/mutate.py puts into a source, and that results/mutants.json is of files that exist."""
 
 import json
+import subprocess
+import sys
 
 from conftest import ALGORITHMS, ROOT
 from mutate import defects, explained
@@ -53,6 +55,27 @@ def test_every_file_has_defects_and_an_explanation_is_of_one_that_exists():
         found = {d.change for d in defects(path.read_text())}
         assert found, path.stem
         assert explained(ROOT / "tests" / path.parent.name / f"test_{path.name}").keys() <= found, path.stem
+
+
+KEEPS = """
+import sys
+from pathlib import Path
+
+sys.path[:0] = ["{root}", "{root}/tests"]
+from mutate import survives
+
+test = Path("{test}")
+print([survives("mex", test, f"VALUE = {{value}}", test) for value in (1, 2, 1)])
+"""
+
+
+def test_every_defect_meets_tests_that_load_the_file_at_their_top(tmp_path):
+    """pytest keeps a test file that it has imported, and with it the algorithm of before."""
+    test = tmp_path / "test_mex.py"
+    test.write_text("from conftest import load\n\nmex = load('mex')\n\n\ndef test():\n    assert mex.VALUE == 1\n")
+    code = KEEPS.format(root=ROOT, test=test)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[True, False, True]"], done.stderr
 
 
 def test_the_committed_results_are_of_files_that_exist():

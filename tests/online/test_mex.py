@@ -12,14 +12,16 @@ from scipy.special import logsumexp
 SMALL = {"learning_starts": 4}
 
 mex = load("mex")
-ARGS = mex.Args(hidden_dims=(8, 8), batch_size=B, optimism_weight=0.3, policy_noise=0.4, noise_clip=0.3)
+ARGS = mex.Args(hidden_dims=(8, 8), batch_size=B, optimism_weight=0.3, policy_noise=0.4, noise_clip=0.3, tau=0.1)
 loss_and_grad = jax.jit(jax.value_and_grad(mex.critic_loss, has_aux=True))
 critic_loss = jax.jit(mex.critic_loss)
 
 
 @pytest.fixture(scope="module")
 def agent():
-    return agent_of(mex, ARGS)
+    """Its target actor's actions are near the limits, which the noise goes beyond."""
+    agent = agent_of(mex, ARGS)
+    return agent.replace(target_actor=jax.tree.map(lambda x: 2.0 * x, agent.target_actor))
 
 
 def policy(params, obs):
@@ -29,7 +31,9 @@ def policy(params, obs):
 def expected(agent, batch, key, args):
     noise_key, random_key = jax.random.split(key)
     noise = np.clip(0.4 * np.asarray(jax.random.normal(noise_key, (B, 2))), -0.3, 0.3)
-    next_action = np.clip(policy(agent.target_actor, batch.next_obs) + noise, -1, 1)
+    next_action = policy(agent.target_actor, batch.next_obs) + noise
+    assert (np.abs(next_action) > 1).any()
+    next_action = np.clip(next_action, -1, 1)
     y = batch.reward + 0.99 * (1 - batch.terminal) * heads(agent.target_critic, batch.next_obs, next_action).min(0)
     q = heads(agent.critic, batch.obs, batch.action)
     error = ((q - y) ** 2).mean(1).sum()
@@ -74,6 +78,7 @@ def test_mex_actor_climbs_the_first_critic_every_other_step(agent, batch):
             moved = [np.abs(x - y).max() > 0 for x, y in zip(*map(jax.tree.leaves, (before, after)))]
             assert all(moved) if moves else not any(moved)
         assert np.abs(new.critic["params"]["Dense_0"]["kernel"] - agent.critic["params"]["Dense_0"]["kernel"]).max() > 0
-    target = jax.tree.map(lambda t, c: t + 0.005 * (c - t), agent.target_critic, new.critic)
-    jax.tree.map(close, new.target_critic, target)
+    for name in ("critic", "actor"):
+        before, now = getattr(agent, f"target_{name}"), getattr(new, f"target_{name}")
+        jax.tree.map(lambda t, own, now: close(now, t + 0.1 * (own - t)), before, getattr(new, name), now)
     close(info["actor_loss"], 2 * mex.actor_loss(agent.actor, new.replace(actor=agent.actor), batch)[0])
