@@ -273,6 +273,16 @@ class Dataset:
         best = np.argsort(-returns, kind="stable")[: max(1, int(fraction * len(returns)))]
         return self.select(np.isin(self.episode(), best)).replace({"top_fraction": fraction})
 
+    def some_episodes(self, count: int) -> "Dataset":
+        """`count` of the episodes, drawn, but the same ones for all lanes and runs; all with 0."""
+        there = len(self.ends())
+        if count > there:
+            raise InputError(f"--episodes {count}: '{self.task.id}' has {there}.")
+        if count in (0, there):
+            return self
+        drawn = np.random.default_rng(0).permutation(there)[:count]
+        return self.select(np.isin(self.episode(), drawn)).replace({"episodes": count})
+
     def select(self, rows: np.ndarray) -> "Dataset":
         """The rows where `rows` [N] is True (or of these indices); whole episodes, or `last` is stale."""
         names = (*ARRAYS, "successor")

@@ -202,6 +202,18 @@ def test_bad_corruptions_get_one_sentence(long_log):
         data.corrupt(("obs",))
 
 
+def test_some_episodes_are_whole_and_always_the_same(log):
+    there = len(log.ends())
+    some = log.some_episodes(there - 1)
+    assert len(some.ends()) == there - 1 and some.task.options["episodes"] == there - 1
+    np.testing.assert_array_equal(some.obs, log.some_episodes(there - 1).obs)
+    whole = [log.reward[a : b + 1].tolist() for a, b in zip(log.starts(), log.ends(), strict=True)]
+    assert all(some.reward[a : b + 1].tolist() in whole for a, b in zip(some.starts(), some.ends(), strict=True))
+    assert log.some_episodes(0) is log and log.some_episodes(there) is log
+    with pytest.raises(InputError, match=f"--episodes {there + 1}: .* has {there}"):
+        log.some_episodes(there + 1)
+
+
 def test_top_episodes(log):
     best = log.top_episodes(0.67)
     assert best.reward.tolist() == [10, 20, 100, 200] and best.last.tolist() == [False, True, False, True]

@@ -34,13 +34,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
-from shared.data import Dataset, load_dataset
-from shared.errors import InputError
+from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
 from shared.sequences import Sequences, Window, require_context, sequences
@@ -311,26 +309,12 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
-def some_episodes(data: Dataset, count: int) -> Dataset:
-    """`count` of the data's episodes, always the same; all with 0.
-
-    Raises:
-      InputError: it has fewer.
-    """
-    if not count:
-        return data
-    if count > (there := len(data.ends())):
-        raise InputError(f"--episodes {count}: '{data.task.id}' has {there}.")
-    drawn = np.random.default_rng(0).permutation(there)[:count]
-    return data.select(np.isin(data.episode(), drawn))
-
-
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     require_context(data, args.context)
-    data = some_episodes(data, args.episodes)
+    data = data.some_episodes(args.episodes)
     fields = "obs", "action", "reward", "terminal", "next_obs"
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
         windows = run.replicate(sequences(data, *fields))

@@ -447,21 +447,13 @@ def on_device(data: Dataset, reward: np.ndarray) -> Data:
     return Data(data.transitions(), jnp.asarray(optimal, jnp.float32), first_obs)
 
 
-def kept(data: Dataset, share: float) -> Dataset:
-    """`share` of the episodes, at least one, the same ones for all lanes."""
-    if share == 1.0:
-        return data
-    episodes = len(data.ends())
-    chosen = np.random.default_rng(0).permutation(episodes)[: max(1, round(share * episodes))]
-    return data.select(np.isin(data.episode(), chosen)).replace({"episode_share": share})
-
-
 def main(args: Args) -> None:
     if min(*np.ravel(args.divergence_weight), *np.ravel(args.ood_ratio)) <= 0:
         raise InputError(
             "--divergence-weight and --ood-ratio must be over 0: advantages and ratios are divided by them."
         )
-    data = kept(load_dataset(args).require(discrete=False), args.episode_share)
+    data = load_dataset(args).require(discrete=False)
+    data = data.some_episodes(max(1, round(args.episode_share * len(data.ends()))))
     reward = data.reward
     if args.standardize_reward:
         data.reward_range()  # refuses rewards that are all equal

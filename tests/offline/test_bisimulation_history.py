@@ -259,7 +259,7 @@ def test_representations_that_descend_the_loss_reach_the_exact_metric(module):
     np.testing.assert_allclose(found, right, atol=0.05)
 
 
-def test_some_episodes_are_the_same_for_all_and_no_more_than_there_are(pendulum, tmp_path, module):
+def test_no_more_episodes_than_there_are_and_no_longer_context(pendulum, tmp_path, module):
     with np.load(pendulum) as file:
         arrays = dict(file) | {"actions": np.arange(300) % 3}
     np.savez(pendulum, **arrays)  # ten episodes of thirty rows
@@ -268,7 +268,3 @@ def test_some_episodes_are_the_same_for_all_and_no_more_than_there_are(pendulum,
         module.main(args)
     with pytest.raises(InputError, match="--context 31: the longest episode of .* has 30 rows"):
         module.main(dataclasses.replace(args, context=31))
-    data = module.load_dataset(args)
-    some = module.some_episodes(data, 4)
-    assert len(some.ends()) == 4 and module.some_episodes(data, 0) is data
-    np.testing.assert_array_equal(some.obs, module.some_episodes(data, 4).obs)

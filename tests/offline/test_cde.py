@@ -231,8 +231,6 @@ def test_cde_rows_know_whether_their_episode_ends_in_a_reward(cde, tmp_path):
     row = np.asarray(rows.batch.obs[:, 0], int)
     np.testing.assert_array_equal(rows.optimal, np.asarray(on_device.optimal)[row])
     assert set(np.asarray(rows.first_obs)[:, 0]) == {0, 12, 24}
-    third = cde.kept(data, 0.34)
-    assert len(third.ends()) == 1 and third.starts()[0] == 0 and third.task.options["episode_share"] == 0.34
 
 
 def test_cde_rewards_are_standardised_before_their_scale_and_ratios_are_positive(cde, pendulum, tmp_path, monkeypatch):
