@@ -4,7 +4,8 @@ from results.grid import Entry
 HABIT = "road-habit"
 SIZES = (
     "--seeds 8 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 32 32 --n-models 3 --n-elites 2 "
-    "--model-updates 3000 --holdout-every 500 --updates 4000 --rollout-batch 1000 --eval-every 2000 --eval-episodes 20"
+    "--model-updates 3000 --holdout-every 500 --updates 4000 --rollout-batch 1000 --actor-lr 1e-3 --critic-lr 1e-3 "
+    "--discount 0.95 --eval-every 2000 --eval-episodes 20"
 )
 
 focus = Entry("focus", HABIT, f"{SIZES} --graph learned", "learned", "claim")
