@@ -1,4 +1,4 @@
-"""The rainy road's drivers: `road-habit`, who wipe exactly as hard as it rains; `road-free`, who wipe at random."""
+"""The rainy road's drivers: `road-habit`, who wipe as hard as it rains; `road-free`, who wipe at random."""
 
 from functools import partial
 
@@ -12,8 +12,8 @@ from shared.task import registered_env
 
 HABIT = 0.1
 """Standard deviation of the wiper about the rain."""
-DRIVERS = (0.1, 0.4)
-"""The data's drivers keep speeds from this to this: all drive slower than they should."""
+DRIVERS = (0.1, 0.7)
+"""The data's drivers keep speeds from this to this, most of them too slow."""
 
 
 def recipe(name: str, env_id: str) -> Recipe:

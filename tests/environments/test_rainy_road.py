@@ -41,7 +41,7 @@ def test_drivers_wipe_as_hard_as_it_rains_or_at_random():
         assert len(data.obs) == 500 and not data.terminal.any() and data.last.sum() == 10
         assert low < np.corrcoef(data.obs[:, 1], data.action[:, 1])[0, 1] <= high
         speed = data.obs[:, 0].reshape(10, 50)[:, 10:].mean(1)
-        assert speed.min() > 0.05 and speed.max() < 0.45 and speed.std() > 0.03  # slower than the 0.5 that are asked
+        assert 0.05 < speed.min() < 0.3 and 0.5 < speed.max() < 0.75  # from far too slow to too fast
         np.testing.assert_allclose(data.reward, -np.abs(data.next_obs[:, 0] - 0.5), atol=1e-6)
 
 
