@@ -42,6 +42,7 @@ import numpy as np
 import ogbench_data
 import pointmaze
 import pointworld
+import roads
 import scripted
 import sepsis
 from episodes import Recipe
@@ -67,6 +68,7 @@ MODULES = {
     "tabular": locks,
     "icu": sepsis,
     "ogbench": ogbench_data,
+    "road": roads,
 }
 REFERENCE_EPISODES = 100
 # (min, max) of D4RL's environments: Farama-Foundation/D4RL, d4rl/infos.py.

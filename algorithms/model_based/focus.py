@@ -1,0 +1,712 @@
+"""FOCUS: a model of the dynamics whose outputs see no other inputs than their causes.
+
+Zhu, Chen, Tian, Zhang and Yu, "Offline Reinforcement Learning with Causal Structured World Models", arXiv 2206.01474.
+Data of one policy holds dependences that are that policy's: actions follow from goals, and a model that sees both may
+take one for the other. The future causes nothing of the past, so that a graph from (s, a) to (s' - s, r) is found by
+one test for each pair: whether they depend on each other given all other inputs. MOPO follows, with a model of one
+network for each output, which is given its causes alone.
+1. The tests, before anything else, on --test-rows rows of the data (--graph learned).
+2. Model phase, logged to before.csv: at most --model-updates, until no member's hold-out error falls any more.
+3. --updates of SAC. Before the first and after every `rollout_every` of them the model makes new rollouts.
+
+Where observations tell the whole state of a known environment (Pendulum, point worlds), metrics.csv holds the F1 score
+of the graph against the true one (graph_f1), and the model's error of one step at the data's pairs (error_data), along
+ten true steps of uniform actions (error_uniform), and in rollouts (error_1, error_h after a whole one).
+
+Choose it when observations are a few named quantities, most of which have few causes, and the data is of one policy.
+
+Deviations from the paper:
+- no code is known: sizes and the significance are ours; the model and SAC are those of mopo.py, with the penalty of
+  MOPO's paper, the largest standard deviation of a member;
+- in place of kernel matrices the tests have random Fourier features (RCoT, Strobl, Zhang and Visweswaran, arXiv
+  1702.03877), whose time does not grow with the cube of the rows: an input and features of it against an output, both
+  freed by ridge regression of what all other inputs and features of them explain; the null is a gamma distribution of
+  its own mean and variance;
+- outputs have no features, since a model is asked for their means: an input that changes an output only by the sign of
+  another one, and so not on average, is missed;
+- outputs are s' - s and --noise-std is added to them in the tests: what is left over of a deterministic step would be
+  the regression's own error;
+- the threshold is --p-threshold, where the paper chooses one by a rule of its own.
+
+    python algorithms/model_based/focus.py --dataset road-habit --model-hidden-dims 32 32 --hidden-dims 64 64 \\
+        --model-updates 3000 --updates 6000 --rollout-batch 1000 --seeds 4
+    python algorithms/model_based/focus.py --dataset road-habit --graph full --model-hidden-dims 32 32 \\
+        --hidden-dims 64 64 --model-updates 3000 --updates 6000 --rollout-batch 1000 --seeds 4
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.data import load_dataset
+from shared.env_models import exact_model, termination
+from shared.errors import InputError
+from shared.replay import Replay, concatenate, init_replay
+from shared.run import Run, launch
+from shared.task import Spec
+from shared.transitions import FIELDS, Batch, Transitions
+
+
+@hyperparameters
+class Args(OfflineArgs):
+    updates: Size = 3_000_000
+    """Gradient updates of each lane (a step means one gradient update everywhere)."""
+    graph: Literal["learned", "full", "exact"] = "learned"
+    """Which inputs the model's outputs see: those that tests find, all, or those that change the environment's."""
+    test_rows: Size = 1_000
+    """Rows of the data that the tests of independence see."""
+    test_features: Size = 100
+    """Random Fourier features of what a test is conditioned on."""
+    p_threshold: Fraction = 1e-4
+    """p-value under which an input is a cause."""
+    noise_std: Float = 0.01
+    """Of what is added to the model's outputs in the tests, in their standard deviations."""
+    reward_penalty: Float = 1.0
+    """lambda: what the reward loses per unit of uncertainty; 0: nothing (MBPO)."""
+    rollout_steps: Float = 5.0
+    """h: steps of a rollout in the model."""
+    rollout_batch: int = 50_000
+    """Rollouts made together, from states of the data."""
+    rollout_every: int = 1_000
+    """Updates between two batches of rollouts."""
+    rollout_rounds: int = 5
+    """Batches of rollouts that are kept."""
+    real_share: StaticFraction = 0.05
+    """Share of the data's rows in a batch; the others are the model's."""
+    termination: bool = True
+    """Rollouts end where the environment's episodes would; without it, nowhere."""
+    model_updates: int = 200_000
+    """Most updates of the model before the first of the agent."""
+    holdout_rows: int = 1_000
+    """Rows that the model does not learn from, at most a fifth of the data; its members are judged by them."""
+    holdout_every: int = 1_000
+    """Updates of the model between two looks at its hold-out error."""
+    patience: int = 5
+    """Looks without an improvement by 1 % of any member after which the model is done."""
+    n_models: int = 7
+    """Models in the ensemble."""
+    n_elites: int = 5
+    """Of these, the ones of least hold-out error, which make the rollouts."""
+    model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
+    """Hidden layers of the model of the dynamics."""
+    decay_scale: Float = 1.0
+    """Of the model: a factor of the paper's, which grow from 2.5e-5 in the first layer to 1e-4 in the last."""
+    discount: Fraction = 0.99
+    """gamma, in [0, 1]."""
+    tau: Fraction = 0.005
+    """Polyak step of the target networks, in [0, 1]."""
+    model_lr: Float = 1e-3
+    """Adam's step size: model of the dynamics."""
+    actor_lr: Float = 1e-4
+    """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
+    critic_lr: Float = 3e-4
+    """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
+    batch_size: Size = 256
+    """Transitions per gradient update."""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden layers of every network that has no argument of its own for them."""
+
+
+PRESETS = {}
+
+OWN_FEATURES = 4
+"""Random Fourier features of the input of a test."""
+TRUTH_ROWS = 1000
+"""Rows of the data in which the environment's own graph is looked for."""
+ERROR_STEPS = 10
+"""Steps of uniform actions in which the model's error is measured."""
+
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+class Actor(nn.Module):
+    """Tanh-Gaussian: mean and log standard deviation."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = obs
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=torch_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=torch_init)(x), 2, axis=-1)
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+class Critic(nn.Module):
+    hidden_dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=torch_init)(x))
+        return nn.Dense(1, kernel_init=torch_init)(x)[..., 0]
+
+
+class EnsembleDense(nn.Module):
+    """A layer of each member: [E, B, in] -> [E, B, out]."""
+
+    members: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        fan_in = x.shape[-1]
+        init = nn.initializers.truncated_normal(0.5 / np.sqrt(fan_in))
+        kernel = self.param("kernel", init, (self.members, fan_in, self.size))
+        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.members, 1, self.size))
+
+
+class Model(nn.Module):
+    """Mean and log variance [E, B, D] of every member for its inputs [E, B, O + A]; the log variance is bounded softly.
+
+    Each output has a network of its own, which sees the inputs that `graph` [D, O + A] gives it. The bounds [D] are
+    learned, and those of all members.
+    """
+
+    members: int
+    hidden_dims: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, graph):
+        rows, networks = x.shape[1], self.members * self.outputs
+        x = (x[:, None] * graph[:, None]).reshape(networks, rows, -1)
+        for i, size in enumerate(self.hidden_dims):
+            x = nn.swish(EnsembleDense(networks, size, name=f"Dense_{i}")(x))
+        x = EnsembleDense(networks, 2, name=f"Dense_{len(self.hidden_dims)}")(x)
+        mean, log_var = x.reshape(self.members, self.outputs, rows, 2).transpose(3, 0, 2, 1)
+        high = self.param("max_log_var", nn.initializers.constant(0.5), (self.outputs,))
+        low = self.param("min_log_var", nn.initializers.constant(-10.0), (self.outputs,))
+        log_var = high - nn.softplus(high - log_var)
+        return mean, low + nn.softplus(log_var - low)
+
+
+class Networks(NamedTuple):
+    actor: Actor
+    critic: Critic
+    model: Model
+
+
+class Agent(flax.struct.PyTreeNode):
+    nets: Networks = flax.struct.field(pytree_node=False)
+    actor: Any
+    critic: Any
+    """Two critics, stacked on a leading axis [E=2, ...]."""
+    target_critic: Any
+    log_alpha: jax.Array
+    """Of SAC's entropy temperature."""
+    model: Any
+    """The ensemble; its layers have a leading axis [E D, ...] of members and outputs."""
+    best_model: Any
+    """Each member as it was at its least hold-out error."""
+    holdout_error: jax.Array
+    """[E] that error"""
+    waited: jax.Array
+    """Looks at the hold-out error since one improved."""
+    fitted: jax.Array
+    """Updates of the model."""
+    graph: jax.Array
+    """[O + 1, O + A] 1 where an output of the model sees an input"""
+    bootstrap: jax.Array
+    """[2] data of the key of the members' bootstrap samples"""
+    input_mean: jax.Array
+    """[O + A] of the model's inputs in the data"""
+    input_std: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+    model_opt: optax.OptState
+
+
+def tanh_gaussian_log_prob(mean, log_std, u):
+    """log pi(a) [...] of actions a = tanh(u) [..., A], u ~ N(mean, std)."""
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
+    log_det = 2.0 * (jnp.log(2.0) - u - nn.softplus(-2.0 * u))  # log(1 - tanh(u)^2), stable
+    return (log_prob - log_det).sum(-1)
+
+
+def sample_tanh_gaussian(mean, log_std, key, *n: int):
+    """Actions a = tanh(u) [*n, ..., A], u ~ N(mean, std), and log pi(a) [*n, ...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, (*n, *mean.shape))
+    return jnp.tanh(u), tanh_gaussian_log_prob(mean, log_std, u)
+
+
+def q_values(net: Critic, critics, obs, action):
+    """[E, B]"""
+    return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
+
+
+# ------------------------------------------------------------------------------------------- the graph
+
+
+def standardized(x, axis=0):
+    """`x` with mean 0 and standard deviation 1; what is constant is 0."""
+    x, std = x - x.mean(axis, keepdims=True), x.std(axis, keepdims=True)
+    return jnp.where(std > 1e-6, x / jnp.where(std > 1e-6, std, 1.0), 0.0)
+
+
+def features(x, count: int, key):
+    """[n, D + count]: variables [n, D], and cosines of random frequencies over the median of their distances."""
+    frequency_key, phase_key = jax.random.split(key)
+    half = len(x) // 2
+    width = jnp.median(jnp.linalg.norm(x[:half] - x[half : 2 * half], axis=-1))
+    frequency = jax.random.normal(frequency_key, (x.shape[1], count)) / jnp.maximum(width, 1e-3)
+    waves = jnp.cos(x @ frequency + jax.random.uniform(phase_key, (count,), maxval=2 * jnp.pi))
+    return standardized(jnp.concatenate([x, waves], axis=1))
+
+
+def freed(x, condition, ridge: float = 1e-4):
+    """`x` [n, D] less what ridge regression on `condition` [n, F] explains of it."""
+    gram = condition.T @ condition / len(x) + ridge * jnp.eye(condition.shape[1])
+    return x - condition @ jax.scipy.linalg.solve(gram, condition.T @ x / len(x), assume_a="pos")
+
+
+def p_value(x, y):
+    """Of n |C|^2, C the correlations of residuals [n, D] and [n, F]: a gamma of the null's mean and variance."""
+    x, y = standardized(x), standardized(y)
+    statistic = ((x.T @ y) ** 2).sum() / len(x)
+    mean = ((x**2).sum(1) * (y**2).sum(1)).mean()
+    products = (x[:, :, None] * y[:, None]).reshape(len(x), -1)
+    variance = 2.0 * ((products.T @ products / len(x)) ** 2).sum()
+    return jax.scipy.special.gammaincc(mean**2 / (variance + 1e-20), statistic * mean / (variance + 1e-20))
+
+
+def p_values(inputs, outputs, key, args: Args):
+    """[D, I] of the independence of each of `inputs` [n, I] and of `outputs` [n, D], given all other inputs."""
+    noise_key, key = jax.random.split(key)
+    x, y = standardized(inputs), standardized(outputs)
+    y = y + args.noise_std * jax.random.normal(noise_key, y.shape)
+
+    def of_input(i):
+        own_key, other_key = jax.random.split(jax.random.fold_in(key, i))
+        others = jnp.where(jnp.arange(x.shape[1]) == i, 0.0, x)
+        condition = features(others, args.test_features, other_key)
+        free_x = freed(features(x[:, i, None], OWN_FEATURES, own_key), condition)
+        return jax.vmap(p_value, (None, 1))(free_x, freed(y, condition)[:, :, None])
+
+    return jax.lax.map(of_input, jnp.arange(x.shape[1])).T
+
+
+def find_graph(agent: Agent, args: Args, transitions: Transitions, holdout: int) -> Agent:
+    """One lane: the edges that --test-rows rows which are not held out tell."""
+    rows_key, key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(agent.bootstrap), args.n_models))
+    n = len(transitions.rows) - holdout
+    batch = transitions.take(holdout + jax.random.permutation(rows_key, n)[: args.test_rows])
+    outputs = jnp.where(batch.successor[:, None] > 0, model_target(batch), 0.0)
+    p = p_values(jnp.concatenate([batch.obs, batch.action], axis=-1), outputs, key, args)
+    return agent.replace(graph=(p < args.p_threshold).astype(jnp.float32))
+
+
+def exact_graph(exact: Callable, obs, action):
+    """[O + 1, O + A] 1 where an output of the environment has a derivative in an input, in some row of [n, ...]."""
+    size = obs.shape[-1]
+
+    def outputs(inputs):
+        next_obs, reward, _ = exact(inputs[None, :size], inputs[None, size:], jax.random.key(0))
+        return jnp.append(next_obs[0] - inputs[:size], reward)
+
+    slopes = jax.lax.map(jax.jacfwd(outputs), jnp.concatenate([obs, action], axis=-1), batch_size=256)
+    return (jnp.abs(slopes) > 1e-5).any(0).astype(jnp.float32)
+
+
+def f1(graph, truth):
+    """Harmonic mean of precision and recall of edges."""
+    return 2.0 * (graph * truth).sum() / jnp.maximum(graph.sum() + truth.sum(), 1.0)
+
+
+# ------------------------------------------------------------------------------------------- the model
+
+
+def predict(model, agent: Agent, obs, action):
+    """Mean and log variance [E, B, O + 1] of (s' - s, r); obs, action [B, ...], or [E, B, ...] for each member."""
+    x = (jnp.concatenate([obs, action], axis=-1) - agent.input_mean) / agent.input_std
+    return agent.nets.model.apply(model, jnp.broadcast_to(x, (agent.nets.model.members, *x.shape[-2:])), agent.graph)
+
+
+def model_target(batch: Batch):
+    """(s' - s, r) [..., O + 1]"""
+    return jnp.concatenate([batch.next_obs - batch.obs, batch.reward[..., None]], axis=-1)
+
+
+def model_decay(model, args: Args):
+    """0.5 sum_l decay_l |W_l|^2, the decays of the paper's code spread over the layers."""
+    layers = [f"Dense_{i}" for i in range(sum("Dense" in name for name in model["params"]))]
+    decays = np.interp(np.linspace(0, 4, len(layers)), range(5), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4))
+    squares = [(model["params"][name]["kernel"] ** 2).sum() for name in layers]
+    return 0.5 * args.decay_scale * sum(d * square for d, square in zip(decays, squares, strict=True))
+
+
+def model_loss(model, agent: Agent, batch: Batch, args: Args):
+    """(mu - y)^2 / sigma^2 + log sigma^2, mean over rows and dimensions; summed over the members.
+
+    Beside it the decay, and 0.01 times the bounds of the log variance, which closes them. Each member has a batch
+    [E, B] of its own. What follows an end is learned only where the data has it.
+    """
+    mean, log_var = predict(model, agent, batch.obs, batch.action)
+    nll = (mean - model_target(batch)) ** 2 * jnp.exp(-log_var) + log_var
+    chex.assert_shape(nll, (args.n_models, args.batch_size, mean.shape[-1]))
+    bounds = model["params"]["max_log_var"].sum() - model["params"]["min_log_var"].sum()
+    nll = (batch.successor * nll.mean(-1)).mean(1).sum(0)
+    return nll + model_decay(model, args) + 0.01 * bounds, {"model_nll": nll}
+
+
+def squared_error(model, agent: Agent, batch: Batch):
+    """[E]: (mu - y)^2 over the rows [B] whose next observation is known."""
+    error = ((predict(model, agent, batch.obs, batch.action)[0] - model_target(batch)) ** 2).mean(-1)
+    return (batch.successor * error).sum(1) / jnp.maximum(batch.successor.sum(), 1.0)
+
+
+def judge(agent: Agent, held_out: Batch) -> Agent:
+    """After a look at the hold-out error: keeps the members that improved by more than 1 %."""
+    error = squared_error(agent.model, agent, held_out)
+    better = error < 0.99 * agent.holdout_error
+
+    def keep(new, old):  # the bounds, which are all members', are the last ones
+        own = jnp.repeat(better, len(new) // len(better)).reshape(-1, 1, 1)
+        return jnp.where(own, new, old) if new.ndim == 3 else new
+
+    return agent.replace(
+        best_model=jax.tree.map(keep, agent.model, agent.best_model),
+        holdout_error=jnp.where(better, error, agent.holdout_error),
+        waited=jnp.where(better.any(), 0, agent.waited + 1),
+    )
+
+
+def update_model(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of all members, on batches [E, B]."""
+    grad = jax.value_and_grad(model_loss, has_aux=True)
+    (loss, info), grads = grad(agent.model, agent, batch, args)
+    updates, model_opt = optax.adam(args.model_lr).update(grads, agent.model_opt)
+    agent = agent.replace(model=optax.apply_updates(agent.model, updates), model_opt=model_opt)
+    return agent.replace(fitted=agent.fitted + 1), {"model_loss": loss, **info}
+
+
+def bootstrap_rows(agent: Agent, key, shape: tuple[int, int], n: int):
+    """[E, B] of n rows: random ones of the sample of n, drawn once with replacement, that each member has."""
+    own = jax.random.wrap_key_data(agent.bootstrap)
+    places = jax.random.randint(key, shape, 0, n)
+
+    def row(member, place):
+        return jax.random.randint(jax.random.fold_in(jax.random.fold_in(own, member), place), (), 0, n)
+
+    return jax.vmap(jax.vmap(row, (None, 0)))(jnp.arange(shape[0]), places)
+
+
+def fit(agent: Agent, keys, args: Args, transitions: Transitions, holdout: int) -> tuple[Agent, dict]:
+    """One lane, model phase: one update per key, unless the hold-out error has stopped falling; its end's metrics.
+
+    The first `holdout` rows are the ones held out.
+    """
+    n = len(transitions.rows) - holdout
+    held_out = transitions.take(jnp.arange(holdout))
+    data = jax.random.key_data(keys).reshape(-1, args.holdout_every, 2)
+
+    def step(agent, data):
+        rows = holdout + bootstrap_rows(agent, jax.random.wrap_key_data(data), (args.n_models, args.batch_size), n)
+        return update_model(agent, transitions.take(rows), args)
+
+    def goes_on(carry):
+        return (carry[0] < len(data)) & (carry[1].waited < args.patience)
+
+    def epoch(carry):
+        i, agent, _ = carry
+        agent, metrics = jax.lax.scan(step, agent, data[i])
+        return i + 1, judge(agent, held_out), jax.tree.map(jnp.mean, metrics)
+
+    _, agent, metrics = jax.lax.while_loop(goes_on, epoch, (0, agent, {"model_loss": 0.0, "model_nll": 0.0}))
+    error = jnp.sort(agent.holdout_error)[: args.n_elites].mean()
+    now = squared_error(agent.model, agent, held_out).mean()
+    return agent, {**metrics, "holdout_error": now, "elites_error": error, "fitted": agent.fitted.astype(jnp.float32)}
+
+
+# ------------------------------------------------------------------------------------------ rollouts
+
+
+def outcomes(agent: Agent, obs, action):
+    """Every member's mean and standard deviation [E, B, O + 1] of (s', r)."""
+    mean, log_var = predict(agent.best_model, agent, obs, action)
+    return mean.at[..., :-1].add(obs), jnp.exp(0.5 * log_var)
+
+
+def draw(agent: Agent, mean, std, key, args: Args):
+    """(s', r) [B, O + 1], each row of a random elite's Gaussian."""
+    member_key, noise_key = jax.random.split(key)
+    elites = jnp.argsort(agent.holdout_error)[: args.n_elites]
+    member, rows = jax.random.choice(member_key, elites, mean.shape[1:2]), jnp.arange(mean.shape[1])
+    return mean[member, rows] + std[member, rows] * jax.random.normal(noise_key, mean.shape[1:])
+
+
+def penalized(reward, std, args: Args):
+    """r - lambda u(s, a) (MOPO's eq. 7), u the largest standard deviation [E, B, D] of a member."""
+    return reward - args.reward_penalty * jnp.linalg.norm(std, axis=-1).max(0)
+
+
+def model_error(agent: Agent, obs, action, key, exact: Callable, args: Args):
+    """[B]: how far the mean of the elites' means is from the environment's next observation; and that one."""
+    mean = outcomes(agent, obs, action)[0][..., :-1]
+    truth = exact(obs, action, key)[0]
+    elites = jnp.argsort(agent.holdout_error)[: args.n_elites]
+    return jnp.linalg.norm(mean[elites].mean(0) - truth, axis=-1), truth
+
+
+def errors(agent: Agent, batch: Batch, key, exact: Callable, args: Args) -> dict:
+    """The model's error of one step at the rows of `batch`, and along true steps of uniform actions."""
+    data_key, key = jax.random.split(key)
+    at_data, _ = model_error(agent, batch.obs, batch.action, data_key, exact, args)
+
+    def step(obs, key):
+        action_key, exact_key = jax.random.split(key)
+        action = jax.random.uniform(action_key, batch.action.shape, minval=-1.0, maxval=1.0)
+        error, obs = model_error(agent, obs, action, exact_key, exact, args)
+        return obs, error
+
+    _, uniform = jax.lax.scan(step, batch.obs, jax.random.split(key, ERROR_STEPS))
+    return {"error_data": at_data.mean(), "error_uniform": uniform.mean()}
+
+
+def rollout(
+    agent: Agent,
+    replay: Replay,
+    key,
+    args: Args,
+    transitions: Transitions,
+    steps: int,
+    ends: Callable,
+    exact: Callable | None,
+    truth: jax.Array | None = None,
+) -> tuple[Replay, dict]:
+    """Rollouts of --rollout-steps, at most `steps`, into the ring; a terminated one goes no further.
+
+    `truth`: the graph of `exact`.
+    """
+    start_key, error_key, key = jax.random.split(key, 3)
+    starts = transitions.sample(start_key, args.rollout_batch)
+    obs = starts.obs
+
+    def step(carry, t):
+        obs, true_obs, alive, replay = carry
+        action_key, model_key, exact_key, true_key = jax.random.split(jax.random.fold_in(key, t), 4)
+        action, _ = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, obs), action_key)
+        mean, std = outcomes(agent, obs, action)
+        outcome = draw(agent, mean, std, model_key, args)
+        next_obs, model_reward = outcome[:, :-1], outcome[:, -1]
+        reward, terminal = penalized(model_reward, std, args), ends(next_obs)
+        valid = alive & (t < args.rollout_steps)
+        replay = replay.extend(Batch(obs, action, reward, terminal, next_obs), valid)
+        means, last = {"model_reward": model_reward, "penalty": model_reward - reward, "terminal": terminal}, {}
+        if exact:
+            error = jnp.linalg.norm(next_obs - exact(obs, action, exact_key)[0], axis=-1)
+            true_obs = exact(true_obs, action, true_key)[0]
+            means["error_1"] = error
+            last["error_h"] = jnp.linalg.norm(next_obs - true_obs, axis=-1)
+        at_last = valid & (t + 1 >= args.rollout_steps)
+        sums = {name: (valid * x).sum() for name, x in means.items()}
+        last = {name: (at_last * x).sum() for name, x in last.items()}
+        return (next_obs, true_obs, valid & ~terminal, replay), (sums, valid.sum(), last, at_last.sum())
+
+    carry = (obs, obs, jnp.ones(len(obs), bool), replay)
+    (*_, replay), found = jax.lax.scan(step, carry, jnp.arange(steps))
+    sums, count, last, count_last = jax.tree.map(jnp.sum, found)
+    means = {name: x / jnp.maximum(count, 1) for name, x in sums.items()}
+    means |= {name: x / jnp.maximum(count_last, 1) for name, x in last.items()}
+    means |= errors(agent, starts, error_key, exact, args) if exact else {}
+    means |= {"graph_f1": f1(agent.graph, truth)} if exact else {}
+    means |= {"edges": agent.graph.sum()}
+    return replay, {**means, "rollout_length": count / len(obs), "model_rows": replay.size().astype(jnp.float32)}
+
+
+def kept(args: Args):
+    """Rows that `rollout_rounds` batches of rollouts have at most."""
+    return jnp.int32(args.rollout_rounds * args.rollout_batch * args.rollout_steps)
+
+
+# ------------------------------------------------------------------------------------------ the agent
+
+
+def temperature(agent: Agent):
+    """SAC's alpha, at most 1."""
+    return jnp.minimum(jnp.exp(agent.log_alpha), 1.0)
+
+
+def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
+    """(Q_i(s, a) - y)^2, y = r + gamma (min_i target Q_i(s', a') - alpha log pi(a'|s')); summed over the critics."""
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.next_obs), key)
+    next_q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0)
+    y = batch.reward + args.discount * (1.0 - batch.terminal) * (next_q - temperature(agent) * log_prob)
+    q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
+    chex.assert_shape([y, q[0]], (args.batch_size,))
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean(), "q_max": q.max()}
+
+
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi."""
+    action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
+    q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    chex.assert_shape([q, log_prob], (args.batch_size,))
+    return (temperature(agent) * log_prob - q).mean(), {"entropy": -log_prob.mean(), "q_pi": q.mean()}
+
+
+def alpha_loss(log_alpha, entropy, action_dim: int):
+    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
+    return log_alpha * (entropy + action_dim)
+
+
+def actor_optimizer(args: Args) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(args.actor_lr, args.updates))
+
+
+def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0, graph=1.0) -> Agent:
+    """The agent of one lane. `input_mean`, `input_std` [O + A]: of the data's observations and actions."""
+    obs_dim, action_dim = spec.obs_shape[0], spec.action_dim
+    nets = Networks(
+        Actor(args.hidden_dims, action_dim),
+        Critic(args.hidden_dims),
+        Model(args.n_models, args.model_hidden_dims, obs_dim + 1),
+    )
+    actor_key, critic_key, model_key, bootstrap_key = jax.random.split(key, 4)
+    obs, action = jnp.zeros((1, obs_dim)), jnp.zeros((1, action_dim))
+    actor = nets.actor.init(actor_key, obs)
+    critic = jax.lax.map(lambda k: nets.critic.init(k, obs, action), jax.random.split(critic_key, 2))
+    graph = jnp.broadcast_to(jnp.float32(graph), (obs_dim + 1, obs_dim + action_dim))
+    model = nets.model.init(model_key, jnp.zeros((args.n_models, 1, obs_dim + action_dim)), graph)
+    log_alpha = jnp.zeros(())
+    return Agent(
+        nets=nets,
+        actor=actor,
+        critic=critic,
+        target_critic=critic,
+        log_alpha=log_alpha,
+        model=model,
+        best_model=model,
+        holdout_error=jnp.full(args.n_models, jnp.finfo(jnp.float32).max),
+        waited=jnp.int32(0),
+        fitted=jnp.int32(0),
+        graph=graph,
+        bootstrap=jax.random.key_data(bootstrap_key),
+        input_mean=jnp.broadcast_to(jnp.float32(input_mean), (obs_dim + action_dim,)),
+        input_std=jnp.broadcast_to(jnp.float32(input_std), (obs_dim + action_dim,)),
+        actor_opt=actor_optimizer(args).init(actor),
+        critic_opt=optax.adam(args.critic_lr).init(critic),
+        alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
+        model_opt=optax.adam(args.model_lr).init(model),
+    )
+
+
+def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
+    """One gradient step of the critics, then the actor, then the temperature; then a step of the targets."""
+    critic_key, actor_key = jax.random.split(key)
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
+    agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss_pi, info_pi), grads = grad(agent.actor, agent, batch, actor_key, args)
+    updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
+    agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
+
+    grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
+    updates, alpha_opt = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
+    agent = agent.replace(log_alpha=optax.apply_updates(agent.log_alpha, updates), alpha_opt=alpha_opt)
+
+    target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
+    losses = {"critic_loss": loss_q, "actor_loss": loss_pi, "alpha": temperature(agent)}
+    return agent.replace(target_critic=target_critic), {**losses, **info_q, **info_pi}
+
+
+def act(agent: Agent, obs, key, args: Args):
+    """Actions [B, A] in [-1, 1]: the mean's."""
+    return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
+
+
+def sample(transitions: Transitions, replay: Replay, key, args: Args) -> Batch:
+    """A batch: first the rows of the data, then the model's."""
+    real_key, model_key = jax.random.split(key)
+    real = int(args.real_share * args.batch_size)
+    of_model = replay.sample(model_key, args.batch_size - real, newest=kept(args))
+    return concatenate(transitions.sample(real_key, real), of_model)
+
+
+def train(lane: tuple[Agent, Replay], keys, args: Args, transitions: Transitions, make_rollouts: Callable):
+    """One lane: one update per key, and rollouts before every `rollout_every` of them; mean metrics."""
+
+    def rounds(lane, keys):
+        agent, replay = lane
+        keys = jax.vmap(jax.random.split)(keys)
+        replay, info = make_rollouts(agent, replay, keys[0, 1], args, transitions)
+
+        def step(agent, key):
+            batch_key, update_key = jax.random.split(key)
+            return update(agent, sample(transitions, replay, batch_key, args), update_key, args)
+
+        agent, metrics = jax.lax.scan(step, agent, keys[:, 0])
+        return (agent, replay), {**jax.tree.map(jnp.mean, metrics), **info}
+
+    lane, metrics = jax.lax.scan(rounds, lane, keys.reshape(-1, args.rollout_every))
+    return lane, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> None:
+    data = load_dataset(args).require(discrete=False)
+    usable, steps = np.flatnonzero(data.usable()), int(np.max(args.rollout_steps))
+    rows = len(usable)
+    holdout = min(args.holdout_rows, rows // 5)
+    sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
+    whole = not np.any(np.mod(args.rollout_steps, 1))
+    enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
+    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
+        raise InputError(
+            "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
+            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
+        )
+    data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
+    inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
+    std = inputs.std(0)
+    scale = {"input_mean": inputs.mean(0), "input_std": np.where(std < 1e-12, 1.0, std)}
+    ends, exact = termination(data.task, args.termination), exact_model(data.task)
+    if args.graph == "exact" and exact is None:
+        raise InputError("--graph exact needs an environment whose state can be read off its observations.")
+    truth = exact and jax.jit(partial(exact_graph, exact))(data.obs[:TRUTH_ROWS], data.action[:TRUTH_ROWS])
+    scale |= {"graph": truth} if args.graph == "exact" else {}
+    unit = math.lcm(args.rollout_every, args.holdout_every)
+    with Run(__file__, args, data.task, act, unit=unit, before=args.model_updates) as run:
+        transitions = run.replicate(data.transitions(*FIELDS, "successor"))
+        agent = run.init(partial(init, spec=data.spec, **scale))
+        if args.graph == "learned":
+            find = run.over_lanes(partial(find_graph, holdout=holdout), in_axes=(0, 0, None), donate=True)
+            agent = find(agent, run.lane_args, transitions)
+        capacity = args.rollout_rounds * args.rollout_batch * steps
+        replay = init_replay(len(run.padded_settings), capacity, data.spec, run.sharding)
+        agent, replay = run.restore(agent, replay)
+        make_rollouts = partial(rollout, steps=steps, ends=ends, exact=exact, truth=truth)
+        fit_lanes = run.over_lanes(partial(fit, holdout=holdout), in_axes=(0, 0, 0, None), donate=True)
+        train_lanes = run.over_lanes(
+            partial(train, make_rollouts=make_rollouts), in_axes=(0, 0, 0, None), donate=True
+        )  # fmt: skip
+        for keys in run.chunks():
+            if run.done < 0:
+                agent, metrics = fit_lanes(agent, keys, run.lane_args, transitions)
+            else:
+                (agent, replay), metrics = train_lanes((agent, replay), keys, run.lane_args, transitions)
+            run.log(agent, metrics, state=replay)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS, __doc__)

@@ -1,0 +1,29 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry
+
+HABIT = "road-habit"
+SIZES = (
+    "--seeds 8 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 32 32 --n-models 3 --n-elites 2 "
+    "--model-updates 3000 --holdout-every 500 --updates 4000 --rollout-batch 1000 --actor-lr 1e-3 --critic-lr 1e-3 "
+    "--discount 0.95 --eval-every 2000 --eval-episodes 20"
+)
+
+focus = Entry("focus", HABIT, f"{SIZES} --graph learned", "learned", "claim")
+plain = Entry("focus", HABIT, f"{SIZES} --graph full", "full", "claim")
+
+CLAIM = Claim(
+    title="A model that sees causes alone is right where another policy goes",
+    paper="FOCUS (arXiv 2206.01474) claims that the causal structure of the dynamics is found accurately in offline "
+    "data, and that a model which keeps to it generalises to other policies and learns better ones than a plain model.",
+    runs=[focus, plain],
+    checks={
+        f"{HABIT}: the F1 score of the graph is above 0.9": logged("graph_f1", focus) > 0.9,
+        f"{HABIT}: the plain model errs more under uniform actions, beyond noise": (
+            logged("error_uniform", plain)
+            > logged("error_uniform", focus) + noise(logged("error_uniform", plain), logged("error_uniform", focus))
+        ),
+        f"{HABIT}: FOCUS ends above the plain model, beyond noise": (
+            end(focus) > end(plain) + noise(end(focus), end(plain))
+        ),
+    },
+)
