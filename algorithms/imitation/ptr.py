@@ -80,7 +80,7 @@ class Args(OfflineArgs):
     """Adam's step size: scorer."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    representation_dim: int = 64
+    latent_dim: int = 64
     """Size of the representations."""
     batch_size: Size = 256
     """Transitions per gradient update."""
@@ -213,8 +213,8 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
         Actor(args.hidden_dims, spec.action_dim),
-        MLP(args.hidden_dims, args.representation_dim),
-        MLP(args.hidden_dims, args.representation_dim),
+        MLP(args.hidden_dims, args.latent_dim),
+        MLP(args.hidden_dims, args.latent_dim),
     )
     actor_key, scorer_key, features_key = jax.random.split(key, 3)
     obs = jnp.zeros((1, *spec.obs_shape))

@@ -20,7 +20,7 @@ SMALL = {"scorer_updates": 4, "spoil": "misattributed"}
 
 def setting(**changes):
     ptr = load("ptr")
-    args = ptr.Args(**{"hidden_dims": (8, 6), "representation_dim": 4, "batch_size": B, **changes})
+    args = ptr.Args(**{"hidden_dims": (8, 6), "latent_dim": 4, "batch_size": B, **changes})
     return ptr, args, agent_of(ptr, args)
 
 
@@ -146,7 +146,7 @@ def test_only_known_consequences_are_scored_each_with_its_own_flag(pendulum):
 
 def test_misattributed_actions_are_found():
     """A change that is the action but for a little noise; two of five rows have another row's action."""
-    ptr, args, agent = setting(hidden_dims=(32,), representation_dim=16, batch_size=64, scorer_lr=1e-2)
+    ptr, args, agent = setting(hidden_dims=(32,), latent_dim=16, batch_size=64, scorer_lr=1e-2)
     r = np.random.default_rng(0)
     obs, action = r.normal(size=(800, 3)), r.uniform(-1, 1, (800, 2))
     came = obs + np.concatenate([action, np.zeros((800, 1))], 1) + 0.05 * r.normal(size=(800, 3))
