@@ -28,11 +28,6 @@ CLAIM = Claim(
     },
     observed={
         "IQL on true rewards ends above ReCOIL, beyond noise": end(true) > end(ours) + noise(end(true), end(ours)),
-        "Demonstrated pairs come within a tenth of their bound of 10": logged("q_demo", ours) > 9.0,
-        "The data are worth far less on average": logged("q", ours) < 2.0,
-    },
-    observed={
-        "IQL on true rewards ends above ReCOIL, beyond noise": end(true) > end(ours) + noise(end(true), end(ours)),
         "With ten demonstrations, too": end(true) > end(ten) + noise(end(true), end(ten)),
         "With ten demonstrations it rises in the second half of the run": end(ten) > course(ten)[0],
         "Demonstrated pairs come near their bound of 10": logged("q_demo", ours) > 9.0,
@@ -43,8 +38,8 @@ CLAIM = Claim(
     "demonstration, which begins upright and shows nothing of the swing: what leads there is found in the "
     "data by Bellman's equation. Its Q orders the data's episodes nearly as their true returns do, of which "
     "it knows none. It stays below IQL on the true rewards. That one demonstration is few is not the whole "
-    "cause: with ten, of the swing too, it is below IQL as well when the budget ends, and still rises. There "
-    "Q is high over much of the data, since what was demonstrated is everywhere near, and actions are told "
-    "apart by less. Longer runs were not tried. The step's cost, the temperature and beta are not the "
+    "cause: with ten, of the swing too, it is below IQL as well when the budget ends, and still rises. Their "
+    "states are all over the data, whose Q is higher then. Longer runs were not tried. The step's cost, the "
+    "temperature and beta are not the "
     "released ones, which are for a hundred times as many updates: Q comes to its bounds within these.",
 )
