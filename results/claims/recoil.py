@@ -40,5 +40,6 @@ CLAIM = Claim(
     "it knows none. It stays below IQL on the true rewards. That one demonstration is few is not the whole "
     "cause: with ten, of the swing too, it is below IQL as well when the budget ends, and still rises. Their "
     "states are all over the data, whose Q is higher then. Longer runs were not tried. The step's cost, the "
-    "temperature and beta are not the released ones, which are for a hundred times as many updates: Q comes to its bounds within these.",
+    "temperature and beta are not the released ones, which are for a hundred times as many updates: Q comes to "
+    "its bounds within these.",
 )
