@@ -19,7 +19,7 @@ CLAIM = Claim(
             end(beyond) < end(within) - noise(end(beyond), end(within))
         ),
     },
-    finding="The data's directions are random, so that cloning hardly moves; the best latent action leads to the goal in "
-    "every lane. With a perturbation that reaches every action most lanes end a little above that, and the others "
+    finding="The data's directions are random, so that cloning hardly moves; the best latent action leads to the goal "
+    "in every lane. With a perturbation that reaches every action most lanes end a little above that, and the others "
     "hardly leave their start: the spread of the lanes is as large as the loss of their mean.",
 )
