@@ -99,7 +99,7 @@ def require_jax_env(task: Task) -> JaxEnv:
     if env is None:
         raise InputError(
             f"Many environments are stepped together here, which {task.env_spec.id} is not written for (JAX); "
-            "there are phys2d/Pendulum-v0 and the point worlds of datasets/environments."
+            "there are phys2d/Pendulum-v0 and what datasets/environments has."
         )
     return env
 

@@ -83,7 +83,7 @@ class Args(OnlineArgs):
     """Global norm that PPO's gradients are clipped to in the later stages."""
     entropy_cost: Float = 0.01
     """Weight of the encoder's entropy."""
-    value_weight: Float = 0.25
+    value_coefficient: Float = 0.25
     """Weight of the value function's error beside the encoder's loss."""
     gae_lambda: Fraction = 0.95
     """lambda of the generalised advantage estimate, in [0, 1]."""
@@ -99,7 +99,7 @@ class Args(OnlineArgs):
     """Actions per gradient update of the flow."""
     decoder_draws: Size = 8
     """Times and noises that each of them is drawn with."""
-    decoder_lr: Float = 3e-4
+    flow_lr: Float = 3e-4
     """Adam's step size: the flow."""
     hidden_dims: tuple[int, ...] = (32, 32, 32, 32)
     """Hidden layers of every network that has no argument of its own for them."""
@@ -369,7 +369,7 @@ def update(agent: Agent, steps: Steps, key, first, args: Args) -> tuple[Agent, d
     def ppo_loss(params, batch, old_log_prob, adv, target):
         loss, info = encoder_loss(params[0], nets.encoder, batch, old_log_prob, adv, first, args)
         loss_v, info_v = value_loss(params[1], nets.value, batch, target)
-        return loss + args.value_weight * loss_v, {"value_loss": loss_v, **info, **info_v}
+        return loss + args.value_coefficient * loss_v, {"value_loss": loss_v, **info, **info_v}
 
     def step(carry, index):
         params, opt, info = descend(ppo_loss, *carry, optimizer, *jax.tree.map(lambda x: x[index], rows))
@@ -388,7 +388,7 @@ def new_stage(agent: Agent, memory: Memory, key, args: Args, spec: Spec) -> Agen
     obs_dim, action_dim = memory.obs.shape[1], memory.output.shape[1]
     fresh = init(init_key, args, spec)
     mean, std = memory.obs.mean(0), memory.obs.std(0)
-    adam, net = optax.adam(args.decoder_lr), agent.nets.decoder
+    adam, net = optax.adam(args.flow_lr), agent.nets.decoder
     chex.assert_shape([memory.obs, memory.output], [(None, obs_dim), (None, action_dim)])
 
     def step(carry, key):

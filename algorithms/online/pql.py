@@ -21,14 +21,14 @@ Deviations from the paper:
 - no distributional critics (PQL-D).
 
     python algorithms/online/pql.py --env PointMedium-v0 --n-envs 64 --batch-size 256 --env-steps 320000 --seeds 8
-    python algorithms/online/pql.py --n-envs 256 --exploration fixed --noise-max 0.2 0.4 0.8 --env-steps 2560000
+    python algorithms/online/pql.py --n-envs 256 --noise-min 0.4 --noise-max 0.4 --env-steps 2560000
 """
 
 import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax
@@ -58,12 +58,10 @@ class Args(OnlineArgs):
     """Updates of the critics per step of all environments."""
     actor_per_step: Size = 4
     """Updates of the actor per step of all environments."""
-    exploration: Literal["mixed", "fixed"] = "mixed"
-    """Noise of all strengths from `noise_min` to `noise_max`, or of the latter in all environments."""
     noise_min: Float = 0.05
-    """Least standard deviation of the exploration noise (actions are in [-1, 1])."""
+    """Standard deviation of the exploration noise in the first environment (actions are in [-1, 1])."""
     noise_max: Float = 0.8
-    """Largest standard deviation of the exploration noise."""
+    """Standard deviation of the exploration noise in the last environment; as `noise_min`: the same in all."""
     learning_starts: int = 131_072
     """Environment steps before the first online update."""
     n_step: Size = 3
@@ -305,11 +303,10 @@ def act(agent: Agent, obs, key, args: Args):
 
 
 def explore(agent: Agent, obs, key, args: Args):
-    """Noisy actions [N, A] in [-1, 1]; with mixed noise environment i has the i-th strength."""
-    mixed = jnp.linspace(args.noise_min, args.noise_max, len(obs))[:, None]
+    """Noisy actions [N, A] in [-1, 1]: environment i has noise of the i-th strength."""
     action = act(agent, obs, None, args)
-    noise = (mixed if args.exploration == "mixed" else args.noise_max) * jax.random.normal(key, action.shape)
-    return jnp.clip(action + noise, -1.0, 1.0)
+    std = jnp.linspace(args.noise_min, args.noise_max, len(obs))[:, None]
+    return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
 
 
 def begin(key, args: Args, env: JaxEnv, spec: Spec) -> tuple[Any, jax.Array, Window]:

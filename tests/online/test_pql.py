@@ -154,7 +154,7 @@ def test_pql_environments_explore_with_noise_of_all_strengths(agent):
     draw = np.asarray(jax.random.normal(key, (4, 2)))
     strengths = np.float32([0.1, 0.3, 0.5, 0.7])[:, None]
     close(pql.explore(agent, obs, key, args), np.clip(mean + strengths * draw, -1, 1))
-    fixed = dataclasses.replace(args, exploration="fixed")
+    fixed = dataclasses.replace(args, noise_min=0.7)
     close(pql.explore(agent, obs, key, fixed), np.clip(mean + 0.7 * draw, -1, 1))
     close(pql.act(agent, obs, None, args), mean)
 
