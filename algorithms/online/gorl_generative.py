@@ -425,7 +425,7 @@ def act(agent: Agent, obs, key, args: Args):
 
 def begin(key, args: Args, env: JaxEnv, spec: Spec) -> Loop:
     """One lane's environments at their first observations, and nothing collected."""
-    n = args.collect_iterations * args.steps_per_iteration
+    n = args.collect_iterations * args.steps_per_iteration if args.stages > 1 else 0
     memory = Memory(jnp.zeros((n, *spec.obs_shape)), jnp.zeros((n, spec.action_dim)))
     return Loop(*begin_envs(env, key, args.n_envs), memory)
 
@@ -476,10 +476,12 @@ def train(
             return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(improve, agent)[1])
 
         agent, metrics = jax.lax.cond(learns, improve, keep, agent)
-        store = lambda memory: remember(memory, steps, jnp.maximum(at, 0), args)  # noqa: E731
-        memory = jax.lax.cond(learns, lambda memory: memory, store, loop.memory)
-        turn = lambda agent: new_stage(agent, memory, stage_key, args, spec)  # noqa: E731
-        agent = jax.lax.cond(~learns & (i % length == length - 1), turn, lambda agent: agent, agent)
+        memory = loop.memory
+        if args.stages > 1:
+            store = lambda memory: remember(memory, steps, jnp.maximum(at, 0), args)  # noqa: E731
+            memory = jax.lax.cond(learns, lambda memory: memory, store, memory)
+            turn = lambda agent: new_stage(agent, memory, stage_key, args, spec)  # noqa: E731
+            agent = jax.lax.cond(~learns & (i % length == length - 1), turn, lambda agent: agent, agent)
         always = {
             "reward": steps.batch.reward.mean() / args.reward_scale,
             "moved": jnp.abs(steps.output - steps.batch.action).mean(),

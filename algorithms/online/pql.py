@@ -12,6 +12,9 @@ steps; the total and all intervals are rounded up to whole steps of all environm
 
 Choose it when the environment is written in JAX and its steps cost next to nothing.
 
+Parity: equal to the authors' code, update for update, but for 1e-6 that it adds to the norm of gradients that are
+clipped (results/parity.md).
+
 Deviations from the paper:
 - one compiled loop in place of three processes: ratios are exact, and a learner waits for the step to end;
 - n-step sums end where an episode does, with that power of the discount; the released code goes on across a time
