@@ -30,8 +30,8 @@ CLAIM = Claim(
         "Over all evaluations it is above flows that were not fitted, beyond noise": online_mean(gorl, FITTED)
         > online_mean(gorl, UNFITTED) + noise(online_mean(gorl, FITTED), online_mean(gorl, UNFITTED)),
     },
-    finding="What the flow is for is seen: on both turns a new encoder begins far higher on the fitted flow. But PPO with "
-    "a Gaussian ends higher. Pendulum asks for no second mode, and every stage begins with a new value function and a "
-    "new spread of latents, which a third of the steps narrows less than all of them narrow PPO's.",
+    finding="What the flow is for is seen: on both turns a new encoder begins far higher on the fitted flow. But PPO "
+    "with a Gaussian ends higher. Pendulum asks for no second mode, and every stage begins with a new value function "
+    "and a new spread of latents, which a third of the steps narrows less than all of them narrow PPO's.",
     observed={"GoRL's latents end wider than the Gaussian": logged("std", gorl, FITTED) > logged("std", ppo)},
 )
