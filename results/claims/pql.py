@@ -51,6 +51,6 @@ CLAIM = Claim(
         "Eight actor updates per step are no better than four, beyond noise": within(mixed, both),
     },
     finding="Eight critic updates per parallel step solve Pendulum in steps in which one has hardly begun; eight of "
-    "the actor add nothing beyond noise. On Pendulum no noise is better than another. In the maze, whose reward is rare, "
-    "more lanes find the goal with mixed or strong noise than with faint, but most never do: within noise.",
+    "the actor add nothing beyond noise. On Pendulum no noise is better than another. In the maze, whose reward is "
+    "rare, more lanes find the goal with mixed or strong noise than with faint, but most never do: within noise.",
 )
