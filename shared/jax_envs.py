@@ -13,7 +13,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shared.errors import InputError
 from shared.spaces import without
-from shared.task import Task
+from shared.task import Task, require_env
 
 
 class JaxEnv(NamedTuple):
@@ -30,6 +30,19 @@ class JaxEnv(NamedTuple):
     """(state, action, next state) -> whether the task is solved then; None: the environment does not say"""
     task_params: Any = None
     """Arrays with a leading axis, one row for each of the task's `tasks`; None: there are none."""
+
+
+class Moved(NamedTuple):
+    """What a step of n environments led to, each in the episode in which it was made."""
+
+    next_obs: jax.Array
+    """[n, O] the last one of an episode where it ended"""
+    reward: jax.Array
+    """[n]"""
+    terminal: jax.Array
+    """[n] bool"""
+    truncated: jax.Array
+    """[n] bool"""
 
 
 PLAIN = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
@@ -78,6 +91,40 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
     if params is not None and task.tasks:
         params = jax.tree.map(lambda x: x[np.array(task.tasks) - 1], params)
     return JaxEnv(reset, step, succeeded if tells else None, params if task.tasks else None)
+
+
+def require_jax_env(task: Task) -> JaxEnv:
+    """The pair of a task, or InputError where its environment is not written in JAX."""
+    env = jax_env(require_env(task))
+    if env is None:
+        raise InputError(
+            f"Many environments are stepped together here, which {task.env_spec.id} is not written for (JAX); "
+            "there are phys2d/Pendulum-v0 and what datasets/environments has."
+        )
+    return env
+
+
+def begin_envs(env: JaxEnv, key: jax.Array, n: int) -> tuple[Any, jax.Array]:
+    """States and first observations [n, O] of n environments."""
+    return jax.vmap(env.reset)(jax.random.split(key, (n, 2)))
+
+
+def step_envs(env: JaxEnv, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, Moved]:
+    """A step of n environments with `action` [n, A] in [-1, 1] (or [n]): states and observations [n, O] to go on from.
+
+    They are a new episode's where one ended.
+    """
+    n = len(action)
+    step_key, reset_key = jax.random.split(key)
+    new, next_obs, reward, terminal, truncated = jax.vmap(env.step)(state, action, jax.random.split(step_key, (n, 4)))
+    ended = terminal | truncated
+
+    def restart(envs):
+        fresh = begin_envs(env, reset_key, n)
+        return jax.tree.map(lambda a, b: jnp.where(ended.reshape(-1, *(1,) * (a.ndim - 1)), a, b), fresh, envs)
+
+    state, obs = jax.lax.cond(ended.any(), restart, lambda envs: envs, (new, next_obs))
+    return state, obs, Moved(next_obs, reward, terminal, truncated)
 
 
 def play_compiled(

@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     next_action: jax.Array | None = None
     """The dataset's action in next_obs."""
     return_to_go: jax.Array | None = None
+    n_steps: jax.Array | None = None
+    """Steps from obs to next_obs, whose discounted rewards are summed; None: one."""
     successor: jax.Array | None = None
     """0 at terminal rows whose next_obs is not known; None: it is everywhere."""
 

@@ -12,8 +12,11 @@ from shared.arguments import float_fields
 
 SHORT = "PendulumShort-v0"
 """Pendulum whose episodes end after eight steps."""
+SHORT_JAX = "PendulumShortJax-v0"
+"""The same, written in JAX."""
 if SHORT not in gymnasium.registry:
     gymnasium.register(SHORT, "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=8)
+    gymnasium.register(SHORT_JAX, "gymnasium.envs.phys2d.pendulum:PendulumJaxEnv", max_episode_steps=8)
 
 COMMON = {
     "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4, "env_steps": 8,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ALGORITHMS, ROOT, load
-from jobs import SHORT, learning_rate, small, train
+from jobs import SHORT, learning_rate, own_sizes, small, train
 
 import shared.record
 import shared.run
@@ -46,7 +46,8 @@ def job(monkeypatch, data_for, tmp_path, capfd):
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
         monkeypatch.setattr(shared.record, "plot_curve", lambda *args: None)
         out, data = tmp_path / changes["layout"], data_for(name)
-        last = train(name, data, out, env=SHORT if "pendulum" in data else "", **changes)
+        env = own_sizes(name).get("env", SHORT if "pendulum" in data else "")
+        last = train(name, data, out, env=env, **changes)
         monkeypatch.setattr(Run, "init", init)
         record = json.loads((out / "run.json").read_text())
         assert record["layout"] == changes["layout"]

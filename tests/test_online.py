@@ -19,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from shared import online
 from shared.arguments import parse
 from shared.errors import InputError
-from shared.jax_envs import JaxEnv, jax_env
+from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
 from shared.online import Interaction, LaneEnvs
 from shared.online import _complete as complete
 from shared.replay import concatenate, init_replay, sample_union
@@ -155,6 +155,35 @@ def test_jax_environments_are_gymnasiums_own():
         np.testing.assert_allclose(obs, new, atol=1e-4)
         np.testing.assert_allclose(ours, reward, rtol=1e-3, atol=1e-4)
         assert terminal == 0 and truncated == (t == 199)
+
+
+def test_of_many_environments_each_goes_on_in_its_own_episode():
+    """Actions above 0.5 are terminal, the third step truncates; the second number is drawn anew in every episode."""
+
+    def reset(keys, params=None):
+        state = jnp.int32(0), jax.random.uniform(keys[0])
+        return state, jnp.stack([0.0, state[1]])
+
+    def step(state, action, keys):
+        new = state[0] + 1, state[1]
+        return new, jnp.stack([new[0], new[1]]), action[0], action[0] > 0.5, new[0] >= 3
+
+    env = JaxEnv(reset, step, None)
+    state, obs = begin_envs(env, jax.random.key(0), 3)
+    assert len(np.unique(obs[:, 1])) == 3
+    actions = np.float32([[1, 0, 0], [0, 0, 1], [0, 0, 0]])[..., None]
+    at, drawn = [0, 0, 0], np.array(obs[:, 1])
+    for t, action in enumerate(actions):
+        state, obs, moved = jax.jit(partial(step_envs, env))(state, action, jax.random.key(t + 1))
+        ended = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], bool)[t]
+        at = [n + 1 for n in at]
+        np.testing.assert_allclose(moved.next_obs, np.stack([at, drawn], 1))
+        assert moved.reward.tolist() == action[:, 0].tolist()
+        assert moved.terminal.tolist() == (action[:, 0] > 0.5).tolist()
+        assert moved.truncated.tolist() == (ended & (action[:, 0] <= 0.5)).tolist()
+        at = [0 if end else n for n, end in zip(at, ended, strict=True)]
+        assert obs[:, 0].tolist() == at and ((obs[:, 1] != drawn) == ended).all()
+        drawn = np.array(obs[:, 1])
 
 
 # ---------------------------------------------------------------------------------- replay buffer
