@@ -118,7 +118,7 @@ TABULAR_LOCK = "tabular-combination-lock-h8-trajectory"
 
 @pytest.fixture
 def data_for(pendulum, goals, cartpole) -> Callable[[str], str]:
-    """An algorithm's name -> a tiny dataset of its default one's kind: a lock's, goals, CartPole's, Pendulum's."""
+    """An algorithm's name -> a tiny dataset of its default's kind: a lock's, mazes', goals, CartPole's, Pendulum's."""
     import make  # of datasets/
 
     def data(name: str) -> str:
@@ -127,6 +127,10 @@ def data_for(pendulum, goals, cartpole) -> Callable[[str], str]:
             return goals
         if usual.startswith("cartpole"):
             return cartpole
+        if usual.startswith("point-mazes"):
+            with jax.debug_key_reuse(False):  # worlds fold numbers into one key
+                make.make(usual, steps=160)
+            return usual
         if "combination-lock" not in usual:
             return pendulum
         lock = {"continuous": SOFT_LOCK, "tabular": TABULAR_LOCK}.get(usual.split("-")[0], LOCK)

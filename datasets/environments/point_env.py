@@ -31,6 +31,12 @@ IDS = {
     "PointTeleportGoals": ({"layout": "teleport", "observation": "goal", "start": "sampled", "goal": "sampled"}, 200),
     "PointForce": ({"layout": "umaze", "inertia": 0.75}, 200),
     "PointGrid": ({"layout": "fourrooms", "discrete": True, "speed": 1.0, "jitter": 0.0}, 100),
+    "PointMazes": (
+        {"layout": "random-9x9-0", "levels": 32, "view": 4, "discrete": True, "speed": 1.0, "jitter": 0.0}, 60
+    ),
+    "PointMazesUnseen": (
+        {"layout": "random-9x9-1000", "levels": 32, "view": 4, "discrete": True, "speed": 1.0, "jitter": 0.0}, 60
+    ),
     "PointLake": ({"layout": "lake", "discrete": True, "speed": 1.0, "jitter": 0.0, "deadly": True}, 100),
     "PointHazard": ({"layout": "hazard", "reward": "dense"}, 100),
     "PointBridge": (

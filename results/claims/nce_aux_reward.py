@@ -1,0 +1,33 @@
+from results.checks import Claim, noise, online_mean
+from results.grid import Entry
+
+
+def world(variant, more=""):
+    length = "--seeds 8 --env-steps 131072 --before-updates 4096 --log-every 16384 --eval-every 16384"
+    where = "--eval-env PointMazesUnseen-v0 --eval-episodes 32"
+    sizes = "--n-envs 16 --steps-per-iteration 2048 --batch-size 256 --hidden-dims 64 64 --latent-dim 32"
+    arguments = f"{length} {where} {sizes} --learning-rate 1e-3 --before-batch-size 128 --before-lr 1e-3 {more}"
+    return Entry("nce_aux_reward", "point-mazes-demos", arguments.strip(), variant, "claim")
+
+
+WEIGHTS = "--aux-weight 0 0.1"
+taught, anew = world("taught", WEIGHTS), world("anew", f"--no-pretrained-torso {WEIGHTS}")
+NONE, SOME = "aux_weight=0", "aux_weight=0.1"
+both, torso = online_mean(taught, SOME), online_mean(taught, NONE)
+progress, neither = online_mean(anew, SOME), online_mean(anew, NONE)
+
+
+CLAIM = Claim(
+    title="A representation and a reward from watched demonstrations speed up exploration, most together",
+    paper="Mazoure et al. (arXiv 2304.00046) claim that an agent learns faster with a representation and with a "
+    "progress reward that were each learned from demonstrations without actions, and fastest with both.",
+    runs=[taught, anew],
+    checks={
+        "In unseen mazes, over all evaluations: both more than neither": both > neither + noise(both, neither),
+        "With both more than with the representation alone": both > torso + noise(both, torso),
+        "With both more than with the progress alone": both > progress + noise(both, progress),
+        "The progress alone: more than neither": progress > neither + noise(progress, neither),
+        "The representation alone: more than neither": torso > neither + noise(torso, neither),
+    },
+    finding="",
+)
