@@ -306,10 +306,11 @@ def p_values(inputs, outputs, key, args: Args):
 def find_graph(agent: Agent, args: Args, transitions: Transitions, holdout: int) -> Agent:
     """One lane: the edges that --test-rows rows which are not held out tell."""
     rows_key, key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(agent.bootstrap), args.n_models))
-    n = len(transitions.rows) - holdout
-    batch = transitions.take(holdout + jax.random.permutation(rows_key, n)[: args.test_rows])
-    outputs = jnp.where(batch.successor[:, None] > 0, model_target(batch), 0.0)
-    p = p_values(jnp.concatenate([batch.obs, batch.action], axis=-1), outputs, key, args)
+    row = holdout + jnp.arange(len(transitions.rows) - holdout)
+    unknown = transitions.take(row).successor == 0
+    order = jnp.argsort(jax.random.uniform(rows_key, row.shape) + unknown)  # those without a successor come last
+    batch = transitions.take(row[order[: args.test_rows]])
+    p = p_values(jnp.concatenate([batch.obs, batch.action], axis=-1), model_target(batch), key, args)
     return agent.replace(graph=(p < args.p_threshold).astype(jnp.float32))
 
 
@@ -681,6 +682,12 @@ def main(args: Args) -> None:
     std = inputs.std(0)
     scale = {"input_mean": inputs.mean(0), "input_std": np.where(std < 1e-12, 1.0, std)}
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
+    told = int((data.successor[holdout:] > 0).sum())  # terminal rows may have no successor, which has no causes
+    if args.graph == "learned" and not OWN_FEATURES + args.test_features < args.test_rows <= told:
+        raise InputError(
+            f"--test-rows {args.test_rows} must be more than the {OWN_FEATURES + args.test_features} features that "
+            f"they are tested by (--test-features) and at most {told}, the rows that are not held out."
+        )
     if args.graph == "exact" and exact is None:
         raise InputError("--graph exact needs an environment whose state can be read off its observations.")
     truth = exact and jax.jit(partial(exact_graph, exact))(data.obs[:TRUTH_ROWS], data.action[:TRUTH_ROWS])

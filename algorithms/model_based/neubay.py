@@ -20,6 +20,8 @@ Deviations from the paper (twni2016/neubay):
 - the threshold of disagreement is taken from at most 10,000 rows;
 - the hold-out error is looked at as in mopo.py; no gradient is clipped, which the authors do at a norm of 1,000; layer
   normalisation has no weights in ensembles; the temperature is always learned, which is fixed for Hopper: no presets;
+- a layer of the memory is a recurrence, a leaky ReLU and a skip (with layer normalisation, a gated linear unit and an
+  input scale that is learned for itself); last layers begin as the others do (at a hundredth);
 - actions are continuous: the paper's bandit, with its recurrent Q-learning, is not here.
 
     python algorithms/model_based/neubay.py --dataset hopper-medium-replay --seeds 2 --n-models 20 --n-elites 16
@@ -183,7 +185,7 @@ class LRU(nn.Module):
             radius = 0.9 * jnp.sqrt(jax.random.uniform(key, shape, minval=1e-4))
             return jnp.log(-jnp.log(radius))
 
-        width, glorot = x.shape[-1], nn.initializers.lecun_normal()
+        width = x.shape[-1]
         decay = self.param("decay", decay, (self.size,))
         angle = self.param(
             "angle", lambda key, shape: jnp.log(jax.random.uniform(key, shape, maxval=6.28)), (self.size,)
@@ -198,7 +200,7 @@ class LRU(nn.Module):
             return first[0] * second[0], second[0] * first[1] + second[1]
 
         _, h = jax.lax.associative_scan(join, (jnp.broadcast_to(factor, into.shape), into), axis=1)
-        out = nn.Dense(width, kernel_init=glorot)(jnp.concatenate([h.real, h.imag], axis=-1))
+        out = nn.Dense(width)(jnp.concatenate([h.real, h.imag], axis=-1))
         return nn.leaky_relu(out) + x, jnp.stack([h[:, -1].real, h[:, -1].imag], axis=-1)
 
 
@@ -539,7 +541,7 @@ def critic_loss(critic, agent: Agent, batch: Rollouts, key, args: Args):
     y = batch.reward + args.discount * (1.0 - batch.terminal) * next_v
     q = agent.nets.critic.apply(critic, inputs[:, :-1], batch.action)
     chex.assert_equal_shape([y, q[0], batch.reward])
-    info = {"q": mixture(q, batch, args).mean(), "q_max": (q * batch.valid).max()}
+    info = {"q": mixture(q, batch, args).mean(), "q_max": jnp.where(batch.valid > 0, q, -jnp.inf).max()}
     return mixture(optax.huber_loss(q, y), batch, args).mean(), info
 
 
@@ -551,25 +553,29 @@ def actor_loss(actor, agent: Agent, batch: Rollouts, key, args: Args):
     q = agent.nets.critic.apply(agent.critic, inputs, action).mean(0)
     chex.assert_equal_shape([q, log_prob, batch.reward])
     loss = mixture(temperature(agent) * log_prob - q, batch, args)
-    return loss, {"entropy": -mixture(log_prob, batch, args), "q_pi": mixture(q, batch, args)}
+    surplus = mixture(action.shape[-1] - log_prob, batch, args)  # of the entropy over its target -dim(A)
+    real = batch.valid * batch.real
+    q_real = (q * real).sum() / jnp.maximum(real.sum(), 1.0)
+    entropy = -mixture(log_prob, batch, args)
+    return loss, {"entropy": entropy, "surplus": surplus, "q_pi": mixture(q, batch, args), "q_pi_real": q_real}
 
 
-def alpha_loss(log_alpha, entropy, action_dim: int):
-    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
-    return log_alpha * (entropy + action_dim)
+def alpha_loss(log_alpha, surplus):
+    """SAC's temperature: log alpha grows while the entropy is under its target."""
+    return log_alpha * surplus
 
 
-def optimizer(rate, args: Args) -> optax.GradientTransformation:
-    """Adam at `rate`, memories at --memory-lr."""
+def optimizer(rate, memory_rate) -> optax.GradientTransformation:
+    """Adam at `rate`, memories at `memory_rate`."""
 
     def labels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: "memory" if "memory" in str(path) else "head", params)
 
-    return optax.multi_transform({"memory": optax.adam(args.memory_lr), "head": optax.adam(rate)}, labels)
+    return optax.multi_transform({"memory": optax.adam(memory_rate), "head": optax.adam(rate)}, labels)
 
 
 def actor_optimizer(args: Args) -> optax.GradientTransformation:
-    return optimizer(optax.cosine_decay_schedule(args.actor_lr, args.updates), args)
+    return optimizer(*(optax.cosine_decay_schedule(rate, args.updates) for rate in (args.actor_lr, args.memory_lr)))
 
 
 def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0, output_mean=0.0, output_std=1.0) -> Agent:
@@ -585,7 +591,7 @@ def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0, output_mean
     inputs, action = jnp.zeros((1, 1, obs_dim + action_dim + 1)), jnp.zeros((1, 1, action_dim))
     actor, critic = nets.actor.init(actor_key, inputs), nets.critic.init(critic_key, inputs, action)
     model = nets.model.init(model_key, jnp.zeros((args.n_models, 1, obs_dim + action_dim)))
-    log_alpha = jnp.zeros(())
+    log_alpha = jnp.full((), math.log(0.2))
     return Agent(
         nets=nets,
         actor=actor,
@@ -603,7 +609,7 @@ def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0, output_mean
         output_mean=jnp.broadcast_to(jnp.float32(output_mean), (obs_dim + 1,)),
         output_std=jnp.broadcast_to(jnp.float32(output_std), (obs_dim + 1,)),
         actor_opt=actor_optimizer(args).init(actor),
-        critic_opt=optimizer(args.critic_lr, args).init(critic),
+        critic_opt=optimizer(args.critic_lr, args.memory_lr).init(critic),
         alpha_opt=optax.adam(args.actor_lr).init(log_alpha),
         model_opt=model_optimizer(args).init(model),
     )
@@ -614,7 +620,7 @@ def update(agent: Agent, batch: Rollouts, key, args: Args) -> tuple[Agent, dict]
     critic_key, actor_key = jax.random.split(key)
     grad = jax.value_and_grad(critic_loss, has_aux=True)
     (loss_q, info_q), grads = grad(agent.critic, agent, batch, critic_key, args)
-    updates, critic_opt = optimizer(args.critic_lr, args).update(grads, agent.critic_opt)
+    updates, critic_opt = optimizer(args.critic_lr, args.memory_lr).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
@@ -622,7 +628,7 @@ def update(agent: Agent, batch: Rollouts, key, args: Args) -> tuple[Agent, dict]
     updates, actor_opt = actor_optimizer(args).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
 
-    grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["entropy"], batch.action.shape[-1])
+    grads = jax.grad(alpha_loss)(agent.log_alpha, info_pi["surplus"])
     updates, alpha_opt = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
     agent = agent.replace(log_alpha=optax.apply_updates(agent.log_alpha, updates), alpha_opt=alpha_opt)
 

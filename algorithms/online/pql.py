@@ -21,9 +21,10 @@ Deviations from the paper:
   limit into the next episode;
 - both learners draw from one replay buffer, where the actor's has a copy of its states;
 - observations are clipped to 5 standard deviations in the environment as in the learners;
+- weights begin as Flax's do (PyTorch's);
 - no distributional critics (PQL-D).
 
-    python algorithms/online/pql.py --env PointMedium-v0 --n-envs 64 --batch-size 256 --env-steps 320000 --seeds 8
+    python algorithms/online/pql.py --env PointMedium-v0 --n-envs 64 --learning-starts 2048 --env-steps 320000 --seeds 8
     python algorithms/online/pql.py --n-envs 256 --noise-min 0.4 --noise-max 0.4 --env-steps 2560000
 """
 
@@ -64,7 +65,7 @@ class Args(OnlineArgs):
     noise_min: Float = 0.05
     """Standard deviation of the exploration noise in the first environment (actions are in [-1, 1])."""
     noise_max: Float = 0.8
-    """Standard deviation of the exploration noise in the last environment; as `noise_min`: the same in all."""
+    """Standard deviation of the exploration noise in the last environment (one alone has --noise-min)."""
     learning_starts: int = 131_072
     """Environment steps before the first online update."""
     n_step: Size = 3

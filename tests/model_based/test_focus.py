@@ -103,12 +103,15 @@ def test_focus_the_environments_graph_is_where_its_outputs_have_slopes(focus):
 
 def test_focus_the_graph_is_of_rows_that_are_not_held_out(focus, agent):
     """s_0' = s_0 + a_1, r = s_2; held out rows and those without a successor are noise."""
-    r, args = np.random.default_rng(0), focus.Args(**{**SIZES, "test_rows": 300, "test_features": 20})
+    r, args = np.random.default_rng(0), focus.Args(**{**SIZES, "test_rows": 260, "test_features": 20})
     obs, action = r.normal(size=(400, 3)), r.uniform(-1, 1, (400, 2))
     next_obs = obs + np.stack([action[:, 1], 0 * obs[:, 0], 0 * obs[:, 0]], 1)
     reward = obs[:, 2].copy()
     reward[:100] = 50 * r.normal(size=100)
-    rows = [obs, action, reward[:, None], np.zeros((400, 1)), next_obs, np.ones((400, 1))]
+    successor = np.ones((500, 1))[100:]
+    unknown = 100 + r.permutation(300)[:40]
+    successor[unknown], next_obs[unknown] = 0, 50 * r.normal(size=(40, 3))
+    rows = [obs, action, reward[:, None], np.zeros((400, 1)), next_obs, successor]
     rows = jnp.float32(np.concatenate(rows, 1))
     data = Transitions(rows, None, None, SPEC, (*focus.FIELDS, "successor"))
     found = jax.jit(lambda agent: focus.find_graph(agent, args, data, 100).graph)(agent)
