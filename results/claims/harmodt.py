@@ -16,9 +16,9 @@ PROMPT, FIXED, HARMONY = "sparsity=0 mask_change=0", "sparsity=0.2 mask_change=0
 
 CLAIM = Claim(
     title="Masks that follow the harmony of gradients let one policy do tasks that disagree",
-    paper="HarmoDT (arXiv 2405.18080) claims a higher mean over many tasks than Prompt-DT, which has no masks, and than "
-    "masks that do not change, because the weights that stay in a mask have gradients that agree. Here eight tasks "
-    "want opposite things of the same positions, and prompts and masks tell them apart.",
+    paper="HarmoDT (arXiv 2405.18080) claims a higher mean over many tasks than Prompt-DT, which has no masks, and "
+    "than masks that do not change, because the weights that stay in a mask have gradients that agree. Here eight "
+    "tasks want opposite things of the same positions, and prompts and masks tell them apart.",
     runs=[run],
     checks={
         "All tasks: HarmoDT ends above Prompt-DT, beyond noise": (
