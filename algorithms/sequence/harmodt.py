@@ -1,9 +1,9 @@
 """HarmoDT: harmony multi-task Decision Transformer.
 
 Hu, Fan, Shen, Zhang, Wang and Tao, "HarmoDT: Harmony Multi-Task Decision Transformer for Offline RL", ICML 2024, arXiv
-2405.18080. One Decision Transformer for many tasks, of which each has a mask of its own over the weights (section 4):
+2405.18080. One Decision Transformer for many tasks, of which each has a mask of its own over the weights:
 where tasks pull a weight in different directions, it is hidden from those that disagree with the rest. Now and then
-(section 4.2) each mask lets go of the weights whose gradient agrees least with that of all tasks, and takes in as many
+each mask lets go of the weights whose gradient agrees least with that of all tasks, and takes in as many
 of the hidden ones whose gradient agrees most; the number falls to zero by a cosine. The task is known: it picks the
 mask, and a prompt, a few steps of a demonstration, that is put before the window (Prompt-DT, arXiv 2206.13499).
 
@@ -71,7 +71,7 @@ class Args(OfflineArgs):
     mask_change: Fraction = 0.001
     """Share of the trunk's weights that a mask exchanges at first, in [0, 1]; it falls to 0 by a cosine."""
     harmony: Float = 10.0
-    """lambda: weight of a gradient's agreement with that of all tasks, beside its square."""
+    """Weight of a gradient's agreement with that of all tasks, beside its square."""
     mask_every: Size = 500
     """Updates between two changes of the masks."""
     prompt_steps: Size = 5
@@ -237,7 +237,7 @@ def weights_of(actor) -> tuple[jax.Array, Any]:
 
 
 def masked(actor, mask):
-    """`actor` with the weights alone that `mask` [D] leaves: that of one task (eq. 4)."""
+    """`actor` with the weights alone that `mask` [D] leaves: that of one task."""
     weights, put = weights_of(actor)
     return put(weights * mask)
 
@@ -269,9 +269,9 @@ def cosines(gradients):
 
 
 def exchanged(masks, gradients, count, args: Args):
-    """Masks [K, D] of which each gives away `count` weights and takes in as many (eq. 7 to 9).
+    """Masks [K, D] of which each gives away `count` weights and takes in as many.
 
-    Given away are those with the least lambda g g_i + g_i^2, taken in those with the largest g g_i; g_i: `gradients`
+    Given away are those with the least harmony g g_i + g_i^2, taken in those with the largest g g_i; g_i: `gradients`
     [K, D] of the tasks, g: the mean over the tasks of what their masks leave of them.
     """
     own = masks * gradients
@@ -325,7 +325,7 @@ def update(agent: Agent, windows: Window, key, args: Args) -> tuple[Agent, dict]
 
 
 def harmonize(agent: Agent, windows: Window, key, args: Args) -> tuple[Agent, dict]:
-    """The masks of all tasks exchange as many weights as it is time for (algorithm 1)."""
+    """The masks of all tasks exchange as many weights as it is time for."""
     _, grads = task_gradients(agent, windows, key, args)
     gradients = jax.vmap(lambda g: weights_of(g)[0])(grads)
     size, done = agent.masks.shape[1], agent.updates / args.updates

@@ -2,10 +2,10 @@
 
 Wu, Majumdar, Stone, Lin, Mordatch, Abbeel and Rajeswaran, "Masked Trajectory Models for Prediction, Representation, and
 Control", ICML 2023, arXiv 2305.02968. One transformer fills in what is hidden of short trajectories of states, actions
-and average rewards to come (section 3). What it is used as depends on what is hidden: of the last action, it clones the
+and average rewards to come. What it is used as depends on what is hidden: of the last action, it clones the
 data, with or without a return that is asked for; of all actions, it is an inverse model; of the last state, a forward
-model. Trained under random autoregressive masks (section 3.2: a random part, and everything after a random token), one
-network does it all. Steps without an action teach it, too: their actions are hidden (heteromodal data, section 4.3).
+model. Trained under random autoregressive masks (a random part, and everything after a random token), one
+network does it all. Steps without an action teach it, too: their actions are hidden (heteromodal data).
 
 Choose it when one model shall predict and act, or when few episodes of many have actions (--labelled-fraction 0.05
 --act-as two-stage: first which states follow when a return is asked for, then the action between them).
@@ -242,7 +242,7 @@ def kept_for(use: str, position, steps: int):
 
 
 def draw_mask(key, batch: int, args: Args):
-    """[B, 3, T] what is kept of each window: by default random tokens before a random one (section 3.2)."""
+    """[B, 3, T] what is kept of each window: by default random tokens before a random one."""
     ratio_key, order_key, cut_key, position_key = jax.random.split(key, 4)
     steps, position = args.context, jax.random.randint(position_key, (batch,), 0, args.context)
     if args.train_mask not in ("autoregressive", "random"):
@@ -258,7 +258,7 @@ def draw_mask(key, batch: int, args: Args):
 
 
 def model_loss(model, agent: Agent, parts: Parts, known, there, kept, key):
-    """Mean squared errors over the steps and dimensions, hidden or not, summed over the kinds (eq. 1).
+    """Mean squared errors over the steps and dimensions, hidden or not, summed over the kinds.
 
     Actions that are not `known` [B, T] are hidden and count nothing, and so are steps that are not `there` [B, T].
     """
