@@ -403,6 +403,8 @@ def main(args: Args) -> None:
     data = data.require(discrete=False).normalize_obs()
     if args.hide != ("actions",):
         raise InputError(f"--hide {' '.join(args.hide)}: actions alone may be missing.")
+    if args.labelled_only and args.labelled_unit != "episodes":
+        raise InputError("--labelled-only leaves whole episodes: it needs --labelled-unit episodes.")
     if args.context < 2 or args.width % 2:
         raise InputError(f"--context must be at least 2 and --width even, not {args.context} and {args.width}.")
     require_context(data, args.context)

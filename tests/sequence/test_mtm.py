@@ -216,6 +216,7 @@ def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
         ({"width": 9, "heads": 3}, "--width even"),
         ({"heads": 3}, "must be a multiple of --heads 3"),
         ({"hide": ("rewards",)}, "actions alone may be missing"),
+        ({"labelled_only": True, "labelled_unit": "transitions"}, "needs --labelled-unit episodes"),
         ({"holdout": 1.0}, "no episode with actions is left"),
     ):
         with pytest.raises(InputError, match=message):
