@@ -1,7 +1,7 @@
 from results.checks import Claim, end, logged, noise
 from results.grid import Entry
 
-LENGTH = "--n-tasks 8 --seeds 8 --updates 2000 --log-every 100 --eval-every 1000 --eval-episodes 5"
+LENGTH = "--n-tasks 8 --seeds 8 --updates 1000 --log-every 100 --eval-every 1000 --eval-episodes 5"
 SIZES = "--width 16 --layers 1 --heads 1 --context 3 --prompt-steps 2 --task-batch 4 --mask-every 20"
 RATES = "--learning-rate 3e-3 --warmup-updates 50 --token-dropout 0 --max-grad-norm 0"
 
