@@ -43,4 +43,7 @@ CLAIM = Claim(
             end(whole) > under("act_as=bc", whole) + noise(end(whole), under("act_as=bc", whole))
         ),
     },
+    finding="One model clones with a return no worse than a model of this use, and what it is asked for decides how it "
+    "acts: told a high return it ends near the planner, told none far lower, between the planner and the uniform "
+    "actions that are the other half of the data.",
 )
