@@ -45,6 +45,7 @@ import pointworld
 import roads
 import scripted
 import sepsis
+import turned
 from episodes import Recipe
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
@@ -69,6 +70,7 @@ MODULES = {
     "icu": sepsis,
     "ogbench": ogbench_data,
     "road": roads,
+    "turned": turned,
 }
 REFERENCE_EPISODES = 100
 # (min, max) of D4RL's environments: Farama-Foundation/D4RL, d4rl/infos.py.

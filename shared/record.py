@@ -166,10 +166,12 @@ def print_summary(
         means = scores[lanes].mean(1)
         print(f"{label:<34}{len(lanes):>6}{returns[lanes].mean():>10.1f}{means.mean():>9.1f}{means.std():>7.1f}")
     if task.tasks:
-        print(f"\n{'success (%)':<34}" + "".join(f"{f'task {number}':>9}" for number in task.tasks))
+        what = "success (%)" if task.counts_successes else "score" if task.reference else "return"
+        values = scores if task.reference else returns
+        print(f"\n{what:<34}" + "".join(f"{f'task {number}':>9}" for number in task.tasks))
         for label, lanes in groups.items():
-            rates = (scores[lanes][:, i :: len(task.tasks)].mean() for i in range(len(task.tasks)))
-            print(f"{label:<34}" + "".join(f"{rate:>9.1f}" for rate in rates))
+            means = (values[lanes][:, i :: len(task.tasks)].mean() for i in range(len(task.tasks)))
+            print(f"{label:<34}" + "".join(f"{mean:>9.1f}" for mean in means))
     for label, value in task.baselines.items():
         print(f"{label:<34}{'':>6}{value:>10.1f}{float(task.score(np.array(value))):>9.1f}")
     if table:

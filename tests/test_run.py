@@ -30,7 +30,7 @@ from shared.arguments import Float, OfflineArgs, float_fields, hyperparameters, 
 from shared.checkpoint import load_tree, read_header, save_tree
 from shared.errors import InputError, Interrupted
 from shared.lanes import make_mesh, over_lanes
-from shared.record import Tables
+from shared.record import Tables, print_summary
 from shared.run import Run, launch
 from shared.task import Spec, Task, registered_env
 
@@ -1131,3 +1131,14 @@ def test_a_table_takes_no_rows_of_other_columns(tmp_path):
             tables.append("before", ["lane", "seed", "other"], rows)
         tables.close()
     assert (tmp_path / "before.csv").read_text() == "lane,seed,loss\n0,0,1\n0,0,1\n"
+
+
+@pytest.mark.parametrize("reference", [None, {"min": 0.0, "max": 2.0}, {"min": 0.0, "max": 1.0, "of": "success"}])
+def test_the_table_of_tasks_says_what_it_shows(reference, capsys):
+    task = Task("toy", "hash", PENDULUM, reference=reference, tasks=(2, 5))
+    returns = np.array([[1.0, 2.0, 3.0, 4.0]])
+    print_summary("toy", task, [{"seed": 0}], returns, 50.0 * returns, None)
+    heading, row = capsys.readouterr().out.splitlines()[-2:]
+    what = "return" if reference is None else "success (%)" if "of" in reference else "score"
+    assert heading.split("  ")[0] == what and heading.split()[-4:] == ["task", "2", "task", "5"]
+    assert row.split() == ["toy", *(("2.0", "3.0") if reference is None else ("100.0", "150.0"))]

@@ -8,4 +8,5 @@ from environments import (  # noqa: F401
     icu_sepsis,
     point_env,
     rainy_road,
+    turned_point,
 )

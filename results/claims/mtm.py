@@ -1,0 +1,49 @@
+from results.checks import Claim, end, logged, noise, under
+from results.grid import Entry
+
+LENGTH = "--seeds 8 --updates 1000 --log-every 100 --eval-every 1000 --eval-episodes 16 --context 2"
+SIZES = "--width 32 --layers 1 --heads 2 --token-dropout 0 --batch-size 64 --learning-rate 3e-3 --warmup-updates 50"
+USES = {
+    "rcbc": "Cloning with a return",
+    "inverse": "Inverse dynamics",
+    "forward": "Forward dynamics",
+}
+
+
+def run(more: str, variant: str = "", *evaluations: str) -> Entry:
+    return Entry("mtm", "turned-point-mixed", f"{LENGTH} {SIZES} {more}", variant, "claim", evaluations)
+
+
+FEW = "--labelled-fraction 0.2 --holdout 0.5"
+whole = run("--holdout 0.1", "", "act_as=bc")
+special = {use: run(f"--holdout 0.1 --train-mask {use}", use) for use in USES}
+few, alone = run(FEW, "few-actions"), run(f"{FEW} --labelled-only", "few-alone")
+
+CLAIM = Claim(
+    title="One model of masked trajectories does what models of one use do, and learns from steps without actions",
+    paper="MTM (arXiv 2305.02968) claims that one network, trained under random autoregressive masks, matches or beats "
+    "networks trained for one use (cloning with a return, inverse and forward dynamics), and that trajectories without "
+    "actions make it better where few have them. Errors are of episodes that were held out.",
+    runs=[whole, *special.values(), few, alone],
+    checks={
+        **{
+            f"{what}: one model errs at most a fifth more than the model of this use": (
+                logged(f"{use}_error", whole) < 1.2 * logged(f"{use}_error", special[use])
+            )
+            for use, what in USES.items()
+        },
+        "A tenth of the episodes with actions: the rest helps cloning with a return, beyond noise": (
+            logged("rcbc_error", few)
+            < logged("rcbc_error", alone) - noise(logged("rcbc_error", few), logged("rcbc_error", alone))
+        ),
+        "A tenth of the episodes with actions: with the rest it ends higher, beyond noise": (
+            end(few) > end(alone) + noise(end(few), end(alone))
+        ),
+        "Asked for a high return it ends above cloning, beyond noise": (
+            end(whole) > under("act_as=bc", whole) + noise(end(whole), under("act_as=bc", whole))
+        ),
+    },
+    finding="One model clones with a return no worse than a model of this use, and what it is asked for decides how it "
+    "acts: told a high return it ends near the planner, told none far lower, between the planner and the uniform "
+    "actions that are the other half of the data.",
+)
