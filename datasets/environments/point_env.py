@@ -41,6 +41,10 @@ IDS = {
     "PointHidden": (
         {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay"}, 50
     ),
+    "PointHiddenDense": (
+        {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay",
+         "reward": "dense"}, 50
+    ),
     "PointTreasure": (
         {"layout": "deepsea", "discrete": True, "speed": 1.0, "jitter": 0.0, "reward": ("treasure", "time")}, 100
     ),
