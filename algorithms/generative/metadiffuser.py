@@ -4,7 +4,7 @@ Ni, Hao, Mu, Yuan, Zheng, Wang and Liang, "MetaDiffuser: Diffusion Model as Cond
 ICML 2023, arXiv 2305.19923. The episodes of the data are of many tasks, which differ in rewards or dynamics that no
 observation tells. An encoder makes a context z of some transitions of a task, so that models of the reward and of the
 dynamics are right (`context_loss`, the first --context-updates, then frozen). A temporal U-Net denoises windows of
-states and actions given z, which is left out of some (classifier-free guidance), and --guidance exaggerates what z
+states and actions given z, which is left out of some (classifier-free guidance); --context-guidance exaggerates what z
 changes. While a plan is made, two gradients move it: to a high reward, and to what the dynamics allow (dual guide).
 
 Acting, every step has a plan of its own, for the context of the episode's transitions so far; the first one, and with
@@ -67,7 +67,7 @@ class Args(OfflineArgs):
     """T: steps of the diffusion."""
     context_dropout: Fraction = 0.25
     """Probability that a window is denoised without its context."""
-    guidance: Float = 1.2
+    context_guidance: Float = 1.2
     """Weight of what the context changes in a plan; 1: the conditional model, 0: the unconditional one."""
     reward_guide: Float = 1.0
     """Weight of the gradient to high rewards."""
@@ -91,7 +91,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
 
 
-PRESETS = {"diffuser": {"guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0}}  # by name
+PRESETS = {"diffuser": {"context_guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0}}  # by name
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -344,7 +344,7 @@ def make_plans(agent: Agent, obs, z, known, key, args: Args):
         (t, of_x_0, of_x_t, variance), key = at
         both = jnp.concatenate([x, x]), jnp.broadcast_to(t, 2 * shape[0]), jnp.concatenate([z, jnp.zeros_like(z)])
         conditional, unconditional = jnp.split(agent.nets.denoiser.apply(agent.ema_denoiser, *both), 2)
-        clean = jnp.clip(unconditional + args.guidance * (conditional - unconditional), -1.0, 1.0)
+        clean = jnp.clip(unconditional + args.context_guidance * (conditional - unconditional), -1.0, 1.0)
         mean = of_x_0 * clean + of_x_t * x + variance * slope(clean)
         return inpaint(mean + jnp.sqrt(variance) * jax.random.normal(key, shape), obs), None
 

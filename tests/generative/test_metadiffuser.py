@@ -44,7 +44,13 @@ def module():
 
 
 def args_of(**changes):
-    floats = {"guidance": 1.5, "reward_guide": 0.7, "dynamics_guide": 0.4, "discount": 0.9, "context_dropout": 0.5}
+    floats = {
+        "context_guidance": 1.5,
+        "reward_guide": 0.7,
+        "dynamics_guide": 0.4,
+        "discount": 0.9,
+        "context_dropout": 0.5,
+    }
     floats = {k: np.float32(v) for k, v in floats.items()}
     return load("metadiffuser").Args(**{**SMALL, **floats, "hidden_dims": (8, 8), "batch_size": B} | changes)
 
@@ -53,8 +59,9 @@ def args_of(**changes):
 def agent(module):
     """With a linear denoiser, another average of it, and models in general position."""
     r = np.random.default_rng(0)
-    agent = jax.device_get(jax.jit(module.init, static_argnums=2)(jax.random.key(0), args_of(), SPEC))
-    shake = lambda x: x + np.float32(0.3 * r.normal(size=x.shape))  # noqa: E731
+    agent = jax.eval_shape(lambda key: module.init(key, args_of(), SPEC), jax.random.key(0))
+    agent = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), agent)
+    shake = lambda x: np.float32(0.4 * r.normal(size=x.shape))  # noqa: E731
     sizes = {"w": (D, D), "b": (D,), "m": (Z, D)}
     net = lambda: {k: np.float32(0.3 * r.normal(size=size)) for k, size in sizes.items()}  # noqa: E731
     agent = agent.replace(models=jax.tree.map(shake, agent.models), denoiser=net(), ema_denoiser=net())
@@ -306,4 +313,4 @@ def test_metadiffuser_refuses(pendulum, tmp_path, changes, words):
 def test_metadiffuser_without_guidance_is_diffuser(module):
     """No plan depends on the context or the models then."""
     args = module.Args(**module.PRESETS["diffuser"])
-    assert args.guidance == args.reward_guide == args.dynamics_guide == 0.0
+    assert args.context_guidance == args.reward_guide == args.dynamics_guide == 0.0
