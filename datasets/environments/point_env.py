@@ -20,6 +20,7 @@ from environments.point_truth import path_length
 IDS = {
     "PointWorld": ({}, 200),
     "PointOpen": ({"layout": "open"}, 100),
+    "PointOpenStarts": ({"layout": "open", "start": "sampled"}, 100),
     "PointUMaze": ({"layout": "umaze"}, 100),
     "PointMedium": ({"layout": "medium"}, 200),
     "PointLarge": ({"layout": "large"}, 400),
