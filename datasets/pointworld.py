@@ -56,6 +56,9 @@ KINDS = {
         20_000,
     ),
     "demos": Kind("a planner on shortest paths, noise 0.25: about 50 episodes", ((1.0, EXPERT),), 1_000),
+    "onestart": Kind(
+        "a planner on shortest paths from one start, noise 0.25", ((1.0, EXPERT),), 1_000, options=(("start", "fixed"),)
+    ),
     "navigate": Kind(
         "a planner to one random goal after the other, noise 0.5", ((1.0, NAVIGATE),), options=(("at_goal", "next"),)
     ),

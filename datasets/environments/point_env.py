@@ -20,6 +20,7 @@ from environments.point_truth import path_length
 IDS = {
     "PointWorld": ({}, 200),
     "PointOpen": ({"layout": "open"}, 100),
+    "PointOpenStarts": ({"layout": "open", "start": "sampled"}, 100),
     "PointUMaze": ({"layout": "umaze"}, 100),
     "PointMedium": ({"layout": "medium"}, 200),
     "PointLarge": ({"layout": "large"}, 400),
@@ -46,6 +47,10 @@ IDS = {
     "PointCrossing": ({"layout": "crossing"}, 50),
     "PointHidden": (
         {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay"}, 50
+    ),
+    "PointHiddenDense": (
+        {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay",
+         "reward": "dense"}, 50
     ),
     "PointTreasure": (
         {"layout": "deepsea", "discrete": True, "speed": 1.0, "jitter": 0.0, "reward": ("treasure", "time")}, 100
