@@ -49,7 +49,7 @@ def played(spec: EnvSpec, number: int, noise: float | None, rng: np.random.Gener
 
 def collect(spec: EnvSpec, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes until there are so many steps; the last one is cut."""
-    rng, episodes, tasks = np.random.default_rng(seed), [], TurnedFunctional(8).tasks
+    rng, episodes, tasks = np.random.default_rng(seed), [], TurnedFunctional(**spec.kwargs or {"tasks": 8}).tasks
     while steps > 0:
         number = len(episodes)
         episodes.append(cut(played(spec, number, NOISE if number // tasks % 2 == 0 else None, rng), steps))

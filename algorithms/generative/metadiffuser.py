@@ -91,7 +91,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
 
 
-PRESETS = {"diffuser": {"context_guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0}}  # by name
+PRESETS = {"diffuser": {"context_guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0, "context_dropout": 1.0}}
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -438,7 +438,11 @@ def train(agent: Agent, keys, args: Args, windows: Windows, learn) -> tuple[Agen
 
 
 def check(args: Args) -> None:
-    """InputError: steps that the U-Net cannot halve, channels that are of no eight groups."""
+    """InputError: steps that the U-Net cannot halve, channels that are of no eight groups, no noise to guide."""
+    if args.diffusion_steps < 2:
+        raise InputError(
+            "--diffusion-steps must be at least 2: the last step has no noise, by which guides are scaled."
+        )
     halved = 2 ** (len(args.channel_factors) - 1)
     for flag, n, of in (("window-steps", args.window_steps, halved), ("channels", args.channels, 8)):
         if n < of or n % of:

@@ -61,9 +61,9 @@ class Args(HybridArgs):
     """Episodes of each greedy policy."""
     n_policies: Size = 50
     """Random policies whose density ratios are in W."""
-    ratio_clip: Float = 2.0
+    density_clip: Float = 2.0
     """Bound gamma of the density ratios in the first round."""
-    ratio_clip_growth: Float = 0.5
+    density_clip_growth: Float = 0.5
     """In round t the bound is t to this power times as high."""
     ratio_penalty: Float = 0.05
     """Times the mean of w^2 / gamma: alpha is this over gamma."""
@@ -218,7 +218,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def update(agent: Agent, data: Counts, args: Args) -> tuple[Agent, dict]:
     """One round's f."""
     rounds, adam = agent.rounds + 1, optax.adam(args.critic_lr)
-    clip, first = args.ratio_clip * rounds**args.ratio_clip_growth, data.visits[0].sum(-1)
+    clip, first = args.density_clip * rounds**args.density_clip_growth, data.visits[0].sum(-1)
     weights = jax.vmap(ratios, (0, None, None))(agent.policies, data, clip)
 
     def step(carry, _):

@@ -264,7 +264,7 @@ def represent(nets: Networks, torso, obs, args: Args):
     return jax.lax.stop_gradient(z) if args.frozen_torso else z
 
 
-def log_probs(nets: Networks, torso, actor, obs, args: Args):
+def action_log_prob(nets: Networks, torso, actor, obs, args: Args):
     """log pi(a|s) [..., A]"""
     return nn.log_softmax(nets.actor.apply(actor, represent(nets, torso, obs, args)))
 
@@ -277,7 +277,7 @@ def value_of(nets: Networks, torso, value, obs, args: Args):
 def ppo_loss(params, nets: Networks, batch: Batch, old_log_prob, adv, target, args: Args):
     """The surrogate minus the entropy plus the value's squared error; params: torso, actor and value function."""
     torso, actor, value = params
-    log_prob_of = log_probs(nets, torso, actor, batch.obs, args)
+    log_prob_of = action_log_prob(nets, torso, actor, batch.obs, args)
     log_prob = jnp.take_along_axis(log_prob_of, batch.action[:, None], 1)[:, 0]
     v = value_of(nets, torso, value, batch.obs, args)
     chex.assert_equal_shape([log_prob, old_log_prob, adv, v, target])
@@ -366,7 +366,7 @@ def update(agent: Agent, steps: Steps, key, args: Args) -> tuple[Agent, dict]:
 
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B]: sampled, or the likeliest with --no-sample-actions."""
-    logits = log_probs(agent.nets, agent.torso, agent.actor, obs, args)
+    logits = action_log_prob(agent.nets, agent.torso, agent.actor, obs, args)
     return jax.random.categorical(key, logits) if args.sample_actions else logits.argmax(-1)
 
 
@@ -381,7 +381,7 @@ def collect(agent: Agent, loop: Loop, key, args: Args, env: JaxEnv) -> tuple[Loo
 
     def step(loop, key):
         action_key, env_key = jax.random.split(key)
-        logits = log_probs(agent.nets, agent.torso, agent.actor, loop.obs, args)
+        logits = action_log_prob(agent.nets, agent.torso, agent.actor, loop.obs, args)
         action = jax.random.categorical(action_key, logits)
         log_prob = jnp.take_along_axis(logits, action[:, None], 1)[:, 0]
         env_state, obs, moved = step_envs(env, loop.env_state, action, env_key)

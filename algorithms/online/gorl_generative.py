@@ -82,9 +82,9 @@ class Args(OnlineArgs):
     later_grad_norm: Float = 1.0
     """Global norm that PPO's gradients are clipped to in the later stages."""
     entropy_cost: Float = 0.01
-    """Weight of the encoder's entropy."""
+    """Weight of the policy's entropy."""
     value_coefficient: Float = 0.25
-    """Weight of the value function's error beside the encoder's loss."""
+    """Weight of the value function's error beside the policy's loss."""
     gae_lambda: Fraction = 0.95
     """lambda of the generalised advantage estimate, in [0, 1]."""
     discount: Fraction = 0.995

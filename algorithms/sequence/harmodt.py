@@ -18,10 +18,14 @@ Deviations from the paper (and the authors' code):
 - what is taken in is chosen by gradients without the mask (those of hidden weights are zero in the code, so that the
   choice is arbitrary); the mean gradient is no task's own (the code's sum overwrites that of the first);
 - the number of changed weights is a share of all (0 to 100 of millions);
+- that number falls from the first update on (in the code, which defines its schedule twice, it rises to its largest
+  in the middle and falls again); gradients that masks are chosen by are not clipped (each task's is);
+- by default there are 8 tasks and windows of 10 steps, for the dataset here (20);
+- all tasks are asked for the same return, on the same scale (each for its own);
 - a prompt is the beginning of the task's best episode (pieces of some); unseen tasks have no mask here.
 
-    python algorithms/sequence/harmodt.py --dataset turned-point-mixed --n-tasks 8 --seeds 8 --updates 5000 --width 64
-    python algorithms/sequence/harmodt.py --dataset turned-point-mixed --n-tasks 8 --seeds 8 --sparsity 0 0.2
+    python algorithms/sequence/harmodt.py --seeds 8 --updates 5000 --warmup-updates 500 --width 64
+    python algorithms/sequence/harmodt.py --seeds 8 --updates 5000 --warmup-updates 500 --width 64 --sparsity 0 0.2
 """
 
 import dataclasses
@@ -64,7 +68,7 @@ class Args(OfflineArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 1_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    n_tasks: Size = 1
+    n_tasks: Size = 8
     """Tasks: the last numbers of an observation, as many, say by a one which it is; 1: none do."""
     sparsity: Fraction = 0.2
     """Share of the trunk's weights that a task's mask hides, in [0, 1]; 0: Prompt-DT."""
@@ -76,7 +80,7 @@ class Args(OfflineArgs):
     """Updates between two changes of the masks."""
     prompt_steps: Size = 5
     """Steps of a task's demonstration that are put before the window."""
-    context: int = 20
+    context: int = 10
     """K: steps that the policy sees."""
     target_return: Float = 0.0
     """Return that the policy is asked for, in the environment's unit; 0: that of the data's best episode."""
@@ -402,9 +406,11 @@ def by_task(data: Dataset, args: Args) -> tuple[TaskData, Window]:
     """`data` by task, and the prompts [K, P]: the beginnings of the tasks' best episodes.
 
     Raises:
-      InputError: observations do not say the task, or there is one without data.
+      InputError: an episode is of several tasks, or there is a task without data.
     """
     task = parted(data.obs, args)[1]
+    if (task != task[data.starts()][data.episode()]).any():
+        raise InputError(f"--n-tasks {args.n_tasks}: an episode of '{data.task.id}' is of more than one task.")
     count = np.bincount(task, minlength=args.n_tasks)
     if not count.all():
         raise InputError(f"'{data.task.id}' has no row of task {int(count.argmin()) + 1} of --n-tasks {args.n_tasks}.")
@@ -424,13 +430,15 @@ def of_tasks(task: Task, args: Args) -> Task:
     Raises:
       InputError: the environment has another number of them.
     """
-    if not one_hot(args) or task.env_spec is None:
+    if task.env_spec is None:
         return task
     env = task.make_env()
-    tasks = getattr(env.unwrapped, "task_infos", ())
+    tasks = max(1, len(getattr(env.unwrapped, "task_infos", ())))
     env.close()
-    if len(tasks) != args.n_tasks:
-        raise InputError(f"--n-tasks {args.n_tasks}: {task.env_spec.id} has {len(tasks)} tasks.")
+    if tasks != args.n_tasks:
+        raise InputError(f"--n-tasks {args.n_tasks}: {task.env_spec.id} has {tasks}.")
+    if tasks == 1:
+        return task
     return dataclasses.replace(task, tasks=tuple(range(1, args.n_tasks + 1)))
 
 

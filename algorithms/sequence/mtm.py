@@ -15,12 +15,14 @@ Deviations from the paper (and the authors' code):
   count nothing (such windows are left out);
 - actions stay in [-1, 1], and average rewards to come are put there by the least and the largest one of the data
   (standardised; their statistics count zeros beyond an episode's end); they are of the present step on (of the next);
-- the forward mask shows the states and actions up to a random step (earlier states, all actions);
+- the forward mask shows the states and actions up to a random step, the last one, too (earlier states, all actions);
+- where some steps have no action, at least half of the windows begin at one that has;
 - cloning sees the last steps, too (the present state alone);
 - the tokens that go into a transformer pass dropout; no representations for TD3, and no discrete tokens.
 
-    python algorithms/sequence/mtm.py --dataset hopper-medium-replay --seeds 4 --target 0.8 1.0
-    python algorithms/sequence/mtm.py --dataset pendulum-mixed --seeds 8 --updates 10000 --labelled-fraction 0.05
+    python algorithms/sequence/mtm.py --dataset hopper-medium-replay --seeds 4 --target 0.8
+    python algorithms/sequence/mtm.py --dataset pendulum-mixed --seeds 8 --updates 10000 --warmup-updates 500 \
+        --labelled-fraction 0.05 --holdout 0.2
 """
 
 import sys
@@ -96,7 +98,7 @@ RATIOS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 CUT = (0.2, 0.1, 0.7)
 """How often the first token that is hidden of the future is a state, a return, an action."""
 WITH_ACTIONS = 0.5
-"""Share of the windows that begin at a step with an action, where some have none."""
+"""Share, at least, of the windows that begin at a step with an action, where some have none."""
 JUDGED = 256
 """Windows that the model is judged by."""
 
@@ -382,11 +384,12 @@ def windows_of(data: Dataset, labelled: np.ndarray, args: Args) -> Windows:
         raise InputError(f"--holdout {args.holdout:g}: no episode with actions is left to learn from.")
     step = np.arange(len(episode)) - data.starts()[episode]
     average = data.return_to_go() / (horizon(data) - step)
-    low, high = average[rows].min(), average[rows].max()
+    low, high = average[~judged].min(), average[~judged].max()
     if not high > low:
         raise InputError(f"All rewards to come of '{data.task.id}' are equal: there is no return to be asked for.")
     known = labelled[rows]
-    shares = np.where(known, WITH_ACTIONS / known.mean(), (1.0 - WITH_ACTIONS) / max((~known).mean(), 1e-9))
+    share = max(WITH_ACTIONS, known.mean())
+    shares = np.where(known, share / known.mean(), (1.0 - share) / max((~known).mean(), 1e-9))
     kept = sequences(data.select(rows), *fields, weights=None if known.all() else shares)
     shown = None
     if held.size:

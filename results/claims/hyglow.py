@@ -11,7 +11,7 @@ def lock(variant, more=""):
 
 SHARES = "--offline-fraction 0.001 0.02"
 hybrid, offline = lock("hybrid", SHARES), lock("offline", f"--mode offline {SHARES}")
-unclipped = lock("unclipped", f"--ratio-clip 1e6 --ratio-penalty 0 {SHARES}")
+unclipped = lock("unclipped", f"--density-clip 1e6 --ratio-penalty 0 {SHARES}")
 online, glow = lock("online", "--mode online"), lock("glow", "--mode online --optimistic")
 FEW, SOME = "offline_fraction=0.001", "offline_fraction=0.02"
 

@@ -32,13 +32,17 @@ CLAIM = Claim(
             dual > reward + noise(dual, reward)
         ),
     },
-    finding="The context is what the planner lacks: without it the same network ends below uniform actions, and "
-    "the guide to rewards, whose model needs the context, lifts it above the data's mean in every lane. "
-    "Given the context alone it imitates data of mixed quality and stays below their mean; that a new "
-    "plan at every step forgets what the last one intended may be why. The guide to the dynamics changes "
-    "nothing; how far plans disagree with the dynamics, of which a step here is little more than the "
-    "action, was not logged. In tries of two lanes that are not kept, a guide to rewards ten times as "
-    "strong was worse, and guides to the dynamics made up for a little of that or, where stronger, did "
-    "harm. All stay far below the planner that knows the goal: the task is found out while the episode "
-    "runs.",
+    observed={
+        f"{HIDDEN}: the unconditional planner ends below uniform actions, whose score is 0": unconditional < 0.0,
+        f"{HIDDEN}: given the context alone, too": conditional < 0.0,
+        f"{HIDDEN}: with the reward's guide it ends above them": reward > noise(reward),
+        f"{HIDDEN}: the guide to the dynamics changes less than noise": (abs(dual - reward) < noise(dual, reward)),
+        f"{HIDDEN}: with both guides it is below half of the planner that knows the goal": dual < 50.0,
+    },
+    finding="The context is what the planner lacks: the same network without it, which one window in four teaches, "
+    "ends below uniform actions, and given the context less far below; the guide to rewards, whose model needs the "
+    "context, lifts it above them. Given the context alone it imitates data of mixed quality; that a new plan at "
+    "every step forgets what the last one intended may be why it does no better. The guide to the dynamics changes "
+    "nothing; how far plans disagree with the dynamics, of which a step here is little more than the action, was "
+    "not logged. All stay below the planner that knows the goal: the task is found out while the episode runs.",
 )

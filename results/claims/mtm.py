@@ -32,6 +32,9 @@ CLAIM = Claim(
             )
             for use, what in USES.items()
         },
+        "Inverse dynamics: the model of this use has learned them, its error is below 0.15": (
+            logged("inverse_error", special["inverse"]) < 0.15
+        ),
         "A tenth of the episodes with actions: the rest helps cloning with a return, beyond noise": (
             logged("rcbc_error", few)
             < logged("rcbc_error", alone) - noise(logged("rcbc_error", few), logged("rcbc_error", alone))

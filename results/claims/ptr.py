@@ -55,8 +55,9 @@ CLAIM = Claim(
     finding="Actions of other rows are found, and cloning them with equal weights never arrives in time: a mean of "
     "unrelated actions is a slow one. With PTR's weights nearly all episodes arrive. What is left of the "
     "spoilt rows slows the policy a little still; cloning the clean rows alone always arrives. A spoilt row is "
-    "not worthless to the scorer: a planner's states tell by themselves where it went, so that the score is "
-    "above its lower bound. Nothing is lost on data that is whole. Mirrored episodes are not found at all: "
+    "not worthless to the scorer: a planner's states tell by themselves where it went, so that its "
+    "score is no floor. On data that is whole both arms always "
+    "arrive, so that no loss could be seen. Mirrored episodes are not found at all: "
     "state and next state are mirrored together, so that what followed is as predictable as ever by another "
     "rule, and the score asks no more than that (so it seems; no run tests it by itself). Neither arm arrives.",
 )

@@ -41,5 +41,5 @@ CLAIM = Claim(
     "cause: with ten, of the swing too, it is below IQL as well when the budget ends, and still rises. Their "
     "states are all over the data, whose Q is higher then. Longer runs were not tried. The step's cost, the "
     "temperature and beta are not the released ones, which are for a hundred times as many updates: Q comes to "
-    "its bounds within these.",
+    "its bounds within these. IQL has its defaults.",
 )

@@ -301,6 +301,7 @@ def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent)
     "changes, words",
     [
         ({"window_steps": 7, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
+        ({"diffusion_steps": 1}, "--diffusion-steps must be at least 2"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"window_steps": 32}, "--window-steps 32: no episode of .* has so many rows"),
     ],
@@ -310,7 +311,6 @@ def test_metadiffuser_refuses(pendulum, tmp_path, changes, words):
         load("metadiffuser").main(small("metadiffuser", pendulum, tmp_path / "run", env="none", **changes))
 
 
-def test_metadiffuser_without_guidance_is_diffuser(module):
-    """No plan depends on the context or the models then."""
+def test_metadiffuser_diffuser_neither_learns_nor_plans_with_a_context(module):
     args = module.Args(**module.PRESETS["diffuser"])
-    assert args.context_guidance == args.reward_guide == args.dynamics_guide == 0.0
+    assert args.context_guidance == args.reward_guide == args.dynamics_guide == 0.0 and args.context_dropout == 1.0
