@@ -10,9 +10,9 @@ def world(variant, more=""):
     return Entry("nce_aux_reward", "point-mazes-demos", arguments.strip(), variant, "claim")
 
 
-WEIGHTS = "--aux-weight 0 0.1"
+WEIGHTS = "--aux-weight 0 0.01 0.1"
 taught, anew = world("taught", WEIGHTS), world("anew", f"--no-pretrained-torso {WEIGHTS}")
-NONE, SOME = "aux_weight=0", "aux_weight=0.1"
+NONE, SOME, MUCH = "aux_weight=0", "aux_weight=0.01", "aux_weight=0.1"
 both, torso = online_mean(taught, SOME), online_mean(taught, NONE)
 progress, neither = online_mean(anew, SOME), online_mean(anew, NONE)
 

@@ -14,6 +14,11 @@ codes = {
     for name, more in learner.items()
 }
 
+LONG = "--tau 0.02"
+AWAKE = f"--learner iql --expectile 0.7 --policy-temperature 10 --reseed-updates 2000 {CODES}"
+longer = small("saq", f"{AWAKE} {LONG}", "awake", updates=40_000)
+plainly = small("iql", f"--expectile 0.7 --beta 10 {LONG}", "beside-saq", updates=40_000)
+
 SHORT = "--preset none --seeds 8 --batch-size 128 --hidden-dims 64 64 --updates 1000 --learning-rate 1e-3 --learner bc"
 seeing, blind = (
     Entry("saq", NARROW, f"{SHORT} {CODES} {more}".strip(), name, "claim")
@@ -24,7 +29,7 @@ CLAIM = Claim(
     title="Codes of actions that see the state improve what learns over them",
     paper="SAQ (arXiv 2310.11731) claims that IQL, CQL and BRAC improve when actions are codes of a VQ-VAE that sees "
     "the state, since their terms are exact then, and that few such codes are enough.",
-    runs=[cloning, iql, cql, *codes.values(), seeing, blind],
+    runs=[cloning, iql, cql, *codes.values(), longer, plainly, seeing, blind],
     checks={
         f"{NARROW}: 16 codes that see the state lose less of an action than 16 that do not, beyond noise": (
             logged("reconstruction", seeing)
