@@ -35,7 +35,7 @@ CLAIM = Claim(
             logged("guides_weight", guided) > logged("weight", guided)
         ),
     },
-    finding="Everything that loosens the constraint of all rows alike helps here, since the data's directions are random: a "
+    finding="What loosens the constraint of all rows alike helps here, since the data's directions are random: a "
     "constant weight of a half ends as high as the learned ones, which are about a half themselves and no larger for "
     "the pairs than for the data. The pairs add nothing to that: what the weights should tell apart, they do not "
     "within this budget.",
