@@ -69,6 +69,7 @@ CLAIM = Claim(
     "is hardly ever the data's. With rewards above 0 it often is, and the policy is no better, drawn or "
     "greedy. Dead codes and the budget are the cause, at least of a good part: when dead codes are moved to what a "
     "batch holds, targets follow faster, the policy is sharper and it learns four times as long, it ends far above "
-    "the shorter run, still below IQL. On the point maze's narrow data codes that see the state lose as much of an action as those that do not, at this size. SAQ-CQL, whose "
+    "the shorter run, still below IQL. On the point maze's narrow data "
+    "codes that see the state lose as much of an action as those that do not, at this size. SAQ-CQL, whose "
     "penalty lowers dead codes too, ends above cloning. SAQ-BRAC was not tried.",
 )
