@@ -165,6 +165,16 @@ def test_gorl_a_new_stage_has_a_new_encoder_on_a_flow_fitted_to_what_was_collect
     assert same(turned.decoder, later.decoder) and not same(turned.encoder, later.encoder)
 
 
+def test_gorl_remembers_what_the_flow_made_and_not_its_latents():
+    r = np.random.default_rng(0)
+    obs, z, output = (np.float32(r.normal(size=(4, 2, n))) for n in (3, 2, 2))
+    steps = gorl.Steps(Batch(obs=obs, action=z, reward=np.zeros((4, 2))), output, None, None)
+    memory = gorl.remember(gorl.Memory(jnp.zeros((16, 3)), jnp.zeros((16, 2))), steps, 1, ARGS)
+    for now, made in zip(memory, (obs, output), strict=True):
+        assert not np.asarray(now[:8]).any()
+        np.testing.assert_array_equal(now[8:], made.reshape(8, -1))
+
+
 def test_gorl_collects_latents_outputs_and_densities(agent):
     env = counting(3)
     loop = gorl.begin(jax.random.key(1), ARGS, env, SPEC)
