@@ -177,6 +177,7 @@ def test_the_environment_must_have_as_many_tasks():
     harmodt = load("harmodt")
     task = env_task("TurnedPoint-v0")
     assert harmodt.of_tasks(task, harmodt.Args(n_tasks=8)).tasks == tuple(range(1, 9))
-    assert harmodt.of_tasks(task, harmodt.Args()).tasks == ()
-    with pytest.raises(InputError, match="has 8 tasks"):
-        harmodt.of_tasks(task, harmodt.Args(n_tasks=3))
+    assert harmodt.of_tasks(env_task("Pendulum-v1"), harmodt.Args(n_tasks=1)).tasks == ()
+    for n in (1, 3):
+        with pytest.raises(InputError, match=f"--n-tasks {n}: TurnedPoint-v0 has 8"):
+            harmodt.of_tasks(task, harmodt.Args(n_tasks=n))
