@@ -171,6 +171,10 @@ def test_windows_and_prompts_are_of_their_task(tmp_path):
     fewer = data.select(task < 2)
     with pytest.raises(InputError, match="no row of task 3"):
         harmodt.by_task(fewer, args)
+    changed = data.obs.copy()
+    changed[1, -K:] = np.roll(changed[1, -K:], 1)
+    with pytest.raises(InputError, match="of more than one task"):
+        harmodt.by_task(dataclasses.replace(data, obs=changed), args)
 
 
 def test_the_environment_must_have_as_many_tasks():
