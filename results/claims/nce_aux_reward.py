@@ -1,4 +1,4 @@
-from results.checks import Claim, noise, online_mean
+from results.checks import Claim, end, highest, noise, online_mean
 from results.grid import Entry
 
 
@@ -29,5 +29,13 @@ CLAIM = Claim(
         "The progress alone: more than neither": progress > neither + noise(progress, neither),
         "The representation alone: more than neither": torso > neither + noise(torso, neither),
     },
-    finding="",
+    observed={
+        "The means are in the paper's order: both over the progress alone": both > progress,
+        "the progress alone over the representation alone": progress > torso,
+        "the representation alone over neither": torso > neither,
+        "With a progress of weight 0.1 it ends below 5": highest(end(taught, MUCH), end(anew, MUCH)) < 5.0,
+    },
+    finding="The four means are in the order that the paper claims, but each step is within the noise of eight lanes. "
+    "The weight of the progress decides: at 0.1 the agent learns to stay away from the goal, where the episode ends and "
+    "with it what is paid for progress. Smaller weights than 0.01 and more lanes were not tried.",
 )
