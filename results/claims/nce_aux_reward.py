@@ -36,6 +36,6 @@ CLAIM = Claim(
         "With a progress of weight 0.1 it ends below 5": highest(end(taught, MUCH), end(anew, MUCH)) < 5.0,
     },
     finding="The four means are in the order that the paper claims, but each step is within the noise of eight lanes. "
-    "The weight of the progress decides: at 0.1 the agent learns to stay away from the goal, where the episode ends and "
-    "with it what is paid for progress. Smaller weights than 0.01 and more lanes were not tried.",
+    "The weight of the progress decides: at 0.1 the agent learns to stay away from the goal, where the episode ends, "
+    "and with it what is paid for progress. Smaller weights than 0.01 and more lanes were not tried.",
 )
