@@ -7,8 +7,9 @@
     python results/benchmark.py --engine ray --cpus 4   # side by side on a Ray cluster (pip install ray)
 
 A job runs algorithms/*/<algorithm>.py with `--out results/runs/<algorithm>/<dataset>/<name>`. Jobs may
-be stopped and started again at any time: a finished one is never run again, an unfinished one goes
-on from its checkpoint, one that left no checkpoint begins anew. Several processes may share a grid.
+be stopped and started again at any time: a finished one is never run again (where it was made with
+other arguments, that is said), an unfinished one goes on from its checkpoint, one that left no checkpoint
+begins anew. Several processes may share a grid.
 
 With `--engine ray` the jobs are tasks of the cluster that RAY_ADDRESS names (`ray start`; else of one on this
 machine); a task whose machine dies is given to another, and goes on from the checkpoint. All machines need
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -92,13 +94,46 @@ def check_dataset(dataset: str, root: Path) -> None:
 
 
 def state(job: Job) -> str:
-    """ "new", "resume" (from a checkpoint), "again" (there is none), "evaluate" (only that is left) or "finished"."""
+    """ "new", "resume" (from a checkpoint), "again" (there is none), "evaluate" (only that is left) or "finished".
+
+    "changed": it is finished, but was made with other arguments.
+    """
     with contextlib.suppress(OSError):  # there is no run.json yet
         if status_of(job.out) == "finished":
-            return "evaluate" if missing_evaluations(job) else "finished"
+            return "changed" if changed(job) else "evaluate" if missing_evaluations(job) else "finished"
     if holds_checkpoint(job.out):
         return "resume"
     return "again" if job.out.exists() and any(job.out.iterdir()) else "new"
+
+
+def changed(job: Job) -> str:
+    """The first argument that a finished run had another value of, as "--seeds 8"; empty: there is none.
+
+    Arguments that were renamed since are not compared, nor is the dataset, whose names have versions.
+    """
+    had, given = json.loads((job.out / "run.json").read_text()).get("args", {}), {}
+    for word in job.command[2:]:
+        if word.startswith("--"):
+            values = given.setdefault(word[2:].replace("-", "_"), [])
+        else:
+            values.append(word)
+    for name, values in given.items():
+        if name.startswith("no_") and name[3:] in had:
+            name, values = name[3:], ["False"]
+        if name in ("dataset", "preset", "out") or name not in had:
+            continue
+        before = had[name] if isinstance(had[name], list) else [had[name]]
+        values = values or ["True"] * len(before)  # a flag, or an empty list
+        if [_plain(x) for x in before] != [_plain(x) for x in values]:
+            return " ".join([f"--{name.replace('_', '-')}", *map(str, before)])
+    return ""
+
+
+def _plain(value) -> float | str:
+    """A number, however it is written; else the text."""
+    with contextlib.suppress(ValueError):
+        return str(value) if isinstance(value, bool) else float(value)
+    return str(value)
 
 
 def missing_evaluations(job: Job) -> list[str]:
@@ -162,7 +197,10 @@ def perform(job: Job, root: Path, label: str = "", end: float = math.inf) -> int
     """
     with locked(job) as mine:
         now = state(job)
-        if not mine or now == "finished":
+        if now == "changed":
+            said = f"{job.out} was made with {changed(job)}: remove it, and it is made again."
+            print(said, file=sys.stderr, flush=True)
+        if not mine or now in ("finished", "changed"):
             return None
         if now == "again":
             clear(job.out)
@@ -230,7 +268,7 @@ def run_on_ray(jobs: list[Job], hours: float, max_jobs: int, root: Path, cpus: f
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise InputError(f"The cluster has {has}, a job needs {cpus:g} and {gpus:g}.")
     end, deaths = time.time() + 3600 * hours, Counter()
-    waiting, running = [job for job in jobs if state(job) != "finished"][:max_jobs], {}
+    waiting, running = [job for job in jobs if state(job) not in ("finished", "changed")][:max_jobs], {}
     while waiting or running:
         while waiting and len(running) < slots and time.time() < end:
             job = waiting.pop(0)

@@ -98,8 +98,8 @@ def require_jax_env(task: Task) -> JaxEnv:
     env = jax_env(require_env(task))
     if env is None:
         raise InputError(
-            f"Many environments are stepped together here, which {task.env_spec.id} is not written for (JAX); "
-            "there are phys2d/Pendulum-v0 and what datasets/environments has."
+            f"Many environments are stepped together here, so {task.env_spec.id} would have to be written in JAX; "
+            "datasets/environments/README.md says which are."
         )
     return env
 

@@ -93,3 +93,15 @@ def differences(module, other) -> set[str]:
         for m in (module, other)
     )
     return {n for n in mine.keys() & others.keys() if inspect.getsource(mine[n]) != inspect.getsource(others[n])}
+
+
+def normed_v(params, obs):
+    """V [B] of an MLP of two hidden layers, each with a layer norm before its activation."""
+    layers, x = params["params"], np.float64(obs)
+    for i in range(3):
+        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
+        if i < 2:
+            p = layers[f"LayerNorm_{i}"]
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+            x = np.maximum(x * np.float64(p["scale"]) + np.float64(p["bias"]), 0)
+    return x[:, 0]

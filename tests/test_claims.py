@@ -9,6 +9,7 @@ import pytest
 from conftest import ALGORITHMS, ROOT, load
 from test_results import make_run
 
+from results.benchmark import changed, make_jobs, state
 from results.checks import (
     DEGREES,
     Claim,
@@ -119,6 +120,12 @@ def test_the_runs_can_be_made_again(name):
         )
         for change in run.evaluations:
             assert {part.split("=")[0] for part in change.split()} <= fields.keys(), run.directory()
+
+
+def test_no_run_was_made_with_other_arguments():
+    jobs = make_jobs(grid(ROOT), "", [], ROOT)
+    assert sum(state(job) == "finished" for job in jobs) > 200
+    assert not [f"{job.out}: {changed(job)}" for job in jobs if state(job) == "changed"]
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -615,6 +615,25 @@ def test_finished_jobs_are_never_run_again(grid, capsys):
     ]
 
 
+def test_a_run_that_was_made_with_other_arguments_is_not_taken_for_this_one(grid, capsys):
+    _, run, log = grid
+    assert run("--seeds", "8") == 0
+    done = len(log())
+    path = grid[0] / log()[0][-1] / "run.json"
+    for args, said in (
+        ({"seeds": 16}, "--seeds 16"),
+        ({"seeds": 8, "actor_lr": [0.001, 0.01]}, "--actor-lr 0.001 0.01"),
+        ({"seeds": 8, "actor_lr": [1e-3], "gate": True}, "--gate True"),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"args": args}))
+        assert run("--seeds", "8", "--extra", "--actor-lr 1e-3 --no-gate") == 1
+        out, err = capsys.readouterr()
+        assert "Missing: bc on hopper-medium." in out and f"was made with {said}: remove it" in err
+        assert len(log()) == done
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"args": {"seeds": 8, "actor_lr": 1e-3, "gate": False}}))
+    assert run("--seeds", "8", "--extra", "--actor-lr 1e-3 --no-gate") == 0 and len(log()) == done
+
+
 def test_every_entry_of_the_grid_has_a_directory_of_its_own():
     jobs = benchmark.make_jobs(benchmark.grid(), "", [], benchmark.ROOT)
     assert len({job.out for job in jobs}) == len(jobs) > 200

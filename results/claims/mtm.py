@@ -1,8 +1,8 @@
 from results.checks import Claim, end, logged, noise, under
 from results.grid import Entry
 
-LENGTH = "--seeds 8 --updates 1000 --log-every 100 --eval-every 1000 --eval-episodes 16 --context 2"
-SIZES = "--width 32 --layers 1 --heads 2 --token-dropout 0 --batch-size 64 --learning-rate 3e-3 --warmup-updates 50"
+LENGTH = "--seeds 8 --updates 5000 --log-every 500 --eval-every 5000 --eval-episodes 16 --context 2"
+SIZES = "--width 32 --layers 1 --heads 2 --token-dropout 0 --batch-size 64 --learning-rate 3e-3 --warmup-updates 250"
 USES = {
     "rcbc": "Cloning with a return",
     "inverse": "Inverse dynamics",

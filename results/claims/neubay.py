@@ -21,6 +21,9 @@ CLAIM = Claim(
         f"{FREE}: rollouts of 40 steps end above rollouts of 5, beyond noise": (
             end(neubay, long) > end(neubay, short) + noise(end(neubay, long), end(neubay, short))
         ),
+        f"{FREE}: rollouts of 40 steps end above uniform actions, whose score is 0, beyond noise": (
+            end(neubay, long) > noise(end(neubay, long))
+        ),
         f"{FREE}: rollouts of 5 steps value the policy's actions in the data's states higher, beyond noise": (
             logged("q_pi_real", neubay, short)
             > logged("q_pi_real", neubay, long)

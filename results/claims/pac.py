@@ -2,7 +2,7 @@ from results.checks import Claim, end, noise
 from results.grid import Entry
 
 MIXED = "pendulum-mixed"
-LENGTH = "--seeds 8 --updates 1500 --eval-every 750 --eval-episodes 20 --env phys2d/Pendulum-v0 --preset none"
+LENGTH = "--seeds 8 --updates 10000 --eval-every 5000 --eval-episodes 20 --env phys2d/Pendulum-v0 --preset none"
 SIZES = "--batch-size 64 --width 32 --layers 1 --heads 2 --n-latents 4 --policy-samples 4 --n-bins 21 --n-atoms 51"
 STEPS = "--learning-rate 1e-3 --warmup-updates 100 --improvement-temperature 0.03 --tau 0.02"
 

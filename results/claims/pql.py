@@ -2,10 +2,10 @@ from results.checks import Claim, noise, online_mean
 from results.grid import Entry
 
 
-def world(env, n_envs, length, variant, more=""):
+def world(env, n_envs, length, variant, more="", seeds=8):
     """`length` steps, a tenth of them at random first, evaluated ten times."""
     every = " ".join(f"--{name} {length // 10}" for name in ("learning-starts", "eval-every", "log-every"))
-    length = f"--seeds 8 --env-steps {length} {every} --eval-episodes 20"
+    length = f"--seeds {seeds} --env-steps {length} {every} --eval-episodes 20"
     sizes = f"--n-envs {n_envs} --batch-size 64 --hidden-dims 64 64 --actor-lr 1e-3 --critic-lr 1e-3 --tau 0.02"
     return Entry("pql", env, f"{length} {sizes} --discount 0.97 {more}".strip(), variant, "claim")
 
@@ -15,7 +15,7 @@ def pendulum(variant, more=""):
 
 
 def maze(variant, more=""):
-    return world("PointUMaze-v0", 64, 51200, variant, more)
+    return world("PointUMaze-v0", 64, 102400, variant, more, seeds=16)
 
 
 FAINT, STRONG = "--noise-min 0.05 --noise-max 0.05", "--noise-min 0.8 --noise-max 0.8"

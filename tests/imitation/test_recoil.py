@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load, write_goals
 from jobs import small
-from reference import B, agent_of, close, differences, heads, log_std_of, mlp
+from reference import B, agent_of, close, differences, heads, log_std_of, mlp, normed_v
 from scipy.stats import norm, spearmanr
 
 from shared.data import load_dataset
@@ -29,20 +29,8 @@ def demos(batch):
     return type(batch)(obs=-batch.obs[::-1], action=0.5 * batch.action[::-1])
 
 
-def v_of(params, obs):
-    """V in plain numpy: its layer norm comes before the activation."""
-    layers, x = params["params"], np.float64(obs)
-    for i in range(3):
-        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
-        if i < 2:
-            p = layers[f"LayerNorm_{i}"]
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-            x = np.maximum(x * np.float64(p["scale"]) + np.float64(p["bias"]), 0)
-    return x[:, 0]
-
-
 def advantage(agent, batch):
-    return heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
+    return heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
 
 
 def test_its_networks_and_its_policy_are_those_of_f_dvl():
@@ -87,7 +75,7 @@ def test_the_policy_is_cloned_with_advantage_weights(batch):
 
 def test_q_is_drawn_to_a_bound_where_it_was_demonstrated_and_to_bellman_where_it_was_not(batch, demos):
     recoil, args, agent = setting(step_cost=0.5)
-    y = np.where(batch.terminal > 0, -0.5 / 0.1, -0.5 + 0.9 * v_of(agent.value, batch.next_obs))
+    y = np.where(batch.terminal > 0, -0.5 / 0.1, -0.5 + 0.9 * normed_v(agent.value, batch.next_obs))
     q, shown = heads(agent.critic, batch.obs, batch.action), heads(agent.critic, demos.obs, demos.action)
     expected = (0.5 * (shown - 0.5 / 0.1) ** 2 + 0.5 * (q - y) ** 2).mean(1).sum()
     loss = jax.jit(recoil.critic_loss)

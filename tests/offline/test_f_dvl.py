@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, log_std_of, mlp
+from reference import B, agent_of, close, heads, log_std_of, mlp, normed_v
 from released import ANTMAZE, MUJOCO, every, wrong_settings
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
@@ -19,18 +19,6 @@ DIVERGENCES = ("chi_square", "chi_square_monotone", "total_variation", "reverse_
 
 def small(**changes):
     return load("f_dvl").Args(**{"hidden_dims": (8, 8), "batch_size": B} | changes)
-
-
-def v_of(params, obs):
-    """V in plain numpy: its layer norm comes before the activation."""
-    layers, x = params["params"], np.float64(obs)
-    for i in range(3):
-        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
-        if i < 2:
-            p = layers[f"LayerNorm_{i}"]
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-            x = np.maximum(x * np.float64(p["scale"]) + np.float64(p["bias"]), 0)
-    return x[:, 0]
 
 
 def conjugate(divergence, d):
@@ -45,7 +33,7 @@ def conjugate(divergence, d):
 def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
     f_dvl, args = load("f_dvl"), small(divergence=divergence, loss_temperature=0.7)
     agent = agent_of(f_dvl, args, seed=7)
-    d = heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
+    d = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     expected = (0.7 * conjugate(divergence, d) - 0.3 * d).mean()
     close(f_dvl.value_loss(agent.value, agent, batch, jax.random.key(0), args)[0], expected)
 
@@ -53,7 +41,7 @@ def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
 def test_f_dvl_reverse_kl_is_gumbel_regression_clipped_and_rescaled(batch):
     f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", loss_temperature=0.5, max_clip=1.0)
     agent = agent_of(f_dvl, args, seed=7)
-    d = heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
+    d = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     z = np.minimum(d / 0.5, 1.0)
     assert (z == 1.0).any() and (z < 1.0).any()
     expected = ((np.exp(z) - z - 1) * np.exp(-max(z.max(), -1.0))).mean()
@@ -101,7 +89,7 @@ def test_f_dvl_random_and_noisy_actions_reach_the_value_only(batch):
     uniform = np.asarray(jax.random.uniform(random_key, (2 * B, 2), minval=-1.0, maxval=1.0))
     action = np.concatenate([np.clip(batch.action + noise, -1, 1), uniform])
     obs = np.tile(batch.obs, (3, 1))
-    d = heads(agent.target_critic, obs, action).min(0) - v_of(agent.value, obs)
+    d = heads(agent.target_critic, obs, action).min(0) - normed_v(agent.value, obs)
     close(f_dvl.value_loss(agent.value, agent, batch, key, args)[0], np.maximum(d + d**2 / 4, 0).mean())
     plain = dataclasses.replace(args, n_random_actions=0, action_noise=0.0)
     for loss, more in ((f_dvl.actor_loss, (key,)), (f_dvl.critic_loss, ())):
@@ -112,7 +100,7 @@ def test_f_dvl_random_and_noisy_actions_reach_the_value_only(batch):
 def test_f_dvl_critic_loss_is_huber_and_stops_at_terminals(batch):
     f_dvl, args = load("f_dvl"), small(discount=0.9, huber_delta=0.5)
     agent = agent_of(f_dvl, args, seed=7)
-    y = batch.reward + 0.9 * (1 - batch.terminal) * v_of(agent.value, batch.next_obs)
+    y = batch.reward + 0.9 * (1 - batch.terminal) * normed_v(agent.value, batch.next_obs)
     x = np.abs(heads(agent.critic, batch.obs, batch.action) - y)
     assert (x > 0.5).any() and (x < 0.5).any()
     expected = np.where(x < 0.5, x**2 / 2, 0.5 * (x - 0.25)).mean(1).sum()
@@ -122,7 +110,7 @@ def test_f_dvl_critic_loss_is_huber_and_stops_at_terminals(batch):
 def test_f_dvl_actor_weights_are_iqls(batch):
     f_dvl, args = load("f_dvl"), small(beta=4.0, max_weight=3.0)
     agent = agent_of(f_dvl, args, seed=7)
-    adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - v_of(agent.value, batch.obs)
+    adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     weight = np.minimum(np.exp(4.0 * adv), 3.0)
     assert (weight == 3.0).any() and (weight < 3.0).any()
     log_prob = norm.logpdf(batch.action, np.tanh(mlp(agent.actor, batch.obs)), np.exp(log_std_of(agent.actor))).sum(-1)
