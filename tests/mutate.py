@@ -21,24 +21,32 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("init", "main", "act", "explore", "__call__", "setup")
 """Functions in which nothing is changed: what they do is held by the contracts of lanes."""
 
 
-class Defect:
-    """One changed source of an algorithm."""
+class Defect(NamedTuple):
+    """One changed source of an algorithm. It is made when it is asked for: whoever lists defects has no use for it."""
 
-    def __init__(self, tree: ast.Module, line: int, change: str, where: str):
-        self.tree, self.line, self.change, self.where = tree, line, change, where
+    tree: ast.Module
+    index: int
+    """Of the changed function in the tree's body."""
+    make: Callable[[], ast.FunctionDef]
+    line: int
+    change: str
+    where: str
 
     @property
     def source(self) -> str:
-        """Written when it is asked for: whoever lists the defects of all files has no use for it."""
-        return ast.unparse(ast.fix_missing_locations(self.tree))
+        whole = copy.copy(self.tree)
+        whole.body = [*self.tree.body[: self.index], self.make(), *self.tree.body[self.index + 1 :]]
+        return ast.unparse(ast.fix_missing_locations(whole))
 
 
 def last_name(node: ast.AST) -> str:
@@ -73,8 +81,34 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.BinOp(node, ast.Mult(), ast.Constant(0.5))
 
 
-def stale_agents(function: ast.FunctionDef) -> Iterator[tuple[ast.FunctionDef, int, str]]:
-    """The function with one use of the agent after `agent = agent.replace(...)` turned back to the one of before."""
+def replaced(function: ast.FunctionDef, number: int, which: int) -> ast.FunctionDef:
+    """The function with its node `number`, in the order of ast.walk, exchanged for its replacement `which`."""
+    copied = copy.deepcopy(function)
+    target = list(ast.walk(copied))[number]
+    new = list(replacements(target))[which]
+    for parent in ast.walk(copied):
+        for field, value in ast.iter_fields(parent):
+            if value is target:
+                setattr(parent, field, new)
+            elif isinstance(value, list):
+                setattr(parent, field, [new if item is target else item for item in value])
+    return copied
+
+
+def with_agent_before(function: ast.FunctionDef, renewal: int, use: int) -> ast.FunctionDef:
+    """The function whose statement `use` takes the agent of before its statement `renewal`."""
+    changed = copy.deepcopy(function)
+    for call in (n for n in ast.walk(changed.body[use]) if isinstance(n, ast.Call)):
+        call.args = [
+            ast.Name("agent_before", ast.Load()) if isinstance(a, ast.Name) and a.id == "agent" else a
+            for a in call.args
+        ]
+    changed.body.insert(renewal, ast.parse("agent_before = agent").body[0])
+    return changed
+
+
+def stale_agents(function: ast.FunctionDef) -> Iterator[tuple[Callable[[], ast.FunctionDef], int, str]]:
+    """Each use of the agent after `agent = agent.replace(...)`, made the one of before again: (maker, line, change)."""
 
     def renews(statement: ast.stmt) -> bool:
         return isinstance(statement, ast.Assign) and ast.unparse(statement).startswith("agent = agent.replace")
@@ -86,16 +120,9 @@ def stale_agents(function: ast.FunctionDef) -> Iterator[tuple[ast.FunctionDef, i
             if renews(later) or isinstance(later, ast.Return):
                 break
             calls = [n for n in ast.walk(later) if isinstance(n, ast.Call)]
-            if not any(isinstance(a, ast.Name) and a.id == "agent" for call in calls for a in call.args):
-                continue
-            changed = copy.deepcopy(function)
-            for call in (n for n in ast.walk(changed.body[j]) if isinstance(n, ast.Call)):
-                call.args = [
-                    ast.Name("agent_before", ast.Load()) if isinstance(a, ast.Name) and a.id == "agent" else a
-                    for a in call.args
-                ]
-            changed.body.insert(i, ast.parse("agent_before = agent").body[0])
-            yield changed, later.lineno, f"agent_before for agent in: {ast.unparse(later)[:90]}"
+            if any(isinstance(a, ast.Name) and a.id == "agent" for call in calls for a in call.args):
+                change = f"agent_before for agent in: {ast.unparse(later)[:90]}"
+                yield partial(with_agent_before, function, i, j), later.lineno, change
 
 
 def defects(source: str) -> list[Defect]:
@@ -104,30 +131,16 @@ def defects(source: str) -> list[Defect]:
     for index, function in enumerate(tree.body):
         if not isinstance(function, ast.FunctionDef) or function.name in OUTSIDE:
             continue
-
-        def changed(new: ast.FunctionDef, line: int, change: str, index=index, function=function) -> None:
-            whole = copy.copy(tree)
-            whole.body = [*tree.body[:index], new, *tree.body[index + 1 :]]
-            found.append(Defect(whole, line, change, function.name))
-
         metrics = {id(n) for d in ast.walk(function) if isinstance(d, ast.Dict) for n in ast.walk(d)}
         for number, node in enumerate(ast.walk(function)):
             if id(node) in metrics:
                 continue
             for which, replacement in enumerate(replacements(node)):
-                copied = copy.deepcopy(function)
-                target = list(ast.walk(copied))[number]
-                new = list(replacements(target))[which]
-                for parent in ast.walk(copied):
-                    for field, value in ast.iter_fields(parent):
-                        if value is target:
-                            setattr(parent, field, new)
-                        elif isinstance(value, list):
-                            setattr(parent, field, [new if item is target else item for item in value])
                 change = f"{ast.unparse(node)[:90]} -> {ast.unparse(replacement)[:90]}"
-                changed(copied, node.lineno, change)
-        for new, line, change in stale_agents(function):
-            changed(new, line, change)
+                make = partial(replaced, function, number, which)
+                found.append(Defect(tree, index, make, node.lineno, change, function.name))
+        for make, line, change in stale_agents(function):
+            found.append(Defect(tree, index, make, line, change, function.name))
     return sorted(found, key=lambda d: d.line)
 
 
