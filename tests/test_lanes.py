@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ALGORITHMS, ROOT, load
+from jax.experimental.key_reuse._core import check_key_reuse
 from jobs import SHORT, learning_rate, own_sizes, small, train
 
 import shared.record
@@ -22,6 +23,8 @@ from shared.run import Run
 from shared.task import Spec
 
 NAMES = [p.stem for p in ALGORITHMS]
+SHORTEST = {min((p.stat().st_size, p.stem) for p in ALGORITHMS if p.parent == q.parent)[1] for q in ALGORITHMS}
+"""One file of each family."""
 
 
 @pytest.fixture
@@ -29,26 +32,42 @@ def job(monkeypatch, data_for, tmp_path, capfd):
     """Trains lanes of any seeds and settings in one job; their agents at the start and at the end, and what it said."""
 
     def run(name: str, lanes: list[dict], copied: tuple[int, int] | None = None, **changes):
-        """`copied` (i, j): lane j starts with the agent of lane i, its own keys notwithstanding."""
+        """`copied` (i, j): after the start, lane j goes on with the agent of lane i and with its own keys."""
         first, init = {}, Run.init
 
         def start(run: Run, init_lane):
             agent = init(run, init_lane)
+            first.update({jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree_util.tree_leaves_with_path(agent)})
             if copied:
                 i, j = copied
                 rows = np.arange(len(jax.tree.leaves(agent)[0]))
                 rows[j] = i
                 agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[rows], x.sharding), agent)
-            first.update({jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree_util.tree_leaves_with_path(agent)})
             return agent
 
+        def checked(run: Run, f, in_axes, donate: bool = False, vmap: bool = False):
+            program, mapped = over(run, f, in_axes, donate, vmap), over_lanes(f, run.mesh, in_axes, layout="map")
+            seen = []
+
+            def call(*operands):
+                if not seen:
+                    seen.append(check_key_reuse(mapped, *operands))
+                return program(*operands)
+
+            return call
+
+        over = Run.over_lanes
         monkeypatch.setattr(Run, "init", start)
+        if changes["layout"] == "vmap":  # the check takes a part of a batch of keys for the whole
+            monkeypatch.setattr(Run, "over_lanes", checked)
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
         monkeypatch.setattr(shared.record, "plot_curve", lambda *args: None)
         out, data = tmp_path / changes["layout"], data_for(name)
         env = own_sizes(name).get("env", SHORT if "pendulum" in data else "")
-        last = train(name, data, out, env=env, **changes)
+        with jax.debug_key_reuse(changes["layout"] == "map"):
+            last = train(name, data, out, env=env, **changes)
         monkeypatch.setattr(Run, "init", init)
+        monkeypatch.setattr(Run, "over_lanes", over)
         record = json.loads((out / "run.json").read_text())
         assert record["layout"] == changes["layout"]
         assert record["lanes"] == [{"lane": i, **lane} for i, lane in enumerate(lanes)]
@@ -64,54 +83,82 @@ def kernels(agents: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [v for v in found if all(np.ptp(lane) > 0 for lane in v)]
 
 
+def lane(name: str, seed: int, rate: float = 1e-3, tau: float = 0.01) -> dict:
+    return {"seed": seed, learning_rate(name): rate} | ({"tau": tau} if "tau" in fields(name) else {})
+
+
+def fields(name: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(load(name).Args)}
+
+
+def steps(name: str) -> dict:
+    """Two calls of each phase; a delayed policy's last step must not be the critics' alone."""
+    calls = {"updates": 8, "env_steps": 12, "log_every": 4, "eval_every": 1000, "checkpoint_every": 1000}
+    delay = {"policy_delay": 1} if "env_steps" in fields(name) else {}
+    return {**calls, "hidden_dims": (8,), "discount": 0.9, **delay}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contracts_of_lanes(name, job):
-    """Two jobs serve all contracts, since compiling costs more than running: one mapped, one vmapped.
+    """One job serves all contracts, since compiling costs more than running. It is vmapped, as on an accelerator.
 
-    - A lane is the same whoever its neighbours are: to the last bit within a job, to float tolerance in the other
-      job, which has other neighbours and the other layout. The number of lanes need not divide the devices.
+    - A lane is the same wherever it stands, to the last bit. The number of lanes need not divide the devices.
     - Lanes of different seeds share nothing, neither the networks they begin with nor the data they draw.
-    - No key is used twice.
+    - No key is used twice, and the mapped layout can be traced.
     - A lane that diverges is named, and leaves the others alone to the last bit.
     - Targets are the networks themselves with tau = 1, and follow them more slowly with less.
     """
-    rate, fields = learning_rate(name), {f.name for f in dataclasses.fields(load(name).Args)}
-    follows = "tau" in fields
-    # Two calls of each phase; a delayed policy's last step must not be the critics' alone.
-    steps = {"updates": 8, "env_steps": 12, "log_every": 4, "eval_every": 1000, "checkpoint_every": 1000}
-    steps |= {"hidden_dims": (8,), "discount": 0.9} | ({"policy_delay": 1} if "env_steps" in fields else {})
-
-    def lane(seed: int, learning_rate: float = 1e-3, tau: float = 0.01) -> dict:
-        return {"seed": seed, rate: learning_rate} | ({"tau": tau} if follows else {})
-
-    lanes = [lane(5), lane(6), lane(5, tau=1.0), lane(7, np.inf), lane(5)]
-    with jax.debug_key_reuse(True):
-        first, mapped, diverged, said = job(name, lanes, layout="map", **steps)
+    follows = "tau" in fields(name)
+    lanes = [lane(name, 5), lane(name, 6), lane(name, 5, tau=1.0), lane(name, 7, np.inf), lane(name, 5)]
+    first, last, diverged, said = job(name, lanes, copied=(0, 1), layout="vmap", **steps(name))
     assert [*diverged] == ["3"]
-    assert f"Lane 3 (seed=7, {rate}=inf" in said
-    for path, value in mapped.items():
+    assert f"Lane 3 (seed=7, {learning_rate(name)}=inf" in said
+    for path, value in last.items():
         np.testing.assert_array_equal(value[0], value[4], err_msg=path)
     assert any("kernel" in path for path in first) <= bool(kernels(first))  # a table may begin as a constant
     assert all(np.abs(v[0] - v[1]).max() > 1e-6 for v in kernels(first))
-    learned = kernels({k: v[:2] for k, v in mapped.items()})
-    assert learned and all(np.abs(v[0] - v[1]).max() > 1e-6 for v in learned)
+    learned = kernels({k: v[:2] for k, v in last.items()})
+    assert any(np.abs(v[0] - v[1]).max() > 1e-6 for v in learned)  # they begin with one agent: these are their data
 
     followed = {}  # {field: whether any of its arrays is behind}
-    for path, target in mapped.items():
+    for path, target in last.items():
         if path.startswith("[0].target_") and target[0].size > 1 and follows:
-            own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(mapped) else ".")
-            np.testing.assert_allclose(target[2], mapped[own][2], rtol=1e-6, atol=1e-7, err_msg=path)
+            own = path.replace(".target_", ".meta_" if "[0].meta_critic" in " ".join(last) else ".")
+            np.testing.assert_allclose(target[2], last[own][2], rtol=1e-6, atol=1e-7, err_msg=path)
             field = path.split("[")[1]
-            followed[field] = followed.get(field, False) or np.abs(target[0] - mapped[own][0]).max() > 0
+            followed[field] = followed.get(field, False) or np.abs(target[0] - last[own][0]).max() > 0
     assert all(followed.values()) and bool(followed) == follows
 
-    lanes = [lane(8), lane(5), lane(6), lane(9, np.inf), lane(5)]
-    _, vmapped, diverged, _ = job(name, lanes, copied=(1, 2), layout="vmap", **steps)
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORTEST else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
+)
+def test_a_lane_is_the_same_in_the_other_layout_and_beside_others(name, job):
+    """To float tolerance, and to the last bit within the mapped job, too. `make test` takes one file of each family."""
+    _, vmapped, _, _ = job(name, [lane(name, 5), lane(name, 6), lane(name, 7)], layout="vmap", **steps(name))
+    lanes = [lane(name, 8), lane(name, 5), lane(name, 6), lane(name, 9, np.inf), lane(name, 5)]
+    _, mapped, diverged, _ = job(name, lanes, layout="map", **steps(name))
     assert [*diverged] == ["3"]
-    for path, value in vmapped.items():
+    for path, value in mapped.items():
         np.testing.assert_array_equal(value[1], value[4], err_msg=path)
-        np.testing.assert_allclose(value[1], mapped[path][0], rtol=1e-4, atol=1e-6, err_msg=path)
-    assert any(np.abs(v[1] - v[2]).max() > 1e-6 for v in kernels({k: v[:3] for k, v in vmapped.items()}))
+        np.testing.assert_allclose(value[1], vmapped[path][0], rtol=1e-4, atol=1e-6, err_msg=path)
+    assert any(np.abs(v[1] - v[2]).max() > 1e-6 for v in kernels({k: v[:3] for k, v in mapped.items()}))
+
+
+def test_a_key_that_is_used_twice_in_a_step_of_a_lane_is_found():
+    mesh = jax.make_mesh((2,), ("lane",), (jax.sharding.AxisType.Auto,))
+
+    def lane(key, twice: bool):
+        def step(total, key):
+            a, b = (key, key) if twice else jax.random.split(key)
+            return total + jax.random.normal(a) * jax.random.normal(b), None
+
+        return jax.lax.scan(step, 0.0, jax.random.split(key, 3))[0]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    check_key_reuse(over_lanes(partial(lane, twice=False), mesh, in_axes=(0,), layout="map"), keys)
+    with pytest.raises(jax.errors.KeyReuseError):
+        check_key_reuse(over_lanes(partial(lane, twice=True), mesh, in_axes=(0,), layout="map"), keys)
 
 
 @pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
