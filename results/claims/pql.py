@@ -52,6 +52,7 @@ CLAIM = Claim(
     },
     finding="Eight critic and four actor updates per parallel step solve Pendulum in steps in which one of each has "
     "hardly begun; which of the two matters was not told apart. Eight of the actor add nothing beyond noise. On "
-    "Pendulum no noise is better than another. In the maze, whose reward is rare, as many lanes end at the goal with "
-    "faint noise as with mixed or strong noise, most in none: what is no worse there is so within a wide noise.",
+    "Pendulum no noise is better than another. In the maze, whose reward is rare, a lane finds the goal in most "
+    "episodes or never: the three strengths differ by less than lanes of one strength do, and mixed noise ends no "
+    "higher than either. What is no worse there is so within a wide noise.",
 )
