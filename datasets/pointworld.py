@@ -1,10 +1,12 @@
 """Datasets of point worlds: `point-<world>-<kind>`, thousands of steps of rollouts in one compiled call.
 
 The kinds follow the schemes of D4RL (expert, medium, random and mixtures; arXiv 2004.07219) and of OGBench (navigate,
-stitch, explore; arXiv 2410.20092), in worlds small enough for their exact solution.
+stitch, explore; arXiv 2410.20092), in worlds small enough for their exact solution. `s<S>p<P>` follows the study of
+Belkhale et al. (arXiv 2306.02437): noise of the system and of the policy, in percent of an action.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Literal
@@ -87,6 +89,18 @@ KINDS = {
         side="right",
     ),
 }
+
+
+def kind_of(name: str) -> Kind | None:
+    """The kind of a name; None: there is none."""
+    found = re.fullmatch(r"s(\d+)p(\d+)", name)
+    if not found:
+        return KINDS.get(name)
+    system, policy = (int(x) / 100 for x in found.groups())
+    who = f"a planner on shortest paths, noise {policy} on its actions, {system} on what they do"
+    return Kind(who, ((1.0, Behaviour(noise=policy, avoid_hazards=True)),), 8_000, options=(("noise", system),))
+
+
 BATCH = 128
 """Episodes of one compiled call."""
 
@@ -98,9 +112,10 @@ def recipe(name: str, env_id: str) -> Recipe:
       InputError: no such kind.
     """
     kind = name.rsplit("-", 1)[1]
-    if kind not in KINDS:
-        raise InputError(f"{name}: there is no kind '{kind}' of data of point worlds; choose from {', '.join(KINDS)}.")
-    spec, made = registered_env(env_id), KINDS[kind]
+    spec, made = registered_env(env_id), kind_of(kind)
+    if not made:
+        kinds = ", ".join([*KINDS, "s<percent>p<percent>"])
+        raise InputError(f"{name}: there is no kind '{kind}' of data of point worlds; choose from {kinds}.")
     collection = registered_env(env_id, dict(made.options), made.limit)
     return Recipe(
         env=collection,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from shared.data import load_dataset
+from shared.errors import InputError
 
 SMALL = {"point-umaze-demos": 130, "point-grid-mixed": 700, "point-medium-stitch": 120}
 """{recipe: steps}; none ends where an episode does."""
@@ -57,3 +58,12 @@ def test_data_of_one_side_stays_there(name, first, last):
     inside = (x >= first) & (x < last)
     assert inside.mean() > 0.97 and (np.abs(x - np.clip(x, first, last)) < 1).all()
     assert np.histogram(x, last - first, (first, last))[0].min() > 100
+
+
+def test_noise_of_the_system_is_the_worlds_and_noise_of_the_policy_the_planners():
+    """`s<S>p<P>`, in percent; the evaluation has the world's own."""
+    made, kind = make.recipe("point-obstacle-s25p75"), make.pointworld.kind_of("s25p75")
+    assert (made.env.kwargs["noise"], made.eval_env.kwargs["noise"]) == (0.25, 0.5)
+    assert kind.parts == ((1.0, make.pointworld.Behaviour(noise=0.75, avoid_hazards=True)),)
+    with pytest.raises(InputError, match="there is no kind 's5' of data of point worlds; choose from .*s<percent>p"):
+        make.pointworld.recipe("point-obstacle-s5", "PointObstacle-v0")

@@ -188,6 +188,28 @@ def planner(world: World, noise: float = 0.0):
     return lambda state, key: _act(world, behaviour, state, _nothing(world, behaviour), key)[0]
 
 
+def expert(task) -> Any:
+    """The planner without noise as a function of JAX: observations [n, O] -> actions [n, 2] in [-1, 1].
+
+    Of a world of one agent, one maze, no inertia and a fixed goal, whose observations are vectors.
+
+    Raises:
+      ValueError: another world.
+    """
+    world = task.make_env().unwrapped.world
+    if world.inertia or world.discrete or world.observation != "vector" or (world.agents, world.levels) != (1, 1):
+        raise ValueError("only worlds of one agent, one maze, velocities and vectors tell where a planner goes")
+    if world.goal == "sampled":
+        raise ValueError("the goal is not fixed")
+    start = reset(world, jax.random.key(0))
+    avoid = bool(world.grid.hazard.any())
+
+    def act(obs):
+        return plan(world, start._replace(position=obs[None, :2]), start.goal, avoid)[0]
+
+    return jax.vmap(act)
+
+
 def _uniform(world: World, key: jax.Array) -> jax.Array:
     """[n, 2] uniform pushes, in multiples of 1/256."""
     if world.discrete:

@@ -43,6 +43,10 @@ IDS = {
     "PointBridge": (
         {"layout": "bridge", "noise": 1.0, "deadly": True, "reward": ("success", "time"), "weights": (1.0, 0.01)}, 100
     ),
+    "PointObstacle": (
+        {"layout": "###########\n#.........#\n#...xxx...#\n#S..xxx..G#\n#...xxx...#\n#.........#\n###########",
+         "noise": 0.5, "deadly": True, "show_goal": False}, 80
+    ),
     "PointRiver": ({"layout": "river", "reward": "sparse"}, 100),
     "PointCrossing": ({"layout": "crossing"}, 50),
     "PointHidden": (
