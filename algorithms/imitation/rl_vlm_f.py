@@ -13,9 +13,9 @@ draws which); a file of answers (--preferences); or --judge module:function, a v
 `function(first, second, text) -> -1, 0 or 1` sees --pictures of the rows where there are some, else observations, and
 --goal-text. Its answers are kept in --preferences, and nothing is asked twice (algorithms/imitation/README.md).
 
-Choose it when nobody can write a reward, but it can be seen which of two states is better, by a
-model or by a person. Where much of what counts cannot be seen in one picture (speed, what was done before), no answer
-tells it; --segment-length compares pieces of episodes, for an oracle or a file.
+Choose it when nobody can write a reward, but a model or a person can see which of two states is better. Where what
+counts cannot be seen in one picture (speed, what was done before), no answer tells it; --segment-length compares pieces
+of episodes, for an oracle or a file.
 
 Deviations from the papers, of which the offline one has no released code (RL-VLM-F: yufeiwang63/RL-VLM-F):
 - the reward models' inputs are standardised; of pictures, their convolutions are padded, so that small ones do;
