@@ -228,13 +228,14 @@ def watch(agent: Agent, key, args: Args, parts: Parts, watched: Watched) -> dict
 def train(agent: Agent, keys, args: Args, parts: Parts, watched: Watched) -> tuple[Agent, dict]:
     """One lane: one update per key on rows of its part; mean metrics, and what is measured of part and clone."""
     part = args.part.astype(int)
-    batch_keys, watch_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
 
     def step(agent, key):
-        index = parts.first[part] + jax.random.randint(key, (args.batch_size,), 0, parts.size[part])
-        return update(agent, parts.transitions.take(index), args)
+        batch_key, watch_key = jax.random.split(key)
+        index = parts.first[part] + jax.random.randint(batch_key, (args.batch_size,), 0, parts.size[part])
+        agent, metrics = update(agent, parts.transitions.take(index), args)
+        return agent, (metrics, watch_key)
 
-    agent, metrics = jax.lax.scan(step, agent, batch_keys)
+    agent, (metrics, watch_keys) = jax.lax.scan(step, agent, keys)
     metrics = jax.tree.map(jnp.mean, metrics) | {name: x[part] for name, x in parts.measures.items()}
     return agent, metrics | watch(agent, watch_keys[0], args, parts, watched)
 
