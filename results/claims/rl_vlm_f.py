@@ -31,8 +31,25 @@ CLAIM = Claim(
         "Three tenths wrong: it is level with true rewards, within noise": (
             end(many, MANY) + noise(end(many, MANY), ceiling) > ceiling
         ),
-        "A tenth wrong: labels go with the true rewards, Spearman above 0.9": (
-            logged("reward_correlation", many, SOME) > 0.9
-        ),
     },
+    observed={
+        **{
+            f"{share} wrong: labels go with the true rewards of the rows (Spearman above 0.9)": (
+                logged("reward_correlation", many, setting) > 0.9
+            )
+            for share, setting in (("A tenth", SOME), ("Three tenths", MANY))
+        },
+        "More wrong answers make labels that are further from the truth, beyond noise": (
+            logged("reward_correlation", many, MANY)
+            < logged("reward_correlation", many, SOME)
+            - noise(logged("reward_correlation", many, MANY), logged("reward_correlation", many, SOME))
+        ),
+        "But do not end lower, beyond noise": end(many, MANY) + noise(ours, end(many, MANY)) > ours,
+        "A tenth wrong: it is nearer to true rewards than to cloning": ours > 0.5 * (clone + ceiling),
+    },
+    finding="Labels made of a thousand answers go with the true rewards, and IQL on them is far above cloning "
+    "everything and level with IQL on true rewards; means over lanes differ much, so that level says little. With "
+    "three tenths of the answers wrong labels are further from the truth and the score is no lower: wrong answers that "
+    "are independent of each other average out. A model's mistakes need not be independent, and no model was asked "
+    "here. Pendulum's rewards can be told from one state; fewer answers, and rewards that need a motion, were not tried.",
 )
