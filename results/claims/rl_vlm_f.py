@@ -51,5 +51,6 @@ CLAIM = Claim(
     "everything and level with IQL on true rewards; means over lanes differ much, so that level says little. With "
     "three tenths of the answers wrong labels are further from the truth and the score is no lower: wrong answers that "
     "are independent of each other average out. A model's mistakes need not be independent, and no model was asked "
-    "here. Pendulum's rewards can be told from one state; fewer answers, and rewards that need a motion, were not tried.",
+    "here. Pendulum's rewards can be told from one state; fewer answers, and rewards that need a motion, were not "
+    "tried.",
 )
