@@ -10,7 +10,8 @@ Each of --rounds makes --generated-plans plans between states of the data that n
 --kept-share that a discriminator finds the most like the data, step for step, and goes on with them beside the data.
 The last --rounds times --round-updates of --updates are these; before them, or with `--preset diffuser`, this is
 Diffuser.
-Plans are --plan-steps long: windows of the data may be shorter, as the network takes any length.
+Plans are --plan-steps long: windows of the data may be shorter, as the network takes any length. They are made for all
+lanes and episodes in one call; fewer --sampling-steps make it shorter, and --warm-steps those after the first.
 
 metrics.csv holds, from the first round on, the mean distance of a generated plan's worst step to the data's steps
 (plan_distance) and that of the kept ones (kept_distance), in half ranges of the data.
@@ -36,7 +37,7 @@ Deviations from the papers:
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import flax
@@ -69,6 +70,12 @@ class Args(GoalArgs):
     """Steps of an episode after which a new plan is made; 0: at a plan's end."""
     diffusion_steps: Size = 64
     """T: steps of the diffusion."""
+    sampling_steps: int = 64
+    """Steps from noise to a sample."""
+    sampling: Literal["ddpm", "ddim"] = "ddpm"
+    """How: with noise of the posterior at each of these steps, or with none after the first."""
+    warm_steps: Count = 0
+    """Of these, the last ones that a plan after an episode's first has, from the plan before it, noised; 0: all."""
     rounds: int = 1
     """Times that the planner learns from its own plans; 0: Diffuser."""
     round_updates: int = 200_000
@@ -281,6 +288,27 @@ def alpha_bars(T: int) -> np.ndarray:
     return np.cumprod(1.0 - np.clip(1.0 - left[1:] / left[:-1], 0.0, 0.999))
 
 
+def posteriors(args: Args) -> dict[str, np.ndarray]:
+    """Of --sampling-steps of the T steps, the noisiest first: each as x' = of_x_0 x_0 + of_x_t x_t + std n.
+
+    From abar to the abar' of the next of these steps: the posterior q(x' | x_t, x_0), or DDIM's without noise.
+    """
+    at = np.unique(np.round(np.linspace(args.diffusion_steps - 1, 0, args.sampling_steps)).astype(int))
+    abar = alpha_bars(args.diffusion_steps)[at]
+    before = np.append(1.0, abar[:-1])
+    beta = 1.0 - abar / before
+    if args.sampling == "ddim":
+        of_x_t = np.sqrt((1.0 - before) / (1.0 - abar))
+        table = {"of_x_0": np.sqrt(before) - np.sqrt(abar) * of_x_t, "of_x_t": of_x_t, "std": 0.0 * abar}
+    else:
+        table = {
+            "of_x_0": np.sqrt(before) * beta / (1.0 - abar),
+            "of_x_t": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar),
+            "std": np.sqrt(beta * (1.0 - before) / (1.0 - abar)),  # 0 at the last step
+        }
+    return {"t": at[::-1], **{name: x[::-1] for name, x in table.items()}}
+
+
 def diffusion_loss(denoiser, agent: Agent, x, key, args: Args):
     """|net(sqrt(abar_t) x + sqrt(1 - abar_t) n, t) - x|^2 with given ends, t uniform (Diffuser's eq. 5, of x)."""
     t_key, noise_key = jax.random.split(key)
@@ -312,23 +340,20 @@ def inverse_loss(inverse, agent: Agent, x):
     return ((found - action[:, :-1]) ** 2).mean()
 
 
-def make_plans(agent: Agent, ends: Ends, key, args: Args):
+def make_plans(agent: Agent, ends: Ends, key, args: Args, last=None):
     """Plans [B, --plan-steps, D] between ends: the reverse chain of the averaged denoiser, which predicts them clean.
 
-    Every step clips what is predicted to [-1, 1] and draws from the posterior q(x_{t-1} | x_t, x_0).
+    Every step clips what is predicted to [-1, 1]. From noise, or the last --warm-steps from the noised plans `last`.
     """
-    layout, abar = agent.nets.layout, alpha_bars(args.diffusion_steps)
-    before = np.append(1.0, abar[:-1])
-    beta = 1.0 - abar / before
-    posterior = {
-        "t": np.arange(len(abar)),
-        "of_x_0": np.sqrt(before) * beta / (1.0 - abar),
-        "of_x_t": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar),
-        "std": np.sqrt(beta * (1.0 - before) / (1.0 - abar)),  # 0 at the last step
-    }
-    posterior = {name: jnp.asarray(x, jnp.float32)[::-1] for name, x in posterior.items()}
+    layout, table = agent.nets.layout, posteriors(args)
     first_key, noise_key = jax.random.split(key)
     shape = (len(ends.obs), args.plan_steps, layout.dim)
+    x = jax.random.normal(first_key, shape)
+    if last is not None:
+        table = {name: column[-args.warm_steps :] for name, column in table.items()}
+        abar = alpha_bars(args.diffusion_steps)[table["t"][0]]
+        x = np.sqrt(abar) * last + np.sqrt(1.0 - abar) * x
+    table = {name: jnp.asarray(x, jnp.int32 if name == "t" else jnp.float32) for name, x in table.items()}
 
     def step(x, at):
         p, key = at
@@ -336,8 +361,7 @@ def make_plans(agent: Agent, ends: Ends, key, args: Args):
         x = p["of_x_0"] * jnp.clip(clean, -1.0, 1.0) + p["of_x_t"] * x + p["std"] * jax.random.normal(key, shape)
         return inpaint(x, ends, layout), None
 
-    x = inpaint(jax.random.normal(first_key, shape), ends, layout)
-    return jax.lax.scan(step, x, (posterior, jax.random.split(noise_key, len(abar))))[0]
+    return jax.lax.scan(step, inpaint(x, ends, layout), (table, jax.random.split(noise_key, len(table["t"]))))[0]
 
 
 # ------------------------------------------------------------------------------------------- rounds
@@ -426,15 +450,14 @@ def update(agent: Agent, x, plans, key, args: Args) -> tuple[Agent, dict]:
 
 
 class Carry(NamedTuple):
-    """Of one environment: the plan's states [--plan-steps, O] in [-1, 1], and the steps taken since it was made."""
+    """Of one environment: the plan [--plan-steps, D] in [-1, 1], and the steps taken since it was made; -1: no plan."""
 
-    states: jax.Array
+    plan: jax.Array
     taken: jax.Array
 
 
 def initial_carry(agent: Agent, args: Args) -> Carry:
-    o = agent.nets.layout.obs
-    return Carry(jnp.zeros((args.plan_steps, o.stop - o.start)), jnp.int32(0))
+    return Carry(jnp.zeros((args.plan_steps, agent.nets.layout.dim)), jnp.int32(-1))
 
 
 def act(agent: Agent, carry: Carry, obs, goal, reward, key, args: Args):
@@ -443,16 +466,27 @@ def act(agent: Agent, carry: Carry, obs, goal, reward, key, args: Args):
     low, high = agent.low, agent.high
     obs = to_unit(obs, low[layout.obs], high[layout.obs])
     goal = to_unit(goal, low[layout.goal], high[layout.goal])
-    fresh = carry.taken == 0
-
-    def replan(states):
-        return jnp.where(fresh[:, None, None], make_plans(agent, Ends(obs, goal), key, args)[..., layout.obs], states)
-
-    states = jax.lax.cond(fresh.any(), replan, lambda states: states, carry.states)
-    following = states[jnp.arange(len(obs)), carry.taken + 1]
     length = min(args.replan_every or args.plan_steps - 1, args.plan_steps - 1)
-    action = agent.nets.inverse.apply(agent.inverse, obs, following)
-    return action, Carry(states, (carry.taken + 1) % length)
+    first, used_up = carry.taken < 0, carry.taken == length
+
+    def made(plan, anew, key, last=None):
+        """`plan`, and new ones where `anew` [B] says so."""
+
+        def replan(plan):
+            return jnp.where(anew[:, None, None], make_plans(agent, Ends(obs, goal), key, args, last), plan)
+
+        return jax.lax.cond(anew.any(), replan, lambda plan: plan, plan)
+
+    if args.warm_steps:
+        key, warm_key = jax.random.split(key)
+        rest = jnp.minimum(jnp.arange(args.plan_steps) + length, args.plan_steps - 1)
+        plan = made(carry.plan, used_up, warm_key, carry.plan[:, rest])
+        plan = made(plan, first, key)
+    else:
+        plan = made(carry.plan, first | used_up, key)
+    taken = jnp.where(first | used_up, 0, carry.taken)
+    following = plan[jnp.arange(len(obs)), taken + 1][:, layout.obs]
+    return agent.nets.inverse.apply(agent.inverse, obs, following), Carry(plan, taken + 1)
 
 
 def train(agent: Agent, keys, args: Args, windows: Windows, adapts: bool) -> tuple[Agent, dict]:
@@ -480,8 +514,10 @@ def check(args: Args) -> None:
         raise InputError(
             f"{args.rounds} rounds of {args.round_updates} updates do not fit into --updates {args.updates}."
         )
-    if min(args.generated_plans, args.reference_rows, args.diffusion_steps) < 1:
-        raise InputError("--generated-plans, --reference-rows and --diffusion-steps must be at least 1.")
+    if min(args.generated_plans, args.reference_rows, args.sampling_steps) < 1:
+        raise InputError("--generated-plans, --reference-rows and --sampling-steps must be at least 1.")
+    if args.warm_steps > args.sampling_steps:
+        raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
 
 
 def main(args: Args) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import load, write_goals
 from jobs import small
 from networks_in_numpy import mish, sinusoidal
-from reference import close, mlp
+from reference import close, differences, mlp
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -174,19 +174,39 @@ def test_adaptdiffuser_ends_of_a_plan_are_given(apart):
     assert agent.nets.layout == module.Layout(slice(2, 5), slice(5, 6), 6)
 
 
-def test_adaptdiffuser_plans_are_the_reverse_chain_with_given_ends():
-    module, agent, args, key = load("adaptdiffuser"), tiny_agent(), args_of(), jax.random.key(3)
+@pytest.mark.parametrize(
+    "changes, at, warm",
+    [
+        ({}, (2, 1, 0), False),
+        ({"sampling_steps": 2, "sampling": "ddim"}, (2, 0), False),
+        ({"warm_steps": 2}, (1, 0), True),
+    ],
+    ids=["whole", "few", "warm"],
+)
+def test_adaptdiffuser_plans_are_the_reverse_chain_with_given_ends(changes, at, warm):
+    """Of all steps, of some of them, or of the last ones from a plan that is noised as much."""
+    module, agent, args, key = load("adaptdiffuser"), tiny_agent(), args_of(**changes), jax.random.key(3)
     ends = module.Ends(windows_of(seed=4)[:, 0, 2:], windows_of(seed=5)[:, 0, 2:])
+    last = windows_of(16, seed=6) if warm else None
     first_key, noise_key = jax.random.split(key)
     abar = module.alpha_bars(3)
-    x = given(jax.random.normal(first_key, (B, 16, D)), ends)
-    for t, k in zip((2, 1, 0), jax.random.split(noise_key, 3), strict=True):
-        before = abar[t - 1] if t else 1.0
+    x = np.float64(jax.random.normal(first_key, (B, 16, D)))
+    x = given(np.sqrt(abar[at[0]]) * last + np.sqrt(1 - abar[at[0]]) * x if warm else x, ends)
+    for i, (t, k) in enumerate(zip(at, jax.random.split(noise_key, len(at)), strict=True)):
+        before = abar[at[i + 1]] if i + 1 < len(at) else 1.0
         beta = 1 - abar[t] / before
         clean = np.clip(linear(agent.ema_denoiser, x, np.full(B, t)), -1, 1)
+        if args.sampling == "ddim":
+            noise = (x - np.sqrt(abar[t]) * clean) / np.sqrt(1 - abar[t])
+            x = given(np.sqrt(before) * clean + np.sqrt(1 - before) * noise, ends)
+            continue
         x = beta * np.sqrt(before) / (1 - abar[t]) * clean + (1 - before) * np.sqrt(1 - beta) / (1 - abar[t]) * x
         x = given(x + np.sqrt(beta * (1 - before) / (1 - abar[t])) * np.asarray(jax.random.normal(k, x.shape)), ends)
-    close(jax.jit(module.make_plans)(agent, ends, key, args), x)
+    close(jax.jit(module.make_plans)(agent, ends, key, args, last), x)
+
+
+def test_adaptdiffuser_few_steps_are_dwms():
+    assert not differences(load("adaptdiffuser"), load("dwm")) & {"posteriors"}
 
 
 # ------------------------------------------------------------------------------------------- windows
@@ -285,24 +305,35 @@ def test_adaptdiffuser_average_follows_every_tenth_update():
 # -------------------------------------------------------------------------------------------- acting
 
 
-def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end():
-    module, agent, args = load("adaptdiffuser"), tiny_agent(), args_of(replan_every=3)
+@pytest.mark.parametrize("warm", [0, 2])
+def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end(warm):
+    """Of four episodes the first begins, and the third's plan is used up."""
+    module, agent, args = load("adaptdiffuser"), tiny_agent(), args_of(replan_every=3, warm_steps=warm)
     r = np.random.default_rng(7)
     obs, goal = (r.uniform(agent.low[2:], agent.high[2:], (B, 3)).astype(np.float32) for _ in range(2))
-    old = r.uniform(-1, 1, (B, 16, 3)).astype(np.float32)
-    key, taken = jax.random.key(2), np.array([0, 1, 2, 0])
+    old = r.uniform(-1, 1, (B, 16, D)).astype(np.float32)
+    key, taken = jax.random.key(2), np.array([-1, 1, 3, 2])
     action, carry = jax.jit(module.act)(agent, module.Carry(old, taken), obs, goal, jnp.zeros(B), key, args)
     unit = lambda x: (2 * x - agent.low[2:] - agent.high[2:]) / (agent.high[2:] - agent.low[2:])  # noqa: E731
-    made = module.make_plans(agent, module.Ends(unit(obs), unit(goal)), key, args)[..., 2:]
-    states = np.where((taken == 0)[:, None, None], made, old)
-    close(carry.states, states)
-    np.testing.assert_array_equal(carry.taken, [1, 2, 0, 1])
-    target = states[np.arange(B), taken + 1]
+    ends, make = module.Ends(unit(obs), unit(goal)), jax.jit(module.make_plans)
+    plan = old.copy()
+    if warm:
+        key, warm_key = jax.random.split(key)
+        rest = old[:, np.minimum(np.arange(16) + 3, 15)]  # three steps of the last plan are done
+        plan[2] = make(agent, ends, warm_key, args, rest)[2]
+        plan[0] = make(agent, ends, key, args)[0]
+    else:
+        plan[[0, 2]] = make(agent, ends, key, args)[np.array([0, 2])]
+    close(carry.plan, plan)
+    np.testing.assert_array_equal(carry.taken, [1, 2, 1, 3])
+    target = plan[np.arange(B), [1, 2, 1, 3], 2:]
     close(action, np.clip(mlp(agent.inverse, unit(obs), target - unit(obs)), -1, 1))
-    begin = module.initial_carry(agent, args)
-    assert begin.states.shape == (16, 3) and int(begin.taken) == 0
-    _, carry = jax.jit(module.act)(agent, module.Carry(old, np.full(B, 14)), obs, goal, jnp.zeros(B), key, args_of())
-    assert not carry.taken.any()  # fifteen steps lead through sixteen states
+    if not warm:
+        begin = module.initial_carry(agent, args)
+        assert begin.plan.shape == (16, D) and int(begin.taken) == -1
+        carry = module.Carry(old, np.full(B, 15))  # fifteen steps lead through sixteen states
+        _, carry = jax.jit(module.act)(agent, carry, obs, goal, jnp.zeros(B), key, args_of())
+        np.testing.assert_array_equal(carry.taken, 1)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +342,8 @@ def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end():
         ({"window_steps": 7, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"rounds": 2}, "2 rounds of 4 updates do not fit into --updates 4"),
-        ({"generated_plans": 0}, "--generated-plans, --reference-rows and --diffusion-steps must be at least 1"),
+        ({"generated_plans": 0}, "--generated-plans, --reference-rows and --sampling-steps must be at least 1"),
+        ({"warm_steps": 3, "sampling_steps": 2}, "--warm-steps 3: a plan is made in --sampling-steps 2"),
         ({"window_steps": 32, "plan_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),
     ],
 )
