@@ -126,6 +126,14 @@ def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
     return rows, left_out
 
 
+def read_plans(root: Path) -> dict[str, list[dict]]:
+    """{algorithm: its cases of results/plans.json}, which results/plans.py writes."""
+    path, found = root / "results" / "plans.json", {}
+    for case in json.loads(path.read_text())["cases"].values() if path.exists() else []:
+        found.setdefault(case["algorithm"], []).append(case)
+    return found
+
+
 def runs_of(rows: list[Row]) -> dict[Path, dict]:
     return {row.run: row.record for row in rows}
 

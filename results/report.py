@@ -45,11 +45,13 @@ from results.pictures import (
     claim_picture,
     curves_picture,
     order_of_arms,
+    plans_picture,
+    plans_picture_name,
     profiles_picture,
     selection_picture,
     slug,
 )
-from results.raw import Row, baselines, labels, lane_notes, online, read_run, read_runs, runs_of
+from results.raw import Row, baselines, labels, lane_notes, online, read_plans, read_run, read_runs, runs_of
 from shared.checkpoint import replacing
 from shared.errors import InputError, nearest
 
@@ -105,6 +107,9 @@ def drawings(rows: list[Row], root: Path, files: Raw) -> dict[Path, bytes]:
         if group := drawn(claim_rows(claim, files)):
             path = folder / claim_picture(name)
             found[path] = curves_picture(group, order_of_arms(group), path)
+    for name, cases in read_plans(root).items():
+        path = folder / plans_picture_name(name)
+        found[path] = plans_picture(cases, path)
     return found
 
 

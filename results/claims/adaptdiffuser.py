@@ -1,3 +1,7 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from results.checks import Claim, end, logged, noise
 from results.grid import Entry
 
@@ -11,6 +15,21 @@ ROUND = "--rounds 1 --round-updates 10000 --generated-plans 2048 --reference-row
 diffuser = Entry("adaptdiffuser", STITCH, f"--preset diffuser {SIZES}", "diffuser", "claim")
 adapted = Entry("adaptdiffuser", STITCH, f"{SIZES} {ROUND} --kept-share 0.25", "adapted", "claim")
 unfiltered = Entry("adaptdiffuser", STITCH, f"{SIZES} {ROUND} --kept-share 1", "unfiltered", "claim")
+
+
+def plans(module, policies, run):
+    """Of three tasks of the world, eight plans each, from the start to the goal."""
+    agent, args = jax.tree.map(lambda x: x[0], (policies.agent, policies.args))
+    layout, unit = agent.nets.layout, lambda x, at: module.to_unit(x, agent.low[at], agent.high[at])
+    panels = {}
+    for number, task in enumerate(policies.task.make_env().unwrapped.task_infos[:3], 1):
+        ends = (jnp.tile(jnp.float32(task[name]), (8, 1)) for name in ("start", "goal"))
+        ends = module.Ends(*(unit(x, at) for x, at in zip(ends, (layout.obs, layout.goal), strict=True)))
+        made = jax.jit(module.make_plans)(agent, ends, jax.random.key(number), args)[..., layout.obs]
+        low, high = np.asarray(agent.low[layout.obs]), np.asarray(agent.high[layout.obs])
+        panels[f"{run.name}: task {number}"] = 0.5 * (np.asarray(made) * (high - low) + low + high)
+    return panels
+
 
 CLAIM = Claim(
     title="A planner that learns from the best of its own plans goes where no episode of the data went",

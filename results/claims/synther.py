@@ -1,5 +1,8 @@
+import numpy as np
+
 from results.checks import Claim, end, logged, noise
 from results.grid import Entry
+from shared.data import load_dataset
 
 MIXED = "pendulum-mixed"
 SIZES = (
@@ -12,6 +15,17 @@ DATA, SAMPLES = "synthetic_share=0", "synthetic_share=1"
 whole = Entry("synther", MIXED, SIZES, "whole", "claim")
 tenth = Entry("synther", MIXED, f"{SIZES} --data-share 0.1", "tenth", "claim")
 hundredth = Entry("synther", MIXED, f"{SIZES} --data-share 0.01", "hundredth", "claim")
+
+
+def plans(module, policies, run):
+    """150 steps of the samples, and 150 of the data that they were fitted to, in a world whose states are positions."""
+    arrays, data = np.load(run / "samples" / "lane-0.npz"), load_dataset(policies.task.id)
+    steps = {"samples": (arrays["observations"], arrays["next_observations"]), "data": (data.obs, data.next_obs)}
+    rows = {title: np.random.default_rng(0).choice(len(obs), 150, replace=False) for title, (obs, _) in steps.items()}
+    return {
+        f"{run.name}: {title}": np.stack([x[rows[title]] for x in steps[title]], axis=1)[..., :2] for title in steps
+    }
+
 
 CLAIM = Claim(
     title="Samples of a diffusion model stand for the data, and for more of it than there is",

@@ -7,8 +7,8 @@ from results.grid import claims, evaluation_file
 from results.pages.algorithms import Algorithm, algorithms
 from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
-from results.pictures import claim_picture
-from results.raw import Row, baselines, online, read_evaluation
+from results.pictures import claim_picture, plans_picture_name
+from results.raw import Row, baselines, online, read_evaluation, read_plans
 from shared.evaluation import fine_tuning
 
 NO_CLAIM = "no claim yet"
@@ -96,11 +96,23 @@ def claim_page(name: str, claim: Claim, files: Raw) -> str:
         *([CAPTION, claim_table(rows)] if rows else ["No finished runs."]),
         *([f"![{claim.title}](../curves/{claim_picture(name)})"] if drawn(rows) else []),
         *([table] if (table := fine_tuning_table(rows)) else []),
+        *plans_section(name, files.root),
     ]
     missing = [e for e in claim.runs if not (files.root / e.directory() / "run.json").exists()]
     if missing:
         parts += [f"Not run yet: {', '.join(f'`{e.directory().as_posix()}`' for e in missing)}."]
     return "\n\n".join(parts) + "\n"
+
+
+def plans_section(name: str, root: Path) -> list[str]:
+    """The picture of an algorithm's plans or samples, and how the runs that made them were made; or nothing."""
+    cases = read_plans(root).get(name, [])
+    if not cases:
+        return []
+    how = "\n".join(f"    {case['command']}" for case in cases)
+    picture = f"![Plans or samples of {name}](../curves/{plans_picture_name(name)})"
+    note = "A dot: where a path begins; a cross: where it ends. Made by `results/plans.py` of these runs:"
+    return ["## Over the maze", picture, note, how]
 
 
 def drawn(rows: list[Row]) -> list[Row]:
