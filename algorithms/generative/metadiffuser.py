@@ -8,7 +8,7 @@ states and actions given z, which is left out of some (classifier-free guidance)
 changes. While a plan is made, two gradients move it: to a high reward, and to what the dynamics allow (dual guide).
 
 Acting, every step has a plan of its own, for the context of the episode's transitions so far; the first one, and with
-`--preset diffuser` all, are unconditional.
+`--preset diffuser` all, are unconditional. --warm-steps makes it of the last one, and takes less time.
 
 Choose it when episodes are of different tasks, a few steps tell which, and there is no time to learn anew.
 
@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -65,6 +65,10 @@ class Args(OfflineArgs):
     """Steps of a window of the data."""
     diffusion_steps: Size = 20
     """T: steps of the diffusion."""
+    sampling_steps: int = 20
+    """Steps from noise to a sample."""
+    warm_steps: Count = 0
+    """Of these, the last ones that a plan after an episode's first has, from the plan before it, noised; 0: all."""
     context_dropout: Fraction = 0.25
     """Probability that a window is denoised without its context."""
     context_guidance: Float = 1.2
@@ -324,18 +328,20 @@ def objective(x, agent: Agent, z, args: Args):
     return args.reward_guide * reward @ args.discount ** jnp.arange(x.shape[1]) - args.dynamics_guide * wrong
 
 
-def make_plans(agent: Agent, obs, z, known, key, args: Args):
+def make_plans(agent: Agent, obs, z, known, key, args: Args, last=None):
     """Plans [B, T, A + O] from obs [B, O] by the reverse chain, guided towards the objective where z is `known` [B].
 
-    What is denoised is net(0) + w (net(z) - net(0)), w the guidance.
+    What is denoised is net(0) + w (net(z) - net(0)), w the guidance. From noise, or the last --warm-steps from the
+    noised plans `last`.
     """
-    abar = alpha_bars(args.diffusion_steps)
+    at = np.unique(np.round(np.linspace(args.diffusion_steps - 1, 0, args.sampling_steps)).astype(int))
+    abar = alpha_bars(args.diffusion_steps)[at]
     before = np.append(1.0, abar[:-1])
     beta = 1.0 - abar / before
     of_x_0 = np.sqrt(before) * beta / (1.0 - abar)
     of_x_t = np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar)
     variance = beta * (1.0 - before) / (1.0 - abar)  # 0 at the last step
-    chain = np.stack([np.arange(len(abar)), of_x_0, of_x_t, variance], axis=1)[::-1]
+    chain = np.stack([at, of_x_0, of_x_t, variance], axis=1)[::-1]
     first_key, noise_key = jax.random.split(key)
     shape = (len(obs), args.window_steps, agent.nets.action_dim + obs.shape[-1])
     slope = jax.grad(lambda x: (known * objective(x, agent, z, args)).sum())
@@ -348,8 +354,11 @@ def make_plans(agent: Agent, obs, z, known, key, args: Args):
         mean = of_x_0 * clean + of_x_t * x + variance * slope(clean)
         return inpaint(mean + jnp.sqrt(variance) * jax.random.normal(key, shape), obs), None
 
-    x = inpaint(jax.random.normal(first_key, shape), obs)
-    return jax.lax.scan(step, x, (jnp.float32(chain), jax.random.split(noise_key, len(chain))))[0]
+    x = jax.random.normal(first_key, shape)
+    if last is not None:
+        chain = chain[-args.warm_steps :]
+        x = np.sqrt(abar[len(chain) - 1]) * last + np.sqrt(1.0 - abar[len(chain) - 1]) * x
+    return jax.lax.scan(step, inpaint(x, obs), (jnp.float32(chain), jax.random.split(noise_key, len(chain))))[0]
 
 
 # ------------------------------------------------------------------------------------------- the agent
@@ -407,11 +416,14 @@ class Carry(NamedTuple):
     """[Z] sum of the features of the episode's transitions so far."""
     count: jax.Array
     """Of these; -1 before the first observation."""
+    plan: jax.Array
+    """[T, A + O] the last one."""
 
 
 def initial_carry(agent: Agent, args: Args) -> Carry:
     obs, action = jnp.zeros(agent.nets.models.obs_dim), jnp.zeros(agent.nets.action_dim)
-    return Carry(obs, action, jnp.zeros(args.latent_dim), jnp.int32(-1))
+    plan = jnp.zeros((args.window_steps, action.size + obs.size))
+    return Carry(obs, action, jnp.zeros(args.latent_dim), jnp.int32(-1), plan)
 
 
 def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
@@ -421,9 +433,19 @@ def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
     total, count = carry.total + jnp.float32(carry.count >= 0)[:, None] * seen, carry.count + 1
     known = jnp.float32(count > 0)
     z = known[:, None] * total / jnp.maximum(count, 1)[:, None]
-    plans = make_plans(agent, obs, z, known, key, args)
+    if args.warm_steps:
+        key, warm_key = jax.random.split(key)
+        first, rest = carry.count < 0, jnp.concatenate([carry.plan[:, 1:], carry.plan[:, -1:]], axis=1)
+        plans = make_plans(agent, obs, z, known, warm_key, args, rest)
+
+        def begin(plans):
+            return jnp.where(first[:, None, None], make_plans(agent, obs, z, known, key, args), plans)
+
+        plans = jax.lax.cond(first.any(), begin, lambda plans: plans, plans)
+    else:
+        plans = make_plans(agent, obs, z, known, key, args)
     action = jnp.clip(plans[:, 0, : carry.action.shape[-1]], -1.0, 1.0)
-    return action, Carry(obs, action, total, count)
+    return action, Carry(obs, action, total, count, plans)
 
 
 def train(agent: Agent, keys, args: Args, windows: Windows, learn) -> tuple[Agent, dict]:
@@ -439,10 +461,13 @@ def train(agent: Agent, keys, args: Args, windows: Windows, learn) -> tuple[Agen
 
 def check(args: Args) -> None:
     """InputError: steps that the U-Net cannot halve, channels that are of no eight groups, no noise to guide."""
-    if args.diffusion_steps < 2:
+    if min(args.diffusion_steps, args.sampling_steps) < 2:
         raise InputError(
-            "--diffusion-steps must be at least 2: the last step has no noise, by which guides are scaled."
+            "--diffusion-steps and --sampling-steps must be at least 2: the last step has no noise, by which guides "
+            "are scaled."
         )
+    if args.warm_steps > args.sampling_steps:
+        raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
     halved = 2 ** (len(args.channel_factors) - 1)
     for flag, n, of in (("window-steps", args.window_steps, halved), ("channels", args.channels, 8)):
         if n < of or n % of:

@@ -245,13 +245,14 @@ def test_metadiffuser_the_dual_guide_is_the_gradient_of_reward_and_agreement(mod
     np.testing.assert_allclose(found[1], slope_of(agent, x, z), rtol=1e-2, atol=1e-3)
 
 
-def chain(module, agent, obs, z, known, key):
-    """The guided reverse chain."""
+def chain(module, agent, obs, z, known, key, steps=(2, 1, 0), last=None):
+    """The guided reverse chain, from noise or from a noised plan."""
     first_key, noise_key = jax.random.split(key)
     abar = module.alpha_bars(3)
-    x = given(jax.random.normal(first_key, (B, T, D)), obs)
-    for t, k in zip((2, 1, 0), jax.random.split(noise_key, 3), strict=True):
-        before = abar[t - 1] if t else 1.0
+    x = np.float64(jax.random.normal(first_key, (B, T, D)))
+    x = given(x if last is None else np.sqrt(abar[steps[0]]) * last + np.sqrt(1 - abar[steps[0]]) * x, obs)
+    for i, (t, k) in enumerate(zip(steps, jax.random.split(noise_key, len(steps)), strict=True)):
+        before = abar[steps[i + 1]] if i + 1 < len(steps) else 1.0
         beta, at = 1 - abar[t] / before, np.full(B, t)
         without = linear(agent.ema_denoiser, x, at, np.zeros_like(z))
         clean = np.clip(without + 1.5 * (linear(agent.ema_denoiser, x, at, z) - without), -1, 1)
@@ -262,27 +263,41 @@ def chain(module, agent, obs, z, known, key):
     return x
 
 
-def test_metadiffuser_plans_are_the_guided_chain_from_the_state(module, agent, windows):
+@pytest.mark.parametrize(
+    "changes, steps, warm",
+    [({}, (2, 1, 0), False), ({"sampling_steps": 2}, (2, 0), False), ({"warm_steps": 2}, (1, 0), True)],
+    ids=["whole", "few", "warm"],
+)
+def test_metadiffuser_plans_are_the_guided_chain_from_the_state(module, agent, windows, changes, steps, warm):
     """A plan without a context is not guided."""
     obs, z, key = windows.steps.obs[:, 0], np.float32(context(agent, windows)), jax.random.key(3)
-    made = jax.jit(module.make_plans)(agent, obs, z, windows.known, key, args_of())
-    expected = chain(module, agent, obs, np.float64(z), windows.known, key)
+    last = np.random.default_rng(8).uniform(-1, 1, (B, T, D)).astype(np.float32) if warm else None
+    made = jax.jit(module.make_plans)(agent, obs, z, windows.known, key, args_of(**changes), last)
+    expected = chain(module, agent, obs, np.float64(z), windows.known, key, steps, last)
     np.testing.assert_allclose(made, expected, rtol=1e-2, atol=1e-3)
     np.testing.assert_array_equal(made[:, 0, 2:], obs)
 
 
-def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent):
-    """The mean over the episode so far; of the step before the first observation nothing."""
-    args, r = args_of(), np.random.default_rng(7)
+@pytest.mark.parametrize("warm", [0, 2])
+def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent, warm):
+    """The mean over the episode so far; of the step before the first observation nothing, and no plan either."""
+    args, r = args_of(warm_steps=warm), np.random.default_rng(7)
     obs, before = (r.uniform(-1, 1, (B, 3)).astype(np.float32) for _ in range(2))
     action, total = r.uniform(-1, 1, (B, 2)).astype(np.float32), r.normal(size=(B, Z)).astype(np.float32)
     count, reward = np.array([-1, 0, 1, 4]), np.float32([0, 1, 2, 3])
     total[:2] = 0  # nothing was seen
-    carry, key = module.Carry(before, action, total, count), jax.random.key(2)
+    plan = r.uniform(-1, 1, (B, T, D)).astype(np.float32)
+    carry, key = module.Carry(before, action, total, count, plan), jax.random.key(2)
 
     @jax.jit
     def both(carry, z, known):
-        return module.act(agent, carry, obs, reward, key, args), module.make_plans(agent, obs, z, known, key, args)
+        acted = module.act(agent, carry, obs, reward, key, args)
+        if not warm:
+            return acted, module.make_plans(agent, obs, z, known, key, args)
+        anew, warm_key = jax.random.split(key)
+        rest = plan[:, [1, 2, 3, 3]]
+        made = module.make_plans(agent, obs, z, known, warm_key, args, rest)
+        return acted, made.at[0].set(module.make_plans(agent, obs, z, known, anew, args)[0])
 
     seen = features(agent, before, action, 0.5 * reward[:, None] - 0.25, obs)
     expected = total + np.where(count >= 0, 1, 0)[:, None] * seen
@@ -293,15 +308,18 @@ def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent)
     np.testing.assert_allclose(acted, np.clip(made[:, 0, :2], -1, 1), rtol=1e-3, atol=1e-4)
     for now, known in ((new.obs, obs), (new.action, acted)):
         np.testing.assert_array_equal(now, known)
+    np.testing.assert_allclose(new.plan, made, rtol=1e-3, atol=1e-4)
     begin = module.initial_carry(agent, args)
     assert begin.obs.shape == (3,) and begin.action.shape == (2,) and int(begin.count) == -1
+    assert begin.plan.shape == (T, D)
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"window_steps": 7, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
-        ({"diffusion_steps": 1}, "--diffusion-steps must be at least 2"),
+        ({"diffusion_steps": 1}, "--diffusion-steps and --sampling-steps must be at least 2"),
+        ({"warm_steps": 21}, "--warm-steps 21: a plan is made in --sampling-steps 20"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"window_steps": 32}, "--window-steps 32: no episode of .* has so many rows"),
     ],
