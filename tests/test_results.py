@@ -21,6 +21,8 @@ from results.pages.claims import evidence
 from results.pages.speeds import speed_section
 from results.pages.which import which_page
 from results.pictures import order_of_arms, short_labels
+from results.planner_speed import compare
+from shared.errors import InputError
 
 ALGORITHM = '''"""{title}
 
@@ -176,6 +178,32 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     )
     assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
     assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 |" in text
+
+
+ANSWERS = """
+import json, sys
+print(json.dumps({"compile_s": 1.5}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": {"updates": 2.0, "plans": 0.5}[line.strip()]}), flush=True)
+"""
+
+
+def test_sides_of_the_planners_speed_take_turns_in_processes_of_their_own(tmp_path):
+    commands = {side: [sys.executable, "-c", ANSWERS] for side in ("ours", "the authors'")}
+    amounts = {"updates": {"ours": 16, "the authors'": 2}, "plans": {"ours": 8, "the authors'": 1}}
+    rates, compile_s = compare(commands, amounts, rounds=3)
+    assert rates["updates"] == {"ours": [8.0] * 3, "the authors'": [1.0] * 3} and rates["plans"]["ours"] == [16.0] * 3
+    assert compile_s == {"ours": 1.5, "the authors'": 1.5}
+    with pytest.raises(InputError, match="the authors' ended"):
+        compare(commands | {"the authors'": [sys.executable, "-c", "pass"]}, amounts, rounds=1)
+
+    (tmp_path / "results").mkdir()
+    measured = {"note": "Beside.", "cases": [{"lanes": 8, "per_s": rates, "compile_s": compile_s}]}
+    (tmp_path / "results" / "planner_speed.json").write_text(json.dumps(measured))
+    text = speed_section(tmp_path)
+    assert "Beside. (`python results/planner_speed.py`)" in text
+    assert "| updates, 8 lanes | ours | 8.00 |  | 1.5 s |" in text
+    assert "| plans, 1 lane | the authors' | 2.00 | 8.00 (8.00–8.00) |  |" in text
 
 
 def test_family_column_needs_every_dataset(tmp_path):

@@ -13,6 +13,8 @@ def speed_section(root: Path) -> str:
     made = {"speed": speed_table, "peer_speed": peer_table, "online_speed": online_table, "action_time": action_table}
     paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
+    planner = root / "results" / "planner_speed.json"
+    parts += [planner_table(json.loads(planner.read_text()))] if planner.exists() else []
     return "\n\n".join(parts) or "Not measured yet."
 
 
@@ -100,6 +102,23 @@ def action_table(measured: dict) -> str:
     sizes = "×".join(map(str, measured["hidden_dims"]))
     note = f"Time to choose actions with networks of {sizes}, ratios within rounds, " + made_on(measured)
     return "\n\n".join([note, markdown(header, body)])
+
+
+def planner_table(measured: dict) -> str:
+    """Of Diffuser beside its authors' code; ratios within rounds."""
+    body = []
+    for case in measured["cases"]:
+        for what, rates in case["per_s"].items():
+            ours = np.array(rates["ours"])
+            for side, found in rates.items():
+                ratio = ours / np.array(found)
+                text = f"{np.median(ratio):.2f} ({ratio.min():.2f}–{ratio.max():.2f})"
+                lanes = case["lanes"] if side == "ours" else 1
+                name = f"{what}, {lanes} lane{'s' * (lanes > 1)}"
+                compiled = f"{case['compile_s'][side]:.1f} s" if side == "ours" else ""
+                body.append([name, side, rate(np.median(found)), "" if side == "ours" else text, compiled])
+    header = ["", "code", "per second, all lanes", "ours / theirs (lowest–highest round)", "compile, both programs"]
+    return "\n\n".join([measured["note"] + " (`python results/planner_speed.py`)", markdown(header, body)])
 
 
 def made_on(measured: dict) -> str:
