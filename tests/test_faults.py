@@ -369,6 +369,7 @@ LIBRARIES = {
     "environments",  # datasets/environments
     "PIL",
     "chex",
+    "diffuser",  # by results/planner_speed.py only
     "distrax",  # these two by results/peer_speed.py only
     "omegaconf",
     "flax",
