@@ -3,9 +3,10 @@ from results.grid import Entry
 
 HOPPER = "hopper-medium-small-v1"
 SIZES = (
-    "--seeds 8 --window-steps 16 --rollout-steps 15 --model-updates 1500 --model-lr 0.002 --windows-per-update 32 "
-    "--channels 8 --channel-factors 1 2 --model-hidden-dims 64 64 --ema-decay 0.9 --ema-start 200 --updates 500 "
-    "--log-every 500 --eval-every 500 --eval-episodes 2 --batch-size 32 --hidden-dims 64 64"
+    "--preset none --seeds 8 --window-steps 16 --rollout-steps 15 --model-updates 2000 --model-lr 0.002 "
+    "--windows-per-update 32 --channels 16 --channel-factors 1 --model-hidden-dims 64 64 --ema-decay 0.9 "
+    "--ema-start 200 --updates 500 --actor-lr 1e-3 --critic-lr 1e-3 --log-every 500 --eval-every 500 --eval-episodes 2 "
+    "--batch-size 32 --hidden-dims 32 32"
 )
 
 diffusion = Entry("dwm", HOPPER, SIZES, "diffusion", "claim")
