@@ -48,6 +48,6 @@ CLAIM = Claim(
     "U-Net errs more at the first step than the other, which is told all actions of the data, at the fifteenth, though "
     "far less than the data's mean as a guess. In one lane's checkpoint the mean of several futures errs as much as a "
     "single one, and more steps of sampling change little, so that neither chance nor the sampler is the cause but the "
-    "fit, whose loss still falls. The two policies learned about as much of cloning as each other and little at all: "
+    "fit, whose loss still falls. Neither policy had cloned much by then: "
     "their scores say nothing.",
 )
