@@ -45,12 +45,11 @@ from results.pictures import (
     claim_picture,
     curves_picture,
     order_of_arms,
-    plans_picture,
-    plans_picture_name,
     profiles_picture,
     selection_picture,
     slug,
 )
+from results.plan_pictures import plans_picture, plans_picture_name
 from results.raw import Row, baselines, labels, lane_notes, online, read_plans, read_run, read_runs, runs_of
 from shared.checkpoint import replacing
 from shared.errors import InputError, nearest

@@ -14,7 +14,8 @@ from results import plans
 from results.checks import Raw
 from results.grid import ROOT, claim_files, claims
 from results.pages.claims import claim_page, plans_section
-from results.pictures import digest_in, plans_picture
+from results.pictures import digest_in
+from results.plan_pictures import plans_picture
 from results.raw import read_plans
 from shared.errors import InputError
 from shared.task import Spec, Task, registered_env

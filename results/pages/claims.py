@@ -7,7 +7,8 @@ from results.grid import claims, evaluation_file
 from results.pages.algorithms import Algorithm, algorithms
 from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
-from results.pictures import claim_picture, plans_picture_name
+from results.pictures import claim_picture
+from results.plan_pictures import plans_picture_name
 from results.raw import Row, baselines, online, read_evaluation, read_plans
 from shared.evaluation import fine_tuning
 
