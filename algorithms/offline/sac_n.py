@@ -5,6 +5,9 @@ arXiv 2110.01548, section 3. Critics agree where there is data and differ where 
 about their mean minus c_N standard deviations: N alone, with nothing said about the behaviour policy, sets how much an
 action without data is worth less (c_N is 0.56 for N = 2, 1.5 for 10, 2.2 for 50, 3.0 for 500).
 
+Several N in one job: --n-critics 50 --n-least 2 10 50 takes the least of the first 2, 10 or all 50 critics, and each
+lane learns what --n-critics 2, 10 or 50 alone would.
+
 Choose it when you can afford many critics and want no other regulariser, and no model of the behaviour policy.
 
 Parity: equal to CORL's sac_n.py, update for update, but for the form of log(1 - tanh(u)^2) (results/parity.md).
@@ -29,11 +32,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -45,6 +50,8 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     n_critics: Size = 10
     """Critics in the ensemble."""
+    n_least: Float = 0.0
+    """Critics of which the least is taken, the first ones of the ensemble: several N in one job; 0: all."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
@@ -163,6 +170,16 @@ def q_values(net: Critic, critics, obs, action):
     return jax.vmap(net.apply, (0, None, None))(critics, obs, action)
 
 
+def counted(q, args: Args):
+    """Which critics count [E, 1]."""
+    return (jnp.arange(len(q)) < jnp.where(args.n_least > 0, args.n_least, len(q)))[:, None]
+
+
+def least(q, args: Args):
+    """min_i Q_i [B] over the critics that count."""
+    return jnp.where(counted(q, args), q, jnp.inf).min(0)
+
+
 def alpha_loss(log_alpha, entropy, action_dim: int):
     """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
     return log_alpha * (entropy + action_dim)
@@ -173,8 +190,8 @@ def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
     action, log_prob = sample_tanh_gaussian(*agent.nets.actor.apply(actor, batch.obs), key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action)
     chex.assert_shape([q[0], log_prob], (args.batch_size,))
-    info = {"entropy": -log_prob.mean(), "q_pi": q.mean(), "q_pi_std": q.std(0).mean()}
-    return (jnp.exp(agent.log_alpha) * log_prob - q.min(0)).mean(), info
+    info = {"entropy": -log_prob.mean(), "q_pi": q.mean(), "q_pi_std": q.std(0, where=counted(q, args)).mean()}
+    return (jnp.exp(agent.log_alpha) * log_prob - least(q, args)).mean(), info
 
 
 def next_value(agent: Agent, batch: Batch, key, args: Args):
@@ -186,9 +203,9 @@ def next_value(agent: Agent, batch: Batch, key, args: Args):
     if args.max_q_backup:
         actions, _ = sample_tanh_gaussian(mean, log_std, key, MAX_Q_ACTIONS)
         q = jax.vmap(lambda action: q_values(agent.nets.critic, agent.critic, batch.next_obs, action))(actions)
-        return q.max(0).min(0)
+        return least(q.max(0), args)
     action, log_prob = sample_tanh_gaussian(mean, log_std, key)
-    q = q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action).min(0)
+    q = least(q_values(agent.nets.critic, agent.target_critic, batch.next_obs, action), args)
     return q - jnp.exp(agent.log_alpha) * log_prob if args.backup_entropy else q
 
 
@@ -197,7 +214,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     y = batch.reward + args.discount * (1.0 - batch.terminal) * next_value(agent, batch, key, args)
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
     chex.assert_shape([y, q[0]], (args.batch_size,))
-    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean(), "q_std": q.std(0).mean()}
+    return ((q - y) ** 2).mean(1).sum(0), {"q": q.mean(), "q_std": q.std(0, where=counted(q, args)).mean()}
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
@@ -261,6 +278,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
+    if np.min(args.n_least) < 0.0 or np.max(args.n_least) > args.n_critics:
+        raise InputError(f"--n-least must lie in [0, --n-critics]: there are {args.n_critics} critics.")
     if args.standardize_reward:
         data.reward_range()  # refuses rewards that are all equal
         std = float(data.reward.std())

@@ -105,6 +105,28 @@ def test_sac_n_more_critics_lower_what_has_no_data(sac_n):
     assert gap[n] > 1.5 * gap[2]
 
 
+def test_sac_n_the_least_of_the_first_critics_is_what_so_many_critics_learn_alone(sac_n, batch):
+    """With the same weights, keys and batch: policy, temperature and these critics, whatever the others are."""
+    few, many = sac_n.Args(**SIZES), sac_n.Args(**{**SIZES, "n_critics": 7}, n_least=3.0)
+    two = [sac_n.init(jax.random.key(0), x, sac_n.Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2)) for x in (few, many)]
+    first = lambda critics: jax.tree.map(lambda x: x[:3], critics)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, first(two[1].critic), two[0].critic)  # lanes of one job begin alike
+    update = jax.jit(sac_n.update)
+    new = [update(a, batch, jax.random.key(3), x) for a, x in zip(two, (few, many), strict=True)]
+    for name in ("actor", "log_alpha", "critic", "target_critic"):
+        mine = [getattr(a, name) for a, _ in new]
+        jax.tree.map(close, first(mine[1]) if "critic" in name else mine[1], mine[0])
+    for name in ("alpha", "actor_loss", "q_std", "q_pi_std"):
+        close(new[1][1][name], new[0][1][name])
+    everyone = update(two[1], batch, jax.random.key(3), sac_n.Args(**{**SIZES, "n_critics": 7}))[1]
+    assert abs(float(everyone["actor_loss"] - new[1][1]["actor_loss"])) > 1e-5
+
+
+def test_sac_n_refuses_the_least_of_more_critics_than_there_are(sac_n, pendulum, tmp_path):
+    with pytest.raises(InputError, match="--n-least"):
+        sac_n.main(sac_n.Args(dataset=pendulum, n_critics=3, n_least=(2.0, 4.0), out=str(tmp_path / "run")))
+
+
 def test_sac_n_presets_are_the_papers_table(sac_n):
     def critics(dataset):
         return sac_n.PRESETS[preset_for(dataset, sac_n.PRESETS)]["n_critics"]
