@@ -13,6 +13,10 @@ Actions are tanh(u). g is the gradient in u of a lower bound of Q, mean - beta_l
 - jensen: sum_i w_i (u - mu_i) Sigma_i^-1 (u - mu_i) / 2 <= delta is one ellipsoid, around the mean of the means.
 - both: of these proposals the best (the paper's choice). mode, sample, none: the best component's mean, the best of
   several draws (EBCQ), the heaviest component's mean (cloning), to compare with.
+Two other behaviour policies are a Gaussian of covariance 1 around one action (--operator jensen): --behavior
+deterministic around the action of a network that clones by squared errors, --behavior vae around the best by Q of
+n_candidates that a VAE decodes. With --multi-step the improved policy is evaluated and improved again: at every update
+(Iterative), or in rounds of --round-updates, whose next actions stay those of the round's beginning (Multi-step).
 A trained run acts with another operator or delta by `python -m shared.evaluation RUN_DIR --set operator=mode`.
 
 Choose it when the data are of several policies, and the improvement shall be one step that cannot diverge.
@@ -21,7 +25,7 @@ Deviations from the released code (cfpi-icml23/cfpi):
 - the peaks' log-densities are sums of logarithms (there the logarithm of a product, which under- and overflows);
 - the heaviest component always takes part, --min-component-weight notwithstanding;
 - means are not clipped in cloning (there at 9, where tanh is 1), so that a clone that diverges is seen;
-- --critic mse does not occur there; --multi-step improves the next action at every update (there its Iterative form);
+- --critic mse does not occur there; a round of --multi-step keeps its first critics, in place of its actions;
 - a component's step is divided by its norm over action dimensions (there, of a mixture, over the components);
 - hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place.
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
@@ -30,6 +34,7 @@ Squared radii of lse are twice the equation's there, which belongs to its delta 
     python algorithms/offline/cfpi.py --dataset pendulum-mixed --hidden-dims 64 64 --updates 10000 --bc-updates 10000
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -65,12 +70,16 @@ class Args(OfflineArgs):
     """Factor of lse's squared radii: 1 by the equation, 2 in the released code."""
     covariance: Literal["policy", "identity"] = "policy"
     """Sigma: of the cloned policy, or 1 (of a deterministic one)."""
+    behavior: Literal["mixture", "deterministic", "vae"] = "mixture"
+    """What clones the data: a mixture of Gaussians, one action by squared errors, or a variational autoencoder."""
     n_components: Size = 4
     """Gaussians in the mixture that clones the data."""
     min_component_weight: Fraction = 0.05
     """Components below this weight are left out, in [0, 1]."""
     n_candidates: Size = 10
     """Candidate actions at each step of an episode, of which one is taken."""
+    kl_weight: Float = 0.5
+    """Weight of the KL divergence beside the squared error in the VAE's loss."""
     beta_lb: Float = 1.0
     """Standard deviations over the two critics by which Q is lowered where actions are compared."""
     critic: Literal["quantile", "mse", "iql"] = "quantile"
@@ -83,6 +92,9 @@ class Args(OfflineArgs):
     """Targets take the improved action in the next state, in place of the data's."""
     sarsa_updates: Count = 20_000
     """With --multi-step, first updates whose targets still take the data's next action."""
+    round_updates: Count = 0
+    """With --multi-step, updates of a round, in which the improved actions stay as they were at its beginning (in the
+    first the data's); 0: they are improved at every update."""
     policy_noise: Float = 0.1
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
@@ -107,6 +119,8 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     critic_hidden_dims: tuple[int, ...] = ()
     """Hidden layers of the critics; none: as hidden_dims."""
+    vae_hidden_dims: tuple[int, ...] = (750, 750)
+    """Hidden layers of the VAE's encoder and decoder."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""
     reward_shift: float = 0.0
@@ -114,18 +128,28 @@ class Args(OfflineArgs):
 
 
 _antmaze = {"normalize_obs": False, "reward_shift": -1.0, "eval_episodes": 100, "n_components": 12}
+_one_action = {"n_components": 1, "operator": "jensen", "delta": 0.5, "delta_range": 0.5, "n_deltas": 5}
 PRESETS = {
     "antmaze": {
         **_antmaze, "critic": "iql", "critic_hidden_dims": (256, 256), "expectile": 0.9, "delta": 0.0,
         "min_component_weight": 0.03,
     },
     # by name
-    "multi-step-antmaze": {**_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000},
+    "multi-step-antmaze": {
+        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "round_updates": 200_000,
+    },
+    "iterative-antmaze": {
+        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "n_components": 8,
+    },
     "single-gaussian": {"n_components": 1, "operator": "jensen", "delta": 0.2, "delta_range": 1.8, "n_deltas": 10},
+    "deterministic": {"behavior": "deterministic", **_one_action},
+    "vae": {"behavior": "vae", **_one_action},
 }  # fmt: skip
 
 EMBEDDING = 64
 """Cosines of which a quantile fraction is embedded."""
+LATENT_CLIP = 0.5
+"""Latents that actions are drawn from are clipped to [-LATENT_CLIP, LATENT_CLIP]."""
 EVEN_FRACTIONS = 32
 """Fractions, evenly spaced, over which Q is the mean of the quantiles."""
 
@@ -155,6 +179,39 @@ class Actor(nn.Module):
         weights = nn.Dense(self.n_components, kernel_init=uniform(1e-3), bias_init=uniform(1e-3))
         log_weight = nn.log_softmax(weights(jax.lax.stop_gradient(x)))  # its gradient stops at the hidden layers
         return mean, jnp.clip(log_std, -5.0, 2.0), log_weight
+
+
+class MLP(nn.Module):
+    hidden_dims: tuple[int, ...]
+    output_dim: int
+
+    @nn.compact
+    def __call__(self, *inputs):
+        x = jnp.concatenate(inputs, axis=-1)
+        for size in self.hidden_dims:
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(self.output_dim, kernel_init=dense_init)(x)
+
+
+class VAE(nn.Module):
+    """q(z | s, a) and an action for each z [..., 2A]; the prior of z is N(0, 1)."""
+
+    hidden_dims: tuple[int, ...]
+    action_dim: int
+
+    def setup(self):
+        self.encoder = MLP(self.hidden_dims, 2 * (2 * self.action_dim))
+        self.decoder = MLP(self.hidden_dims, self.action_dim)
+
+    def __call__(self, obs, action, key):
+        """Mean and log standard deviation of z [B, 2A], and the action [B, A] of one draw of it."""
+        mean, log_std = jnp.split(self.encoder(obs, action), 2, axis=-1)
+        log_std = jnp.clip(log_std, -4.0, 15.0)
+        return mean, log_std, self.decode(obs, mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+    def decode(self, obs, z):
+        """Actions [..., A] in [-1, 1]."""
+        return jnp.tanh(self.decoder(obs, z))
 
 
 class Critic(nn.Module):
@@ -188,7 +245,7 @@ class QuantileCritic(nn.Module):
 
 
 class Networks(NamedTuple):
-    actor: Actor
+    actor: Actor | VAE
     critic: Critic | QuantileCritic
     value: Critic
 
@@ -200,6 +257,8 @@ class Agent(flax.struct.PyTreeNode):
     critic: Any
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
+    round_critic: Any
+    """Of --round-updates: the critics at the beginning of the round, by which its next actions are improved."""
     value: Any
     """V of --critic iql."""
     actor_opt: optax.OptState
@@ -273,8 +332,33 @@ def jensen_center(mixture: Mixture, variance):
     return center, 1.0 / total, (precision * (mixture.mean - center) ** 2).sum((0, -1))
 
 
-def mixture_of(agent: Agent, obs) -> Mixture:
+def before_tanh(action):
+    return jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
+
+
+def around(u) -> Mixture:
+    """One Gaussian of covariance 1 around u [B, A]."""
+    return Mixture(jnp.zeros((1, len(u))), u[None], jnp.ones_like(u)[None])
+
+
+def best_decoded(agent: Agent, obs, key, args: Args):
+    """u [B, A] of the VAE's action of highest lower bound among n_candidates (with --operator none of its first)."""
+    n = 1 if args.operator == "none" else args.n_candidates
+    z = jax.random.normal(key, (n, len(obs), 2 * agent.nets.actor.action_dim))
+    z = jnp.clip(z, -LATENT_CLIP, LATENT_CLIP)
+    repeated = jnp.broadcast_to(obs, (n, *obs.shape))
+    u = before_tanh(agent.nets.actor.apply(agent.actor, repeated, z, method=VAE.decode))
+    best = lower_bound(agent, obs, u, args).argmax(0)
+    return jnp.take_along_axis(u, best[None, :, None], axis=0)[0]
+
+
+def mixture_of(agent: Agent, obs, key, args: Args) -> Mixture:
+    """The cloned policy at `obs` [B, O]; the VAE alone draws."""
+    if args.behavior == "vae":
+        return around(best_decoded(agent, obs, key, args))
     mean, log_std, log_weight = agent.nets.actor.apply(agent.actor, obs)
+    if args.behavior == "deterministic":
+        return around(mean[:, 0])
     return Mixture(log_weight.T, jnp.moveaxis(mean, -2, 0), jnp.exp(jnp.moveaxis(log_std, -2, 0)))
 
 
@@ -286,7 +370,7 @@ def heaviest(mixture: Mixture):
 def proposals(agent: Agent, obs, key, args: Args):
     """u [M, B, A] among which the operator chooses, and whether it may [M, B]."""
     draw_key, component_key, delta_key = jax.random.split(key, 3)
-    mixture = mixture_of(agent, obs)
+    mixture = mixture_of(agent, obs, draw_key, args)
     if args.operator == "none":
         return heaviest(mixture)[None], jnp.ones((1, len(obs)), bool)
     if args.operator == "sample":
@@ -322,10 +406,19 @@ def improve(agent: Agent, obs, key, args: Args):
 # -------------------------------------------------------------------------------------- losses
 
 
-def actor_loss(actor, agent: Agent, batch: Batch):
-    """-log sum_k w_k N_k(a | s): cloning."""
+def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):
+    """Cloning: -log sum_k w_k N_k(a | s), (tanh(mu) - a)^2, or the VAE's (a_z - a)^2 + kl_weight KL(q | N(0, 1))."""
+    if args.behavior == "vae":
+        mean, log_std, decoded = agent.nets.actor.apply(actor, batch.obs, batch.action, key)
+        chex.assert_equal_shape([decoded, batch.action])
+        reconstruction = ((decoded - batch.action) ** 2).mean()
+        kl = (-0.5 * (1 + 2 * log_std - mean**2 - jnp.exp(2 * log_std))).mean()
+        return reconstruction + args.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
     mean, log_std, log_weight = agent.nets.actor.apply(actor, batch.obs)
-    u = jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-6, 1.0 - 1e-6))
+    if args.behavior == "deterministic":
+        chex.assert_equal_shape([mean[:, 0], batch.action])
+        return ((jnp.tanh(mean[:, 0]) - batch.action) ** 2).mean(), {}
+    u = before_tanh(batch.action)
     log_prob = jax.nn.logsumexp(log_weight + tanh_gaussian_log_prob(mean, log_std, u[:, None]), axis=-1)
     used = jnp.exp(-(jnp.exp(log_weight) * log_weight).sum(-1))
     return -log_prob.mean(), {"log_prob": log_prob.mean(), "components_used": used.mean()}
@@ -336,10 +429,15 @@ def next_actions(agent: Agent, batch: Batch, key, args: Args):
     if not args.multi_step:
         return batch.next_action
     improve_key, noise_key = jax.random.split(key)
+    done = agent.critic_opt[0].count
+    if args.round_updates:
+        improved = improve(agent.replace(critic=agent.round_critic), batch.next_obs, improve_key, args)
+        improved = jnp.where(done < args.round_updates, batch.next_action, improved)
+    else:
+        improved = improve(agent, batch.next_obs, improve_key, args)
     noise = args.policy_noise * jax.random.normal(noise_key, batch.action.shape)
     noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
-    improved = jnp.clip(improve(agent, batch.next_obs, improve_key, args) + noise, -1.0, 1.0)
-    return jnp.where(agent.critic_opt[0].count < args.sarsa_updates, batch.next_action, improved)
+    return jnp.where(done < args.sarsa_updates, batch.next_action, jnp.clip(improved + noise, -1.0, 1.0))
 
 
 def fractions(key, shape: tuple[int, int]):
@@ -395,11 +493,18 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     critic_dims = args.critic_hidden_dims or args.hidden_dims
     critic = QuantileCritic(critic_dims) if args.critic == "quantile" else Critic(critic_dims)
-    nets = Networks(Actor(args.hidden_dims, spec.action_dim, args.n_components), critic, Critic(critic_dims))
+    n_components = 1 if args.behavior == "deterministic" else args.n_components
+    actor = Actor(args.hidden_dims, spec.action_dim, n_components)
+    actor = VAE(args.vae_hidden_dims, spec.action_dim) if args.behavior == "vae" else actor
+    nets = Networks(actor, critic, Critic(critic_dims))
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     inputs = (obs, action, jnp.zeros((1, 1))) if args.critic == "quantile" else (obs, action)
-    actor = nets.actor.init(actor_key, obs)
+    if args.behavior == "vae":
+        actor_key, latent_key = jax.random.split(actor_key)
+        actor = nets.actor.init(actor_key, obs, action, latent_key)
+    else:
+        actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map(lambda k: nets.critic.init(k, *inputs), jax.random.split(critic_key, 2))
     value = nets.value.init(value_key, obs)
     return Agent(
@@ -407,6 +512,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         actor=actor,
         critic=critic,
         target_critic=critic,
+        round_critic=critic if args.round_updates else None,
         value=value,
         actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
@@ -414,9 +520,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
     )
 
 
-def update_actor(agent: Agent, batch: Batch, args: Args) -> tuple[Agent, dict]:
+def update_actor(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of the cloned policy (before the critics' first)."""
-    (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch)
+    (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, batch, key, args)
     updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
     return agent, {"actor_loss": loss, **info}
@@ -433,13 +539,19 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     (loss, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, key, args)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
+    if args.round_updates:
+        begins = agent.critic_opt[0].count % args.round_updates == 0
+        newest = jax.tree.map(lambda new, old: jnp.where(begins, new, old), agent.critic, agent.round_critic)
+        agent = agent.replace(round_critic=newest)
     target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
     return agent.replace(target_critic=target_critic), {"critic_loss": loss, **info_q, **info}
 
 
 def gain(agent: Agent, obs, key, args: Args) -> dict:
     """What the operator does at `obs` [B, O] to the cloned action: how much Q rises, how far actions move (metrics)."""
-    improved, cloned = improve(agent, obs, key, args), jnp.tanh(heaviest(mixture_of(agent, obs)))
+    improve_key, clone_key = jax.random.split(key)
+    cloned = improve(agent, obs, clone_key, dataclasses.replace(args, operator="none"))
+    improved = improve(agent, obs, improve_key, args)
     q, q_cloned = (q_values(agent, agent.critic, obs, action).mean() for action in (improved, cloned))
     return {"q_gain": q - q_cloned, "moved": jnp.abs(improved - cloned).mean()}
 
@@ -453,7 +565,8 @@ def clone(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     """One lane, before the first update: one update of the cloned policy per key; mean metrics."""
 
     def step(agent, key):
-        return update_actor(agent, transitions.sample(key, args.batch_size), args)
+        batch_key, update_key = jax.random.split(key)
+        return update_actor(agent, transitions.sample(batch_key, args.batch_size), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -476,6 +589,8 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     if args.multi_step and args.critic == "iql":
         raise InputError("--multi-step improves the actions in Q's targets; those of --critic iql have none.")
+    if args.behavior != "mixture" and args.operator == "sample":
+        raise InputError("--operator sample draws from a mixture; --operator mode takes the best that a VAE decodes.")
     fields = FIELDS if args.critic == "iql" else (*FIELDS, "next_action")
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -54,16 +54,31 @@ def plain(cfpi):
     return agent_of(cfpi, cfpi.Args(**SIZES, critic="mse"), seed=2)
 
 
+ONE = {**SIZES, "vae_hidden_dims": (8, 8), "critic": "mse", "operator": "jensen", "beta_lb": 0.6}
+
+
+@pytest.fixture(scope="module")
+def deterministic(cfpi):
+    args = cfpi.Args(**ONE, behavior="deterministic")
+    return agent_of(cfpi, args, seed=2), args
+
+
+@pytest.fixture(scope="module")
+def vae(cfpi):
+    args = cfpi.Args(**ONE, behavior="vae", n_candidates=6)
+    return agent_of(cfpi, args, seed=2), args
+
+
 def dense(layers, i, x):
     return x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(layers[f"Dense_{i}"]["bias"])
 
 
-def mixture_of(actor, obs):
-    """Mean and standard deviation [B, K, A], log weight [B, K]."""
+def mixture_of(actor, obs, n=K):
+    """Mean and standard deviation [B, n, A], log weight [B, n]."""
     layers, x = actor["params"], np.float64(obs)
     for i in range(2):
         x = relu(dense(layers, i, x))
-    mean, log_std = (dense(layers, i, x).reshape(*x.shape[:-1], K, 2) for i in (2, 3))
+    mean, log_std = (dense(layers, i, x).reshape(*x.shape[:-1], n, 2) for i in (2, 3))
     logits = dense(layers, 4, x)
     return mean, np.exp(np.clip(log_std, -5, 2)), logits - logsumexp(logits, -1, keepdims=True)
 
@@ -239,6 +254,43 @@ def test_cfpi_draws_candidates_from_the_mixture(cfpi, plain, args, batch):
     np.testing.assert_allclose((u**2).mean(0), second, rtol=0.2)
 
 
+def test_cfpi_a_deterministic_policys_action_is_the_center_of_a_ball(cfpi, bound, deterministic, batch):
+    """Of the linear function with the bound's gradient, the proposal is the best by numerical optimisation."""
+    agent, args = deterministic
+    mean = mixture_of(agent.actor, batch.obs, 1)[0][:, 0]
+    u, allowed = jax.jit(cfpi.proposals)(agent, batch.obs, jax.random.key(0), replace(args, delta=0.7))
+    gradient = np.float64(bound[1](jnp.float32(mean), agent, batch.obs, args))
+    assert u.shape == (1, B, 2) and allowed.all()
+    for b in range(B):
+        room = lambda x, b=b: 0.7 - ((x - mean[b]) ** 2).sum(-1) / 2  # noqa: E731
+        np.testing.assert_allclose(u[0, b], best_within(gradient[b], room, mean[b]), atol=2e-3)
+
+
+def test_cfpi_a_vaes_best_decoded_action_is_moved_along_the_gradient(cfpi, bound, vae, batch):
+    agent, args = vae
+    key = jax.random.key(5)
+    z = np.clip(np.array(jax.random.normal(jax.random.split(key, 3)[0], (6, B, 4))), -0.5, 0.5)
+    obs = np.broadcast_to(batch.obs, (6, B, 3))
+    decoded = np.tanh(mlp_of(agent.actor["params"]["decoder"], np.concatenate([obs, z], -1).astype(np.float64)))
+    q = heads(agent.critic, obs, decoded)
+    best = (q.mean(0) - 0.6 * q.std(0, ddof=1)).argmax(0)
+    assert len(set(best)) > 1
+    center = np.arctanh(decoded[best, np.arange(B)])
+    gradient = np.float64(bound[1](jnp.float32(center), agent, batch.obs, args))
+    moved = center + np.sqrt(2 * 0.7) * gradient / np.sqrt((gradient**2).sum(-1, keepdims=True))
+    arms = {
+        "moved": replace(args, delta=0.7),
+        "mode": replace(args, operator="mode"),
+        "none": replace(args, operator="none"),
+    }
+    action = jax.jit(lambda agent: {n: cfpi.improve(agent, batch.obs, key, x) for n, x in arms.items()})(agent)
+    close(action["moved"], np.tanh(moved))
+    close(action["mode"], np.tanh(center))
+    one = np.clip(np.array(jax.random.normal(jax.random.split(key, 3)[0], (1, B, 4))), -0.5, 0.5)[0]
+    params = agent.actor["params"]["decoder"]
+    close(action["none"], np.tanh(mlp_of(params, np.concatenate([batch.obs, one], -1).astype(np.float64))))
+
+
 def test_cfpi_draws_as_many_deltas_as_asked_for(cfpi, plain, args, batch):
     drawn = replace(args, operator="lse", delta=0.2, delta_range=1.8, n_deltas=3, covariance="identity")
     u, allowed = jax.jit(cfpi.proposals)(plain, batch.obs, jax.random.key(4), drawn)
@@ -258,11 +310,37 @@ def test_cfpi_clones_by_the_likelihood_of_the_mixture(cfpi, agent, batch):
     action = np.clip(np.float64(batch.action), -1 + 1e-6, 1 - 1e-6)
     density = norm.logpdf(np.arctanh(action)[:, None], mean, std).sum(-1) + log_weight
     log_prob = logsumexp(density, -1) - np.log(1 - action**2).sum(-1)
-    loss, info = cfpi.actor_loss(agent.actor, agent, batch)
+    loss, info = cfpi.actor_loss(agent.actor, agent, batch, jax.random.key(0), cfpi.Args())
     close(loss, -log_prob.mean())
     close(info["components_used"], np.exp(-(np.exp(log_weight) * log_weight).sum(-1)).mean())
     edge = batch._replace(action=np.ones_like(batch.action))
-    assert np.isfinite(cfpi.actor_loss(agent.actor, agent, edge)[0])
+    assert np.isfinite(cfpi.actor_loss(agent.actor, agent, edge, jax.random.key(0), cfpi.Args())[0])
+
+
+def mlp_of(params, x):
+    """Layers Dense_0, Dense_1, Dense_2."""
+    for i in range(2):
+        x = relu(dense(params, i, x))
+    return dense(params, 2, x)
+
+
+def test_cfpi_a_deterministic_policy_clones_by_squared_errors(cfpi, deterministic, batch):
+    agent, args = deterministic
+    mean = mixture_of(agent.actor, batch.obs, 1)[0][:, 0]
+    loss, _ = cfpi.actor_loss(agent.actor, agent, batch, jax.random.key(0), args)
+    close(loss, ((np.tanh(mean) - batch.action) ** 2).mean())
+
+
+def test_cfpi_a_vae_clones_by_squared_errors_and_its_latents_stay_near_the_prior(cfpi, vae, batch):
+    agent, args = vae
+    params, key = agent.actor["params"], jax.random.key(3)
+    mean, log_std = np.split(mlp_of(params["encoder"], np.concatenate([batch.obs, batch.action], -1)), 2, -1)
+    log_std = np.clip(log_std, -4, 15)
+    z = mean + np.exp(log_std) * np.array(jax.random.normal(key, mean.shape))
+    decoded = np.tanh(mlp_of(params["decoder"], np.concatenate([batch.obs, z], -1)))
+    kl = 0.5 * (np.exp(2 * log_std) + mean**2 - 1 - 2 * log_std).mean()
+    loss, _ = cfpi.actor_loss(agent.actor, agent, batch, key, replace(args, kl_weight=0.3))
+    close(loss, ((decoded - batch.action) ** 2).mean() + 0.3 * kl)
 
 
 def test_cfpi_the_weights_gradient_stops_at_the_hidden_layers(cfpi, agent, batch):
@@ -320,6 +398,32 @@ def test_cfpi_multi_step_targets_take_the_improved_action_after_the_first_update
         close(critic_loss(agent.critic, after(updates), batch, key, multi)[0], expected)
 
 
+def test_cfpi_a_rounds_next_actions_are_those_of_its_beginning(cfpi, plain, batch):
+    """In the first the data's, of the first updates without noise; later they are improved by the round's critics."""
+    key, form = jax.random.key(5), {"critic": "mse", "multi_step": True, "sarsa_updates": 2, "round_updates": 4}
+    args = cfpi.Args(**SIZES, **form, operator="mode")
+    other = agent_of(cfpi, args, seed=7).critic
+    agent = plain.replace(round_critic=other)
+
+    def after(updates):
+        adam, *rest = agent.critic_opt
+        return agent.replace(critic_opt=(adam._replace(count=jnp.int32(updates)), *rest))
+
+    improve_key, noise_key = jax.random.split(key)
+    noise = np.clip(0.1 * np.array(jax.random.normal(noise_key, (B, 2))), -0.5, 0.5)
+    by_others = np.array(cfpi.improve(agent.replace(critic=other), batch.next_obs, improve_key, args))
+    assert np.abs(by_others - np.array(cfpi.improve(agent, batch.next_obs, improve_key, args))).max() > 1e-3
+    next_actions = jax.jit(cfpi.next_actions)
+    for updates, action in ((1, None), (2, batch.next_action), (3, batch.next_action), (4, by_others), (9, by_others)):
+        expected = batch.next_action if action is None else np.clip(action + noise, -1, 1)
+        close(next_actions(after(updates), batch, key, args), expected)
+    same = lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))  # noqa: E731
+    update = jax.jit(cfpi.update)
+    for updates, begins in ((2, False), (3, True)):
+        new, _ = update(after(updates), batch, key, args)
+        assert same(new.round_critic, new.critic if begins else other)
+
+
 def test_cfpi_plain_critics_learn_squared_errors_each_of_its_own_target(cfpi, critic_loss, plain, batch):
     args = cfpi.Args(**SIZES, critic="mse")
     next_q = heads(plain.target_critic, batch.next_obs, batch.next_action)
@@ -359,7 +463,9 @@ def test_cfpi_finds_the_better_of_two_modes_and_goes_beyond_it(cfpi):
 
     @jax.jit
     def fit(agent):
-        agent = jax.lax.scan(lambda a, _: cfpi.update_actor(a, batch, args), agent, None, length=400)[0]
+        agent = jax.lax.scan(
+            lambda a, _: cfpi.update_actor(a, batch, jax.random.key(0), args), agent, None, length=400
+        )[0]
         keys = jax.random.split(jax.random.key(1), 300)
         return jax.lax.scan(lambda a, key: cfpi.update(a, batch, key, args), agent, keys)[0]
 
@@ -380,6 +486,11 @@ def test_cfpi_refuses_to_improve_targets_that_have_no_action(cfpi, pendulum, tmp
         cfpi.main(args)
 
 
+def test_cfpi_refuses_to_draw_from_what_is_no_mixture(cfpi, pendulum, tmp_path):
+    with pytest.raises(InputError, match="--operator mode"):
+        cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), behavior="vae", operator="sample"))
+
+
 def test_cfpi_settings_are_those_released(cfpi):
     """cfpi/variants of cfpi-icml23/cfpi: base, bc, sarsa_iqn, mg (base, MG8, IQL on AntMaze, multi-step), sg."""
     args = cfpi.Args()
@@ -395,3 +506,7 @@ def test_cfpi_settings_are_those_released(cfpi):
     assert (maze.normalize_obs, maze.reward_shift, maze.critic_hidden_dims) == (False, -1.0, (256, 256))
     steps = cfpi.Args(**cfpi.PRESETS["multi-step-antmaze"])
     assert (steps.multi_step, steps.operator, steps.delta, steps.updates) == (True, "lse", 0.5, 5 * 200_000)
+    assert (steps.round_updates, steps.n_components) == (200_000, 12)
+    every = cfpi.Args(**cfpi.PRESETS["iterative-antmaze"])
+    assert (every.multi_step, every.round_updates, every.n_components, every.updates) == (True, 0, 8, 50 * 20_000)
+    assert cfpi.Args().vae_hidden_dims == (750, 750)
