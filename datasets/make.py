@@ -38,6 +38,7 @@ import gymnasium as gym
 import locks
 import locomotion
 import minari
+import minatar
 import numpy as np
 import ogbench_data
 import pointmaze
@@ -68,6 +69,7 @@ MODULES = {
     "continuous": locks,
     "tabular": locks,
     "icu": sepsis,
+    "minatar": minatar,
     "ogbench": ogbench_data,
     "road": roads,
     "turned": turned,
@@ -120,8 +122,8 @@ def known_name(name: str) -> str:
 
 
 def own_recipes() -> list[str]:
-    """All names but those of OGBench's data, which is large, needs a further package, and has no scores to measure."""
-    return [name for name in recipes() if not name.startswith("ogbench-")]
+    """All names but those that need a further package: OGBench's data, which is large, and MinAtar's."""
+    return [name for name in recipes() if not name.startswith(("ogbench-", "minatar-"))]
 
 
 def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False) -> None:
@@ -275,9 +277,11 @@ def measure_references(names: list[str]) -> None:
     0 is the mean return of 100 episodes of uniform actions, 100 that of 100 episodes of the expert:
     the trained policy (stochastic), or the scripted controller without its noise.
     """
-    known = {r.reference: r for r in map(recipe, own_recipes()) if r.returns}
+    here = {recipe(name).reference for name in own_recipes()}
+    every = [recipe(name) for name in recipes() if not name.startswith("ogbench-")]
+    known = {r.reference: r for r in every if r.returns}
     table = reference_scores() | d4rl_pairs()
-    for name in names or known:
+    for name in names or here & known.keys():
         if name not in known:
             raise InputError(f"No recipe is scored by '{name}'; {nearest(name, known)}")
         low = known[name].returns("random", REFERENCE_EPISODES)

@@ -385,6 +385,7 @@ LIBRARIES = {
     "optax",
     "ogbench",
     "pandas",
+    "pgx",  # by datasets/environments/breakout.py only, where it is there
     "ray",
     "scipy",
     "torch",

@@ -2,6 +2,7 @@
 
 from environments import (  # noqa: F401
     bandit,
+    breakout,
     changed_physics,
     combination_lock,
     delayed_reward,
