@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """'did you mean ...' for a mistyped name."""
-    names = list(names)
+    names = list(dict.fromkeys(names))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     if close:
         return f"did you mean {' or '.join(close)}?"

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results import benchmark, raw, report
+from results import benchmark, ensemble_speed, raw, report
 from results.checks import Raw
 from results.grid import Entry
 from results.pages.claims import evidence
@@ -170,7 +170,14 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     cases = [case | {"env_steps_per_s": {"median": e}, "gradient_steps_per_s": g} for e, g in rates]
     measured = {"command": "results/online_speed.py", "cases": cases, "hardware": {"cores": 2}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
+    rates = {"ours": [4.0, 8.0, 6.0], "CORL": [2.0, 2.0, 3.0]}
+    case = {"name": "EDAC, 50 critics, 1 lane", "updates_per_s": rates, "compile_s": {"ours": 2.25, "CORL": 0.0}}
+    measured = {"note": "Beside others.", "cases": [case | {"peak_mib": {"ours": 1234, "CORL": 987}}]}
+    (tmp_path / "results" / "ensemble_speed.json").write_text(json.dumps(measured))
     text = speed_section(tmp_path)
+    assert "| EDAC, 50 critics, 1 lane | ours | 6.00 |  | 2.2 s | 1,234 MiB |" in text
+    assert "| EDAC, 50 critics, 1 lane | CORL | 2.00 | 2.00 (2.00–4.00) | 0.0 s | 987 MiB |" in text
+    assert "Beside others. (`python results/ensemble_speed.py`)" in text
     assert (
         "| fql | 1,000 | 1 | 3.57 | 0.87 |" in text
         and "256×256" in text
@@ -204,6 +211,30 @@ def test_sides_of_the_planners_speed_take_turns_in_processes_of_their_own(tmp_pa
     assert "Beside. (`python results/planner_speed.py`)" in text
     assert "| updates, 8 lanes | ours | 8.00 |  | 1.5 s |" in text
     assert "| plans, 1 lane | the authors' | 2.00 | 8.00 (8.00–8.00) |  |" in text
+
+
+SIDE = """
+import json, sys
+name, log = sys.argv[1:]
+print(json.dumps({"compile_s": 1.5}), flush=True)
+for _ in sys.stdin:
+    with open(log, "a") as file:
+        file.write(name)
+    print(json.dumps({"seconds": {"a": 0.5, "b": 2.0}[name]}), flush=True)
+print(json.dumps({"peak_mib": 7}), flush=True)
+"""
+
+
+def test_the_sides_of_a_comparison_take_turns_in_changing_order(tmp_path):
+    (tmp_path / "side.py").write_text(SIDE)
+    log = tmp_path / "log"
+    commands = {name: [sys.executable, str(tmp_path / "side.py"), name, str(log)] for name in "ab"}
+    found = ensemble_speed.compare(commands, updates=4, rounds=3)
+    assert log.read_text() == "abbaab"
+    assert found["updates_per_s"] == {"a": [8.0] * 3, "b": [2.0] * 3}
+    assert found["compile_s"] == {"a": 1.5, "b": 1.5} and found["peak_mib"] == {"a": 7, "b": 7}
+    with pytest.raises(InputError, match="a ended"):
+        ensemble_speed.compare({"a": [sys.executable, "-c", "pass"]}, 4, 3)
 
 
 def test_family_column_needs_every_dataset(tmp_path):

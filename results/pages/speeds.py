@@ -1,4 +1,4 @@
-"""results/speed.md: the measurements of speed.py, peer_speed.py, online_speed.py and action_time.py."""
+"""results/speed.md: the measurements of speed.py, {peer,ensemble,online}_speed.py and action_time.py."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,9 @@ from results.pages.text import markdown, rate
 
 
 def speed_section(root: Path) -> str:
-    """The measurements of speed.py, peer_speed.py, online_speed.py and action_time.py, where they exist."""
-    made = {"speed": speed_table, "peer_speed": peer_table, "online_speed": online_table, "action_time": action_table}
+    """The measurements of speed.py, {peer,ensemble,online}_speed.py and action_time.py, where they exist."""
+    made = {"speed": speed_table, "peer_speed": peer_table, "ensemble_speed": ensemble_table}
+    made |= {"online_speed": online_table, "action_time": action_table}
     paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
     planner = root / "results" / "planner_speed.json"
@@ -55,18 +56,29 @@ def speed_table(measured: dict) -> str:
 
 
 def peer_table(measured: dict) -> str:
+    """Beside other collections, in one process."""
+    return beside("peer_speed", measured)
+
+
+def ensemble_table(measured: dict) -> str:
+    """Beside other collections' ensembles of critics, each in a process of its own."""
+    return beside("ensemble_speed", measured)
+
+
+def beside(program: str, measured: dict) -> str:
     """Median of the rounds' rates, and of their ratios: both sides of a round ran back to back."""
-    body = []
+    body, memory = [], any("peak_mib" in case for case in measured["cases"])
     for case in measured["cases"]:
         ours = np.array(case["updates_per_s"]["ours"])
         for name, rates in case["updates_per_s"].items():
             ratio = ours / np.array(rates)
             text = f"{np.median(ratio):.2f} ({ratio.min():.2f}–{ratio.max():.2f})"
-            compile_s = f"{case['compile_s'][name]:.1f} s"
-            rate = f"{np.median(rates):,.0f}"
-            body.append([case["name"], name, rate, "" if name == "ours" else text, compile_s])
+            row = [case["name"], name, rate(np.median(rates)), "" if name == "ours" else text]
+            row.append(f"{case['compile_s'][name]:.1f} s")
+            body.append(row + ([f"{case['peak_mib'][name]:,} MiB"] if memory else []))
     header = ["", "code", "updates/s, all lanes", "ours / theirs (lowest–highest round)", "compile"]
-    return "\n\n".join([measured["note"] + " (`python results/peer_speed.py`)", markdown(header, body)])
+    header += ["peak memory"] if memory else []
+    return "\n\n".join([measured["note"] + f" (`python results/{program}.py`)", markdown(header, body)])
 
 
 def online_table(measured: dict) -> str:
