@@ -2,22 +2,28 @@ from results.checks import Claim, end, noise
 from results.grid import Entry
 
 NARROW = "point-umaze-expert"
-SIZES = "--seeds 8 --batch-size 128 --hidden-dims 64 64 --updates 8000 --eval-every 4000 --eval-episodes 20"
+SIZES = "--seeds 8 --batch-size 64 --hidden-dims 32 32 --updates 6000 --eval-every 3000 --eval-episodes 20"
+RATES = "--preset none --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01"
 
-edac = Entry("edac", NARROW, f"{SIZES} --n-critics 5 --preset none", "n5", "claim")
-few, many = (Entry("sac_n", NARROW, f"{SIZES} --n-critics {n}", f"n{n}", "claim") for n in (5, 20))
+edac = Entry("edac", NARROW, f"{SIZES} {RATES} --n-critics 5 --diversity-weight 1 5", "n5", "claim")
+sac_n = Entry("sac_n", NARROW, f"{SIZES} {RATES} --n-critics 10 --n-least 2 5 10", "n", "claim")
+APART, FURTHER = "diversity_weight=1", "diversity_weight=5"
+FIVE, TEN = "n_least=5", "n_least=10"
 
 CLAIM = Claim(
-    title="Five critics that are turned apart do the work of twenty",
+    title="Five critics that are turned apart do the work of many",
     paper="EDAC (arXiv 2110.01548) claims SAC-N's results with a tenth of its critics, by turning their action "
     "gradients apart; LB-SAC (arXiv 2211.11092) that larger batches do the same.",
-    runs=[edac, few, many],
+    runs=[edac, sac_n],
     checks={
         f"{NARROW}: EDAC with 5 critics ends above SAC-N with 5, beyond noise": (
-            end(edac) > end(few) + noise(end(edac), end(few))
+            end(edac, APART) > end(sac_n, FIVE) + noise(end(edac, APART), end(sac_n, FIVE))
         ),
-        f"{NARROW}: EDAC with 5 critics ends no lower than SAC-N with 20, within noise": (
-            end(edac) > end(many) - noise(end(edac), end(many))
+        f"{NARROW}: EDAC with 5 critics ends no lower than SAC-N with 10, within noise": (
+            end(edac, APART) > end(sac_n, TEN) - noise(end(edac, APART), end(sac_n, TEN))
+        ),
+        f"{NARROW}: with a weight of 5 it ends no lower than with 1, within noise": (
+            end(edac, FURTHER) > end(edac, APART) - noise(end(edac, FURTHER), end(edac, APART))
         ),
     },
 )

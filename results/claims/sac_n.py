@@ -1,24 +1,47 @@
-from results.checks import Claim, end, logged, noise
-from results.grid import small
+from results.checks import Claim, end, highest, logged, noise
+from results.grid import Entry
 
-NARROW = "pendulum-narrow"
+NARROW = "point-umaze-expert"
+SIZES = "--seeds 8 --batch-size 64 --hidden-dims 32 32 --updates 6000 --eval-every 3000 --eval-episodes 20"
+RATES = "--preset none --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01"
 
-runs = {n: small("sac_n", f"--n-critics {n}", f"n{n}", NARROW, updates=20_000) for n in (2, 10, 50)}
+# N as lanes of one job: each takes the least of the first N critics
+sweep = Entry("sac_n", NARROW, f"{SIZES} {RATES} --n-critics 10 --n-least 2 5 10", "n", "claim")
+TWO, FIVE, TEN = (f"n_least={n}" for n in (2, 5, 10))
 
 CLAIM = Claim(
     title="The least of many critics alone makes SAC an offline method",
     paper="SAC-N (arXiv 2110.01548) claims that the least of enough critics (up to 500) keeps SAC near "
     "the data, where the least of two overestimates what lies outside, with no other regulariser.",
-    runs=list(runs.values()),
+    runs=[sweep],
     checks={
-        f"{NARROW}: fifty critics end above two, beyond noise": (
-            end(runs[50]) > end(runs[2]) + noise(end(runs[50]), end(runs[2]))
+        f"{NARROW}: ten critics end above two, beyond noise": (
+            end(sweep, TEN) > end(sweep, TWO) + noise(end(sweep, TEN), end(sweep, TWO))
+        ),
+        f"{NARROW}: ten critics value the policy's actions lower than two, beyond noise": (
+            logged("q_pi", sweep, TEN)
+            < logged("q_pi", sweep, TWO) - noise(logged("q_pi", sweep, TEN), logged("q_pi", sweep, TWO))
         ),
         **{
-            f"{NARROW}: {n} critics disagree more at the policy's actions than at the data's": (
-                logged("q_pi_std", runs[n]) > logged("q_std", runs[n])
+            f"{NARROW}: {setting[8:]} critics disagree more at the policy's actions than at the data's": (
+                logged("q_pi_std", sweep, setting) > logged("q_std", sweep, setting)
             )
-            for n in runs
+            for setting in (TWO, FIVE, TEN)
         },
     },
+    observed={
+        f"{NARROW}: no lane of any N reaches the goal": highest(*(end(sweep, n) for n in (TWO, FIVE, TEN))) < 1.0,
+        f"{NARROW}: five critics value the policy's actions between those, too": (
+            logged("q_pi", sweep, FIVE) < logged("q_pi", sweep, TWO)
+        ),
+        f"{NARROW}: with ten critics, too, values are above all returns, which are at most 1": (
+            logged("q_pi", sweep, TEN) > 1.0
+        ),
+    },
+    finding="N is seen in the values, not in the score. Data of one planner with rewards of 0 and 1 leave nearly every "
+    "action without data: values run away with each of these N, the more slowly the larger N is, because the critics "
+    "differ at the policy's actions more than at the data's; no policy reaches the goal. Ten are too few here, as the "
+    "paper needs 200 to 500 on hopper. CORL's published table has the same order on D4RL: SAC-N is level with EDAC on "
+    "HalfCheetah (68.2 and 67.7 on medium), far below it where its N is hardly enough (hopper-medium: 40.8 and 101.7 "
+    "at the last checkpoint), and both end at 0.0 on AntMaze, whose rewards are as sparse. Larger N were not tried.",
 )
