@@ -37,8 +37,9 @@ OBS, ACTION = 11, 3
 NOTE = """\
 SAC-N and EDAC beside CORL's PyTorch ({corl}, torch {torch}) and Unifloral's JAX ({unifloral}), on {hardware}, jax
 {jax}: three layers of 256, batches of {batch}, {rows:,} synthetic rows, every side a process of its own, {rounds}
-interleaved rounds of {updates} updates per lane. Peak memory is the whole process's, interpreter and libraries
-included. Unifloral's lanes are its update vmapped by us; CORL has none."""
+interleaved rounds, updates per lane and round: {updates}. Peak memory is the whole process's, interpreter and libraries
+included. Unifloral's lanes are its update vmapped by us; CORL has none. Lanes that are mapped are copied in and out
+once a round: rounds of few updates show them slower than runs are."""
 
 
 class Case(NamedTuple):
