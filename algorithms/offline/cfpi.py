@@ -16,7 +16,7 @@ Actions are tanh(u). g is the gradient in u of a lower bound of Q, mean - beta_l
 Two other behaviour policies are a Gaussian of covariance 1 around one action (--operator jensen): --behavior
 deterministic around the action of a network that clones by squared errors, --behavior vae around the best by Q of
 n_candidates that a VAE decodes. With --multi-step the improved policy is evaluated and improved again: at every update
-(Iterative), or in rounds of --round-updates, whose next actions stay those of the round's beginning (Multi-step).
+(Iterative), or in rounds of --policy-round-updates, whose next actions stay those of the round's beginning (Multi-step).
 A trained run acts with another operator or delta by `python -m shared.evaluation RUN_DIR --set operator=mode`.
 
 Choose it when the data are of several policies, and the improvement shall be one step that cannot diverge.
@@ -79,7 +79,7 @@ class Args(OfflineArgs):
     n_candidates: Size = 10
     """Candidate actions at each step of an episode, of which one is taken."""
     kl_weight: Float = 0.5
-    """Weight of the KL divergence beside the squared error in the VAE's loss."""
+    """Weight of the VAE's KL divergence."""
     beta_lb: Float = 1.0
     """Standard deviations over the two critics by which Q is lowered where actions are compared."""
     critic: Literal["quantile", "mse", "iql"] = "quantile"
@@ -92,7 +92,7 @@ class Args(OfflineArgs):
     """Targets take the improved action in the next state, in place of the data's."""
     sarsa_updates: Count = 20_000
     """With --multi-step, first updates whose targets still take the data's next action."""
-    round_updates: Count = 0
+    policy_round_updates: Count = 0
     """With --multi-step, updates of a round, in which the improved actions stay as they were at its beginning (in the
     first the data's); 0: they are improved at every update."""
     policy_noise: Float = 0.1
@@ -136,7 +136,7 @@ PRESETS = {
     },
     # by name
     "multi-step-antmaze": {
-        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "round_updates": 200_000,
+        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "policy_round_updates": 200_000,
     },
     "iterative-antmaze": {
         **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "n_components": 8,
@@ -258,7 +258,7 @@ class Agent(flax.struct.PyTreeNode):
     """Two critics, stacked on a leading axis [E=2, ...]."""
     target_critic: Any
     round_critic: Any
-    """Of --round-updates: the critics at the beginning of the round, by which its next actions are improved."""
+    """Of --policy-round-updates: the critics at the beginning of the round, by which its next actions are improved."""
     value: Any
     """V of --critic iql."""
     actor_opt: optax.OptState
@@ -430,9 +430,9 @@ def next_actions(agent: Agent, batch: Batch, key, args: Args):
         return batch.next_action
     improve_key, noise_key = jax.random.split(key)
     done = agent.critic_opt[0].count
-    if args.round_updates:
+    if args.policy_round_updates:
         improved = improve(agent.replace(critic=agent.round_critic), batch.next_obs, improve_key, args)
-        improved = jnp.where(done < args.round_updates, batch.next_action, improved)
+        improved = jnp.where(done < args.policy_round_updates, batch.next_action, improved)
     else:
         improved = improve(agent, batch.next_obs, improve_key, args)
     noise = args.policy_noise * jax.random.normal(noise_key, batch.action.shape)
@@ -512,7 +512,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
         actor=actor,
         critic=critic,
         target_critic=critic,
-        round_critic=critic if args.round_updates else None,
+        round_critic=critic if args.policy_round_updates else None,
         value=value,
         actor_opt=optax.adam(args.actor_lr).init(actor),
         critic_opt=optax.adam(args.critic_lr).init(critic),
@@ -539,8 +539,8 @@ def update(agent: Agent, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     (loss, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(agent.critic, agent, batch, key, args)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
     agent = agent.replace(critic=optax.apply_updates(agent.critic, updates), critic_opt=critic_opt)
-    if args.round_updates:
-        begins = agent.critic_opt[0].count % args.round_updates == 0
+    if args.policy_round_updates:
+        begins = agent.critic_opt[0].count % args.policy_round_updates == 0
         newest = jax.tree.map(lambda new, old: jnp.where(begins, new, old), agent.critic, agent.round_critic)
         agent = agent.replace(round_critic=newest)
     target_critic = optax.incremental_update(agent.critic, agent.target_critic, args.tau)

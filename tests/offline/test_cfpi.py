@@ -400,7 +400,7 @@ def test_cfpi_multi_step_targets_take_the_improved_action_after_the_first_update
 
 def test_cfpi_a_rounds_next_actions_are_those_of_its_beginning(cfpi, plain, batch):
     """In the first the data's, of the first updates without noise; later they are improved by the round's critics."""
-    key, form = jax.random.key(5), {"critic": "mse", "multi_step": True, "sarsa_updates": 2, "round_updates": 4}
+    key, form = jax.random.key(5), {"critic": "mse", "multi_step": True, "sarsa_updates": 2, "policy_round_updates": 4}
     args = cfpi.Args(**SIZES, **form, operator="mode")
     other = agent_of(cfpi, args, seed=7).critic
     agent = plain.replace(round_critic=other)
@@ -506,7 +506,12 @@ def test_cfpi_settings_are_those_released(cfpi):
     assert (maze.normalize_obs, maze.reward_shift, maze.critic_hidden_dims) == (False, -1.0, (256, 256))
     steps = cfpi.Args(**cfpi.PRESETS["multi-step-antmaze"])
     assert (steps.multi_step, steps.operator, steps.delta, steps.updates) == (True, "lse", 0.5, 5 * 200_000)
-    assert (steps.round_updates, steps.n_components) == (200_000, 12)
+    assert (steps.policy_round_updates, steps.n_components) == (200_000, 12)
     every = cfpi.Args(**cfpi.PRESETS["iterative-antmaze"])
-    assert (every.multi_step, every.round_updates, every.n_components, every.updates) == (True, 0, 8, 50 * 20_000)
+    assert (every.multi_step, every.policy_round_updates, every.n_components, every.updates) == (
+        True,
+        0,
+        8,
+        50 * 20_000,
+    )
     assert cfpi.Args().vae_hidden_dims == (750, 750)
