@@ -16,7 +16,7 @@ Actions are tanh(u). g is the gradient in u of a lower bound of Q, mean - beta_l
 Two other behaviour policies are a Gaussian of covariance 1 around one action (--operator jensen): --behavior
 deterministic around the action of a network that clones by squared errors, --behavior vae around the best by Q of
 n_candidates that a VAE decodes. With --multi-step the improved policy is evaluated and improved again: at every update
-(Iterative), or in rounds of --policy-round-updates, whose next actions stay those of the round's beginning (Multi-step).
+(Iterative), or in rounds of --policy-round-updates, whose next actions stay those of the round's start (Multi-step).
 A trained run acts with another operator or delta by `python -m shared.evaluation RUN_DIR --set operator=mode`.
 
 Choose it when the data are of several policies, and the improvement shall be one step that cannot diverge.
