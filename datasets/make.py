@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets to make")
-    parser.add_argument("--all", action="store_true", help="make every dataset of recipes.txt but OGBench's and MinAtar's")
+    parser.add_argument("--all", action="store_true", help="every dataset of recipes.txt but OGBench's and MinAtar's")
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
     parser.add_argument(
