@@ -47,7 +47,7 @@ CLAIM = Claim(
         < 20.0,
         "Cloning and random augmentation end at 0": end(at_random, BETAS["cloning"]) <= 0.0,
     },
-    finding="A policy cloned from uniform actions goes nowhere, and so does one that is cloned from them at more places; "
+    finding="A policy cloned from uniform actions goes nowhere, and so does one cloned from them at more places; "
     "cloned from guided ones it reaches the goal, though the data hold the same actions, only turned. Cloning says "
     "nothing for random augmentation here, whose actions point nowhere on average. IQL is no test of augmentation in "
     "this form: it fails with all three datasets, also with the one from which cloning succeeds. Its settings and its "

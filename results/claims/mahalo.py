@@ -57,5 +57,5 @@ CLAIM = Claim(
     "rewarded begins nearly upright, where all rewards are near the best. That this is the cause was not tested. The "
     "weight of Bellman's errors was chosen among four in a longer run of MAHALO alone, with demonstrated observations, "
     "two seeds and another step size; reward prediction was not tuned, so that this comparison favours MAHALO. The "
-    "budget is short: both arms are far below IQL on true rewards. IQL and cloning have wider networks and more updates.",
+    "budget is short: both arms are far below IQL on true rewards. IQL has wider networks and more updates.",
 )
