@@ -9,6 +9,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,23 @@ def load_tree(path: Path, template: Any, partial: bool = False) -> Any:
         return jax.device_put(value, leaf.sharding) if on_device else value
 
     return jax.tree.unflatten(jax.tree.structure(template), [load(n, leaf) for n, leaf in names.items()])
+
+
+def sizes_of(init: Callable) -> dict[str, Any]:
+    """What the shapes of `partial(init, **keywords)` depend on beside its arguments: numbers, and shapes of arrays."""
+    sizes = {}
+    for name, value in getattr(init, "keywords", {}).items():
+        if isinstance(value, np.ndarray | jax.Array):
+            sizes[name] = {"shape": list(value.shape)}
+        elif isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(x, int) for x in value)):
+            sizes[name] = value
+    return sizes
+
+
+def with_sizes(init: Callable, sizes: dict[str, Any]) -> Callable:
+    """`init` as it was when `sizes_of` it was written; arrays are of zeros."""
+    values = {name: np.zeros(x["shape"], np.float32) if isinstance(x, dict) else x for name, x in sizes.items()}
+    return partial(init, **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
 
 
 def load_lanes(path: Path, agent: Any, lanes: np.ndarray) -> Any:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shared.checkpoint import load_tree, read_header, renamed, replacing
+from shared.checkpoint import load_tree, read_header, renamed, replacing, with_sizes
 from shared.errors import ROOT, InputError, nearest
 from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
@@ -292,7 +292,8 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
             stored[name] = _parse(module.Args, name, text)
         args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
         keys = jax.random.split(jax.random.key(0), padded)
-        agent = jax.eval_shape(jax.vmap(lambda key, args: module.init(key, args, task.spec)), keys, args)
+        init = with_sizes(module.init, header.get("sizes", {}))
+        agent = jax.eval_shape(jax.vmap(lambda key, args: init(key, args, task.spec)), keys, args)
     except InputError:
         raise
     except Exception as error:  # a header that somebody has changed: any kind of mistake

@@ -31,6 +31,7 @@ from shared.checkpoint import (
     load_tree,
     pretrained_lanes,
     refuse_another_run,
+    sizes_of,
 )
 from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
@@ -115,7 +116,7 @@ class Run:
         self.final_returns = self.final_scores = np.empty(0)  # [L, episodes] of the last evaluation
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
-        self.done, self.diverged = -before - self.offline_updates, {}
+        self.done, self.diverged, self._sizes = -before - self.offline_updates, {}, {}
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
         """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either."""
@@ -123,6 +124,7 @@ class Run:
 
     def init(self, init: Callable) -> Any:
         """The agents [L] of `init(key, args)`; on CPU always mapped: LAPACK on a batch can wait there for ever."""
+        self._sizes = sizes_of(init)
         return over_lanes(init, self.mesh, in_axes=(0, 0))(self.init_keys, self.lane_args)
 
     def replicate(self, tree: Any) -> Any:
@@ -353,6 +355,7 @@ class Run:
             "summed": self._means.count,
             "diverged": self.diverged,
             "steps": self._steps,
+            "sizes": self._sizes,
             "evaluated": evaluated,
             "wandb": self._wandb.ids if self._wandb else [],
         }

@@ -18,6 +18,7 @@ from jobs import SHORT, learning_rate, own_sizes, small, train
 
 import shared.record
 import shared.run
+from shared.evaluation import load_run
 from shared.lanes import lane_settings, over_lanes
 from shared.run import Run
 from shared.task import Spec
@@ -68,6 +69,7 @@ def job(monkeypatch, data_for, tmp_path, capfd):
             last = train(name, data, out, env=env, **changes)
         monkeypatch.setattr(Run, "init", init)
         monkeypatch.setattr(Run, "over_lanes", over)
+        assert len(load_run(out).settings) == len(lanes)
         record = json.loads((out / "run.json").read_text())
         assert record["layout"] == changes["layout"]
         assert record["lanes"] == [{"lane": i, **lane} for i, lane in enumerate(lanes)]
@@ -107,6 +109,7 @@ def test_the_contracts_of_lanes(name, job):
     - No key is used twice, and the mapped layout can be traced.
     - A lane that diverges is named, and leaves the others alone to the last bit.
     - Targets are the networks themselves with tau = 1, and follow them more slowly with less.
+    - The policies of the run load, also where arrays of the agent are as long as the data.
     """
     follows = "tau" in fields(name)
     lanes = [lane(name, 5), lane(name, 6), lane(name, 5, tau=1.0), lane(name, 7, np.inf), lane(name, 5)]

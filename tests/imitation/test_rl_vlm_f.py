@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from shared.data import load_dataset
 from shared.errors import InputError
+from shared.evaluation import load_run
 from shared.parts import hidden
 from shared.task import Spec
 
@@ -216,6 +217,7 @@ def test_a_judge_of_pictures_labels_the_rows_and_is_asked_once(pendulum, picture
     }
     words = {"judge": "mine:brighter", "goal_text": "let there be light"}
     module.main(small("rl_vlm_f", pendulum, tmp_path / "run", **known, **words))
+    assert len(load_run(tmp_path / "run").settings) == 1  # the reward models' shapes are those of the pictures
     with np.load(tmp_path / "a.npz") as file:
         assert {*file["answers"]} == {-1, 0, 1} and len(file["answers"]) == 60 == brighter.asked
     found, data = load_dataset(str(tmp_path / "x.npz"), env="none"), load_dataset(pendulum, env="none")
