@@ -54,4 +54,7 @@ CLAIM = Claim(
             end(windows) > end(prior) + noise(end(windows), end(prior))
         ),
     },
+    finding="Q-learning over latents of eight steps has every lane at the goal; over latents of one step about half of "
+    "the episodes fail. Latents of the prior do as well as those of the diffusion model: in this maze there is no room "
+    "above them, so which proposes better plans is not told.",
 )
