@@ -63,7 +63,7 @@ def job(monkeypatch, data_for, tmp_path, capfd):
             monkeypatch.setattr(Run, "over_lanes", checked)
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
         monkeypatch.setattr(shared.record, "plot_curve", lambda *args: None)
-        out, data = tmp_path / changes["layout"], data_for(name)
+        out, data = tmp_path / f"{len(lanes)}-{changes['layout']}", data_for(name)
         env = own_sizes(name).get("env", SHORT if "pendulum" in data else "")
         with jax.debug_key_reuse(changes["layout"] == "map"):
             last = train(name, data, out, env=env, **changes)

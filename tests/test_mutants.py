@@ -82,4 +82,5 @@ def test_the_contracts_of_lanes_catch(defect, name, job, monkeypatch):  # noqa: 
     mutant(name, *MUTANTS[defect][name])
     with pytest.raises((AssertionError, KeyReuseError)) as caught:
         test_lanes.test_the_contracts_of_lanes(name, job)
+        test_lanes.test_a_lane_is_the_same_in_the_other_layout_and_beside_others(name, job)
     print(f"{defect} in {name}: {type(caught.value).__name__} {str(caught.value).strip().splitlines()[0]}")
