@@ -65,10 +65,10 @@ def private_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_a_module():
-    """Compiled programs are let go before the process has too many memory maps (65,530): each holds several."""
+    """Compiled programs are let go when there are many: each holds several of the process's 65,530 memory maps."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 4_000:
         jax.clear_caches()
 
 
