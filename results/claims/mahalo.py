@@ -51,11 +51,12 @@ CLAIM = Claim(
         f"{REWARDED}: those of neither arm do: below 0.1": highest(correlation(REWARDED, 0), correlation(REWARDED, 1))
         < 0.1,
     },
-    finding="Where observations are demonstrated the game is above reward prediction: its rewards fall where nothing "
-    "was shown and order the data's episodes better than rewards that were fitted to one value and left. Where the "
-    "episodes carry rewards, the two arms cannot be told apart, and the rewards of neither follow the truth: what is "
-    "rewarded begins nearly upright, where all rewards are near the best. That this is the cause was not tested. The "
-    "weight of Bellman's errors was chosen among four in a longer run of MAHALO alone, with demonstrated observations, "
+    finding="Where episodes are demonstrated, with their actions or without, the game is above reward prediction. From "
+    "observations its rewards order the data's episodes better than rewards that were fitted to one value and left. "
+    "Where rewards are known, of other episodes or of ten of the data's own, the two arms cannot be told apart; of "
+    "other episodes' rewards neither arm learns any that follow the truth: what is rewarded begins nearly upright, "
+    "where all rewards are near the best. That this is the cause was not tested. The weight of Bellman's errors was "
+    "chosen among four in a longer run of MAHALO alone, with demonstrated observations, "
     "two seeds and another step size; reward prediction was not tuned, so that this comparison favours MAHALO. The "
     "budget is short: both arms are far below IQL on true rewards. IQL has wider networks and more updates.",
 )
