@@ -165,7 +165,7 @@ def retrieve(agent: Agent, prior: Prior) -> Agent:
     def nearest(rows):
         z = embed(agent, prior.transitions.take(rows), prior)
         square = (z**2).sum(1)[:, None] + (shown**2).sum(1) - 2.0 * z @ shown.T
-        return jnp.sqrt(jnp.maximum(square, 0.0)).min(1)
+        return jnp.linalg.norm(z - shown[square.argmin(1)], axis=1)  # a root of that difference is inexact near 0
 
     blocks = -(-n // BLOCK)
     distance = jax.lax.map(nearest, jnp.minimum(jnp.arange(blocks * BLOCK), n - 1).reshape(blocks, BLOCK)).ravel()[:n]

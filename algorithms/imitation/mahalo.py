@@ -14,6 +14,7 @@ rewards without actions (rlfo) and with (rl), or rewards of a few random episode
 Choose it when rewards or demonstrations come without actions and cover little of what the other data do. Bounds of the
 values follow the rewards' range; where episodes end by success, keep --no-remove-terminals.
 
+Parity: one update of the game is equal to AnqiLi/mahalo, with one action dimension (results/parity.md).
 Deviations from the released code (AnqiLi/mahalo):
 - the fit of the reward function and the warm start of policy and critics run side by side, there one after the other;
 - in the warm start no gradient of the critics' loss reaches the reward function, whose fit weighs 1e5 there, and next

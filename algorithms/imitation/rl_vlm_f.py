@@ -272,7 +272,7 @@ def read_answers(path: Path, data: Dataset, args: Args) -> tuple[np.ndarray, np.
       InputError: it is no such file, or one of other data.
     """
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             pairs, answers, of = file["pairs"], file["answers"], str(file["data"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--preferences {path}: no file of answers ({first_line(error)}).") from None

@@ -11,6 +11,7 @@ Choose it when the data's actions are narrow or lie on a curved set, and the con
 The limit of the latents decides how far into the tails of the data's actions the policy reaches. A VAE that ignores
 its latents makes PLAS cloning: the metric latent_spread shows it, the standard deviation of actions over the prior.
 
+Parity: equal to the authors' code in both forms, update for update (results/parity.md).
 Deviations from the paper:
 - phi is in units of actions in [-1, 1] (the authors' code: of the environment's own);
 - biases start at zero (PyTorch's default draws them like the weights); every lane trains a VAE of its own;

@@ -19,7 +19,7 @@ hundredth = Entry("synther", MIXED, f"{SIZES} --data-share 0.01", "hundredth", "
 
 def plans(module, policies, run):
     """150 steps of the samples, and 150 of the data that they were fitted to, in a world whose states are positions."""
-    arrays, data = np.load(run / "samples" / "lane-0.npz"), load_dataset(policies.task.id)
+    arrays, data = np.load(run / "samples" / "lane-0.npz", allow_pickle=False), load_dataset(policies.task.id)
     steps = {"samples": (arrays["observations"], arrays["next_observations"]), "data": (data.obs, data.next_obs)}
     rows = {title: np.random.default_rng(0).choice(len(obs), 150, replace=False) for title, (obs, _) in steps.items()}
     return {

@@ -1,5 +1,7 @@
 """MAHALO beside its authors' code, which needs microsoft/lightATAC on the PYTHONPATH."""
 
+from importlib import import_module
+
 import jax
 import numpy as np
 
@@ -21,7 +23,7 @@ def compare(checkout, undo):
     torch, module = ref.torch_double(), ref.ours("mahalo")
     peer = ref.theirs(checkout, FILE, (*ref.ABSENT, "torchaudio"))
     reward_functions = ref.theirs(checkout, "mahalo/reward_functions.py")
-    from lightATAC import policy, value_functions
+    policy, value_functions = (import_module(f"lightATAC.{name}") for name in ("policy", "value_functions"))
 
     rng = np.random.default_rng(0)
     noise, data = ref.Noise(rng), ref.batches(rng, action=1)
