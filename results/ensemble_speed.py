@@ -18,10 +18,8 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.sides import serve, take_turns
 from shared.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,58 +185,7 @@ SIDES: dict[str, Callable] = {
 }
 
 
-def serve(side: str, case: Case, args: argparse.Namespace) -> None:
-    """In a process of its own: one untimed round, then one for each line that is read; a line of JSON for each."""
-    a_round, compile_s = SIDES[side](case, args)
-    a_round()
-    print(json.dumps({"compile_s": round(compile_s, 2)}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        a_round()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mib": round(peak)}), flush=True)
-
-
 # ---------------------------------------------------------------------------------- the comparison
-
-
-def compare(commands: dict[str, list[str]], updates: int, rounds: int) -> dict[str, dict]:
-    """{"updates_per_s": {side: of every round}, "compile_s": {side: ...}, "peak_mib": {side: ...}}.
-
-    `updates`: of all lanes together, in one round.
-
-    Raises:
-      InputError: a side that ends before it is asked to.
-    """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    sides: dict[str, subprocess.Popen] = {}
-
-    def answer(name: str) -> dict:
-        line = sides[name].stdout.readline()
-        if not line:
-            raise InputError(f"{name} ended: {' '.join(commands[name])}")
-        return json.loads(line)
-
-    try:
-        compile_s = {}
-        for name, command in commands.items():  # one after the other: none is slowed by another's compilation
-            sides[name] = subprocess.Popen(command, **pipes)
-            compile_s[name] = answer(name)["compile_s"]
-        rates: dict[str, list[float]] = {name: [] for name in commands}
-        names = list(commands)
-        for r in range(rounds):
-            for name in names[r % len(names) :] + names[: r % len(names)]:
-                print("go", file=sides[name].stdin, flush=True)
-                rates[name].append(round(updates / answer(name)["seconds"], 2))
-        for name in names:
-            sides[name].stdin.close()
-        peak = {name: answer(name)["peak_mib"] for name in names}
-    finally:
-        for side in sides.values():
-            side.kill()
-            side.wait()
-    return {"updates_per_s": rates, "compile_s": compile_s, "peak_mib": peak}
 
 
 def commands_of(case: Case, args: argparse.Namespace) -> dict[str, list[str]]:
@@ -276,15 +224,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.serve:
             side, algorithm, *sizes = args.serve
-            serve(side, Case(algorithm, *map(int, sizes)), args)
+            a_round, compile_s = SIDES[side](Case(algorithm, *map(int, sizes)), args)
+            serve({"updates": a_round}, compile_s)
             return 0
         cases, about = [], note(args)
         for case in itertools.starmap(Case, itertools.product(("sac_n", "edac"), args.critics, (1, args.lanes))):
-            measured = compare(commands_of(case, args), case.lanes * args.updates, args.rounds)
-            cases.append({"name": case.title, **measured})
+            commands = commands_of(case, args)
+            amounts = {"updates": dict.fromkeys(commands, case.lanes * args.updates)}
+            measured = take_turns(commands, amounts, args.rounds)
+            rates = measured.per_s["updates"]
+            found = {"updates_per_s": rates, "compile_s": measured.compile_s, "peak_mib": measured.peak_mib}
+            cases.append({"name": case.title, **found})
             args.out.write_text(json.dumps({"note": about, "cases": cases}, indent=1) + "\n")
-            medians = {side: round(float(np.median(r)), 2) for side, r in measured["updates_per_s"].items()}
-            print(case.title, medians, measured["peak_mib"], flush=True)
+            medians = {side: round(float(np.median(r)), 2) for side, r in rates.items()}
+            print(case.title, medians, measured.peak_mib, flush=True)
     except InputError as error:
         print(f"ensemble_speed.py: {error}", file=sys.stderr)
         return 2

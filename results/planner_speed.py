@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from results.sides import serve, take_turns
 from shared.errors import InputError
 
 OBS, ACTION = 4, 2
@@ -131,50 +131,6 @@ def rows(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return tuple(rng.uniform(-1, 1, (args.rows, n)).astype(np.float32) for n in (OBS, ACTION))
 
 
-def serve(side: str, lanes: int, args: argparse.Namespace) -> None:
-    """In a process of its own: untimed rounds, then one for each line that is read; a line of JSON for each."""
-    rounds, compile_s = SIDES[side](lanes, args)
-    for a_round in rounds.values():
-        a_round()
-    print(json.dumps({"compile_s": round(compile_s, 2)}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        rounds[line.strip()]()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-
-
-def compare(commands: dict[str, list[str]], amounts: dict[str, dict[str, int]], rounds: int) -> tuple[dict, dict]:
-    """({what: {side: per second, of every round}}, {side: seconds to compile}); `amounts` {what: {side: of a round}}.
-
-    Raises:
-      InputError: a side that ends before it is asked to.
-    """
-    pipes, sides, compile_s = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, {}, {}
-
-    def answer(name: str) -> dict:
-        line = sides[name].stdout.readline()
-        if not line:
-            raise InputError(f"{name} ended: {' '.join(commands[name])}")
-        return json.loads(line)
-
-    try:
-        for name, command in commands.items():  # one after the other: none is slowed by another's compilation
-            sides[name] = subprocess.Popen(command, **pipes)
-            compile_s[name] = answer(name)["compile_s"]
-        rates = {what: {name: [] for name in commands} for what in amounts}
-        names = list(commands)
-        for r in range(rounds):
-            for what in amounts:
-                for name in names[r % len(names) :] + names[: r % len(names)]:
-                    print(what, file=sides[name].stdin, flush=True)
-                    rates[what][name].append(round(amounts[what][name] / answer(name)["seconds"], 3))
-    finally:
-        for side in sides.values():
-            side.kill()
-            side.wait()
-    return rates, compile_s
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line -> exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
@@ -196,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
-        serve(args.serve[0], int(args.serve[1]), args)
+        serve(*SIDES[args.serve[0]](int(args.serve[1]), args))
         return 0
     cases = []
     try:
@@ -211,11 +167,10 @@ def main(argv: list[str] | None = None) -> int:
                 what: {side: n * (lanes if side == "ours" else 1) for side in SIDES}
                 for what, n in (("updates", args.updates), ("plans", args.plans))
             }
-            rates, compile_s = compare(commands, amounts, args.rounds)
-            cases.append({"lanes": lanes, "per_s": rates, "compile_s": compile_s})
-            print(
-                lanes, {what: {s: np.median(r) for s, r in found.items()} for what, found in rates.items()}, flush=True
-            )
+            found = take_turns(commands, amounts, args.rounds)
+            cases.append({"lanes": lanes, **found._asdict()})
+            medians = {what: {s: float(np.median(r)) for s, r in of.items()} for what, of in found.per_s.items()}
+            print(lanes, medians, flush=True)
     except InputError as error:
         print(f"planner_speed.py: {error}", file=sys.stderr)
         return 2

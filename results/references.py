@@ -296,6 +296,16 @@ def values(tied: list[Tied]) -> Pair:
     return [t.array for t in tied], [t.tensor.detach().cpu().numpy().copy() for t in tied]
 
 
+class Buffer:
+    """A replay buffer of theirs: gives one batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def sample(self, size):
+        return self.batch
+
+
 def side_by_side(
     networks: Callable[[], dict[str, list[Tied]]], update: Callable[[], dict[str, Pair]]
 ) -> Iterator[Step]:

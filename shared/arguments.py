@@ -1,7 +1,10 @@
 """The command line: arguments of every script, hyperparameters that may be swept, per-dataset presets."""
 
 import dataclasses
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -9,7 +12,7 @@ import jax
 import numpy as np
 import tyro
 
-from shared.errors import InputError, nearest
+from shared.errors import InputError, first_line, nearest
 from shared.names import preset_of
 
 
@@ -250,3 +253,18 @@ def parse(
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
     return args
+
+
+def function_named(flag: str, name: str) -> Callable:
+    """The function that `flag` names as module:function, of the current folder or installed.
+
+    Raises:
+      InputError: there is none.
+    """
+    module, _, function = name.rpartition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever somebody's module raises
+        raise InputError(f"{flag} {name}: there is no such function ({first_line(error)}).") from None

@@ -14,14 +14,13 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results import benchmark, ensemble_speed, raw, report
+from results import benchmark, raw, report, sides
 from results.checks import Raw
 from results.grid import Entry
 from results.pages.claims import evidence
 from results.pages.speeds import speed_section
 from results.pages.which import which_page
 from results.pictures import order_of_arms, short_labels
-from results.planner_speed import compare
 from shared.errors import InputError
 
 ALGORITHM = '''"""{title}
@@ -187,25 +186,13 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 |" in text
 
 
-ANSWERS = """
-import json, sys
-print(json.dumps({"compile_s": 1.5}), flush=True)
-for line in sys.stdin:
-    print(json.dumps({"seconds": {"updates": 2.0, "plans": 0.5}[line.strip()]}), flush=True)
-"""
-
-
-def test_sides_of_the_planners_speed_take_turns_in_processes_of_their_own(tmp_path):
-    commands = {side: [sys.executable, "-c", ANSWERS] for side in ("ours", "the authors'")}
-    amounts = {"updates": {"ours": 16, "the authors'": 2}, "plans": {"ours": 8, "the authors'": 1}}
-    rates, compile_s = compare(commands, amounts, rounds=3)
-    assert rates["updates"] == {"ours": [8.0] * 3, "the authors'": [1.0] * 3} and rates["plans"]["ours"] == [16.0] * 3
-    assert compile_s == {"ours": 1.5, "the authors'": 1.5}
-    with pytest.raises(InputError, match="the authors' ended"):
-        compare(commands | {"the authors'": [sys.executable, "-c", "pass"]}, amounts, rounds=1)
-
+def test_the_planners_speed_has_its_table(tmp_path):
     (tmp_path / "results").mkdir()
-    measured = {"note": "Beside.", "cases": [{"lanes": 8, "per_s": rates, "compile_s": compile_s}]}
+    rates = {
+        "updates": {"ours": [8.0] * 3, "the authors'": [1.0] * 3},
+        "plans": {"ours": [16.0] * 3, "the authors'": [2.0] * 3},
+    }
+    measured = {"note": "Beside.", "cases": [{"lanes": 8, "per_s": rates, "compile_s": {"ours": 1.5}}]}
     (tmp_path / "results" / "planner_speed.json").write_text(json.dumps(measured))
     text = speed_section(tmp_path)
     assert "Beside. (`python results/planner_speed.py`)" in text
@@ -214,27 +201,36 @@ def test_sides_of_the_planners_speed_take_turns_in_processes_of_their_own(tmp_pa
 
 
 SIDE = """
-import json, sys
+import sys
+
+sys.path.insert(0, "{root}")
+from results import sides
+
 name, log = sys.argv[1:]
-print(json.dumps({"compile_s": 1.5}), flush=True)
-for _ in sys.stdin:
+
+
+def a_round(what):
     with open(log, "a") as file:
-        file.write(name)
-    print(json.dumps({"seconds": {"a": 0.5, "b": 2.0}[name]}), flush=True)
-print(json.dumps({"peak_mib": 7}), flush=True)
+        file.write(name + what)
+
+
+ticks = iter(range(1000))
+sides.time.perf_counter = lambda: next(ticks) * {{"a": 0.5, "b": 2.0}}[name]
+sides.serve({{what: lambda what=what: a_round(what) for what in "xy"}}, 1.5)
 """
 
 
 def test_the_sides_of_a_comparison_take_turns_in_changing_order(tmp_path):
-    (tmp_path / "side.py").write_text(SIDE)
+    (tmp_path / "side.py").write_text(SIDE.format(root=report.ROOT))
     log = tmp_path / "log"
     commands = {name: [sys.executable, str(tmp_path / "side.py"), name, str(log)] for name in "ab"}
-    found = ensemble_speed.compare(commands, updates=4, rounds=3)
-    assert log.read_text() == "abbaab"
-    assert found["updates_per_s"] == {"a": [8.0] * 3, "b": [2.0] * 3}
-    assert found["compile_s"] == {"a": 1.5, "b": 1.5} and found["peak_mib"] == {"a": 7, "b": 7}
-    with pytest.raises(InputError, match="a ended"):
-        ensemble_speed.compare({"a": [sys.executable, "-c", "pass"]}, 4, 3)
+    amounts = {"x": {"a": 4, "b": 4}, "y": {"a": 1, "b": 2}}
+    found = sides.take_turns(commands, amounts, rounds=3)
+    assert log.read_text() == "axaybxby" + "axbxayby" + "bxaxbyay" + "axbxayby"  # the first of each is not timed
+    assert found.per_s == {"x": {"a": [8.0] * 3, "b": [2.0] * 3}, "y": {"a": [2.0] * 3, "b": [1.0] * 3}}
+    assert found.compile_s == {"a": 1.5, "b": 1.5} and all(0 < x < 4000 for x in found.peak_mib.values())
+    with pytest.raises(InputError, match="b ended"):
+        sides.take_turns(commands | {"b": [sys.executable, "-c", "pass"]}, amounts, 1)
 
 
 def test_family_column_needs_every_dataset(tmp_path):

@@ -32,8 +32,6 @@ Deviations from the paper, which has no released code:
     python algorithms/imitation/data_quality.py --dataset hopper-expert --parts hopper-medium --part 0 1 --seeds 4
 """
 
-import importlib
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -50,7 +48,7 @@ import optax
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, OfflineArgs, Size, function_named, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError, first_line
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
@@ -246,13 +244,11 @@ def find_expert(name: str, task: Task) -> Callable:
     Raises:
       InputError: there is none, or it is not one of this task.
     """
-    module, _, function = name.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    made = function_named("--expert", name)
     try:
-        expert = getattr(importlib.import_module(module), function)(task)
-    except Exception as error:  # whatever somebody's module raises
-        raise InputError(f"--expert {name} gives no expert ({first_line(error)}).") from None
+        expert = made(task)
+    except Exception as error:  # whatever somebody's function raises
+        raise InputError(f"--expert {name} gives no expert of '{task.id}' ({first_line(error)}).") from None
     return lambda obs: expert(obs * task.obs_std + task.obs_mean)
 
 

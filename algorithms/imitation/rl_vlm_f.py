@@ -29,7 +29,6 @@ Deviations from the papers, of which the offline one has no released code (RL-VL
 """
 
 import dataclasses
-import importlib
 import os
 import sys
 import zipfile
@@ -47,7 +46,16 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Size,
+    StaticFraction,
+    function_named,
+    hyperparameters,
+)
 from shared.data import Dataset
 from shared.errors import InputError, first_line
 from shared.formats import content_hash
@@ -245,14 +253,19 @@ LABEL_BLOCK = 4_096
 # ------------------------------------------------------------------------------------------ answers
 
 
+def piece_starts(data: Dataset, args: Args) -> np.ndarray:
+    """Rows at which a piece of --segment-length rows of one episode may begin."""
+    ends = data.ends()[data.episode()]
+    return np.flatnonzero(ends - np.arange(len(ends)) >= args.segment_length - 1)
+
+
 def draw_pairs(data: Dataset, args: Args) -> np.ndarray:
     """[P, 2] first rows of two pieces of --segment-length rows, each of one episode.
 
     Raises:
       InputError: no episode is as long.
     """
-    ends = data.ends()[data.episode()]
-    starts = np.flatnonzero(ends - np.arange(len(ends)) >= args.segment_length - 1)
+    starts = piece_starts(data, args)
     if not len(starts):
         raise InputError(f"--segment-length {args.segment_length}: '{data.task.id}' has no episode of so many rows.")
     return np.random.default_rng(args.preference_seed).choice(starts, (args.n_pairs, 2))
@@ -269,23 +282,30 @@ def read_answers(path: Path, data: Dataset, args: Args) -> tuple[np.ndarray, np.
     """The pairs [P, 2] and the answers [n <= P] of a file.
 
     Raises:
-      InputError: it is no such file, or one of other data.
+      InputError: it is no such file, or one of other data or of other pieces.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             pairs, answers, of = file["pairs"], file["answers"], str(file["data"])
+            length = file["segment_length"].item()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--preferences {path}: no file of answers ({first_line(error)}).") from None
     if of != data.task.hash:
         raise InputError(f"--preferences {path}: these are answers about other data than '{data.task.id}'.")
-    rows = len(data.obs) - args.segment_length
+    if length != args.segment_length:
+        raise InputError(f"--preferences {path}: pieces of {length} rows were compared, not of {args.segment_length}.")
     fits = pairs.ndim == 2 and pairs.shape[1] == 2 and answers.ndim == 1 and len(answers) <= len(pairs)
-    if not (fits and np.isin(answers, (-1, 0, 1)).all() and (pairs >= 0).all() and (pairs <= rows).all()):
-        raise InputError(f"--preferences {path}: pairs of rows [P, 2] and an answer of -1, 0 or 1 to each are needed.")
+    fits &= pairs.dtype.kind in "iu" and answers.dtype.kind in "iu" and np.isin(answers, (-1, 0, 1)).all()
+    if not (fits and np.isin(pairs, piece_starts(data, args)).all()):
+        raise InputError(
+            f"--preferences {path}: pairs of rows [P, 2] at which pieces of one episode begin, and an answer of -1, 0 "
+            "or 1 to each are needed."
+        )
+    print(f"--preferences {path}: {len(answers):,} answers to {len(pairs):,} pairs", flush=True)
     return pairs, answers.astype(np.int8)
 
 
-def write_answers(path: Path, pairs: np.ndarray, answers: np.ndarray, data: Dataset) -> None:
+def write_answers(path: Path, pairs: np.ndarray, answers: np.ndarray, data: Dataset, args: Args) -> None:
     """Writes them whole or not at all.
 
     Raises:
@@ -294,25 +314,11 @@ def write_answers(path: Path, pairs: np.ndarray, answers: np.ndarray, data: Data
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, pairs=pairs, answers=np.asarray(answers, np.int8), data=data.task.hash)
+            about = {"data": data.task.hash, "segment_length": args.segment_length}
+            np.savez(file, pairs=pairs, answers=np.asarray(answers, np.int8), **about)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"Cannot write to {path}: {error.strerror}.") from None
-
-
-def find_judge(name: str) -> Callable:
-    """The function that --judge names.
-
-    Raises:
-      InputError: there is none.
-    """
-    module, _, function = name.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever somebody's module raises
-        raise InputError(f"--judge {name}: there is no such function ({first_line(error)}).") from None
 
 
 def ask(judge: Callable, shown: np.ndarray, pairs: np.ndarray, answers: np.ndarray, args: Args, keep: Callable):
@@ -360,8 +366,8 @@ def answered(data: Dataset, shown: np.ndarray, args: Args) -> tuple[np.ndarray, 
         pairs, answers = read_answers(path, data, args)
     if len(answers) < len(pairs):
         if args.judge:
-            keep = partial(write_answers, path, pairs, data=data)
-            answers = ask(find_judge(args.judge), shown, pairs, answers, args, keep)
+            keep = partial(write_answers, path, pairs, data=data, args=args)
+            answers = ask(function_named("--judge", args.judge), shown, pairs, answers, args, keep)
         elif len(answers):
             raise InputError(
                 f"--preferences {path}: {len(answers)} of {len(pairs)} pairs have answers; name the --judge."
@@ -369,7 +375,7 @@ def answered(data: Dataset, shown: np.ndarray, args: Args) -> tuple[np.ndarray, 
         else:
             answers = oracle(data.require().reward, pairs, args)
             if args.preferences:
-                write_answers(path, pairs, answers, data)
+                write_answers(path, pairs, answers, data, args)
     counts = {kind: int((answers == value).sum()) for kind, value in (("first", 0), ("second", 1), ("neither", -1))}
     print(f"preferred: {', '.join(f'{kind} {n:,}' for kind, n in counts.items())}", flush=True)
     if len(np.unique(answers)) < 2:

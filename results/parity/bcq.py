@@ -49,22 +49,12 @@ def compare(checkout, undo):
         batch = ref.tensors(rows, "obs", "action", "next_obs", "reward", "not_done")
         flat = [d._replace(array=in_their_order(d.array)) for d in noise.drawn]
         with noise.theirs(flat):
-            trainer.train(Buffer(batch), 1, ref.ROWS)
+            trainer.train(ref.Buffer(batch), 1, ref.ROWS)
         torch.Tensor.backward = backward
         names = ("vae_loss", "critic_loss", "actor_loss")
         return {name: (ref.scalar(info[name]), ref.scalar(np.array(x))) for name, x in zip(names, losses, strict=True)}
 
     return ref.side_by_side(networks, update)
-
-
-class Buffer:
-    """Gives one batch."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def sample(self, size):
-        return self.batch
 
 
 def in_their_order(z):

@@ -64,23 +64,13 @@ def compare(checkout, undo, perturbation):
         with noise.theirs(latent):
             vae.train_step(dataset, ref.ROWS)
         rows["not_done"] = 1.0 - rows["terminal"]
-        trainer.train(Buffer(ref.tensors(rows, "obs", "action", "next_obs", "reward", "not_done")), 1, ref.ROWS)
+        trainer.train(ref.Buffer(ref.tensors(rows, "obs", "action", "next_obs", "reward", "not_done")), 1, ref.ROWS)
         ref.restore()
         found = {**info_vae, **info}
         names = ("vae_loss", "critic_loss", "actor_loss")
         return {name: (ref.scalar(found[name]), ref.scalar(np.array(x))) for name, x in zip(names, losses, strict=True)}
 
     return ref.side_by_side(networks, update)
-
-
-class Buffer:
-    """Gives one batch."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def sample(self, size):
-        return self.batch
 
 
 _case = partial(ref.Case, "Wenxuan-Zhou/PLAS", FILE)

@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"n_neighbours": 1}, "--n-neighbours must be at least 2"),
         (pendulum, {"radius": 0.0}, "--radius above 0"),
         (pendulum, {"expert": "x:y"}, "an environment in JAX is needed"),
-        (pendulum, {"expert": "x:y", "env": "phys2d/Pendulum-v0"}, "--expert x:y gives no expert"),
+        (pendulum, {"expert": "x:y", "env": "phys2d/Pendulum-v0"}, "--expert x:y: there is no such function"),
         (cartpole, {}, "needs continuous actions"),
     ):
         with pytest.raises(InputError, match=message):

@@ -206,7 +206,9 @@ def pictures(pendulum, tmp_path):
 def test_a_judge_of_pictures_labels_the_rows_and_is_asked_once(pendulum, pictures, tmp_path, monkeypatch):
     """The whole path; the second run takes the answers that were kept. The policy sees vectors."""
     module = load("rl_vlm_f")
-    monkeypatch.setattr(module, "find_judge", lambda name: {"mine:brighter": brighter}[name])
+    monkeypatch.setattr(
+        module, "function_named", lambda flag, name: {"--judge mine:brighter": brighter}[f"{flag} {name}"]
+    )
     known = {"pictures": (pictures,), "preferences": str(tmp_path / "a.npz"), "n_pairs": 60, "reward_lr": 1e-2}
     known |= {
         "env": "none",
@@ -271,17 +273,23 @@ def test_bad_input_is_one_sentence(pendulum, pictures, cartpole, tmp_path, monke
     wrong("--judge compares single rows", segment_length=2, **known)
     wrong("ends in .npz", preferences="answers.csv")
     wrong("learns from rewards", data=hidden(data, ("rewards",)))
-    module.write_answers(path, pairs, np.int8([0, 1, -1]), data)
+    rows = module.Args()
+    module.write_answers(path, pairs, np.int8([0, 1, -1]), data, rows)
     wrong("3 of 4 pairs have answers; name the --judge", preferences=str(path))
+    wrong("pieces of 1 rows were compared, not of 2", preferences=str(path), segment_length=2)
     other = load_dataset(write_pendulum(tmp_path / "other.npz", seed=1))
     wrong("are answers about other data than", data=other, preferences=str(path))
-    for changed in (np.float32([0.5]), np.int8([2]), np.int8([0] * 5)):
-        module.write_answers(path, pairs, changed, data) if changed.dtype == np.int8 else np.savez(
-            path, pairs=pairs, answers=changed, data=data.task.hash
-        )
-        wrong("pairs of rows .* are needed", preferences=str(path))
-    module.write_answers(path, pairs + 300, [0, 1, 1, 0], data)
-    wrong("pairs of rows .* are needed", preferences=str(path))
+    for changed, args in (
+        ({"answers": np.float32([0.5])}, rows),
+        ({"answers": np.int8([2])}, rows),
+        ({"answers": np.int8([0] * 5)}, rows),
+        ({"pairs": pairs + 300}, rows),
+        ({"pairs": pairs + 0.5}, rows),
+        ({"pairs": 0 * pairs + 29}, module.Args(segment_length=2)),  # the last row of an episode and the next one's
+    ):
+        known = {"pairs": pairs, "answers": np.int8([0, 1, 1, 0]), "data": data.task.hash}
+        np.savez(path, **known | {"segment_length": args.segment_length} | changed)
+        wrong("pairs of rows .* are needed", preferences=str(path), segment_length=args.segment_length)
     path.write_text("no zip")
     wrong("no file of answers", preferences=str(path))
 
