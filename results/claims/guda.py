@@ -2,12 +2,13 @@ from results.checks import Claim, end, highest, logged, noise
 from results.grid import Entry
 
 SIZES = (
-    "--seeds 8 --preset none --batch-size 64 --hidden-dims 32 32 --updates 2000 --eval-every 2000 --eval-episodes 20"
+    "--seeds 8 --preset none --batch-size 64 --hidden-dims 64 64 --updates 10000 --eval-every 2500 --eval-episodes 20"
 )
 LEARNER = (
-    "--observed 2000 --beta 0 100 --expectile 0.9 --discount 0.95 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
+    "--observed 2000 --beta 0 10 --expectile 0.9 --discount 0.95 --tau 0.02 "
+    "--actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
 )
-BETAS = {"cloning": "beta=0", "IQL": "beta=100"}
+BETAS = {"cloning": "beta=0", "IQL": "beta=10"}
 
 
 def run(augment: str) -> Entry:
