@@ -83,7 +83,9 @@ def over_lanes(
             return jax.tree.map(lambda x: x[None], one_lane(squeezed))
         return jax.lax.map(one_lane, lane_args)
 
-    on_device.__name__ = getattr(f, "func", f).__name__  # JAX_LOG_COMPILES and profiles say which program it is
+    on_device.__name__ = getattr(
+        getattr(f, "func", f), "__name__", "lane"
+    )  # JAX_LOG_COMPILES and profiles say which program it is
     specs = tuple(PartitionSpec("lane") if axis == 0 else PartitionSpec() for axis in in_axes)
     sharded = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False)
     return jax.jit(sharded, donate_argnums=(0,) if donate else ())
