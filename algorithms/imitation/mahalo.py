@@ -66,7 +66,7 @@ class Args(DemoArgs):
     reward_weight: Float = 1e5
     """Weight of the known rewards against Bellman's errors, in the reward function's loss."""
     remove_terminals: bool = True
-    """Leave out the rows of the data at which an episode terminates."""
+    """Leave out the rows of the data at which an episode terminates (those of demonstrations stay)."""
     warm_updates: Count = 100_000
     """Gradient updates of the warm start, before the first of the game: cloning, its values, and the rewards' fit."""
     discount: Fraction = 0.99
@@ -376,11 +376,12 @@ def load_parts(args: Args) -> tuple[Dataset, Dataset, Dataset, np.ndarray | None
     if args.scenario.startswith("il"):
         rewarded = rewarded.replace({}, reward=np.ones(len(rewarded.obs), np.float32))
     known = args.scenario in ("il", "rl")
-    data = joined([whole, hidden(rewarded, ("rewards",))]) if known else whole
-    kept = ~data.terminal if args.remove_terminals else np.ones(len(data.obs), bool)
-    if not (kept & data.usable("obs", "action", "next_obs")).any():
-        raise InputError(f"'{data.task.id}' has no row that is not its episode's last; pass --no-remove-terminals.")
-    return data.select(kept), rewarded, whole, returns
+    kept = ~whole.terminal if args.remove_terminals else np.ones(len(whole.obs), bool)
+    if not (kept & whole.usable("obs", "action", "next_obs")).any():
+        raise InputError(f"'{whole.task.id}' has no row that is not its episode's last; pass --no-remove-terminals.")
+    data = whole.select(kept)
+    data = joined([data, hidden(rewarded, ("rewards",))]) if known else data
+    return data, rewarded, whole, returns
 
 
 def parts_of(args: Args) -> tuple[Dataset, Parts]:

@@ -224,6 +224,9 @@ def test_ends_are_left_out_of_the_data(tmp_path):
     args = mahalo.Args(dataset=path, env="none")
     kept, all_rows = (mahalo.load_parts(dataclasses.replace(args, remove_terminals=x))[0] for x in (True, False))
     assert all_rows.terminal.sum() == 5 and not kept.terminal.any() and len(kept.obs) == 295
+    shown = mahalo.Args(dataset=path, demos=(path,), demo_episodes=10, scenario="rl", env="Pendulum-v1")
+    joined = mahalo.load_parts(shown)[0]
+    assert len(joined.obs) == 295 + 300 and joined.terminal.sum() == 5 and not joined.terminal[:295].any()
 
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
