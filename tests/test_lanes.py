@@ -194,6 +194,7 @@ def test_the_file_has_the_house_form(name):
     tree = ast.parse(path.read_text())
     doc = ast.get_docstring(tree)
     assert doc.split(":")[0].strip() and "Deviations from" in doc
+    assert not re.search(r"[^\\]\\\n", path.read_text())  # a command of two lines would be shown as one
     assert "arXiv" in doc and f"python algorithms/{path.parent.name}/{name}.py" in doc
     args = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Args")
     for field, text in zip(args.body[::2], args.body[1::2], strict=True):

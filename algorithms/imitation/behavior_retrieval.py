@@ -15,7 +15,7 @@ Deviations from the released code (MaxDu17/BehaviorRetrieval):
 - the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five;
 - states and actions are standardised, in the autoencoder and in the distance, so that neither decides by its scale.
 
-    python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \
+    python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \\
         --demos point-umaze-demos --demo-episodes 2 --seeds 8 --updates 10000 --threshold 0 0.9
     python algorithms/imitation/behavior_retrieval.py --demos point-umaze-demos --demo-episodes 2 --task-share 1
 """

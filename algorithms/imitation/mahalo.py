@@ -23,7 +23,7 @@ Deviations from the released code (AnqiLi/mahalo):
 - optimiser states and the entropy's weight go on from the warm start, there they begin anew.
 
     python algorithms/imitation/mahalo.py --dataset hopper-medium-replay --demos hopper-expert --scenario ilfo
-    python algorithms/imitation/mahalo.py --dataset pendulum-weak --demos pendulum-narrow --scenario rlfo --seeds 8 \
+    python algorithms/imitation/mahalo.py --dataset pendulum-weak --demos pendulum-narrow --scenario rlfo --seeds 8 \\
         --adversarial 0 1 --updates 10000 --warm-updates 2000 --actor-lr 1e-4
 """
 

@@ -25,7 +25,7 @@ Deviations from the paper:
 - --anchors random takes random states of the data for anchors, none leaves the transduction out: CQL (ablations).
 
     python algorithms/offline/cocoa.py --dataset hopper-medium --transduction-dim 8 --hidden-dims 64 64 --n-actions 4
-    python algorithms/offline/cocoa.py --dataset point-openstarts-onestart --seeds 8 --preset none \
+    python algorithms/offline/cocoa.py --dataset point-openstarts-onestart --seeds 8 --preset none \\
         --transduction-dim 4 --hidden-dims 32 32 --n-actions 2 --dynamics-updates 2000 --seeker-updates 1000
 """
 

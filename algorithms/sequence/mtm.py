@@ -21,7 +21,7 @@ Deviations from the paper (and the authors' code):
 - the tokens that go into a transformer pass dropout; no representations for TD3, and no discrete tokens.
 
     python algorithms/sequence/mtm.py --dataset hopper-medium-replay --seeds 4 --target 0.8
-    python algorithms/sequence/mtm.py --dataset pendulum-mixed --seeds 8 --updates 10000 --warmup-updates 500 \
+    python algorithms/sequence/mtm.py --dataset pendulum-mixed --seeds 8 --updates 10000 --warmup-updates 500 \\
         --labelled-fraction 0.05 --holdout 0.2
 """
 
