@@ -42,16 +42,15 @@ CLAIM = Claim(
     observed={
         "The goal is in more than twice as many guided batches as in observed ones": logged("reward", guided, "beta=0")
         > 2.0 * logged("reward", none, "beta=0"),
-        "IQL ends below 20 whatever is learned from": highest(
-            *(end(x, BETAS["IQL"]) for x in (none, at_random, guided))
-        )
-        < 20.0,
-        "Cloning and random augmentation end at 0": end(at_random, BETAS["cloning"]) <= 0.0,
+        "With random augmentation the goal is in as many batches, within a fifth": (
+            logged("reward", at_random, "beta=0") > 0.8 * logged("reward", guided, "beta=0")
+        ),
+        "But both learners end at 0": highest(*(end(at_random, beta) for beta in BETAS.values())) <= 0.0,
     },
-    finding="A policy cloned from uniform actions goes nowhere, and so does one cloned from them at more places; "
-    "cloned from guided ones it reaches the goal, though the data hold the same actions, only turned. Cloning says "
-    "nothing for random augmentation here, whose actions point nowhere on average. IQL is no test of augmentation in "
-    "this form: it fails with all three datasets, also with the one from which cloning succeeds. Its settings and its "
-    "short budget were not tried otherwise, so that what the paper claims of offline RL stays open. Mixed augmentation "
-    "was not run.",
+    finding="Cloned from guided transitions a policy reaches the goal, though they are the same uniform actions, only "
+    "turned; cloned from observed ones, or from as many at random places, it goes nowhere, as those actions point "
+    "nowhere on average. IQL, too, always arrives with guided augmentation, and seldom with what was observed alone. "
+    "Random augmentation helps neither learner here, although it shows the goal as often. Why it does not help IQL was "
+    "not measured; what was made at random shows no walls, as only transitions that touch none can be moved. Mixed "
+    "augmentation was not run.",
 )
