@@ -27,7 +27,7 @@ CLAIM = Claim(
         ),
     },
     finding="Where the least of five or ten critics lets values run away and no lane reaches the goal, five critics "
-    "whose gradients are turned apart keep the policy at the data: most lanes always arrive, the others never. A weight "
-    "of five does as well as one, within noise. Data of one planner are what the method is for, as most actions are "
-    "without data; larger batches (LB-SAC) were not run.",
+    "whose gradients are turned apart keep the policy at the data: most lanes nearly always arrive, the others never. "
+    "A weight of five does as well as one, within noise. Data of one planner are what the method is for, as most "
+    "actions are without data; larger batches (LB-SAC) were not run.",
 )
