@@ -1,8 +1,8 @@
 from results.checks import Claim, end, highest, logged, noise
 from results.grid import Entry, small
 
-SIZES = "--preset none --batch-size 64 --hidden-dims 32 32 --warm-updates 1000 --actor-lr 3e-4 --consistency-weight 100"
-LENGTH = "--seeds 8 --updates 2000 --eval-every 2000 --eval-episodes 20 --env phys2d/Pendulum-v0"
+SIZES = "--preset none --batch-size 64 --hidden-dims 32 32 --warm-updates 2000 --actor-lr 3e-4 --consistency-weight 10"
+LENGTH = "--seeds 8 --updates 10000 --eval-every 5000 --eval-episodes 20 --env phys2d/Pendulum-v0"
 
 
 def scenario(name: str, demos: str = "--demos pendulum-narrow") -> Entry:
