@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise
+from results.checks import Claim, end, highest, logged, lowest, noise
 from results.grid import Entry, small
 
 SIZES = "--preset none --batch-size 64 --hidden-dims 32 32 --warm-updates 2000 --actor-lr 3e-4 --consistency-weight 10"
@@ -26,11 +26,12 @@ def arms(run: Entry) -> tuple:
     return end(run, "adversarial=1"), end(run, "adversarial=0")
 
 
-def correlation(setting: str, adversarial: int):
-    return logged("label_correlation", scenarios[setting], f"adversarial={adversarial}")
+def of_rewards(name: str, setting: str, adversarial: int):
+    return logged(name, scenarios[setting], f"adversarial={adversarial}")
 
 
-SHOWN, REWARDED = "Demonstrated observations", "Rewards without actions"
+SHOWN, REWARDED, SAMPLE = "Demonstrated observations", "Rewards without actions", "Rewards of ten of a hundred episodes"
+ORDER = "label_correlation"
 
 CLAIM = Claim(
     title="Rewards that are part of the game are pessimistic where none is known; predicted ones are not",
@@ -45,18 +46,24 @@ CLAIM = Claim(
         for label, run in scenarios.items()
     },
     observed={
-        f"{SHOWN}: its rewards follow true returns: rank correlation above 0.9": correlation(SHOWN, 1) > 0.9,
-        "They do more than predicted ones, by 0.1": correlation(SHOWN, 1) > correlation(SHOWN, 0) + 0.1,
-        "IQL on true rewards ends above both arms there, by 500": end(true) > highest(*arms(scenarios[SHOWN])) + 500,
-        f"{REWARDED}: those of neither arm do: below 0.1": highest(correlation(REWARDED, 0), correlation(REWARDED, 1))
+        f"{SHOWN}: its rewards are lower over the data than predicted ones, by 0.3": of_rewards("reward", SHOWN, 1)
+        < of_rewards("reward", SHOWN, 0) - 0.3,
+        "Both order the data's episodes as true returns do: rank correlations above 0.8": lowest(
+            of_rewards(ORDER, SHOWN, 0), of_rewards(ORDER, SHOWN, 1)
+        )
+        > 0.8,
+        "It ends within 100 of IQL on true rewards": arms(scenarios[SHOWN])[0] > end(true) - 100,
+        f"{SAMPLE}: both arms do": lowest(*arms(scenarios[SAMPLE])) > end(true) - 100,
+        f"{REWARDED}: neither arm's rewards follow true returns: below 0.1": highest(
+            of_rewards(ORDER, REWARDED, 0), of_rewards(ORDER, REWARDED, 1)
+        )
         < 0.1,
     },
-    finding="Where episodes are demonstrated, with their actions or without, the game is above reward prediction. From "
-    "observations its rewards order the data's episodes better than rewards that were fitted to one value and left. "
-    "Where rewards are known, of other episodes or of ten of the data's own, the two arms cannot be told apart; of "
-    "other episodes' rewards neither arm learns any that follow the truth: what is rewarded begins nearly upright, "
-    "where all rewards are near the best. That this is the cause was not tested. The weight of Bellman's errors was "
-    "chosen among four in a longer run of MAHALO alone, with demonstrated observations, "
-    "two seeds and another step size; reward prediction was not tuned, so that this comparison favours MAHALO. The "
-    "budget is short: both arms are far below IQL on true rewards. IQL has wider networks and more updates.",
+    finding="Where episodes are demonstrated, with their actions or without, the game comes near what true rewards "
+    "teach and reward prediction stays at cloning. Both arms' rewards order the data's episodes alike; those of "
+    "the game are lower where nothing is known, predicted ones lie near the one value that they were fitted to. "
+    "Where ten of the data's own episodes are rewarded, both arms do as well as true rewards. Where the rewards "
+    "of other episodes are known, neither arm learns any that follow the truth: what is rewarded begins nearly "
+    "upright, where all rewards are near the best. That this is the cause was not tested. The weight of "
+    "Bellman's errors was chosen with two seeds of both arms. Networks are smaller than IQL's.",
 )
