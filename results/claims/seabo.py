@@ -29,4 +29,8 @@ CLAIM = Claim(
         "Observations alone are enough: level with (s, a, s'), within noise": end(states) + noise(end(states), ours)
         > ours,
     },
+    finding="Labels by distance carry IQL to what true rewards teach, from observations alone as well as with actions; "
+    "with constant rewards it stays at cloning. Cloning the demonstrations alone is better than either: they "
+    "are the best episodes of the data, with their actions, and say all that is to be known here. "
+    "Demonstrations that do not suffice by themselves were not tried.",
 )

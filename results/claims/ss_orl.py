@@ -1,7 +1,7 @@
 from results.checks import Claim, end, noise
 from results.grid import small
 
-SIZES = "--inverse-updates 5000 --inverse-batch 256 --inverse-hidden-dims 64 64"
+SIZES = "--inverse-updates 20000 --inverse-lr 1e-3 --inverse-batch 256 --inverse-hidden-dims 64 64"
 
 ours = small("ss_orl", SIZES)
 alone = small("ss_orl", "--unlabelled none", "labelled-alone")
