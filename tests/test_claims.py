@@ -39,7 +39,7 @@ from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
 from shared.errors import InputError
 
-FILES, CLAIMS = Raw(ROOT), claims(ROOT)
+FILES, CLAIMS, GRID = Raw(ROOT), claims(ROOT), grid(ROOT)
 
 
 def numbers_of(text: str) -> set[float]:
@@ -105,12 +105,12 @@ def test_the_overview_is_what_the_checks_say_now():
     assert (ROOT / "results" / "claims" / "README.md").read_text() == overview(ROOT, FILES), "make report"
 
 
-@pytest.mark.parametrize("name", sorted({run.algorithm for run in grid(ROOT)}))
+@pytest.mark.parametrize("name", sorted({run.algorithm for run in GRID}))
 def test_the_runs_can_be_made_again(name):
     """Every argument of a run is one of its algorithm, which may have been renamed since, and so is its preset."""
     module = load(name)
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
-    for run in (run for run in grid(ROOT) if run.algorithm == name):
+    for run in (run for run in GRID if run.algorithm == name):
         given = shlex.split(run.arguments)
         for flag in (word[2:].replace("-", "_") for word in given if word.startswith("--")):
             off = flag.removeprefix("no_")
@@ -123,7 +123,7 @@ def test_the_runs_can_be_made_again(name):
 
 
 def test_no_run_was_made_with_other_arguments():
-    jobs = make_jobs(grid(ROOT), "", [], ROOT)
+    jobs = make_jobs(GRID, "", [], ROOT)
     assert sum(state(job) == "finished" for job in jobs) > 200
     assert not [f"{job.out}: {changed(job)}" for job in jobs if state(job) == "changed"]
 

@@ -55,7 +55,11 @@ def finish(*processes: subprocess.Popen) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name, steps", [("bc", ("--updates", 40)), ("rlpd", ("--env-steps", 40, "--learning-starts", 10))]
+    "name, steps",
+    [
+        ("bc", ("--updates", 40)),
+        pytest.param("rlpd", ("--env-steps", 40, "--learning-starts", 10), marks=pytest.mark.long),
+    ],
 )
 def test_two_processes_make_the_tables_of_one(name, steps, tmp_path):
     """Row by row, but for the times; each keeps the checkpoint of its own lanes."""
@@ -115,6 +119,7 @@ launch(bc.main, bc.Args, bc.PRESETS, bc.__doc__)
 """
 
 
+@pytest.mark.long  # it waits for 40 s
 def test_a_process_may_end_long_after_the_others(tmp_path):
     """The channel that carries the tables is opened at the start: to open it no process waits for over 30 s."""
     write_pendulum(tmp_path / "pendulum.npz")
