@@ -244,7 +244,7 @@ def model_step(agent: Agent, obs, action, key):
 
 
 def experience(agent: Agent, batch: Batch, key, args: Args, exact: Callable | None):
-    """What Q learns from, of a replayed `batch` [B]: the agent, transitions [B], weights [B], the model's metrics.
+    """What Q learns from, of a replayed `batch` [B]: the agent, transitions, weights [B], metrics of the model (or 0).
 
     The learned model takes a step first, on the transitions whose observations its rollouts begin at. `exact`: the
     environment as a model, None where it is none.
@@ -254,7 +254,7 @@ def experience(agent: Agent, batch: Batch, key, args: Args, exact: Callable | No
     none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
 
     def replayed():
-        return agent, batch._replace(terminal=jnp.float32(batch.terminal)), jnp.ones(args.batch_size), none
+        return agent, batch, jnp.ones(args.batch_size), none
 
     def learned():
         better, info = learn()

@@ -1,4 +1,4 @@
-"""ProcMaze-v0: a new maze in every episode, which the observation shows whole.
+"""ProcMaze-v0: a new maze in every episode, which the observation shows whole (4 x 4; ProcMazeSmall-v0: 3 x 3).
 
 Young et al., "The Benefits of Model-Based Generalization in Reinforcement Learning", arXiv 2211.02222, section 4. A
 depth-first search carves the maze into a grid of walls: from the cell it is in, it goes on to a random one whose only
