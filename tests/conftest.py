@@ -34,7 +34,7 @@ QUICK_COMPILES = (
     "--xla_backend_optimization_level=0 --xla_cpu_max_isa=AVX --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
-"""Tests compile much and run little: a third of the time that XLA takes for programs that run fast. With AVX and no
+"""Tests compile much and run little: XLA takes less time for these than for programs that run fast. With AVX and no
 more there are no fused multiply-adds: level 0 fuses what is computed twice in one place and not in another, and then
 the gradient of a maximum finds none (NaN)."""
 
