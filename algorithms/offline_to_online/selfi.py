@@ -1,7 +1,7 @@
 """SELFI: a policy trained against a known model, then online by TD3 whose critics begin with what the model says.
 
 Hirose, Shah, Stachowicz, Sridhar and Levine, "SELFI: Autonomous Self-Improvement with Reinforcement Learning for Social
-Navigation", CoRL 2024, arXiv 2403.00991. The policy gives a plan tau of --horizon actions, of which the first is taken.
+Navigation", CoRL 2024, arXiv 2403.00991. The policy gives a plan tau of --plan-length actions; the first is taken.
 Offline it maximises J(s, tau), a differentiable objective of a model that is known, in the states of the dataset.
 Online the same objective is a part of the critic, Q(s, tau) = J(s, tau) + Q_res(s, a), with a the plan's first action:
 TD learning fits the residual Q_res alone to what the model does not know (its errors, and what lies beyond the plan),
@@ -57,7 +57,7 @@ class Args(FinetuneArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     model_env: str = ""
     """Gymnasium id whose functions are the model, of the same observations and actions; empty: the environment's."""
-    horizon: Size = 8
+    plan_length: Size = 8
     """Actions of a plan."""
     model_weight: Float = 1.0
     """Weight of J in the critic and in the policy's objective online; 0: TD3 from the policy that J has trained."""
@@ -195,7 +195,7 @@ def actor_loss(actor, agent: Agent, model: Model, obs, args: Args):
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
-    nets = Networks(Actor(args.hidden_dims, args.horizon, spec.action_dim), Critic(args.hidden_dims))
+    nets = Networks(Actor(args.hidden_dims, args.plan_length, spec.action_dim), Critic(args.hidden_dims))
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))
     actor = nets.actor.init(actor_key, obs)
@@ -285,9 +285,7 @@ def main(args: Args) -> None:
     model = exact_model(modelled)
     if model is None:
         what = modelled.env_spec.id if modelled.env_spec else f"'{data.task.id}' without an environment"
-        raise InputError(
-            f"The dynamics of {what} are not known as functions; --model-env names an environment of which."
-        )
+        raise InputError(f"The dynamics of {what} are not known as functions; give another --model-env.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))

@@ -4,16 +4,16 @@ Liu, Pan, Xu, Song, Bian, You and Chen, "Efficient Discovery of Pareto Front for
 Learning", ICLR 2025, arXiv 2410.02236. Rewards are of K objectives. Stage 1 (initialization) trains a policy by PPO for
 each of a few preferences. Every policy on the way is evaluated, and those that no other dominates are kept in an
 archive. Stage 2 (extension) takes the --n-selected policies of the archive around which the front is emptiest (crowding
-distance) and trains each once for every objective: J_i is maximised while every other J_j keeps at least --kept-share
-of the selected policy's, by PPO with a logarithmic barrier (C-MORL-IPO, section 4.3). After --round-iterations the next
-ones are selected. A preference w is served by the policy of the archive with the highest w'J.
+distance) and trains each once for every objective: J_i is maximised while every other J_j keeps at least
+--constraint-share of the selected policy's, by PPO with a logarithmic barrier (C-MORL-IPO, section 4.3). After
+--round-iterations the next ones are selected. A preference w is served by the archive's policy with the highest w'J.
 
-An iteration has --steps-per-iteration environment steps of each policy; a round of stage 2 has --n-selected times K
-policies, one of stage 1 as many steps. Steps are rounded up to whole rounds. The environment must tell its
-objectives (the ids that begin with Preferred): its observations end with the preference, which policies do not see,
-and returns.csv has the utility under preferences drawn at random. Hypervolume, expected utility and sparsity of the
-archive, by discounted returns, are in metrics.csv. Evaluations of policies are no environment steps, as in the paper's
-budgets. --buffer-size is not used.
+An iteration has --steps-per-iteration environment steps of each policy, in --n-envs environments of its own; a round of
+stage 2 has --n-selected times K policies, one of stage 1 as many steps. Steps are rounded up to whole rounds. The
+environment must tell its objectives (the ids that begin with Preferred): its observations end with the preference,
+which policies do not see, and returns.csv has the utility under preferences drawn at random. Hypervolume, expected
+utility and sparsity of the archive, by discounted returns, are in metrics.csv. Evaluations of policies are no
+environment steps, as in the paper's budgets. --buffer-size is not used.
 
 Deviations from the paper:
 - the constraint is on the mean return of the visited states, for which PPO's surrogate of objective j is the estimate,
@@ -67,7 +67,7 @@ class Args(OnlineArgs):
     """Policies of the archive that a round of the second stage goes on from."""
     round_iterations: Size = 20
     """PPO updates of each policy in a round of the second stage."""
-    kept_share: Fraction = 0.9
+    constraint_share: Fraction = 0.9
     """beta, in [0, 1]: the share of its other objectives that a selected policy must keep."""
     barrier_sharpness: Float = 20.0
     """t: the barrier has the weight 1 / t; the larger, the closer to a hard constraint, felt at its edge alone."""
@@ -85,7 +85,7 @@ class Args(OnlineArgs):
     archive_discount: Fraction = 0.99
     """Discount of the returns by which policies are compared, in [0, 1]."""
     n_envs: Size = 4
-    """Environments of each policy, stepped together: N steps at once."""
+    """Environments of each lane, stepped together: N steps at once."""
     steps_per_iteration: int = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 10
@@ -99,7 +99,7 @@ class Args(OnlineArgs):
     max_grad_norm: Float = 0.5
     """Global norm that gradients are clipped to; 0: not clipped."""
     ratio_clip: Float = 0.2
-    """The ratio counts within 1 +- ratio_clip, and a value within as much of what it was."""
+    """The ratio counts within 1 +- ratio_clip."""
     entropy_cost: Float = 0.0
     """Weight of the policy's entropy."""
     value_coefficient: Float = 0.5
@@ -303,10 +303,10 @@ def constraint_loss(ratio, adv, mean_return, kept_return, args: Args):
     """
     now = mean_return + surrogate(ratio[:, None], adv, args.ratio_clip).mean(0)
     size = jnp.abs(kept_return) + 1e-8
-    margin = (now - kept_return) / size + 1.0 - args.kept_share
+    margin = (now - kept_return) / size + 1.0 - args.constraint_share
     if args.barrier == "returns":
         return log_barrier(margin, args), margin
-    above = jnp.clip(ratio, 1.0 - args.ratio_clip, 1.0 + args.ratio_clip) - args.kept_share
+    above = jnp.clip(ratio, 1.0 - args.ratio_clip, 1.0 + args.ratio_clip) - args.constraint_share
     barrier = -jnp.log(jnp.maximum(above, args.least_margin)).mean() / args.barrier_sharpness
     return jnp.broadcast_to(barrier, margin.shape), margin
 
@@ -425,19 +425,20 @@ def update(
 
 def discounted_returns(learner: Learner, nets: Networks, args: Args, env: JaxEnv):
     """[K] of the policy's most probable actions, mean over the episodes that all policies are compared by."""
-    k = nets.value.outputs
-    keys = jax.vmap(jax.random.PRNGKey)(20_000 + np.arange(args.archive_episodes, dtype=np.uint32))
-    state, obs = jax.vmap(lambda key: env.reset(jax.random.split(key)))(keys)
+    k, n = nets.value.outputs, args.archive_episodes
+
+    def keys(t, count):
+        """[n, count] of step t, the same for all policies."""
+        return jax.vmap(lambda seed: jax.random.split(jax.random.PRNGKey(seed), count))(20_000 + t * n + jnp.arange(n))
 
     def step(now):
-        keys, state, obs, weight, total = now
-        keys = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
+        t, state, obs, weight, total = now
         action = mode(nets, nets.actor.apply(learner.actor, normalize(learner, seen(obs, k))))
-        state, obs, reward, terminal, truncated = jax.vmap(env.step)(state, action, keys[:, 1:])
+        state, obs, reward, terminal, truncated = jax.vmap(env.step)(state, action, keys(t, 4))
         total = total + weight[:, None] * reward
-        return keys[:, 0], state, obs, jnp.where(terminal | truncated, 0.0, args.archive_discount * weight), total
+        return t + 1, state, obs, jnp.where(terminal | truncated, 0.0, args.archive_discount * weight), total
 
-    begun = keys, state, obs, jnp.ones(args.archive_episodes), jnp.zeros((args.archive_episodes, k))
+    begun = 1, *jax.vmap(env.reset)(keys(0, 2)), jnp.ones(n), jnp.zeros((n, k))
     return jax.lax.while_loop(lambda now: (now[3] > 0.0).any(), step, begun)[-1].mean(0)
 
 
@@ -466,13 +467,18 @@ def select(archive: Archive, args: Args) -> tuple[Archive, jax.Array]:
     return archive._replace(selected=archive.selected.at[chosen].set(True)), chosen
 
 
+def key_numbers(key, n: int):
+    """n keys as plain numbers: of a batch of keys, JAX's check for those used twice takes a part for the whole."""
+    return jax.random.key_data(jax.random.split(key, n))
+
+
 def train_round(
     agent: Agent, learners: Learner, aims: Aim, iterations: int, key, args: Args, env: JaxEnv
 ) -> tuple[Agent, Learner, dict]:
     """So many iterations of the policies [P, ...], each for its aim, in new environments; each enters the archive."""
     nets, n = agent.nets, len(aims.weights)
     begin_key, key = jax.random.split(key)
-    envs = jax.vmap(lambda key: begin_envs(env, key, args.n_envs))(jax.random.split(begin_key, n))
+    envs = jax.vmap(lambda key: begin_envs(env, key, args.n_envs))(key_numbers(begin_key, n))
 
     def of_one(learner, envs, first_return, aim, key):
         collect_key, update_key = jax.random.split(key)
@@ -483,7 +489,7 @@ def train_round(
     def iteration(carry, key):
         learners, envs, first_return, archive = carry
         learners, envs, first_return, values, info = jax.vmap(of_one)(
-            learners, envs, first_return, aims, jax.random.split(key, n)
+            learners, envs, first_return, aims, key_numbers(key, n)
         )
         return (learners, envs, first_return, insert(archive, learners, values, args)), info
 
@@ -561,11 +567,12 @@ def count_objectives(env: JaxEnv, spec: Spec) -> int:
     """K."""
 
     def reward(key):
-        state, _ = begin_envs(env, key, 1)
+        begin_key, step_key = jax.random.split(key)
+        state, _ = begin_envs(env, begin_key, 1)
         action = jnp.zeros(1, jnp.int32) if spec.discrete else jnp.zeros((1, spec.action_dim))
-        return step_envs(env, state, action, key)[2].reward
+        return step_envs(env, state, action, step_key)[2].reward
 
-    return jax.eval_shape(reward, jax.random.PRNGKey(0)).shape[-1]
+    return jax.eval_shape(reward, jax.random.key(0)).shape[-1]
 
 
 def checked(args: Args, n_objectives: int) -> Args:

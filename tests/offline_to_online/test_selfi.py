@@ -13,10 +13,10 @@ from reference import SPEC, B, agent_of, close, heads, mlp
 
 from shared.errors import InputError
 
-SMALL = {"horizon": 2, "learning_starts": 2, "policy_delay": 1}
+SMALL = {"plan_length": 2, "learning_starts": 2, "policy_delay": 1}
 
 selfi = load("selfi")
-ARGS = selfi.Args(hidden_dims=(8, 8), batch_size=B, horizon=3, discount=0.9, model_weight=0.7, tau=0.1)
+ARGS = selfi.Args(hidden_dims=(8, 8), batch_size=B, plan_length=3, discount=0.9, model_weight=0.7, tau=0.1)
 
 
 def model(obs, action, key):
