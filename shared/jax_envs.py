@@ -30,6 +30,8 @@ class JaxEnv(NamedTuple):
     """(state, action, next state) -> whether the task is solved then; None: the environment does not say"""
     task_params: Any = None
     """Arrays with a leading axis, one row for each of the task's `tasks`; None: there are none."""
+    objectives: Callable | None = None
+    """(state, action, next state) -> [K] what the reward is made of; None: the environment does not say"""
 
 
 class Moved(NamedTuple):
@@ -38,7 +40,7 @@ class Moved(NamedTuple):
     next_obs: jax.Array
     """[n, O] the last one of an episode where it ended"""
     reward: jax.Array
-    """[n]"""
+    """[n], or [n, K] of K objectives"""
     terminal: jax.Array
     """[n] bool"""
     truncated: jax.Array
@@ -79,18 +81,19 @@ def jax_env(task: Task, env: gym.Env | None = None) -> JaxEnv | None:
         reward, terminal = f.reward(old, action, new, keys[2]), f.terminal(new, keys[3])
         return (new, t + 1), obs, jnp.float32(reward), jnp.bool_(terminal), t + 1 >= limit
 
-    def succeeded(state, action, new):
-        return f.transition_info(state[0], task.to_env(action), new[0])["success"]
+    def told(name):
+        return lambda state, action, new: f.transition_info(state[0], task.to_env(action), new[0])[name]
 
     first = jax.eval_shape(f.initial, jax.random.PRNGKey(0))
     action = jax.eval_shape(
         task.to_env, jnp.zeros((), jnp.int32) if task.spec.discrete else jnp.zeros(task.spec.action_dim)
     )
-    tells = "success" in jax.eval_shape(f.transition_info, first, action, first)
+    infos = jax.eval_shape(f.transition_info, first, action, first)
+    succeeded, objectives = (told(name) if name in infos else None for name in ("success", "objectives"))
     params = getattr(f, "task_params", None)
     if params is not None and task.tasks:
         params = jax.tree.map(lambda x: x[np.array(task.tasks) - 1], params)
-    return JaxEnv(reset, step, succeeded if tells else None, params if task.tasks else None)
+    return JaxEnv(reset, step, succeeded, params if task.tasks else None, objectives)
 
 
 def require_jax_env(task: Task) -> JaxEnv:
@@ -102,6 +105,22 @@ def require_jax_env(task: Task) -> JaxEnv:
             "datasets/environments/README.md says which are."
         )
     return env
+
+
+def of_objectives(env: JaxEnv) -> JaxEnv:
+    """`env` with the objectives [K] for a reward.
+
+    Raises:
+      InputError: it does not tell them.
+    """
+    if env.objectives is None:
+        raise InputError("The environment does not tell several objectives; those whose id begins with Preferred do.")
+
+    def step(state, action, keys):
+        new, obs, _, terminal, truncated = env.step(state, action, keys)
+        return new, obs, jnp.float32(env.objectives(state, action, new)), terminal, truncated
+
+    return env._replace(step=step)
 
 
 def begin_envs(env: JaxEnv, key: jax.Array, n: int) -> tuple[Any, jax.Array]:

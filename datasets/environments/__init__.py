@@ -8,6 +8,7 @@ from environments import (  # noqa: F401
     delayed_reward,
     icu_sepsis,
     point_env,
+    preferred,
     proc_maze,
     rainy_road,
     turned_point,

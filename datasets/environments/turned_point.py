@@ -3,6 +3,7 @@
 Task k of K has its goal at the angle 2 pi k / K on a circle of radius 1, and in every other task actions mean their
 opposite: what is right in one task is wrong in another at every position. An observation is the position and which
 task it is, as a one among K - 1 zeros. The reward is minus the distance to the goal; episodes have 15 steps.
+WindyPoint-v0 is the same in a wind, which observations do not tell.
 """
 
 from typing import NamedTuple
@@ -30,9 +31,9 @@ class TurnedFunctional(FuncEnv):
 
     action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, tasks: int):
+    def __init__(self, tasks: int, wind: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
-        self.tasks = tasks
+        self.tasks, self.wind = tasks, wind
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2 + tasks,), np.float32)
         angle = 2.0 * np.pi * np.arange(tasks) / tasks
         self.goals = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
@@ -50,10 +51,16 @@ class TurnedFunctional(FuncEnv):
 
     def transition(self, state, action, rng, params=None) -> State:
         step = SPEED * jnp.asarray(self.signs)[state.task] * jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
-        return state._replace(position=state.position + step)
+        return state._replace(position=state.position + step + jnp.float32(self.wind))
 
     def observation(self, state, rng, params=None):
         return jnp.concatenate([state.position, jax.nn.one_hot(state.task, self.tasks)])
+
+    tells_all = True
+
+    def state_of(self, obs) -> State:
+        """The state that `observation` shows as [2 + K]."""
+        return State(obs[:2], obs[2:].argmax())
 
     def reward(self, state, action, next_state, rng, params=None):
         return -jnp.linalg.norm(next_state.position - jnp.asarray(self.goals)[state.task])
@@ -63,14 +70,14 @@ class TurnedFunctional(FuncEnv):
 
 
 class TurnedPoint(FunctionalJaxEnv):
-    """`tasks` of them; each episode is of one, drawn unless `reset` is told its number."""
+    """`tasks` of them; each episode is of one, drawn unless `reset` is told its number. `wind`: (x, y) per step."""
 
     metadata = {"render_modes": []}
 
-    def __init__(self, tasks: int = 8, render_mode: str | None = None):
+    def __init__(self, tasks: int = 8, wind: tuple[float, float] = (0.0, 0.0), render_mode: str | None = None):
         if tasks < 2:
             raise ValueError(f"at least two tasks, not {tasks}")
-        super().__init__(TurnedFunctional(tasks), self.metadata, None)
+        super().__init__(TurnedFunctional(tasks, tuple(wind)), self.metadata, None)
 
     @property
     def task_infos(self) -> list[dict]:
@@ -95,4 +102,7 @@ class TurnedPoint(FunctionalJaxEnv):
         return obs, info
 
 
-gym.register("TurnedPoint-v0", f"{__name__}:TurnedPoint", max_episode_steps=15, disable_env_checker=True)
+for name, options in (("TurnedPoint-v0", {}), ("WindyPoint-v0", {"wind": (0.15, -0.1)})):
+    gym.register(
+        name, f"{__name__}:TurnedPoint", max_episode_steps=15, disable_env_checker=True, kwargs=options
+    )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shared.data import load_dataset
+from shared.env_models import exact_model
 from shared.jax_envs import jax_env
 from shared.task import env_task
 
@@ -33,6 +34,17 @@ def test_each_task_has_its_goal_and_its_meaning_of_actions():
             env.reset(options={"task_id": number})
     with pytest.raises(ValueError, match="at least two"):
         gym.make("TurnedPoint-v0", tasks=1)
+
+
+def test_the_state_is_read_off_an_observation_and_a_wind_is_not_told_by_it():
+    still, windy = (exact_model(env_task(name)) for name in ("TurnedPoint-v0", "WindyPoint-v0"))
+    obs, action = np.float32([[0.5, -0.25, *np.eye(8)[3]]]), np.float32([[1.0, 0.5]])
+    new, reward, terminal = still(obs, action, jax.random.key(0))
+    np.testing.assert_allclose(new[0], [0.25, -0.375, *np.eye(8)[3]], atol=1e-6)  # task 4 turns actions round
+    goal = [np.cos(0.75 * np.pi), np.sin(0.75 * np.pi)]
+    np.testing.assert_allclose(reward, [-np.linalg.norm(np.array([0.25, -0.375]) - goal)], rtol=1e-5)
+    np.testing.assert_allclose(windy(obs, action, jax.random.key(0))[0] - new, [[0.15, -0.1, *[0] * 8]], atol=1e-6)
+    assert not terminal.any()
 
 
 def test_the_compiled_environment_begins_in_the_task_it_is_given():
