@@ -8,7 +8,7 @@ context z*: nearer to what is preferred than to what is not (preference modellin
 encoder, too. To act, the policy is told z*, at every step (section 4).
 
 Who prefers is scripted: the piece of --foresee steps with more reward, of pairs that each lane draws, --known-pairs of
-them. Nothing else sees a reward. What z* is worth shows with --act-with mean (the data's mean context) or random.
+them. Nothing else sees a reward. What z* is worth shows with --told-context mean (the data's mean context) or random.
 
 Choose it when somebody can tell which of two pieces is better, and no reward is known. Contexts that are far from what
 any window of the present state has are asked of a policy that never saw them: where good and bad pieces are in
@@ -64,13 +64,13 @@ class Args(OfflineArgs):
     """Steps of the pieces that are compared, of which the encoder sees the first K."""
     latent_dim: int = 8
     """Size of the representations."""
-    act_with: Literal["learned", "unit", "mean", "random"] = "learned"
+    told_context: Literal["learned", "unit", "mean", "random"] = "learned"
     """The context that the policy is told: z*, z* of length 1, the data's mean one, or a random one of length 1."""
     preference_weight: Float = 0.1
     """Weight of the triplet loss of preferences."""
     norm_weight: Float = 0.1
     """Weight of the squared difference between a context's length and 1."""
-    margin: Float = 1.0
+    preference_margin: Float = 1.0
     """By how much what is preferred shall be nearer to z* than what is not."""
     width: int = 128
     """Size of a token."""
@@ -277,7 +277,7 @@ def preference_loss(z_star, better, worse, told, args: Args):
     nearer = distance(z_star, better) - distance(z_star, worse)
     chex.assert_equal_shape([nearer, told])
     count = jnp.maximum(told.sum(), 1.0)
-    return (told * jnp.maximum(nearer + args.margin, 0.0)).sum() / count, (told * (nearer < 0)).sum() / count
+    return (told * jnp.maximum(nearer + args.preference_margin, 0.0)).sum() / count, (told * (nearer < 0)).sum() / count
 
 
 def norm_loss(z):
@@ -363,10 +363,10 @@ def initial_carry(agent: Agent, args: Args) -> Carry:
     return Carry(empty(agent.spec, args), jnp.int32(0))
 
 
-def told_context(agent: Agent, args: Args):
+def context_of(agent: Agent, args: Args):
     """[Z] that the policy is told."""
     unit = agent.z_star / distance(agent.z_star, 0.0)
-    return {"learned": agent.z_star, "unit": unit, "mean": agent.z_mean, "random": agent.z_other}[args.act_with]
+    return {"learned": agent.z_star, "unit": unit, "mean": agent.z_mean, "random": agent.z_other}[args.told_context]
 
 
 def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
@@ -375,7 +375,7 @@ def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
     known = {name: x for name, x in carry.window._asdict().items() if x is not None}
     moved = {name: jnp.roll(x, -1, axis=1) for name, x in known.items()}
     moved |= {name: moved[name].at[:, -1].set(x) for name, x in now.items()}
-    z = jnp.broadcast_to(told_context(agent, args), (len(obs), args.latent_dim))
+    z = jnp.broadcast_to(context_of(agent, args), (len(obs), args.latent_dim))
     action = agent.nets.actor.apply(agent.actor, Window(**moved), z)[:, -1]
     window = Window(**moved | {"action": moved["action"].at[:, -1].set(action)})
     return action, Carry(window, carry.step + 1)

@@ -22,7 +22,13 @@ SMALL = {
 }  # fmt: skip
 Z = 3
 TINY = {"width": 8, "layers": 1, "heads": 2, "encoder_heads": 4, "context": T, "batch_size": B, "latent_dim": Z}
-TINY |= {"token_dropout": 0.0, "max_timestep": 6, "preference_weight": 0.3, "norm_weight": 0.7, "margin": 0.5}
+TINY |= {
+    "token_dropout": 0.0,
+    "max_timestep": 6,
+    "preference_weight": 0.3,
+    "norm_weight": 0.7,
+    "preference_margin": 0.5,
+}
 TINY |= {"learning_rate": 0.01, "latent_lr": 0.02, "weight_decay": 0.1, "warmup_updates": 4, "max_grad_norm": 0.1}
 
 
@@ -101,7 +107,7 @@ def test_the_losses_are_the_action_error_the_triplet_and_the_length(setting, gra
 
 def test_the_triplet_counts_where_one_is_preferred_and_is_zero_beyond_the_margin():
     oppo = load("oppo")
-    args, z_star = oppo.Args(margin=1.0), np.zeros(2, np.float32)
+    args, z_star = oppo.Args(preference_margin=1.0), np.zeros(2, np.float32)
     better, worse = np.float32([[3, 4], [1, 0], [0, 2]]), np.float32([[0, 1], [0, 5], [9, 9]])
     loss, right = jax.jit(oppo.preference_loss)(z_star, better, worse, np.float32([1, 1, 0]), args)
     close(loss, (5 - 1 + 1 + 0) / 2)
@@ -209,7 +215,7 @@ def test_contexts_are_judged_by_the_order_of_rewards(data):
 @pytest.mark.parametrize("told", ["learned", "unit", "mean", "random"])
 def test_acting_is_the_network_on_the_last_steps_in_one_context(setting, told):
     oppo, args, agent, *_ = setting
-    args = dataclasses.replace(args, act_with=told)
+    args = dataclasses.replace(args, told_context=told)
     agent = agent.replace(z_mean=jnp.float32([0.5, -0.5, 1.0]))
     close(np.linalg.norm(agent.z_other), 1.0)
     star = np.asarray(agent.z_star)

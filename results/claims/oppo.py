@@ -1,0 +1,40 @@
+from results.checks import Claim, end, logged, noise, under
+from results.grid import Entry
+
+DATA = "turned-point-against"
+LENGTH = "--seeds 8 --updates 800 --log-every 400 --eval-every 800 --eval-episodes 32 --context 4 --width 16 --layers 1"
+RATES = "--batch-size 32 --learning-rate 3e-3 --warmup-updates 100 --token-dropout 0 --max-grad-norm 0"
+TOLD = "--foresee 15 --latent-dim 1 --encoder-heads 1 --latent-lr 1e-2 --preference-weight 1 --known-pairs 100 1e6"
+MEAN, RANDOM = "told_context=mean", "told_context=random"
+
+oppo = Entry("oppo", DATA, f"{LENGTH} {RATES} {TOLD}", "", "claim", (MEAN, RANDOM))
+dt = Entry("decision_transformer", DATA, f"{LENGTH} {RATES}", "beside-oppo", "claim")
+FEW, FULL = "known_pairs=100", "known_pairs=1e+06"
+PAIRS = {FULL: "A million pairs", FEW: "A hundred pairs"}
+
+CLAIM = Claim(
+    title="Preferences alone say which of two behaviours to have",
+    paper="OPPO (arXiv 2305.16217) claims to reach, without any reward, what methods with true rewards reach, by the "
+    "optimal context that it learns from preferences. Here half of the episodes go to their goal and half away from "
+    "it, from the same states, so that a policy which is told neither does neither.",
+    runs=[oppo, dt],
+    checks={
+        **{
+            f"{pairs}: it is level with DT, which is asked for the best return, within noise": (
+                end(oppo, setting) + noise(end(oppo, setting), end(dt)) > end(dt)
+            )
+            for setting, pairs in PAIRS.items()
+        },
+        **{
+            f"{pairs}: z* is better than {what}, beyond noise": (
+                end(oppo, setting)
+                > under(change, oppo, setting) + noise(end(oppo, setting), under(change, oppo, setting))
+            )
+            for setting, pairs in PAIRS.items()
+            for change, what in ((MEAN, "the mean context of the data"), (RANDOM, "a random context"))
+        },
+        "A million pairs: nearness to z* orders pieces as their rewards do (Spearman above 0.7)": (
+            logged("correlation", oppo, FULL) > 0.7
+        ),
+    },
+)
