@@ -497,6 +497,8 @@ def read_text(path: str, length: int) -> np.ndarray:
 
 def resolved(args: Args, data, pretrained: dict | None, text: np.ndarray | None) -> Args:
     """`args` with what the data and the language model say; InputError where they do not fit together."""
+    if args.language_length < 2:
+        raise InputError("--language-length must be at least 2: of one token there is no next one.")
     if pretrained is not None:
         params = pretrained["params"]
         (vocabulary, width), places = params["wte"]["embedding"].shape, len(params["wpe"]["embedding"])

@@ -253,6 +253,7 @@ def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pend
     for changes, words, message in (
         ({}, np.arange(7), "token 6 is none of the language model's 6"),
         ({"language_length": 10}, np.arange(6), "has 9 places"),
+        ({"language_length": 1}, np.arange(6), "--language-length must be at least 2"),
         ({}, None, "--text of a file, or --language-weight must be 0"),
         ({"heads": 3}, np.arange(6), "must be a multiple of --heads 3"),
     ):
