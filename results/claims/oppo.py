@@ -37,4 +37,17 @@ CLAIM = Claim(
             logged("correlation", oppo, FULL) > 0.7
         ),
     },
+    observed={
+        "A million pairs: nearness to z* orders pieces better than with a hundred, beyond noise": (
+            logged("correlation", oppo, FULL)
+            > logged("correlation", oppo, FEW)
+            + noise(logged("correlation", oppo, FULL), logged("correlation", oppo, FEW))
+        ),
+        "A hundred pairs are told apart better than many are: they are learned by heart, beyond noise": (
+            logged("accuracy", oppo, FEW)
+            > logged("accuracy", oppo, FULL) + noise(logged("accuracy", oppo, FEW), logged("accuracy", oppo, FULL))
+        ),
+        "A million pairs: z* is longer than contexts are": logged("z_star_norm", oppo, FULL)
+        > logged("z_norm", oppo, FULL),
+    },
 )
