@@ -42,6 +42,9 @@ CLAIM = Claim(
             > logged("language_loss", lamo, DRAWN)
             + noise(logged("language_loss", lamo, TAUGHT), logged("language_loss", lamo, DRAWN))
         ),
+        "Seeing one step alone it is level with seeing four, within noise": (
+            abs(end(one_step) - end(lamo, TAUGHT)) < noise(end(one_step), end(lamo, TAUGHT))
+        ),
         **{
             f"{model}: it is level with the same from random weights, within noise": (
                 abs(end(lamo, setting) - end(lamo, DRAWN)) < noise(end(lamo, setting), end(lamo, DRAWN))
@@ -49,12 +52,16 @@ CLAIM = Claim(
             for setting, model in MODELS.items()
         },
         **{
-            f"{model}: its error of the data's actions is lower than from random weights, beyond noise": (
-                logged("actor_loss", lamo, setting)
-                < logged("actor_loss", lamo, DRAWN)
-                - noise(logged("actor_loss", lamo, setting), logged("actor_loss", lamo, DRAWN))
+            f"{model}: its error of the data's actions is that from random weights, within noise": (
+                abs(logged("actor_loss", lamo, setting) - logged("actor_loss", lamo, DRAWN))
+                < noise(logged("actor_loss", lamo, setting), logged("actor_loss", lamo, DRAWN))
             )
             for setting, model in MODELS.items()
         },
     },
+    finding="All arms end at one level: weights that text has taught end neither above random ones nor above DT, with "
+    "more text while they act or without, and err as much on the data's actions. The text was learned, and with more "
+    "of it stays learned; without, the change of the weights undoes it. What it teaches, to look back, is of no use "
+    "here: a policy that sees a single step is level with one that sees the steps before it. A problem that needs "
+    "memory, and a large model of real text, were not tried.",
 )
