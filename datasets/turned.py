@@ -1,4 +1,8 @@
-"""TurnedPoint's data, `turned-point-mixed`: the tasks in turn, half of each one's episodes by a planner with noise."""
+"""TurnedPoint's data, `turned-point-<kind>`: the tasks in turn, half of each one's episodes by a planner with noise.
+
+The other half is of uniform actions (`mixed`; `few` is its first tenth), or of the planner that goes straight away from
+the goal (`against`).
+"""
 
 from functools import partial
 
@@ -15,22 +19,25 @@ NOISE = 0.3
 
 
 def recipe(name: str, env_id: str) -> Recipe:
-    """The one there is."""
-    spec = registered_env(env_id)
+    """`turned-point-mixed`, `turned-point-few` or `turned-point-against`."""
+    spec, against = registered_env(env_id), name.endswith("-against")
     return Recipe(
         env=spec,
         eval_env=spec,
-        steps=6_000,
-        policy=f"of each task every other episode: straight to the goal with noise {NOISE}, or uniform actions",
-        collect=partial(collect, spec),
+        steps=600 if name.endswith("-few") else 6_000,
+        policy=f"of each task every other episode: straight to the goal with noise {NOISE}, or "
+        + (f"away from it with noise {NOISE}" if against else "uniform actions"),
+        collect=partial(collect, spec, against),
         reference=env_id,
         expert="straight to the goal",
         returns=partial(returns, spec),
     )
 
 
-def played(spec: EnvSpec, number: int, noise: float | None, rng: np.random.Generator) -> EpisodeBuffer:
-    """Episode `number`, of task `number` mod K; `noise`: of the planner, None: uniform actions."""
+def played(
+    spec: EnvSpec, number: int, noise: float | None, rng: np.random.Generator, toward: float = 1.0
+) -> EpisodeBuffer:
+    """Episode `number`, of task `number` mod K; `noise`: of the planner, None: uniform actions; `toward` -1: away."""
     world, steps = TurnedFunctional(**spec.kwargs or {"tasks": 8}), spec.max_episode_steps
     task = number % world.tasks
     position, told = rng.uniform(-0.25, 0.25, 2), np.eye(world.tasks)[task]
@@ -38,7 +45,7 @@ def played(spec: EnvSpec, number: int, noise: float | None, rng: np.random.Gener
     for _ in range(steps):
         action = rng.uniform(-1.0, 1.0, 2)
         if noise is not None:
-            action = world.signs[task] * (world.goals[task] - position) / SPEED + noise * rng.normal(size=2)
+            action = toward * world.signs[task] * (world.goals[task] - position) / SPEED + noise * rng.normal(size=2)
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         position = position + SPEED * world.signs[task] * action
         obs.append(np.r_[position, told])
@@ -47,12 +54,13 @@ def played(spec: EnvSpec, number: int, noise: float | None, rng: np.random.Gener
     return episode(obs, actions, rewards, terminated=False)
 
 
-def collect(spec: EnvSpec, steps: int, seed: int) -> list[EpisodeBuffer]:
+def collect(spec: EnvSpec, against: bool, steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes until there are so many steps; the last one is cut."""
     rng, episodes, tasks = np.random.default_rng(seed), [], TurnedFunctional(**spec.kwargs or {"tasks": 8}).tasks
     while steps > 0:
         number = len(episodes)
-        episodes.append(cut(played(spec, number, NOISE if number // tasks % 2 == 0 else None, rng), steps))
+        planned, other = number // tasks % 2 == 0, (NOISE, rng, -1.0) if against else (None, rng)
+        episodes.append(cut(played(spec, number, *((NOISE, rng) if planned else other)), steps))
         steps -= len(episodes[-1])
     return episodes
 

@@ -63,3 +63,11 @@ def test_the_data_has_good_and_random_episodes_of_every_task():
     np.testing.assert_array_equal(task.reshape(32, 15), np.tile(np.arange(8), 4)[:, None].repeat(15, 1))
     good = np.arange(32) // 8 % 2 == 0
     assert returns[good].min() > -5.0 and returns[~good].mean() < -10.0
+
+
+def test_half_of_the_episodes_of_every_task_go_away_from_its_goal():
+    make.make("turned-point-against", steps=480)
+    data = load_dataset("turned-point-against")
+    returns = data.episode_returns()
+    good = np.arange(32) // 8 % 2 == 0
+    assert len(returns) == 32 and returns[good].min() > -5.0 and returns[~good].max() < -30.0

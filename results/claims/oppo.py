@@ -1,0 +1,62 @@
+from results.checks import Claim, end, logged, noise, under
+from results.grid import Entry
+
+DATA = "turned-point-against"
+LENGTH = "--seeds 8 --updates 800 --log-every 400 --eval-every 800 --eval-episodes 32 --context 4 --width 16 --layers 1"
+RATES = "--batch-size 32 --learning-rate 3e-3 --warmup-updates 100 --token-dropout 0 --max-grad-norm 0"
+TOLD = "--foresee 15 --latent-dim 1 --encoder-heads 1 --latent-lr 1e-2 --preference-weight 1 --known-pairs 100 1e6"
+MEAN, RANDOM, UNIT = "told_context=mean", "told_context=random", "told_context=unit"
+
+oppo = Entry("oppo", DATA, f"{LENGTH} {RATES} {TOLD}", "", "claim", (MEAN, RANDOM, UNIT))
+dt = Entry("decision_transformer", DATA, f"{LENGTH} {RATES}", "beside-oppo", "claim")
+FEW, FULL = "known_pairs=100", "known_pairs=1e+06"
+PAIRS = {FULL: "A million pairs", FEW: "A hundred pairs"}
+
+CLAIM = Claim(
+    title="Preferences alone say which of two behaviours to have",
+    paper="OPPO (arXiv 2305.16217) claims to reach, without any reward, what methods with true rewards reach, by the "
+    "optimal context that it learns from preferences. Here half of the episodes go to their goal and half away from "
+    "it, from the same states, so that a policy which is told neither does neither.",
+    runs=[oppo, dt],
+    checks={
+        **{
+            f"{pairs}: it is level with DT, which is asked for the best return, within noise": (
+                end(oppo, setting) + noise(end(oppo, setting), end(dt)) > end(dt)
+            )
+            for setting, pairs in PAIRS.items()
+        },
+        **{
+            f"{pairs}: z* is better than {what}, beyond noise": (
+                end(oppo, setting)
+                > under(change, oppo, setting) + noise(end(oppo, setting), under(change, oppo, setting))
+            )
+            for setting, pairs in PAIRS.items()
+            for change, what in ((MEAN, "the mean context of the data"), (RANDOM, "a random context"))
+        },
+        "A million pairs: nearness to z* orders pieces as their rewards do (Spearman above 0.7)": (
+            logged("correlation", oppo, FULL) > 0.7
+        ),
+    },
+    observed={
+        "A million pairs: nearness to z* orders pieces better than with a hundred, beyond noise": (
+            logged("correlation", oppo, FULL)
+            > logged("correlation", oppo, FEW)
+            + noise(logged("correlation", oppo, FULL), logged("correlation", oppo, FEW))
+        ),
+        "A hundred pairs are told apart better than many are: they are learned by heart, beyond noise": (
+            logged("accuracy", oppo, FEW)
+            > logged("accuracy", oppo, FULL) + noise(logged("accuracy", oppo, FEW), logged("accuracy", oppo, FULL))
+        ),
+        "A million pairs: z* is longer than contexts are": logged("z_star_norm", oppo, FULL)
+        > logged("z_norm", oppo, FULL),
+        "A million pairs: z* of length 1 is level with z*, within noise": (
+            abs(end(oppo, FULL) - under(UNIT, oppo, FULL)) < noise(end(oppo, FULL), under(UNIT, oppo, FULL))
+        ),
+    },
+    finding="What is told decides: with z* the policy goes to the goal where the mean context leaves it with both "
+    "behaviours. With many pairs it is level with DT on true rewards, within noise that is large, since both differ "
+    "much from seed to seed. With few pairs the encoder learns them by heart, contexts order other pieces less well, "
+    "and it ends below DT. A random context is not beaten beyond noise: contexts are a single number here, so that it "
+    "is z* or its opposite, but for the length, as chance has it. That z* is longer than contexts are does no harm "
+    "here.",
+)
