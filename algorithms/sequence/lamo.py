@@ -38,6 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from safetensors import SafetensorError
+from safetensors.flax import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
@@ -45,7 +47,6 @@ from shared.data import load_dataset
 from shared.errors import InputError, first_line
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
-from shared.safetensors import read_safetensors
 from shared.sequences import (
     Sequences,
     Window,
@@ -460,7 +461,10 @@ def read_gpt2(path: str) -> dict:
     Raises:
       InputError: it is no such file.
     """
-    arrays = {name.removeprefix("transformer."): x for name, x in read_safetensors(path).items()}
+    try:
+        arrays = {name.removeprefix("transformer."): x for name, x in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--language-model {path} is no file of .safetensors: {first_line(error)}.") from None
     layers = 1 + max((int(found[1]) for name in arrays if (found := re.match(r"h\.(\d+)\.", name))), default=-1)
     params = {}
     try:

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jobs import small
 from reference import agent_of, close, gelu
-from test_safetensors import write
+from safetensors.numpy import save_file
 from transformer_in_numpy import DISCRETE, SPEC, B, T, block, dense, norm, window
 
 from shared.data import load_dataset
@@ -235,6 +235,11 @@ def next_token_logits(w, text):
     return ln(x, "ln_f") @ w["wte.weight"].T
 
 
+def write(path, arrays: dict) -> str:
+    save_file(arrays, path)
+    return str(path)
+
+
 def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pendulum):
     lamo, arrays, text = load("lamo"), gpt2(), np.int32([1, 5, 0, 3, 3, 2])
     masks = {"h.0.attn.bias": np.ones((1, 1, 9, 9), np.float32)}  # of older files
@@ -263,6 +268,11 @@ def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pend
 
 def test_what_is_no_gpt2_and_no_text_is_refused(tmp_path):
     lamo, arrays, path = load("lamo"), gpt2(layers=1), tmp_path / "a.safetensors"
+    with pytest.raises(InputError, match="no file of .safetensors: No such file"):
+        lamo.read_gpt2(str(path))
+    path.write_bytes(b"weights")
+    with pytest.raises(InputError, match="no file of .safetensors: Error while"):
+        lamo.read_gpt2(str(path))
     for part in ("wpe.weight", "h.0.mlp.c_fc.bias", "ln_f.bias"):
         with pytest.raises(InputError, match=f"no weights of GPT-2, there is no '{part}'"):
             lamo.read_gpt2(write(path, {n: x for n, x in arrays.items() if n != part}))
