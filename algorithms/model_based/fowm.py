@@ -330,18 +330,21 @@ def policy_action(agent: Agent, z, key, args: Args):
 
 
 def plans_of_policy(agent: Agent, z, key, args: Args):
-    """What the policy does in the model from z [Z]: [H, --policy-plans, A]."""
+    """What the policy does in the model from z [B, Z]: [H, B, --policy-plans, A]."""
 
     def step(z, key):
         action = policy_action(agent, z, key, args)
         return agent.nets.dynamics.apply(agent.dynamics, z, action), action
 
-    z = jnp.broadcast_to(z, (args.policy_plans, *z.shape))
+    z = jnp.repeat(z[:, None], args.policy_plans, axis=1)
     return jax.lax.scan(step, z, jax.random.split(key, args.steps))[1]
 
 
 def plan_values(agent: Agent, z, actions, key, args: Args):
-    """sum_t gamma^t (R - c u)(z_t, a_t) + gamma^H (min_2 Q - c u)(z_H, pi(z_H)) [N] of actions [H, N, A] from z [Z]."""
+    """sum_t gamma^t (R - c u)(z_t, a_t) + gamma^H (min_2 Q - c u)(z_H, pi(z_H)) [B, N].
+
+    Of actions [H, B, N, A] from z [B, Z].
+    """
     nets = agent.nets
 
     def step(carry, action):
@@ -351,9 +354,8 @@ def plan_values(agent: Agent, z, actions, key, args: Args):
         total = total + weight * (reward - args.uncertainty_cost * u)
         return (nets.dynamics.apply(agent.dynamics, z, action), total, weight * args.discount), None
 
-    n = actions.shape[1]
-    carry = (jnp.broadcast_to(z, (n, *z.shape)), jnp.zeros(n), jnp.float32(1.0))
-    (z, total, weight), _ = jax.lax.scan(step, carry, actions)
+    z = jnp.repeat(z[:, None], actions.shape[2], axis=1)
+    (z, total, weight), _ = jax.lax.scan(step, (z, jnp.zeros(z.shape[:2]), jnp.float32(1.0)), actions)
     action_key, pair_key = jax.random.split(key)
     q = q_values(nets.critic, agent.critic, z, policy_action(agent, z, action_key, args))
     return total + weight * (least_of_two(q, pair_key) - args.uncertainty_cost * uncertainty(q))
@@ -362,7 +364,8 @@ def plan_values(agent: Agent, z, actions, key, args: Args):
 def refit(values, actions, mean, args: Args):
     """MPPI: the elites' weights [E], their actions [H, E, A], and the next iteration's mean and std [H, A].
 
-    Weights are exp(temperature * value), summing to 1; of them mean and deviation of the elites' actions.
+    Of one observation's values [N], actions [H, N, A] and mean [H, A]. Weights are exp(temperature * value), summing
+    to 1; of them mean and deviation of the elites' actions.
     """
     best, at = jax.lax.top_k(values, args.plan_elites)
     weights, elites = jax.nn.softmax(args.plan_temperature * best), actions[:, at]
@@ -372,25 +375,27 @@ def refit(values, actions, mean, args: Args):
     return weights, elites, mean, jnp.clip(std, args.min_std, args.max_std)
 
 
-def plan(agent: Agent, z, key, args: Args):
-    """First action of a plan from z [Z], an elite drawn by its weight: [A]; and the plan's deviation there [A]."""
+def plan(agent: Agent, obs, key, args: Args):
+    """First actions of plans from obs [B, O], each of an elite drawn by its weight, and their deviations: [B, A]."""
     policy_key, draw_key, key = jax.random.split(key, 3)
+    z = agent.nets.encoder.apply(agent.encoder, obs)
     of_policy = plans_of_policy(agent, z, policy_key, args)
-    mean = jnp.zeros((args.steps, of_policy.shape[-1]))
+    mean = jnp.zeros((args.steps, len(z), of_policy.shape[-1]))
+    refit_all = jax.vmap(refit, in_axes=(0, 1, 1, None), out_axes=(0, 1, 1, 1))
 
     def iteration(carry, key):
         mean, std = carry
         noise_key, value_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, (args.steps, args.plan_samples, mean.shape[-1]))
-        actions = jnp.clip(mean[:, None] + std[:, None] * noise, -1.0, 1.0)
-        actions = jnp.concatenate([actions, of_policy], axis=1)
-        weights, elites, mean, std = refit(plan_values(agent, z, actions, value_key, args), actions, mean, args)
+        noise = jax.random.normal(noise_key, (args.steps, len(z), args.plan_samples, mean.shape[-1]))
+        actions = jnp.clip(mean[:, :, None] + std[:, :, None] * noise, -1.0, 1.0)
+        actions = jnp.concatenate([actions, of_policy], axis=2)
+        weights, elites, mean, std = refit_all(plan_values(agent, z, actions, value_key, args), actions, mean, args)
         return (mean, std), (weights, elites[0])
 
     start = (mean, jnp.full_like(mean, 1.0) * args.max_std)
     (_, std), (weights, first) = jax.lax.scan(iteration, start, jax.random.split(key, args.plan_iterations))
     chosen = jax.random.categorical(draw_key, jnp.log(weights[-1]))
-    return first[-1, chosen], std[0]
+    return first[-1, jnp.arange(len(z)), chosen], std[0]
 
 
 # --------------------------------------------------------------------------------------------- the agent
@@ -469,16 +474,10 @@ def update(agent: Agent, batch: Window, key, args: Args, t=None) -> tuple[Agent,
     return agent, {"model_loss": loss, "actor_loss": loss_pi, **info, **info_pi}
 
 
-def plans(agent: Agent, obs, key, args: Args):
-    """Planned actions and their deviations [B, A]."""
-    z = agent.nets.encoder.apply(agent.encoder, obs)
-    return jax.vmap(lambda z, key: plan(agent, z, key, args))(z, jax.random.split(key, len(obs)))
-
-
 def act(agent: Agent, obs, key, args: Args):
     """Actions [B, A] in [-1, 1]: planned, without noise; or the policy's mean."""
     if args.planning:
-        return plans(agent, obs, key, args)[0]
+        return plan(agent, obs, key, args)[0]
     return jnp.tanh(agent.nets.actor.apply(agent.actor, agent.nets.encoder.apply(agent.encoder, obs)))
 
 
@@ -486,7 +485,7 @@ def explore(agent: Agent, obs, key, args: Args):
     """The same with noise [B, A]: of the plan's deviation, or of the policy's; the environment clips them."""
     plan_key, noise_key = jax.random.split(key)
     if args.planning:
-        action, std = plans(agent, obs, plan_key, args)
+        action, std = plan(agent, obs, plan_key, args)
         return action + std * jax.random.normal(noise_key, action.shape)
     return policy_action(agent, agent.nets.encoder.apply(agent.encoder, obs), noise_key, args)
 

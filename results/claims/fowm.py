@@ -7,7 +7,7 @@ SIZES = (
     "--offline-eval-every 1500 --env-steps 800 --learning-starts 100 --eval-every 200 --log-every 100"
 )
 
-fowm = Entry("fowm", DEMOS, f"{SIZES} --uncertainty-cost 0 20", "", "claim")
+fowm = Entry("fowm", DEMOS, f"{SIZES} --uncertainty-cost 0 20", "", "claim", ("planning=False",))
 FREE, SHY = "uncertainty_cost=0", "uncertainty_cost=20"
 
 
