@@ -47,6 +47,6 @@ CLAIM = Claim(
     finding="The demonstrations lead around a wall, straight behind which the goal is. Without the penalty the offline "
     "planner hardly ever arrives; online it gains, as it meets what the data do not show, until both planners are "
     "within noise of each other. With the penalty the planner arrives at once, and does not fall when it goes online. "
-    "That it keeps the planner from harm is all that is seen: the policy alone, cloned with advantages, ends within the "
-    "noise of the planner.",
+    "That it keeps the planner from harm is all that is seen: the policy alone, cloned with advantages, ends within "
+    "the noise of the planner.",
 )
