@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.data import Dataset
 from shared.errors import InputError
+from shared.replay import Replay
 from shared.transitions import Transitions
 
 
@@ -20,7 +21,7 @@ class Window(NamedTuple):
 
     mask: jax.Array
     """1: a step, 0: padding."""
-    timestep: jax.Array
+    timestep: jax.Array | None = None
     """Of the episode, from 0; int32."""
     obs: jax.Array | None = None
     action: jax.Array | None = None
@@ -31,6 +32,12 @@ class Window(NamedTuple):
     next_obs: jax.Array | None = None
     successor: jax.Array | None = None
     """0 at terminal rows whose next_obs is not known."""
+
+
+def shown(mask: jax.Array, known: dict[str, jax.Array]) -> Window:
+    """The arrays `known` [..., T, *] where `mask` [..., T] is, 0 elsewhere."""
+    arrays = {n: jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0) for n, x in known.items()}
+    return Window(mask=mask.astype(jnp.float32), **arrays)
 
 
 @jax.tree_util.register_dataclass
@@ -56,8 +63,7 @@ class Sequences:
         index = jnp.clip(index, start, end)
         found = self.transitions.take(index)._asdict() | {"timestep": index - start}
         known = {name: found[name] for name in Window._fields if found.get(name) is not None}
-        shown = {n: jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0) for n, x in known.items()}
-        return Window(mask=mask.astype(jnp.float32), **shown)
+        return shown(mask, known)
 
     def until(self, row: jax.Array, length: int) -> Window:
         """The `length` rows that end with `row` [...], padded on the left where the episode begins later."""
@@ -83,6 +89,19 @@ def sequences(data: Dataset, *fields: str, weights: np.ndarray | None = None) ->
     start = np.searchsorted(episode, episode, side="left").astype(np.int32)
     end = np.searchsorted(episode, episode, side="right").astype(np.int32) - 1
     return Sequences(data.transitions(*fields, weights=weights), jnp.asarray(start), jnp.asarray(end))
+
+
+def replay_windows(replay: Replay, key: jax.Array, n: int, length: int) -> Window:
+    """Windows [n, T] of one lane's ring that begin with rows drawn uniformly, padded behind the end of their episode.
+
+    It ends with a row that is terminal, or whose next_obs is not the next row's obs, and with the newest one.
+    """
+    age = jax.random.randint(key, (n, 1), 0, jnp.maximum(replay.size(), 1)) - jnp.arange(length)
+    rows = replay.take(jnp.maximum(age, 0))
+    goes_on = (rows.next_obs[:, :-1] == rows.obs[:, 1:]).all(-1) & (rows.terminal[:, :-1] == 0) & (age[:, 1:] >= 0)
+    mask = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1, dtype=jnp.int32) > 0
+    known = {name: getattr(rows, name) for name in ("obs", "action", "reward", "terminal", "next_obs")}
+    return shown(mask, known | {"successor": jnp.ones(mask.shape)})
 
 
 def window_starts(data: Dataset, steps: int, option: str = "--window-steps") -> np.ndarray:

@@ -9,10 +9,20 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.sequences import horizon, require_context, return_scale, sequences, target_returns, window_starts
+from shared.replay import init_replay
+from shared.sequences import (
+    horizon,
+    replay_windows,
+    require_context,
+    return_scale,
+    sequences,
+    target_returns,
+    window_starts,
+)
 from shared.task import Spec, Task, registered_env
 
 SPEC = Spec((2,), 1, False, (-1.0,), (1.0,))
@@ -132,3 +142,24 @@ def test_targets_are_of_the_datas_sign_and_scale():
     assert target_returns(nothing, 0.0) == 0.0 and return_scale(nothing, 0.0) == 1.0
     assert return_scale(log(), 0.0) == 100.0 == return_scale(costs, 0.0)
     assert return_scale(log(), 7.0) == 7.0 and return_scale(log(), (7.0, 0.0)) == (7.0, 100.0)
+
+
+def test_windows_of_a_replay_buffer_end_with_their_episode_and_the_newest_row():
+    """A ring of 6 holds rows 2 to 7: 2 is terminal, 5 is followed by a new episode, 7 is the newest."""
+    replay = jax.tree.map(lambda x: x[0], init_replay(1, 6, SPEC, SingleDeviceSharding(jax.devices()[0])))
+    first = replay_windows(replay, jax.random.key(0), 4, 3)
+    assert not np.asarray(first.reward).any()  # nothing was inserted yet
+    for row in range(8):
+        obs = 100.0 * (row > 5) + np.array([row, 10.0 + row])
+        terminal = row == 2  # and the next episode begins where this one ended
+        replay = replay.insert(np.float32([*obs, 0.1 * row, row, terminal, *(obs + 1)]))
+    window = jax.jit(lambda replay: replay_windows(replay, jax.random.key(1), 300, 3))(replay)
+    rows = {
+        tuple(r[m > 0].astype(int)) for r, m in zip(np.asarray(window.reward), np.asarray(window.mask), strict=True)
+    }
+    assert rows == {(2,), (3, 4, 5), (4, 5), (5,), (6, 7), (7,)}
+    for name in ("obs", "action", "reward", "terminal", "next_obs", "successor"):
+        assert not np.asarray(getattr(window, name))[np.asarray(window.mask) == 0].any()
+    inside = np.asarray(window.mask) > 0
+    assert (np.asarray(window.successor)[inside] == 1).all() and window.obs.shape == (300, 3, 2)
+    np.testing.assert_array_equal(window.next_obs[inside], np.asarray(window.obs)[inside] + 1)
