@@ -9,5 +9,6 @@ from environments import (  # noqa: F401
     icu_sepsis,
     point_env,
     rainy_road,
+    trial_point,
     turned_point,
 )
