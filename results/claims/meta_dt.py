@@ -12,7 +12,7 @@ RATES = (
     "--max-grad-norm 0 --target-return -2 --return-scale 3"
 )
 
-run = Entry("meta_dt", TRIALS, f"{LENGTH} {SIZES} {RATES} --task-weight 0 1 --prompt-share 0 1", "", "claim", (SILENT,))
+run = Entry("meta_dt", TRIALS, f"{LENGTH} {SIZES} {RATES} --task-weight 0 1 --prompt-share 0 1", "", "claim")
 half = Entry("meta_dt", TRIALS, f"{LENGTH} {SIZES} {RATES} --task-weight 0 1 --prompt-share 0.5", "half", "claim")
 DT, ALWAYS_PROMPT, ZERO, ALWAYS = (f"task_weight={told} prompt_share={share}" for told in (0, 1) for share in (0, 1))
 FEW = "task_weight=1"
