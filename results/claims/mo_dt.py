@@ -76,9 +76,8 @@ CLAIM = Claim(
     },
     finding="With equal weights it is the other way round here: attention narrows, more with next states than with "
     "next returns, the error of the actions is higher than DT's at the end, and the policy ends below it. Next returns "
-    "alone change the policy less than noise. Learned weights keep level with DT. The shortest combination of gradients "
-    "is shortest where the objective that is solved has nearly all of the weight, so that actions are hardly learned. "
-    "What we suspect, and have not tried: the next state follows from the "
-    "last state and action, two tokens, so that predicting it teaches to look at these; in locomotion more of the past "
-    "may be needed.",
+    "alone change the policy less than noise. Learned weights keep level with DT. The shortest combination of the "
+    "gradients gives actions a small weight, and ends below equal weights. What we suspect, and have not tried: the "
+    "next state follows from the last state and action, two tokens, so that predicting it teaches to look at these; in "
+    "locomotion more of the past may be needed.",
 )
