@@ -46,6 +46,7 @@ import pointworld
 import roads
 import scripted
 import sepsis
+import trials
 import turned
 from episodes import Recipe
 from minari.data_collector import EpisodeBuffer
@@ -72,6 +73,7 @@ MODULES = {
     "minatar": minatar,
     "ogbench": ogbench_data,
     "road": roads,
+    "trial": trials,
     "turned": turned,
 }
 REFERENCE_EPISODES = 100

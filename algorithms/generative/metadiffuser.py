@@ -56,7 +56,7 @@ class Args(OfflineArgs):
     dataset: str = "point-hidden-medium"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     context_updates: Size = 100_000
-    """Gradient updates of the encoder and the models before the first one of the planner."""
+    """Gradient updates of the encoder and the models before all others."""
     context_rows: Size = 20
     """Transitions of a context, drawn from those of the episode before a window."""
     latent_dim: int = 16

@@ -15,6 +15,8 @@ which policies do not see, and returns.csv has the utility under preferences dra
 utility and sparsity of the archive, by discounted returns, are in metrics.csv. Evaluations of policies are no
 environment steps, as in the paper's budgets. --buffer-size is not used.
 
+Choose it when what is wanted is weighed only after training, and there are few objectives.
+
 Deviations from the paper:
 - the constraint is on the mean return of the visited states, for which PPO's surrogate of objective j is the estimate,
   relative to the first batch of the round; beneath --least-margin the barrier goes on as its tangent, so that what is

@@ -79,7 +79,7 @@ class Args(OfflineArgs):
     mask_every: Size = 500
     """Updates between two changes of the masks."""
     prompt_steps: Size = 5
-    """Steps of a task's demonstration that are put before the window."""
+    """Steps of the task, a prompt, that are put before the window."""
     context: int = 10
     """K: steps that the policy sees."""
     target_return: Float = 0.0

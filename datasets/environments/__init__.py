@@ -11,5 +11,6 @@ from environments import (  # noqa: F401
     preferred,
     proc_maze,
     rainy_road,
+    trial_point,
     turned_point,
 )
