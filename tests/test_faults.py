@@ -380,6 +380,7 @@ LIBRARIES = {
     "jax",
     "matplotlib",
     "minari",
+    "moocore",
     "mujoco",
     "numpy",
     "optax",
