@@ -388,6 +388,7 @@ LIBRARIES = {
     "pandas",
     "pgx",  # by datasets/environments/breakout.py only, where it is there
     "ray",
+    "safetensors",
     "scipy",
     "torch",
     "tqdm",
