@@ -24,6 +24,7 @@ Deviations from the paper:
 - one update per environment step, after the first --learning-starts (there: as many as an episode had steps, at its
   end);
 - targets move at every update, by half as much as the authors' code moves them at every second;
+- actions of the data are not kept off the bounds by 1e-5;
 - the policy does not learn from rows behind an episode's end, which the authors' code leaves in its loss;
 - where the paper is silent the authors' code is followed: orthogonal weights, zeros in the last layers of reward and Q,
   gradients divided by H before they are clipped, V's own prediction at the true next encoding in Q's target, two random

@@ -21,15 +21,20 @@ Deviations from the paper:
 - the constraint is on the mean return of the visited states, for which PPO's surrogate of objective j is the estimate,
   relative to the first batch of the round; beneath --least-margin the barrier goes on as its tangent, so that what is
   violated comes back. The released code's barrier (--barrier ratios) is of the probability ratios of single actions,
-  whatever they return: it holds the policy near the last one, and does not tell objectives apart;
+  whatever they return (released: of positive ones; of negative ones it vanishes, or turns round): it holds the policy
+  near the last one, and does not tell objectives apart. An iteration should have whole episodes of each environment,
+  else its returns are of other parts of them than the first one's;
+- an update has --steps-per-iteration steps in all, 2,048, and the step size stays (the released runs: 512 of each of 8
+  environments, 5 policies selected, a rate that falls to zero in the first stage, and steps counted for one
+  environment); hidden layers begin with a gain of sqrt 2, the last one of a Gaussian policy with 1 (1 and 0.01);
 - where too few policies were never selected, former ones are selected again;
 - in stage 1, too, every iteration's policies are candidates for the archive (released code: every tenth);
 - values are scaled by the root mean square of their targets, where the released code scales rewards by the standard
   deviation of discounted returns; episodes bootstrap at time limits;
 - the trust-region form (C-MORL-CPO) is not here.
 
-    python algorithms/online/c_morl.py --seeds 4 --n-envs 16 --steps-per-iteration 256 --round-iterations 5
-    python algorithms/online/c_morl.py --env PreferredTreasure-v0 --reference-point 0 -30 --barrier ratios
+    python algorithms/online/c_morl.py --seeds 4 --n-envs 16 --steps-per-iteration 400 --round-iterations 5
+    python algorithms/online/c_morl.py --env PreferredTreasure-v0 --reference-point 0 -30
 """
 
 import dataclasses

@@ -18,10 +18,13 @@ Deviations from the paper (and the authors' code):
 - text is a tiny grammar unless a file is given (WikiText-103), and its tokens have places (none there);
 - the change of the weights has no dropout of its own (0.1), and GELU is the tanh form everywhere;
 - the score is of one target return (the best of several): each is a lane;
+- AdamW is optax's for all that is learned (the authors' code: epsilon 1e-6, and its low-rank changes in fact at the
+  rate of the new networks);
 - no images.
 
     python algorithms/sequence/lamo.py --dataset pendulum-few --seeds 4 --width 64 --layers 2 --updates 10000
-    python algorithms/sequence/lamo.py --dataset hopper-medium --language-model gpt2.safetensors --language-weight 0
+    python algorithms/sequence/lamo.py --dataset hopper-medium --language-model gpt2.safetensors --heads 12 \\
+        --language-weight 0
 """
 
 import dataclasses
@@ -124,6 +127,8 @@ PRESETS = {
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+GPT2_HEAD = 64
+"""Numbers of a token that one attention head of GPT-2 sees, whatever its size; no file of weights says it."""
 DEPTH = 8
 """Brackets that are open at once, at most."""
 OPENED = 0.5
@@ -515,6 +520,8 @@ def resolved(args: Args, data, pretrained: dict | None, text: np.ndarray | None)
         if (most := 2 * args.bracket_kinds - 1 if text is None else int(text.max())) >= vocabulary:
             raise InputError(f"--text: token {most} is none of the language model's {vocabulary:,}.")
     require_context(data, args.context)
+    if pretrained is not None and args.width != GPT2_HEAD * args.heads:
+        raise InputError(f"--heads {args.heads}: GPT-2's heads see {GPT2_HEAD} numbers each, of {args.width} here.")
     require_heads(args.width, args.heads)
     asked = {"target_return": target_returns(data, args.target_return)}
     asked |= {"return_scale": return_scale(data, args.return_scale)}

@@ -18,7 +18,9 @@ Deviations from the paper (and the authors' code):
 - a prompt is drawn for each window, of any other try of its trial (one for each trajectory, of three good ones);
 - it is drawn in proportion to its error (as the code; in the paper, it is the piece with the largest one), in acting
   too, where the code's errors are summed up to the end of the try;
-- the encoder sees standardised states; without any step before it sees zeros (in the code's evaluation z is 0 then);
+- the encoder sees standardised states, and of a try's first steps those that there are (in the code's evaluation z is 0
+  at the first, and comes from zeros at the next ones); the reward of a try's last step is not learned;
+- the world model's gradients are not clipped (to a norm of 1), and --context is 10 (20);
 - the world model's last parameters are used (the best ones on held-out tasks);
 - everyone is asked for the same return (each task for the best one of its own data).
 

@@ -19,6 +19,7 @@ Deviations from the paper, of which no code was released, and whose text we know
 - how objectives are weighted, the number of regions and what the token is made of (a sum of learned embeddings, one
   for each dimension) are our choices;
 - what follows the last step of a window is not predicted;
+- with the shortest combination the heads follow its weights, too (arXiv 1810.04650: each its own objective);
 - the attention's entropy is logged, as a share of what evenly spread attention has.
 
     python algorithms/sequence/mo_dt.py --dataset hopper-medium-replay --seeds 4 --target-return 3600 1800
@@ -37,6 +38,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -268,11 +270,15 @@ def objectives(actor, agent: Agent, window: Window, key):
 
 
 def weighted_loss(actor, agent: Agent, window: Window, key, args: Args):
-    """sum_i w_i L_i with fixed weights, or sum_i exp(-c_i) L_i / 2 + c_i / 2 with learned c (arXiv 1705.07115)."""
+    """sum_i w_i L_i with fixed weights, or sum_i exp(-c_i) L_i / 2 + c_i / 2 with learned c (arXiv 1705.07115).
+
+    A cross-entropy, of the regions, counts exp(-c) L + c / 2.
+    """
     losses, info = objectives(actor, agent, window, key)
     if args.objective_weights == "uncertainty":
         c = actor["params"]["log_variance"][: len(losses)]
-        weights, loss = jnp.exp(-c) / 2.0, (jnp.exp(-c) * losses + c).sum() / 2.0
+        weights = jnp.exp(-c) * jnp.array([0.5, 0.5, 0.5, 1.0])[: len(losses)]
+        loss = weights @ losses + c.sum() / 2.0
     else:
         weights = jnp.array([1.0, args.next_obs_weight, args.next_return_weight, 1.0])[: len(losses)]
         loss = weights @ losses
@@ -383,6 +389,9 @@ def resolved(args: Args, data) -> Args:
     if args.context < 2:
         raise InputError("--context must be at least 2: what follows a step is read off the next one.")
     require_heads(args.width, args.heads)
+    given = np.append(args.next_obs_weight, args.next_return_weight)
+    if args.objective_weights != "equal" and (given != 1.0).any():
+        raise InputError(f"--objective-weights {args.objective_weights} finds its weights, none can be given.")
     asked = {"target_return": target_returns(data, args.target_return)}
     asked |= {"return_scale": return_scale(data, args.return_scale)}
     return dataclasses.replace(args, **asked, max_timestep=args.max_timestep or horizon(data))

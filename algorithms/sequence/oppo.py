@@ -20,7 +20,8 @@ Deviations from the paper (and the authors' code):
   (every pair of windows of a batch is compared, without end, and their windows are cloned);
 - the encoder's tokens are averaged where there is a step (summed, padding included), its blocks normalise what they
   read, and it has no places but timesteps (BERT's blocks normalise what they write);
-- z* follows contexts without dropout; errors are means over windows (sums of two batches' means);
+- z* follows contexts without dropout; errors are means over windows (sums of two batches' means, so that preferences
+  weigh twice as much here);
 - no answers of persons.
 
     python algorithms/sequence/oppo.py --dataset hopper-medium-replay --seeds 4

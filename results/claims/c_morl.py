@@ -48,17 +48,21 @@ CLAIM = Claim(
         ),
     },
     finding="Weighted sums find the two peaks and what lies on the way to them; the extension goes along the front "
-    "between, and the archive fills. The expected utility has nothing to gain here: the front is concave, so that one "
-    "of the two peaks serves every weighted sum. The constraint is not what fills this front: without it a policy goes "
-    "from one peak to the other, and what it passes on the way is the front; it gives up more than it should, and the "
-    "hypervolume is the same within noise. The barrier of the released code, which tells objectives not apart, fills "
-    "it, too, but ends lower than either.",
+    "between, and the archive fills. The expected utility has nothing to gain here: the front is concave, so "
+    "that one of the two peaks serves every weighted sum. The constraint is not what fills this front: without "
+    "it a policy goes from one peak to the other, and what it passes on the way is the front; on average it "
+    "gives up more than it should, the hypervolume is the same within noise, and the gaps are a little less "
+    "even. The barrier of the released code, which tells objectives not apart, fills it, too, but ends lower "
+    "than either.",
     observed={
         "Without a constraint the hypervolume is no higher, beyond noise": logged("hypervolume", both, FREE)
         < logged("hypervolume", both, KEPT)
         + noise(logged("hypervolume", both, FREE), logged("hypervolume", both, KEPT)),
-        "With the constraint what is kept stays above it": logged("margin", both, KEPT) > 0.0,
-        "Without it, it falls beneath": logged("margin", both, FREE) < 0.0,
+        "With the constraint what is kept is above it on average": logged("margin", both, KEPT) > 0.0,
+        "Without it, it is beneath on average": logged("margin", both, FREE) < 0.0,
+        "The archive holds more policies than the first stage's, beyond noise": above(
+            "policies", (both, KEPT), (first,)
+        ),
         "The released barrier is above the first stage, beyond noise": above("hypervolume", (released,), (first,)),
         "The released barrier is below the constraint of returns, beyond noise": below(
             "hypervolume", (released,), (both, KEPT)

@@ -36,7 +36,8 @@ CLAIM = Claim(
     },
     observed={
         f"{DEMOS}: after offline training the planner without the penalty scores less than 1": start(fowm, FREE) < 1.0,
-        f"{DEMOS}: online it gains, beyond noise": gain(fowm, FREE) > noise(gain(fowm, FREE)),
+        f"{DEMOS}: with the penalty it scores above 50": start(fowm, SHY) > 50.0,
+        f"{DEMOS}: without the penalty it gains online, beyond noise": gain(fowm, FREE) > noise(gain(fowm, FREE)),
         f"{DEMOS}: with the penalty the policy alone ends within the noise of the planner": (
             abs(lost("planning=False", fowm, SHY)) < noise(lost("planning=False", fowm, SHY))
         ),
@@ -45,8 +46,8 @@ CLAIM = Claim(
         ),
     },
     finding="The demonstrations lead around a wall, straight behind which the goal is. Without the penalty the offline "
-    "planner hardly ever arrives; online it gains, as it meets what the data do not show, until both planners are "
-    "within noise of each other. With the penalty the planner arrives at once, and does not fall when it goes online. "
-    "That it keeps the planner from harm is all that is seen: the policy alone, cloned with advantages, ends within "
-    "the noise of the planner.",
+    "planner hardly ever arrives; online it gains, as it meets what the data do not show, until both planners "
+    "are within noise of each other. With the penalty the offline planner arrives more often than not, and does "
+    "not fall when it goes online. That it keeps the planner from harm is all that is seen: the policy alone, "
+    "cloned with advantages, ends within the noise of the planner.",
 )

@@ -23,9 +23,10 @@ CLAIM = Claim(
         "Over all evaluations online it is above TD3 from the same policy, beyond noise": online_mean(run, WITH)
         > online_mean(run, WITHOUT) + noise(online_mean(run, WITH), online_mean(run, WITHOUT)),
     },
-    finding="The model knows no wind, and the policy that it has trained rests beside its goal. With its objective "
-    "in the critic every evaluation online is above that policy. Without it the same policy is lost first, when the "
-    "critic knows nothing yet, and found again: at the last evaluation the two differ by no more than noise.",
+    finding="The model knows no wind, and the policy that it has trained falls short of what is learned online. With "
+    "its objective in the critic every evaluation online is above that policy. Without it the same policy is "
+    "lost first, when the critic knows nothing yet, and found again: at the last evaluation the two differ by "
+    "no more than noise.",
     observed={
         "TD3 from the same policy falls below it at first": course(run, WITHOUT)[1] < start(run, WITHOUT),
         "TD3 from the same policy ends above it, beyond noise": gain(run, WITHOUT) > noise(gain(run, WITHOUT)),

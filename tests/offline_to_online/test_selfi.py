@@ -110,16 +110,19 @@ def test_selfi_actor_moves_at_every_second_step_and_the_targets_with_it(agent, b
         close(c, 0.9 * np.asarray(a) + 0.1 * np.asarray(b))
 
 
-def test_selfi_trains_in_the_model_then_interacts_where_it_is_wrong(tmp_path):
-    """Offline the residual stays empty; the model is another environment than the one that is played."""
+def test_selfi_trains_in_the_model_then_interacts_where_it_is_wrong(tmp_path, monkeypatch):
+    """The model is another environment than the one that is played."""
     import make  # of datasets/
 
     make.make("turned-point-mixed", steps=120)
+    modelled, exact_model = [], selfi.exact_model
+    monkeypatch.setattr(selfi, "exact_model", lambda task: modelled.append(task.env_spec.id) or exact_model(task))
     out = tmp_path / "run"
     agents = train(
         "selfi", "turned-point-mixed", out, env="WindyPoint-v0", model_env="TurnedPoint-v0", hidden_dims=(8,)
     )  # fmt: skip
     offline, online = (list(csv.DictReader((out / f"{name}.csv").open())) for name in ("offline", "metrics"))
+    assert modelled == ["TurnedPoint-v0"]
     assert "model_loss" in offline[0] and "residual" in online[0]
     last = max(k for k in agents if ".critic" in k and "target" not in k and "kernel" in k)
     assert np.abs(agents[last]).max() > 0

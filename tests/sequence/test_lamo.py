@@ -240,7 +240,7 @@ def write(path, arrays: dict) -> str:
     return str(path)
 
 
-def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pendulum):
+def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pendulum, monkeypatch):
     lamo, arrays, text = load("lamo"), gpt2(), np.int32([1, 5, 0, 3, 3, 2])
     masks = {"h.0.attn.bias": np.ones((1, 1, 9, 9), np.float32)}  # of older files
     named = {f"transformer.{name}": x for name, x in (arrays | masks).items()}
@@ -250,6 +250,7 @@ def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pend
     close(jax.jit(net.apply)(language, text[None])[0], next_token_logits(arrays, text))
     agent = lamo.init(jax.random.key(0), args, SPEC, pretrained=language)
     jax.tree.map(np.testing.assert_array_equal, agent.language, language)
+    monkeypatch.setattr(lamo, "GPT2_HEAD", 4)
     data = load_dataset(pendulum, "Pendulum-v1")
     asked = partial(lamo.resolved, data=data, pretrained=language)
     tell = small("lamo", pendulum, "", width=128, layers=3)
@@ -260,7 +261,8 @@ def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pend
         ({"language_length": 10}, np.arange(6), "has 9 places"),
         ({"language_length": 1}, np.arange(6), "--language-length must be at least 2"),
         ({}, None, "--text of a file, or --language-weight must be 0"),
-        ({"heads": 3}, np.arange(6), "must be a multiple of --heads 3"),
+        ({"heads": 3}, np.arange(6), "--heads 3: GPT-2's heads see 4 numbers each, of 8 here"),
+        ({"heads": 4}, np.arange(6), "--heads 4: GPT-2's heads see 4 numbers each, of 8 here"),
     ):
         with pytest.raises(InputError, match=message):
             asked(dataclasses.replace(tell, **changes), text=words)
