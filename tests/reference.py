@@ -4,7 +4,6 @@ import functools
 import inspect
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
@@ -14,44 +13,26 @@ SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0))
 B = 5
 
 
-def weights(agent, value):
-    """The agent with value(array) for each weight matrix of its networks."""
-
-    def of(path, x):
-        return value(x) if getattr(path[-1], "key", "") in ("kernel", "embedding") else x
-
-    return agent.replace(**{f: jax.tree_util.tree_map_with_path(of, getattr(agent, f)) for f in networks(agent)})
-
-
-def networks(agent) -> list[str]:
-    fields = {f: getattr(agent, f) for f in agent.__dataclass_fields__}
-    return [f for f, tree in fields.items() if isinstance(tree, dict) and "params" in tree]
-
-
 @functools.cache
 def _init(module):
-    """Compiled once for all agents of the same sizes, without drawing their weight matrices: that is most of it."""
-    return jax.jit(lambda *given: weights(module.init(*given), jnp.zeros_like), static_argnums=2)
+    """Compiled once for all agents of the same sizes."""
+    return jax.jit(module.init, static_argnums=2)
 
 
 def agent_of(module, args, spec=SPEC, seed=0):
-    """An agent whose weights are drawn here, whose targets differ from its online networks, with biases not zero."""
-    agents = []
-    for s in (seed, seed + 1):
-        r = np.random.default_rng(s)
-
-        def draw(x, r=r):
-            return r.normal(size=x.shape).astype(np.float32) / np.float32(np.sqrt(x.shape[-2]))
-
-        agents.append(weights(_init(module)(jax.random.key(s), args, spec), draw))
+    """An agent whose targets differ from its online networks and whose biases are not zero."""
+    agent = _init(module)(jax.random.key(seed), args, spec)
+    other = _init(module)(jax.random.key(seed + 1), args, spec)
 
     def shake(tree, s):
         leaves, structure = jax.tree.flatten(tree)
         r = np.random.default_rng(s)
         return jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape).astype(np.float32) for x in leaves])
 
-    changed = {f: shake(getattr(agents["target" in f], f), len(f)) for f in networks(agents[0])}
-    return agents[0].replace(**changed)
+    fields = {f: getattr(agent, f) for f in agent.__dataclass_fields__}
+    networks = [f for f, tree in fields.items() if isinstance(tree, dict) and "params" in tree]
+    changed = {f: shake(getattr(other if "target" in f else agent, f), len(f)) for f in networks}
+    return agent.replace(**changed)
 
 
 def relu(x):

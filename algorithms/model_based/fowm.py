@@ -156,7 +156,7 @@ def layer_norm(name: str | None = None):
     return nn.LayerNorm(epsilon=1e-5, name=name)
 
 
-class Encoder(nn.Module):
+class LatentEncoder(nn.Module):
     """enc(s): a latent whose entries lie between 0 and 1."""
 
     hidden_dims: tuple[int, ...]
@@ -203,7 +203,7 @@ class Critic(nn.Module):
 
 
 class Networks(NamedTuple):
-    encoder: Encoder
+    encoder: LatentEncoder
     dynamics: MLP
     reward: MLP
     critic: Critic
@@ -417,7 +417,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     zero, dims = nn.initializers.zeros, args.hidden_dims
     nets = Networks(
-        Encoder(args.encoder_hidden_dims, args.latent_dim),
+        LatentEncoder(args.encoder_hidden_dims, args.latent_dim),
         MLP(dims, args.latent_dim, latent=True),
         MLP(dims, 1, last_init=zero),
         Critic(dims, last_init=zero),

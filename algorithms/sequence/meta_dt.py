@@ -130,7 +130,7 @@ BLOCK = 1024
 """Rows that the world model is asked about at once."""
 
 
-class Encoder(nn.Module):
+class TaskEncoder(nn.Module):
     """What the steps before one tell of its task."""
 
     latent_dim: int
@@ -175,7 +175,7 @@ class WorldModel(nn.Module):
     obs_dim: int
 
     def setup(self):
-        self.encoder = Encoder(self.latent_dim, self.recurrent_dim)
+        self.encoder = TaskEncoder(self.latent_dim, self.recurrent_dim)
         self.reward_model = Decoder(self.latent_dim, self.hidden_dims, 1)
         self.dynamics_model = Decoder(self.latent_dim, self.hidden_dims, self.obs_dim)
 

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         return nn.LayerNorm(epsilon=1e-5)(x)
 
 
-class Encoder(nn.Module):
+class WindowEncoder(nn.Module):
     """The context z of a window, of its states and actions."""
 
     latent_dim: int
@@ -201,7 +201,7 @@ class ContextTransformer(nn.Module):
 
 
 class Networks(NamedTuple):
-    encoder: Encoder
+    encoder: WindowEncoder
     actor: ContextTransformer
 
 
@@ -321,7 +321,7 @@ def optimizers(args: Args) -> tuple[optax.GradientTransformation, ...]:
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane; z* begins far from the contexts, which have length 1."""
     sizes, most = (args.width, args.layers), (args.token_dropout, max(args.max_timestep, 1))
-    encoder = Encoder(args.latent_dim, *sizes, args.encoder_heads, *most)
+    encoder = WindowEncoder(args.latent_dim, *sizes, args.encoder_heads, *most)
     nets = Networks(encoder, ContextTransformer(spec.action_dim, *sizes, args.heads, *most))
     encoder_key, actor_key, star_key, other_key, pairs_key = jax.random.split(key, 5)
     window = jax.tree.map(lambda x: x[None], empty(spec, args))
