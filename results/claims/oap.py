@@ -34,10 +34,11 @@ CLAIM = Claim(
         ),
         f"{NEAR}: it ends above the planner that is worth 100": end(asked) > 100,
     },
-    finding="The data's directions are random, so that the policy's own action soon leads nearer to the goal than "
-    "that of the row, to which TD3+BC is held. By the end most rows clone the policy's own action: the "
-    "constraint is gone where it was in the way. RankNet's accuracy on new questions shows no skill: only the "
-    "rows farthest from the policy are asked, whose answers are nearly all the same by then. It ends above "
-    "the planner by which scores are measured, which keeps clear of hazards that cost nothing here. The "
-    "oracle is exact, by the shortest ways to the goal; worse ones were not tried.",
+    finding="The data's directions are random, so that the policy's own action soon leads nearer to the goal than that "
+    "of the row, to which TD3+BC is held. By the end most rows clone the policy's own action: the constraint is "
+    "gone where it was in the way. RankNet's accuracy on new questions shows no skill, since only the rows "
+    "farthest from the policy are asked, whose answers are nearly all the same by then; but its answers for all "
+    "other rows are what loosens them, and without it the policy ends little above TD3+BC. It ends above the "
+    "planner by which scores are measured, which keeps clear of hazards that cost nothing here. The oracle is "
+    "exact, by the shortest ways to the goal; worse ones were not tried.",
 )
