@@ -114,7 +114,7 @@ def of_objectives(env: JaxEnv) -> JaxEnv:
       InputError: it does not tell them.
     """
     if env.objectives is None:
-        raise InputError("The environment does not tell several objectives; those whose id begins with Preferred do.")
+        raise InputError("The environment does not tell its objectives: 'objectives' of its transition_info is needed.")
 
     def step(state, action, keys):
         new, obs, _, terminal, truncated = env.step(state, action, keys)

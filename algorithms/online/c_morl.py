@@ -559,12 +559,13 @@ def train(agent: Agent, keys, args: Args, start, env: JaxEnv) -> tuple[Agent, di
 
 
 def indicators(values: np.ndarray, args: Args) -> dict[str, np.ndarray]:
-    """How good each lane's archive [L, C, K] is: {name: [L]}."""
+    """How good each lane's archive [L, C, K] is, an empty one's utility that of the reference point: {name: [L]}."""
     weights = simplex_lattice(values.shape[2], 100 if values.shape[2] == 2 else 10)
     fronts = [lane[np.isfinite(lane).all(1)] for lane in np.asarray(values, np.float64)]
+    reference = np.array([args.reference_point])
     return {
-        "hypervolume": np.array([hypervolume(x, np.array(args.reference_point)) for x in fronts]),
-        "expected_utility": np.array([expected_utility(x, weights) if len(x) else 0.0 for x in fronts]),
+        "hypervolume": np.array([hypervolume(x, reference[0]) for x in fronts]),
+        "expected_utility": np.array([expected_utility(x if len(x) else reference, weights) for x in fronts]),
         "sparsity": np.array([sparsity(x) for x in fronts]),
         "policies": np.array([len(x) for x in fronts], float),
     }
