@@ -54,9 +54,12 @@ def test_selfi_objective_is_the_discounted_reward_of_a_plan_up_to_its_end(batch)
 
 def test_selfi_critic_is_the_models_objective_plus_a_residual_also_in_the_target(agent, batch):
     key = jax.random.key(3)
-    loss = jax.jit(lambda critic: selfi.critic_loss(critic, agent, model, batch, key, ARGS))
-    noise = np.clip(0.2 * np.asarray(jax.random.normal(key, (B, 2))), -0.5, 0.5)
+    args = dataclasses.replace(ARGS, policy_noise=1.5, noise_clip=0.9)
+    loss = jax.jit(lambda critic: selfi.critic_loss(critic, agent, model, batch, key, args))
+    free = 1.5 * np.asarray(jax.random.normal(key, (B, 2)))
+    noise = np.clip(free, -0.9, 0.9)
     plan, next_plan = plan_of(agent.target_actor, batch.obs), plan_of(agent.target_actor, batch.next_obs)
+    assert (noise != free).any() and (np.abs(next_plan[:, 0] + noise) > 1).any()
     plan[:, 0], next_plan[:, 0] = batch.action, np.clip(next_plan[:, 0] + noise, -1, 1)
     target = 0.7 * objective(batch.next_obs, next_plan)
     target += heads(agent.target_critic, batch.next_obs, next_plan[:, 0]).min(0)
@@ -104,10 +107,9 @@ def test_selfi_actor_moves_at_every_second_step_and_the_targets_with_it(agent, b
         for field in ("actor", "target_actor", "target_critic"):
             pairs = zip(jax.tree.leaves(getattr(agent, field)), jax.tree.leaves(getattr(new, field)), strict=True)
             assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs) == moves, field
-    for a, b, c in zip(
-        *(jax.tree.leaves(x) for x in (agent.target_critic, new.critic, new.target_critic)), strict=True
-    ):
-        close(c, 0.9 * np.asarray(a) + 0.1 * np.asarray(b))
+    for name in ("actor", "critic"):
+        trees = getattr(agent, f"target_{name}"), getattr(new, name), getattr(new, f"target_{name}")
+        jax.tree.map(lambda a, b, c: close(c, 0.9 * np.asarray(a) + 0.1 * np.asarray(b)), *trees)
 
 
 def test_selfi_trains_in_the_model_then_interacts_where_it_is_wrong(tmp_path, monkeypatch):

@@ -74,8 +74,7 @@ def test_the_models_loss_is_three_likelihoods_and_terminal_rows_have_no_next_obs
     end = -np.where(batch.terminal > 0, np.log(1 - sigmoid(goes_on)), np.log(sigmoid(goes_on)))
     bits = -np.where(batch.next_obs > 0, np.log(p), np.log(1 - p)).sum(1)
     close(loss, ((batch.reward - reward) ** 2 / 2 + end + np.where(batch.terminal > 0, 0, bits)).mean())
-    goes = batch.terminal == 0
-    likelier = np.where((goes & (np.arange(6) > 0))[:, None], p > 0.5, 1 - (p > 0.5))  # row 0 wrong in all bits
+    likelier = np.where((np.arange(6) > 0)[:, None], p > 0.5, 1 - (p > 0.5))  # row 0 wrong in all bits
     close(loss_of(batch._replace(next_obs=np.float32(likelier)))[1]["foreseen"], 3 / 4)
     elsewhere = batch._replace(next_obs=np.where(batch.terminal[:, None] > 0, 1 - batch.next_obs, batch.next_obs))
     close(loss_of(elsewhere)[0], loss)
@@ -113,6 +112,11 @@ def test_a_step_is_adams_and_weights_lose_a_millionth_whatever_its_size(agent, b
     first, _ = update_critic(agent, batch, ones, ARGS)
     step = lambda p, g: p - 0.01 * g / (np.abs(g) + 1e-5) - 1e-6 * p  # noqa: E731
     jax.tree.map(lambda p, g, now: close(now, step(np.float64(p), np.float64(g))), agent.critic, grads, first.critic)
+    slow, _ = update_critic(agent, batch, ones, dataclasses.replace(ARGS, copy_every=0, tau=0.1))
+    jax.tree.map(
+        lambda old, p, now: close(now, 0.9 * np.float64(old) + 0.1 * np.float64(p)),
+        *(agent.target_critic, slow.critic, slow.target_critic),
+    )
 
 
 def test_rollouts_go_on_from_what_the_model_said_and_weigh_by_what_came_before(agent, batch):

@@ -122,6 +122,7 @@ def test_the_triplet_counts_where_one_is_preferred_and_is_zero_beyond_the_margin
 def test_an_update_is_of_encoder_and_actor_then_of_z_star_by_the_new_encoder(setting, graded):
     """Each is clipped by itself; the actor alone has a warm-up."""
     oppo, args, agent, w, pairs = setting
+    agent = agent.replace(z_mean=jnp.float32([0.5, -0.5, 1.0]))
     new, info = jax.jit(oppo.update)(agent, w, pairs, jax.random.key(0), args)
     for name, grad, rate in zip(("encoder", "actor"), graded[1], (0.01, 0.01 / 4), strict=True):
         size = np.sqrt(sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(grad)))
@@ -138,6 +139,19 @@ def test_an_update_is_of_encoder_and_actor_then_of_z_star_by_the_new_encoder(set
     close(info["z_star_norm"], np.linalg.norm(new.z_star))
     close(new.z_mean, agent.z_mean + 0.01 * (contexts(agent, w).mean(0) - agent.z_mean))
     np.testing.assert_array_equal(new.z_other, agent.z_other)
+
+
+def test_steps_are_adamws_of_clipped_gradients_after_a_warm_up():
+    oppo = load("oppo")
+    opt, p = oppo.optimizer(oppo.Args(**TINY), 2), np.float32([1.0, -2.0])
+    step, now, state, m, v = jax.jit(opt.update), np.float64(p), opt.init(p), np.zeros(2), np.zeros(2)
+    for t, g in enumerate(np.float32([[3.0, 4.0], [0.03, -0.04], [-0.06, 0.0], [0.0, 0.5]]), 1):
+        updates, state = step(g, state, p)
+        p, g = p + updates, g * min(1.0, 0.1 / np.linalg.norm(g))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        adam = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        now = now - 0.01 * min(t / 2, 1.0) * (adam + 0.1 * now)
+        close(p, now)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +221,11 @@ def test_contexts_are_judged_by_the_order_of_rewards(data):
     close(judged(agent, near)["correlation"], 1.0)
     found = judged(agent, -near)
     close(found["correlation"], -1.0)
+    own, place = contexts(agent, windows), np.asarray(jax.random.randint(jax.random.key(0), (256,), 0, 13))
+    star = np.tile(np.asarray(agent.z_star), (13, 1))
+    changed = np.abs(actions(agent, windows, own) - actions(agent, windows, star)).mean(-1)
+    mask = np.asarray(windows.mask)[place]
+    close(found["sensitivity"], (mask * changed[place]).sum() / mask.sum())
     assert found["sensitivity"] > 1e-3 and found["z_norm"] > 0
     deaf = jax.tree_util.tree_map_with_path(lambda path, x: 0.0 * x if "embed_context" in str(path) else x, agent.actor)
     assert judged(agent.replace(actor=deaf), near)["sensitivity"] == 0.0
