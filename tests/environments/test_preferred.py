@@ -50,5 +50,5 @@ def test_objectives_take_the_place_of_the_reward():
     peaks = np.exp(-((place - np.array([[-1, 0], [1, 0]])) ** 2).sum(-1) / (2 * 0.7**2))
     np.testing.assert_allclose(moved.reward, peaks, rtol=1e-5)
     np.testing.assert_array_equal(obs, new)
-    with pytest.raises(InputError, match="does not tell several objectives"):
+    with pytest.raises(InputError, match="does not tell its objectives: 'objectives' of its transition_info is needed"):
         of_objectives(require_jax_env(env_task("phys2d/Pendulum-v0")))
