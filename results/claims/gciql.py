@@ -3,7 +3,7 @@ from results.grid import goals
 
 STITCH = "point-medium-stitch"
 
-gcbc, gciql = goals("gcbc", STITCH), goals("gciql", STITCH)
+gcbc, gciql = (goals(name, STITCH, updates=50_000) for name in ("gcbc", "gciql"))
 
 
 def value(module, agent, obs, goal, args):

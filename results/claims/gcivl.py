@@ -3,8 +3,9 @@ from results.grid import goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 
-gcbc = {d: goals("gcbc", d) for d in (STITCH, NAVIGATE)}
-gcivl = {d: goals("gcivl", d) for d in gcbc}
+UPDATES = {STITCH: 50_000, NAVIGATE: 12_000}
+gcbc = {d: goals("gcbc", d, updates=n) for d, n in UPDATES.items()}
+gcivl = {d: goals("gcivl", d, updates=n) for d, n in UPDATES.items()}
 
 
 def value(module, agent, obs, goal, args):
