@@ -63,7 +63,8 @@ def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(x):
-        if mesh.devices.flat[0].platform != "cpu" or jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+        keys = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        if keys or mesh.devices.flat[0].platform != "cpu":
             return jax.device_put(x, everywhere)
         return jax.device_put(np.asarray(x), everywhere, may_alias=True)
 

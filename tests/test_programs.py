@@ -29,7 +29,9 @@ def addresses(x) -> set[int]:
 def test_all_cpu_devices_read_one_copy_of_the_data(mesh):
     """64 lanes on 64 cores would hold 64 copies of a dataset otherwise."""
     rows = jnp.arange(3000.0).reshape(1000, 3)
-    tree = replicated({"rows": rows, "count": np.arange(5), "keys": jax.random.split(jax.random.key(0), 3)}, mesh)
+    tree = replicated(
+        {"rows": rows, "count": np.arange(5), "one": 2.5, "keys": jax.random.split(jax.random.key(0), 3)}, mesh
+    )
     assert len(tree["rows"].addressable_shards) == 2
     assert addresses(tree["rows"]) == {rows.unsafe_buffer_pointer()}
     sums = over_lanes(lambda lane, t: lane + t["rows"].sum() + t["count"].sum(), mesh, (0, None))(jnp.arange(2.0), tree)
