@@ -189,7 +189,7 @@ def test_the_algorithms_stand_by_family_with_what_is_known_of_them(tab, site):
     assert tab.locator("#algorithm-cql a").get_attribute("href") == "https://arxiv.org/abs/2006.04779"
     tab.locator("#algorithm-cql li button").click()
     assert tab.get_by_role("dialog").locator("h2").inner_text() == "bc on hopper-expert"
-    assert tab.get_by_role("dialog").locator("polyline.lane").count() == 2
+    assert tab.get_by_role("dialog").locator(".lane").count() == 2
     tab.get_by_role("dialog").get_by_role("button", name="Close").click()
     tab.get_by_role("button", name="All 2 rows of its runs").click()
     assert column(tab, 1) == ["cql", "cql"] and not family.is_visible()
