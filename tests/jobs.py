@@ -61,4 +61,6 @@ def train(name: str, dataset: str, out, **changes) -> dict[str, np.ndarray]:
 
 
 def learning_rate(name: str) -> str:
-    return next(f for f in float_fields(load(name).Args) if f.endswith(("_lr", "learning_rate")))
+    """Of a file that has none, its first number that may be swept."""
+    numbers = float_fields(load(name).Args)
+    return next((f for f in numbers if f.endswith(("_lr", "learning_rate"))), numbers[0])
