@@ -315,15 +315,15 @@ def advantages(v, next_v, batch: Batch, ended, args: Args):
     return jax.lax.scan(back, jnp.zeros(()), (delta, ended), reverse=True)[1]
 
 
-def log_prob_of(net: MLP, actor, obs, action):
-    """log pi(a|s) [B] of the actions [B], and of all [B, A]."""
+def action_log_prob(net: MLP, actor, obs, action):
+    """log pi(a|s) [...] of the actions [...], and of all [..., A]."""
     every = nn.log_softmax(net.apply(actor, obs))
     return jnp.take_along_axis(every, action[..., None], -1)[..., 0], every
 
 
 def actor_loss(actor, net: MLP, batch: Batch, old_log_prob, adv, args: Args):
     """The surrogate of standardised advantages, minus the entropy."""
-    log_prob, every = log_prob_of(net, actor, batch.obs, batch.action)
+    log_prob, every = action_log_prob(net, actor, batch.obs, batch.action)
     chex.assert_equal_shape([log_prob, old_log_prob, adv])
     adv = (adv - adv.mean()) / (adv.std() + 1e-8)
     entropy = -(jnp.exp(every) * every).sum(-1).mean()
@@ -342,7 +342,7 @@ def value_loss(value, net: MLP, batch: Batch, old_v, target, args: Args):
 
 def cloning_loss(actor, net: MLP, batch: Batch):
     """-log pi(a|s), without an entropy term."""
-    log_prob, every = log_prob_of(net, actor, batch.obs, batch.action)
+    log_prob, every = action_log_prob(net, actor, batch.obs, batch.action)
     return -log_prob.mean(), {"cloned_accuracy": (every.argmax(-1) == batch.action).mean()}
 
 
@@ -437,7 +437,7 @@ def collect(agent: Agent, loop: Loop, key, args: Args, env: JaxEnv) -> tuple[Loo
         env_state, obs = carry
         action_key, env_key = jax.random.split(key)
         action = jax.random.categorical(action_key, agent.nets.actor.apply(agent.actor, obs))
-        log_prob, _ = log_prob_of(agent.nets.actor, agent.actor, obs, action)
+        log_prob, _ = action_log_prob(agent.nets.actor, agent.actor, obs, action)
         env_state, new, moved = step_envs(env, env_state, action, env_key)
         terminal = moved.terminal.astype(jnp.float32)
         batch = Batch(obs=obs, action=action, reward=moved.reward, terminal=terminal, next_obs=moved.next_obs)
