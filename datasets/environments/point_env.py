@@ -56,6 +56,9 @@ IDS = {
         {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay",
          "reward": "dense"}, 50
     ),
+    "PointHiddenCorner": (
+        {"layout": "open", "start": (4.5, 4.0), "show_goal": False, "at_goal": "stay", "reward": "dense"}, 50
+    ),
     "PointTreasure": (
         {"layout": "deepsea", "discrete": True, "speed": 1.0, "jitter": 0.0, "reward": ("treasure", "time")}, 100
     ),
