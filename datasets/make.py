@@ -46,6 +46,7 @@ import pointworld
 import roads
 import scripted
 import sepsis
+import teams
 import trials
 import turned
 from episodes import Recipe
@@ -65,6 +66,7 @@ MODULES = {
     "point": pointworld,
     "hopper": locomotion,
     "halfcheetah": locomotion,
+    "hidden": teams,
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,

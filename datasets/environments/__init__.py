@@ -6,6 +6,7 @@ from environments import (  # noqa: F401
     changed_physics,
     combination_lock,
     delayed_reward,
+    hidden_team,
     icu_sepsis,
     point_env,
     preferred,
