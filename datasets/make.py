@@ -47,6 +47,7 @@ import pointworld
 import roads
 import scripted
 import sepsis
+import teams
 import trials
 import turned
 from episodes import Recipe
@@ -66,6 +67,7 @@ MODULES = {
     "point": pointworld,
     "hopper": locomotion,
     "halfcheetah": locomotion,
+    "hidden": teams,
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,

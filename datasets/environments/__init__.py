@@ -7,6 +7,7 @@ from environments import (  # noqa: F401
     combination_lock,
     delayed_reward,
     go_to_door,
+    hidden_team,
     icu_sepsis,
     point_env,
     preferred,
