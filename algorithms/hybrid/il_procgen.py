@@ -14,10 +14,12 @@ hardly found by chance; a few demonstrations are cloned. --imitation says when:
 The memory is RAPID's ranking buffer (Zha, Ma, Yuan, Hu and Liu, ICLR 2021, arXiv 2101.08152): the --memory-size
 transitions of the highest score are kept. An episode's score is w0 G + w1 local + w2 global: its return; the distinct
 ones among its states, over its length; the mean of 1 / sqrt(N(s)), N counting how often the agent has been in s. The
-agent's own episodes enter as they end, and may push demonstrations out (`demos_left` in metrics.csv).
+agent's own episodes enter as they end, and may push demonstrations out (`demos_left` in metrics.csv: the share of the
+memory that they make).
 
 Phases: --cloning-updates come first (before.csv; who does not clone waits). An iteration has --steps-per-iteration
-environment steps, by --n-envs environments at once; the totals and intervals are rounded up to whole ones.
+environment steps, by --n-envs environments at once; totals (those of cloning too) and intervals are rounded up to
+whole ones.
 --buffer-size is not used. Levels that are not trained on are evaluated with --eval-env.
 
 Choose it when levels differ from episode to episode, rewards are sparse, and a few of the levels are demonstrated.
@@ -90,7 +92,7 @@ class Args(HybridArgs):
     """Cells that visits are counted in; states of one cell are counted together."""
     n_envs: Size = 16
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: int = 2_048
+    steps_per_iteration: Size = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 4
     """Passes of an update over an iteration's steps."""
