@@ -37,6 +37,7 @@ import bandits
 import gymnasium as gym
 import locks
 import locomotion
+import mazes
 import minari
 import minatar
 import numpy as np
@@ -70,6 +71,7 @@ MODULES = {
     "continuous": locks,
     "tabular": locks,
     "icu": sepsis,
+    "maze": mazes,
     "minatar": minatar,
     "ogbench": ogbench_data,
     "road": roads,
