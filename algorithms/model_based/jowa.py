@@ -22,7 +22,8 @@ the data than what it is worth.
 Deviations from the paper:
 - tokens are not a VQ-VAE's: an observation is cut into pieces of --token-dims numbers, which are told apart as they
   are in the data; where it has more than --codes different ones, by the nearest of as many means (k-means);
-- one learned network (stage 2 with another step size), whose target is copied at the same updates in all lanes;
+- small worlds in place of Atari's pictures; windows begin at any row, and end with its episode;
+- Adam's moments of stage 1 go on into stage 2, and all weights decay;
 - actions that a game allows are those of its data, with one task all;
 - what a path earns behind a predicted end counts nothing (the authors' code searches on);
 - evaluation is greedy (there one action of a thousand is random); no imagined data, as by default there;
