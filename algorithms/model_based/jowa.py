@@ -23,7 +23,8 @@ Deviations from the paper:
 - tokens are not a VQ-VAE's: an observation is cut into pieces of --token-dims numbers, which are told apart as they
   are in the data; where it has more than --codes different ones, by the nearest of as many means (k-means);
 - small worlds in place of Atari's pictures; windows begin at any row, and end with its episode;
-- Adam's moments of stage 1 go on into stage 2, and all weights decay;
+- Adam's moments of stage 1 go on into stage 2, all weights decay, and blocks have ReLUs;
+- with a plan the policy sees as many steps less as the plan is long, without one all;
 - actions that a game allows are those of its data, with one task all;
 - what a path earns behind a predicted end counts nothing (the authors' code searches on);
 - evaluation is greedy (there one action of a thousand is random); no imagined data, as by default there;
@@ -31,7 +32,7 @@ Deviations from the paper:
 - fine-tuning on a new game, and the sizes of 70 and 150 million weights, are the same file with other arguments.
 
     python algorithms/model_based/jowa.py --dataset maze-small-mixed --preset small --seeds 4
-    python algorithms/model_based/jowa.py --dataset maze-small-mixed --preset small --world-weight 0 0.1 --seeds 4
+    python algorithms/model_based/jowa.py --dataset maze-small-mixed --preset small --seeds 4 --no-planning
 """
 
 import dataclasses
@@ -93,7 +94,7 @@ class Args(OfflineArgs):
     v_max: Float = 30.0
     """Highest return of the critic's distributions."""
     world_weight: Float = 0.1
-    """Weight of the world model's loss while Q is learned; 0: Q alone."""
+    """Weight of the world model's loss while Q is learned; 0, with --model-updates 0 and --no-planning: Q alone."""
     shared_trunk: bool = True
     """Q's losses move the trunk, too; else the last layers of Q alone."""
     cql_alpha: Float = 0.1
@@ -608,6 +609,8 @@ def resolved(args: Args, data: Dataset) -> Args:
         raise InputError(f"--context {args.context}: a block and those that follow it are at least {least}.")
     if args.model_updates < 0 or args.copy_every < 0:
         raise InputError("--model-updates and --copy-every must be at least 0.")
+    if args.planning and np.any(np.equal(args.world_weight, 0.0)):
+        raise InputError("--world-weight 0: a plan needs a model that goes on learning; add --no-planning.")
     if told(args) >= data.spec.obs_shape[0]:
         raise InputError(
             f"--n-tasks {args.n_tasks}: observations of '{data.task.id}' have {data.spec.obs_shape[0]} numbers."

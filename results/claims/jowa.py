@@ -26,6 +26,6 @@ CLAIM = Claim(
     },
     finding="In mazes of which hardly two are alike, the same data and as many updates give a better Q where the trunk "
     "also foresees what happens next. In this budget that ends low, too. Both losses are learned at once, with equal "
-    "weight; the paper's two stages, its smaller weight of the model in the second, and the search of branches were not "
-    "measured.",
+    "weight; the paper's two stages, its smaller weight of the model in the second, and the search of branches were "
+    "not measured.",
 )

@@ -259,7 +259,6 @@ def test_the_datas_pieces_are_its_codes_and_the_task_is_told():
     args = with_(codes=6)
     data = data_of(OBS, [0, 2, 1, 0])
     book = jowa.codebook_of(data.obs, args)
-    assert book[:5].tolist() == [[0, 0], [0, 1], [2, 0], [5, 5], [np.inf, np.inf]] or len(book) == 6
     known = book[np.isfinite(book[:, 0])].tolist()
     assert sorted(known) == [[0, 0], [0, 1], [2, 0], [5, 5]]
     tokens = jowa.tokenised(data, book, args)
@@ -413,6 +412,7 @@ def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
         ({"context": 1}, "--context 1: a block and those that follow it are at least 3"),
         ({"context": 1, "planning": False}, "are at least 2"),
         ({"plan_length": 4}, "--context 4: a block and those that follow it are at least 5"),
+        ({"world_weight": (0.1, 0.0)}, "--world-weight 0: a plan needs a model"),
         ({"copy_every": -1}, "--model-updates and --copy-every must be at least 0"),
         ({"n_tasks": 5}, "--n-tasks 5: observations of 'log' have 5 numbers"),
         ({"v_min": (-1.0, 3.0)}, "must be less than --v-max"),
