@@ -37,6 +37,7 @@ import bandits
 import gymnasium as gym
 import locks
 import locomotion
+import mazes
 import minari
 import minatar
 import missions
@@ -73,6 +74,7 @@ MODULES = {
     "continuous": locks,
     "tabular": locks,
     "icu": sepsis,
+    "maze": mazes,
     "minatar": minatar,
     "minigrid": missions,
     "ogbench": ogbench_data,

@@ -1,12 +1,15 @@
-"""ProcMaze: mazes that a depth-first search carves, steps by hand, the end, and what observations tell."""
+"""ProcMaze: mazes that a depth-first search carves, steps by hand, the end, what observations tell, and its data."""
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import make
+import mazes
 import numpy as np
 import pytest
 from environments.proc_maze import MazeFunctional, State
 
+from shared.data import load_dataset
 from shared.env_models import exact_model
 from shared.jax_envs import jax_env
 from shared.task import env_task
@@ -105,3 +108,26 @@ def test_the_registered_environment_is_compiled_and_a_model_of_itself():
     assert steps > 1
     with pytest.raises(ValueError, match="at least 2 x 2"):
         gym.make("ProcMaze-v0", size=1)
+
+
+@pytest.mark.parametrize(
+    "player, goal, action",
+    [(0, 6, RIGHT), (2, 6, DOWN), (5, 0, UP), (8, 6, LEFT), (6, 0, RIGHT), (7, 7, STAY)],
+)
+def test_players_of_the_data_know_the_shortest_way(player, goal, action):
+    state = State(jnp.int32(player), jnp.int32(goal), jnp.asarray(OPEN))
+    assert int(jax.jit(mazes.onward)(state)) == action
+
+
+def test_the_data_is_of_good_players_and_of_bad_ones():
+    """Each step costs 1; episodes end where the goal was reached the step before, or are cut."""
+    make.make("maze-small-mixed", steps=300)
+    data = load_dataset("maze-small-mixed")
+    assert len(data.obs) == 300 and (data.reward == -1).all() and data.terminal.sum() >= data.last.sum() - 1
+    grid = data.obs.reshape(300, 9, 4)
+    on_goal = (grid[..., 0] * grid[..., 1]).any(1)
+    np.testing.assert_array_equal(data.terminal, on_goal)
+    state = jax.vmap(MAZE.state_of)(data.obs)
+    best = np.asarray(jax.jit(jax.vmap(mazes.onward))(state))
+    assert 0.4 < (best == data.action)[~on_goal].mean() < 0.9
+    assert mazes.returns("expert", 30).mean() > mazes.returns("random", 30).mean() + 5
