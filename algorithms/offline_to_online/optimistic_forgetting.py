@@ -17,10 +17,11 @@ random order, so that what was never tried counts as safe until it is seen not t
 Violations are never forgotten. --forgetting fifo lets go of the log's oldest rows, whatever they are; --forget-share 0
 of nothing: LS3.
 
-The log holds episodes of any kind, an unsupervised agent's, and of those that succeeded without a violation the first
---n-demos. The environment must be written in JAX and tell costs by states that observations show (point worlds do).
-metrics.csv has success and violation of each online episode, and violating steps per episode so far (violations). An
-online episode counts as many steps as it may have; --env-steps and intervals are rounded up to whole ones.
+The log holds episodes of any kind, and of those that succeeded without a violation the first --n-demos; or it is an
+unsupervised agent's (--dataset point-guarded-explore --n-demos -1), whose few successes count as demonstrations. The
+environment must be written in JAX and tell costs by states that observations show (point worlds do). metrics.csv has
+success and violation of each online episode, and the violating steps per episode so far (violations). An online episode
+counts as many steps as it may have; --env-steps and intervals are rounded up to whole ones.
 
 Choose it when few demonstrations are all that is safe to begin with, and what follows must not be broken.
 
@@ -33,7 +34,7 @@ Deviations from the paper: which they are is not known. Of LS3:
 - terminal states belong to the safe set where they are a goal's, and do not where they are not.
 
     python algorithms/offline_to_online/optimistic_forgetting.py --preset small --seeds 4 --forget-share 0 0.9
-    python algorithms/offline_to_online/optimistic_forgetting.py --preset small --seeds 4 --forgetting fifo --n-demos 50
+    python algorithms/offline_to_online/optimistic_forgetting.py --preset small --forgetting fifo --n-demos 50
 """
 
 import dataclasses
