@@ -354,8 +354,10 @@ class Interaction:
             self.env_state, self.obs = env["state"], env["obs"]
             return agent
         restored = self.envs.restore(env)
-        anew = lambda new, old: np.where(restored.reshape(-1, *(1,) * (np.ndim(old) - 1)), old, new)  # noqa: E731
-        self.memory = jax.tree.map(anew, self._begin(agent, self.run.lane_args), self.memory)
+        if self.run.done > 0 and not restored.all():  # a new episode has neither the old one's action nor its memory
+            fresh = self._first_act(agent, self.envs.obs, self._first_keys, self.run.lane_args)
+            anew = lambda new, old: np.where(restored.reshape(-1, *(1,) * (np.ndim(old) - 1)), old, new)  # noqa: E731
+            self.action, self.memory = jax.tree.map(anew, fresh, (self.action, self.memory))
         if self.return_to_go:
             at, rows = self._reward_column(), np.asarray(self.replay.rows)
             counts = zip(np.asarray(self.replay.inserted), np.asarray(self.replay.ready), strict=True)

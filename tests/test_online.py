@@ -670,3 +670,30 @@ def test_what_a_policy_carries_goes_from_step_to_step_and_begins_anew_with_each_
     assert rows.reward.std() > 0
     kept = jax.tree.leaves(loop.state()["memory"])
     np.testing.assert_allclose(kept[0], [4.0, 9.0])  # the action after step 11 is chosen already
+
+
+def test_a_lane_that_cannot_be_restored_begins_with_a_fresh_carry_and_its_action():
+    """The policy's action is the number of steps it remembers, in hundredths."""
+    task = counter_task(50, 100, start="unseeded")
+    keys = jax.random.split(jax.random.key(0), (1, 10))
+    run = SimpleNamespace(
+        task=task, padded_settings=[{"seed": 0}], total=8, done=0, chunk=4, sharding=SingleDeviceSharding(
+            jax.devices()[0]
+        ), lane_args=jnp.zeros(1), step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
+    )  # fmt: skip
+
+    def explore(agent, carry, obs, reward, key, args):
+        return 0.01 * (carry[:, None] + 1.0), carry + 1.0
+
+    policy = StatefulPolicy(lambda agent, args: jnp.float32(0.0), explore)
+    draw, learn = lambda key, data, replay, args: replay.sample(key, 4), lambda agent, *rest: (agent, {"a": agent})
+    loop = Interaction(run, None, policy, draw, learn)
+    loop.steps(jnp.zeros(1), keys[:, :4])
+    saved = jax.tree.map(np.array, loop.state())
+    assert saved["memory"].tolist() == [5.0]
+    run.done, run.args, run.restore = 4, SimpleNamespace(resume=True), lambda agent, state: (agent, saved)
+    again = Interaction(run, None, policy, draw, learn)
+    again.restore(jnp.zeros(1))
+    assert np.asarray(again.memory).tolist() == [1.0]
+    np.testing.assert_allclose(again.action, [[0.01]])

@@ -9,7 +9,7 @@ p(z | h_t), an ensemble of heads; one head, drawn for each step, is the prior th
    reward, the likelihood of ends, and 0.8 max(KL(sg q | p), free) + 0.2 max(KL(q | sg p), free) (DreamerV2, eq. 2 and
    algorithm 2: KL balancing).
 2. --updates of actor and critic: from every latent state of a batch the actor is followed for H steps in the model,
-   whose reward is r - lambda u with u = mean_i |p_i(z | h) - mean_j p_j(z | h)| (mean disagreement, section 4.1 of
+   whose reward is r - lambda u with u = mean_i |p_i(z | h) - mean_j p_j(z | h)| (the mean disagreement of
    V-D4RL). The critic learns lambda-returns (DreamerV2, eq. 4), the actor ascends them through the model (eq. 6).
 --reward-penalty 0 is DreamerV2 on a dataset. The paper's other method, DrQ+BC, is td3_bc.py on images.
 
@@ -19,7 +19,7 @@ On narrow data of an expert it fails, as the paper shows: see td3_bc.py.
 Deviations from the paper:
 - observations may be vectors; encoder and decoder are then --hidden-dims wide, as in DreamerV2's code;
 - of the authors' code: V(z) counts rewards from the next latent on (there: from z's own on), so that all H actions
-  learn, not H - 1; the weight decay of 1e-6 is left out;
+  learn, not H - 1; the weight decay of 1e-6 is left out; the critic's loss is divided by the sum of its weights;
 - a head says where episodes end (DreamerV2's; the authors turn it off, as their tasks have no ends);
 - pictures are halved down to 4x4 by padded 4x4 convolutions and doubled again by 2x2 ones, written as products of
   matrices (there: unpadded, of kernels 4 and 5 to 6); sides are 4 times a power of 2;

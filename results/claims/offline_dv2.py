@@ -1,0 +1,40 @@
+from results.checks import Claim, end, logged, noise
+from results.grid import Entry, small
+
+BROAD, NARROW = "point-hazard-explore", "point-umaze-demos"
+SIZES = (
+    "--seeds 8 --preset small --batch-size 8 --window-steps 8 --hidden-dims 32 32 --model-hidden-dims 32 "
+    "--recurrent-dim 32 --latent-variables 4 --discount 0.95 --log-every 50 --eval-episodes 20 --reward-penalty 0 10"
+)
+
+bc = {d: small("bc", dataset=d) for d in (BROAD, NARROW)}
+td3_bc = small("td3_bc", "--discount 0.9", "short", BROAD)
+dv2 = {
+    BROAD: Entry("offline_dv2", BROAD, f"{SIZES} --model-updates 600 --updates 150 --eval-every 150", "", "claim"),
+    NARROW: Entry("offline_dv2", NARROW, f"{SIZES} --model-updates 1000 --updates 400 --eval-every 400", "", "claim"),
+}
+FREE, SHY = "reward_penalty=0", "reward_penalty=10"
+
+
+def above(a, b):
+    return a > b + noise(a, b)
+
+
+CLAIM = Claim(
+    title="A latent world model learns from broad data what cloning cannot, and fails on an expert's",
+    paper="V-D4RL (arXiv 2206.04779) claims that offline DreamerV2 is best where data is diverse (random, replayed) "
+    "and poor on an expert's narrow data, where cloning is best; DrQ+BC (TD3+BC on images) is the other way round. The "
+    "ensemble's disagreement, taken off the reward, is to keep the policy to what the model knows.",
+    runs=[*dv2.values(), *bc.values(), td3_bc],
+    checks={
+        f"{BROAD}: it ends above cloning, beyond noise": above(end(dv2[BROAD], SHY), end(bc[BROAD])),
+        f"{BROAD}: it ends above TD3+BC, beyond noise": above(end(dv2[BROAD], SHY), end(td3_bc)),
+        f"{NARROW}: cloning ends above it, beyond noise": above(end(bc[NARROW]), end(dv2[NARROW], SHY)),
+        f"{NARROW}: with the penalty the heads disagree less about what is imagined, beyond noise": (
+            above(logged("disagreement", dv2[NARROW], FREE), logged("disagreement", dv2[NARROW], SHY))
+        ),
+        f"{NARROW}: with the penalty it ends above itself without, beyond noise": (
+            above(end(dv2[NARROW], SHY), end(dv2[NARROW], FREE))
+        ),
+    },
+)
