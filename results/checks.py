@@ -212,6 +212,11 @@ def online_mean(run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, lambda row: row.curve[:, row.steps["env_step"] > 0].mean(1))
 
 
+def last_mean(run: Entry, setting: str = "") -> LaneMean:
+    """Mean over the last quarter of the evaluations after the first environment step."""
+    return of_lanes(run, setting, lambda row: row.curve[:, -max(1, (row.steps["env_step"] > 0).sum() // 4) :].mean(1))
+
+
 def dip(run: Entry, setting: str = "") -> LaneMean:
     """How far a lane falls below its offline level in the first fifth of the environment steps; at least 0."""
     return of_lanes(run, setting, lambda row: fine_tuning(row.steps["env_step"], row.curve.T).dip)
@@ -279,7 +284,8 @@ SIGNIFICANT = 0.05
 def verdict(mean: LaneMean, other: "LaneMean | Quantity | float", margin: float = 0.0) -> Quantity:
     """1 where `mean` is significantly more than `margin` above `other`, -1 where it is as far below, else 0.
 
-    One-sided t-tests over the lanes: Welch's against other lanes, the one of one sample against a number.
+    One-sided t-tests over the lanes: Welch's against other lanes, the one of one sample against a number. NaN where a
+    lane is not finite.
     """
     other = quantity(other)
 
@@ -290,7 +296,8 @@ def verdict(mean: LaneMean, other: "LaneMean | Quantity | float", margin: float 
         else:
             test = lambda shift, way: ttest_1samp(lanes, float(other.value(files)) + shift, alternative=way)  # noqa: E731
         higher, lower = test(margin, "greater").pvalue, test(-margin, "less").pvalue
-        return np.asarray(float(higher < SIGNIFICANT) - float(lower < SIGNIFICANT))
+        decided = float(higher < SIGNIFICANT) - float(lower < SIGNIFICANT)
+        return np.asarray(decided if np.isfinite([higher, lower]).all() else np.nan)
 
     return Quantity(value, runs_of([mean, other]))
 

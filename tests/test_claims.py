@@ -26,6 +26,7 @@ from results.checks import (
     gain,
     highest,
     holds,
+    last_mean,
     logged,
     lost,
     lowest,
@@ -203,6 +204,7 @@ def test_quantities_are_means_over_lanes(run):
         start(entry): 30,
         gain(entry): 10,
         online_mean(entry): curves[:, 1:].mean(),
+        last_mean(entry): curves[:, -1].mean(),  # of three evaluations
         dip(entry): (30 + 0 + 0 + 10) / 4,  # in the first fifth, of which there is one evaluation
         fall(entry): (30 + 20 + 0 + 20) / 4,
         under("a=1", entry): 7.5,
@@ -236,6 +238,7 @@ def test_lanes_are_held_against_a_number_or_other_lanes_with_a_margin(run):
     for quantity, expected in known.items():
         assert quantity.value(files) == expected
         assert quantity.runs == {entry}
+    assert np.isnan(verdict(start(entry), dataset_mean(entry) * np.nan).value(files))
     some = share([start(entry) > 10, start(entry) > 100, start(entry) > 20])
     np.testing.assert_allclose(some.value(files), 2 / 3)
 

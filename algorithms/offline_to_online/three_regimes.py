@@ -24,7 +24,11 @@ Deviations from the paper:
 - online, returns-to-go of episodes that go on are not known: Cal-QL's bound is what the pre-trained critics give to the
   pre-trained policy's action;
 - the regulariser is on whole batches, of the replay buffer and of the dataset;
-- updates begin with the first transition after --frozen-steps; while they last the metrics are 0.
+- a reset draws the temperature and all Adam states anew, too, as RLPD from scratch begins;
+- updates begin with the first transition after --frozen-steps; while they last the metrics are 0, and the log counts
+  their steps as updates;
+- as in our WSRL: actions are in [-1, 1], every critic has an output layer of its own, small initial weights are the
+  output layers', the target has no entropy term, and the temperature's loss is linear in its logarithm.
 
     python algorithms/offline_to_online/three_regimes.py --dataset pendulum-mixed --seeds 4 --frozen-steps 0 1000
     python algorithms/offline_to_online/three_regimes.py --dataset pendulum-half --pretraining bc --offline-share 0 0.5
@@ -59,7 +63,7 @@ class Args(FinetuneArgs):
     pretraining: Literal["cal_ql", "bc", "td3_bc"] = "cal_ql"
     """How the policy is pre-trained; its regulariser is the one that --regulariser keeps."""
     frozen_steps: Float = 0.0
-    """Environment steps of the pre-trained policy before the first online update (warm-up)."""
+    """Environment steps of the policy that interaction begins with, before the first online update (warm-up)."""
     regulariser: Float = 0.0
     """Times the pre-training's regulariser in the online losses; 0: dropped, 1: kept as it was."""
     offline_share: Fraction = 0.0

@@ -1,6 +1,6 @@
 import json
 
-from results.checks import Claim, dataset_mean, highest, online_mean, share, start, verdict
+from results.checks import Claim, dataset_mean, highest, last_mean, share, start, verdict
 from results.grid import ROOT, Entry
 
 SETTINGS = [
@@ -29,8 +29,8 @@ DATA = {s: job(s, "--offline-share 0 0.5 --new-networks 0 1", "data") for s in S
 POLICY = {s: job(s, "--frozen-steps 400 --regulariser 0 1", "policy") for s in SETTINGS}
 
 
-def course_of(setting, name):
-    """The mean return over the online evaluations of an arm."""
+def level(setting, name):
+    """The mean return of an arm over the last quarter of the online evaluations."""
     run, lanes = {
         "minimal": (DATA, "offline_share=0 new_networks=0"),
         "scratch": (DATA, "offline_share=0 new_networks=1"),
@@ -39,7 +39,7 @@ def course_of(setting, name):
         "warm-up": (POLICY, "regulariser=0"),
         "warm-up, regulariser": (POLICY, "regulariser=1"),
     }[name]
-    return online_mean(run[setting], lanes)
+    return last_mean(run[setting], lanes)
 
 
 def regime(setting):
@@ -50,8 +50,8 @@ def regime(setting):
 
 def winner(setting):
     """1 what keeps the policy, -1 what keeps the data, 0 neither: the best arm of each."""
-    policy = highest(course_of(setting, "warm-up"), course_of(setting, "warm-up, regulariser"))
-    data = highest(course_of(setting, "replay"), course_of(setting, "replay, reset"))
+    policy = highest(level(setting, "warm-up"), level(setting, "warm-up, regulariser"))
+    data = highest(level(setting, "replay"), level(setting, "replay, reset"))
     return verdict(policy, data, MARGIN)
 
 
