@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 RUN_DIR := results/demo
 DEMO := --dataset hopper-medium-small --seeds 4 --updates 20000 --eval-every 5000 --batch-size 128 --hidden-dims 128 128
 
-.PHONY: setup run test test-all test-faults mutate report benchmark benchmark-gpu speed datasets format clean
+.PHONY: setup run test test-all test-faults mutate report benchmark benchmark-gpu speed speed-gpu datasets format clean
 
 setup: $(VENV)/.installed  ## environment in .venv, only when requirements.txt changed
 
@@ -42,8 +42,13 @@ benchmark: setup  ## the runs of all claims and tables (hours), then the checks 
 benchmark-gpu: setup  ## the score tables at the papers' sizes, eight jobs at once on one accelerator (hours, resumable)
 	$(PY) results/benchmark.py --full --at-once 8
 
-speed: setup  ## updates per second, evaluation steps per second, memory
+speed: setup  ## updates per second as a share of the machine's limit, evaluation steps per second, memory (an hour)
 	$(PY) results/speed.py
+
+speed-gpu: setup  ## the same on one accelerator: 1 to 256 lanes, both layouts, precisions of products, lengths of calls
+	$(PY) results/speed.py --lanes 1 8 32 64 256 --layouts map vmap --precisions float32 tensorfloat32 bfloat16 \
+	  --chunks 12 120 --shapes hopper --algorithms td3_bc iql cql rebrac fql hiql decision_transformer \
+	  --out results/speed_gpu.json
 
 datasets: setup  ## every dataset that can be made here, and the table of them
 	$(PY) datasets/make.py --all

@@ -39,6 +39,7 @@ import locks
 import locomotion
 import minari
 import minatar
+import missions
 import numpy as np
 import ogbench_data
 import pointmaze
@@ -46,6 +47,7 @@ import pointworld
 import roads
 import scripted
 import sepsis
+import teams
 import trials
 import turned
 from episodes import Recipe
@@ -65,12 +67,14 @@ MODULES = {
     "point": pointworld,
     "hopper": locomotion,
     "halfcheetah": locomotion,
+    "hidden": teams,
     "walker2d": locomotion,
     "combination": locks,
     "continuous": locks,
     "tabular": locks,
     "icu": sepsis,
     "minatar": minatar,
+    "minigrid": missions,
     "ogbench": ogbench_data,
     "road": roads,
     "trial": trials,
@@ -124,8 +128,8 @@ def known_name(name: str) -> str:
 
 
 def own_recipes() -> list[str]:
-    """All names but those that need a further package: OGBench's data, which is large, and MinAtar's."""
-    return [name for name in recipes() if not name.startswith(("ogbench-", "minatar-"))]
+    """All names but those that need a further package: OGBench's data, which is large, MinAtar's and MiniGrid's."""
+    return [name for name in recipes() if not name.startswith(("ogbench-", "minatar-", "minigrid-"))]
 
 
 def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False) -> None:
@@ -386,7 +390,9 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets to make")
-    parser.add_argument("--all", action="store_true", help="every dataset of recipes.txt but OGBench's and MinAtar's")
+    parser.add_argument(
+        "--all", action="store_true", help="every dataset of recipes.txt but OGBench's, MinAtar's and MiniGrid's"
+    )
     parser.add_argument("--list", action="store_true", help="names, environments, descriptions")
     parser.add_argument("--table", action="store_true", help="write table.md and table.json")
     parser.add_argument(

@@ -122,7 +122,7 @@ def worlds(
     return Entry(algorithm, dataset, f"--seeds {seeds} {sizes} {arguments} {more}".strip(), variant, "claim")
 
 
-def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 50_000) -> Entry:
+def goals(algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 12_000) -> Entry:
     """A run of goals or examples on a point world: eight seeds, two layers of 64, ten episodes of each task."""
     length = f"--seeds 8 --updates {updates} --eval-every {updates // 2} --eval-episodes 10"
     sizes = "--batch-size 256 --hidden-dims 64 64"

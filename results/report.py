@@ -68,7 +68,7 @@ def documents(rows: list[Row], left_out: list[str], root: Path, files: Raw) -> d
     results = root / "results"
     pages = {
         results / "tables.md": "\n\n".join(parts) + "\n",
-        results / "index.html": page(everything, root),
+        results / "index.html": page(everything, root, files),
         results / "speed.md": "\n\n".join(["# Speed", MADE, speed_section(root)]) + "\n",
         results / "parity.md": parity_page(root),
         results / "which.md": which_page(everything, root),

@@ -1,19 +1,25 @@
-"""Gradient updates per second, evaluation steps per second and memory (`make speed`).
+"""Updates per second, as a share of what the machine's matrix products allow; evaluation steps per second; memory.
 
-  python results/speed.py                                       every case below, into results/speed.json
+  python results/speed.py                                       every file that updates on a dataset, into speed.json
   python results/speed.py --algorithms td3_bc --lanes 1 8 32    some of them; the others' cases stay in the file
+  python results/speed.py --lanes 1 8 64 --layouts map vmap --precisions float32 bfloat16 --chunks 12 120
 
-A case is a job of the algorithm's file from its command line, with the paper's network and batch sizes, on 1M
-synthetic transitions of a D4RL shape, without evaluation. Its rate is read off metrics.csv, from the second compiled
-call on; loading and compiling are apart. One update = one critic step on one batch, of one lane; rates are sums over
-the lanes.
+A case is a job of the algorithm's file, with the paper's network and batch sizes, on 1M synthetic transitions of a D4RL
+shape, without evaluation. After each compiled call of its updates the very matrix products of that call are made by
+themselves, on all cores, and the two times are compared: the share of the limit is arithmetic per second of the one
+over that of the other, in rounds of which both halves ran back to back, so that it says the same on a slow machine and
+on a fast one. Compiling and loading are apart. One update = one critic step on one batch, of one lane; rates are sums
+over the lanes.
 """
 
 import argparse
-import csv
+import collections
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -21,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +36,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 SHAPES = {"hopper": (11, 3), "ant": (111, 8)}
-UPDATES = {"td3_bc": 400, "iql": 300, "rebrac": 60, "cql": 10} | {
-    "bc": 1000, "awac": 100, "spot": 200, "prdc": 200, "mcep": 200, "a2pr": 60, "rorl": 10, "riql": 100,
-    "crr_plus": 20, "cql_plus": 10, "f_dvl": 60, "trajectory_weighting": 300, "diffusion_ql": 40, "edp": 40,
-    "fql": 60, "ofql": 60,
-}  # fmt: skip
-"""Updates of one lane in one compiled call: about a second or two on two CPU cores."""
 BOTH_SHAPES = ("td3_bc", "iql", "rebrac", "cql")
 """The others are measured in the first shape only."""
-ROWS, CALLS = 1_000_000, 5
-LIMIT = 900
+ROWS = 1_000_000
+CALLS, SECONDS, LONG_ENOUGH = 3, 4.0, 0.1
+"""Timed calls at least, and seconds of them; a call should not be shorter than LONG_ENOUGH."""
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+"""Of matrix products; float32: JAX's default of the device."""
+LIMIT = 600
 """Seconds after which a case is given up."""
+CASE = ("algorithm", "shape", "lanes", "layout", "precision", "chunk")
+
+
+def candidates() -> list[str]:
+    """The files that update on a dataset: they have --updates."""
+    found = [path for path in sorted(ROOT.glob("algorithms/*/*.py")) if "(RunArgs" not in path.read_text()]
+    bases = ("(OfflineArgs)", "(GoalArgs)", "(DemoArgs)", "(LabelArgs)")
+    return [path.stem for path in found if any(base in path.read_text() for base in bases)]
 
 
 def write_log(path: Path, shape: str, rows: int) -> float:
@@ -61,42 +73,202 @@ def write_log(path: Path, shape: str, rows: int) -> float:
     return rows * (2 * obs_dim + action_dim + 2) * 4 / 2**20
 
 
-def measure(algorithm: str, shape: str, lanes: int, calls: int, log: Path, updates: int, limit: float = LIMIT) -> dict:
-    """One case: {updates_per_s: {median, min, max}, compile_s, memory_mib, ...}.
+# ------------------------------------------------------------------------------- the machine's limit
+
+
+def products(jaxpr, times: int = 1) -> collections.Counter:
+    """How often a program makes each matrix product, {(shapes and types of both sides, dimensions): times}.
+
+    What a loop of known length repeats counts so often; of a `while` one pass counts, of branches the costliest.
+    Under a `shard_map` those of one device count.
+    """
+    found: collections.Counter = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            sides = tuple((x.aval.shape, str(x.aval.dtype)) for x in equation.invars)
+            found[(sides, equation.params["dimension_numbers"])] += times
+        inner = [products(sub, times * equation.params.get("length", 1)) for sub in within(equation)]
+        if equation.primitive.name == "cond" and inner:
+            inner = [max(inner, key=arithmetic)]
+        for counts in inner:
+            found.update(counts)
+    return found
+
+
+def within(equation) -> Iterator:
+    """The programs inside an equation."""
+    for value in equation.params.values():
+        for one in value if isinstance(value, tuple | list) else [value]:
+            one = getattr(one, "jaxpr", one)  # a closed one
+            if hasattr(one, "eqns"):
+                yield one
+
+
+def arithmetic(counts: collections.Counter) -> float:
+    """Floating-point operations of the products: two for each pair of numbers that is multiplied and added."""
+    total = 0.0
+    for (((left, _), (right, _)), ((contracted, _), (batched, _))), times in counts.items():
+        shared = math.prod(left[i] for i in (*contracted, *batched))
+        free = math.prod(left) // shared * (math.prod(right) // shared)
+        total += 2.0 * times * free * shared
+    return total
+
+
+def alone(counts: collections.Counter, devices: list) -> Callable:
+    """A compiled program that makes these products on each of `devices`, and nothing else; call it with no argument."""
+    import jax
+    import jax.numpy as jnp
+
+    def on_device(lane):
+        total = lane.sum()
+        for (((left, left_type), (right, right_type)), numbers), times in counts.items():
+
+            def step(a, _, numbers=numbers, right=right, right_type=right_type):
+                b = jnp.ones(right, right_type)
+                product = jax.lax.optimization_barrier(jax.lax.dot_general(a, b, numbers))
+                first = product[(0,) * product.ndim].astype(a.dtype)
+                return a.at[(0,) * a.ndim].add(1e-20 * first), None  # so that no product is that of before
+
+            a = jnp.full(left, 0.5, left_type) + total.astype(left_type) * 0
+            total = total + jax.lax.scan(step, a, None, length=times)[0].ravel()[0].astype(total.dtype)
+        return total[None]
+
+    mesh = jax.make_mesh((len(devices),), ("lane",), (jax.sharding.AxisType.Auto,), devices=devices)
+    spec = jax.sharding.PartitionSpec("lane")
+    program = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    return functools.partial(program, np.zeros(len(devices), np.float32))
+
+
+# ------------------------------------------------------------------------------------------- one case
+
+
+class Enough(Exception):
+    """A case has been timed."""
+
+
+def load(algorithm: str):
+    """The module of an algorithm file."""
+    if algorithm in sys.modules:
+        return sys.modules[algorithm]
+    path = next(ROOT.glob(f"algorithms/*/{algorithm}.py"))
+    spec = importlib.util.spec_from_file_location(algorithm, path)
+    module = sys.modules[algorithm] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def timed(call: Callable) -> tuple[float, object]:
+    """Seconds of a call until its result is there, and the result."""
+    import jax
+
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - start, result
+
+
+def run_case(case: dict) -> dict:
+    """Trains until the updates have been timed; {updates_per_s, share, compile_s, memory_mib, ...}.
+
+    It is a process of its own: how many devices a CPU has is fixed when JAX starts.
+    """
+    import jax
+
+    from shared.run import Run
+
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if case["precision"] != "float32":
+        jax.config.update("jax_default_matmul_precision", case["precision"])
+    module, chunk, lanes = load(case["algorithm"]), case["chunk"], case["lanes"]
+    rounds: dict[str, list] = {"ours": [], "limit": []}
+    made: dict[str, object] = {}
+    over_lanes = Run.over_lanes
+
+    def watched(run, f, in_axes, donate=False, vmap=False):
+        program = over_lanes(run, f, in_axes, donate, vmap)
+        if not donate:
+            return program
+        seen: list = []
+
+        def call(*args):
+            if run.done < 0:  # a model or an autoencoder comes first
+                return program(*args)
+            if not seen:
+                counts = products(jax.make_jaxpr(program)(*args).jaxpr)
+                used = run.mesh.devices.size
+                seen.append((alone(counts, jax.local_devices()), arithmetic(counts) * used))
+                made.update(flop=seen[0][1], devices=used, args=run.args, out=run.out)
+                result = program(*args)
+                jax.block_until_ready((result, seen[0][0]()))
+                return result
+            ours, result = timed(lambda: program(*args))
+            rounds["ours"].append(ours)
+            rounds["limit"].append(timed(seen[0][0])[0])
+            if len(rounds["ours"]) >= CALLS and sum(rounds["ours"]) >= case["seconds"]:
+                raise Enough
+            return result
+
+        return call
+
+    Run.over_lanes = watched
+    phases = {"vae_updates", "autoencoder_updates", "plan_updates"} & {f.name for f in dataclasses.fields(module.Args)}
+    total = 100 * chunk  # the calls are enough before that
+    settings = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), total) | dict.fromkeys(phases, chunk)
+    settings |= {"log_every": chunk, "seeds": lanes, "layout": case["layout"], "compile_cache": False}
+    settings |= {"dataset": case["log"], "env": "none", "preset": "none", "out": case["out"]}
+    try:
+        with contextlib.suppress(Enough):
+            module.main(module.Args(**settings))
+    finally:
+        Run.over_lanes = over_lanes
+    record = json.loads((made["out"] / "run.json").read_text())
+    rates = [lanes * chunk / seconds for seconds in rounds["ours"]]
+    all_devices = len(jax.local_devices())
+    per_device = made["flop"] / made["devices"]
+    padded = -(-lanes // made["devices"]) * made["devices"]  # the last lane again, until each device has as many
+    shares = [
+        (made["flop"] / ours) / (per_device * all_devices / limit)
+        for ours, limit in zip(rounds["ours"], rounds["limit"], strict=True)
+    ]
+    return {
+        **{name: case[name] for name in CASE},
+        "layout": record["layout"],  # where it was "auto"
+        "updates_per_s": summary(rates),
+        "share": summary(shares),
+        "mflop_per_update": made["flop"] / (padded * chunk) / 1e6,
+        "limit_gflop_per_s": summary([per_device * all_devices / limit / 1e9 for limit in rounds["limit"]]),
+        "compile_s": record["compile_s"],
+        "memory_mib": record["peak_memory_mib"],
+        "batch_size": made["args"].batch_size,
+        "hidden_dims": list(getattr(made["args"], "hidden_dims", ())),
+        "devices": made["devices"],
+        "cores": len(os.sched_getaffinity(0)),
+        "device": record["hardware"]["device"],
+        "jax": record["versions"]["jax"],
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure(case: dict, limit: float = LIMIT) -> dict:
+    """`run_case` in a process of its own; with longer chunks where a call is too short to be timed.
 
     Raises:
       RuntimeError: the job failed.
       subprocess.TimeoutExpired: it took longer than `limit` seconds.
     """
-    script = next(ROOT.glob(f"algorithms/*/{algorithm}.py"))
-    total = updates * (calls + 1)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, script, "--dataset", log, "--preset", "none", "--seeds", lanes, "--out", out]
-        command += ["--updates", total, "--log-every", updates, "--eval-every", total, "--checkpoint-every", total]
-        command += ["--vae-updates", updates] if "vae_updates" in script.read_text() else []
-        environment = os.environ | {"OFFLINE_RL_CACHE": str(log.parent / "cache")}
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=limit, env=environment)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        record = json.loads((out / "run.json").read_text())
-        with (out / "metrics.csv").open() as file:
-            at = [float(row["wall_s"]) for row in csv.DictReader(file) if row["lane"] == "0"]
-    rates = [lanes * updates / (b - a) for a, b in zip(at, at[1:], strict=False)]
-    return {
-        "algorithm": algorithm,
-        "shape": shape,
-        "lanes": lanes,
-        "updates_per_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
-        "compile_s": record["compile_s"],
-        "memory_mib": record["peak_memory_mib"],
-        "batch_size": record["args"]["batch_size"],
-        "hidden_dims": record["args"]["hidden_dims"],
-        "devices": record["hardware"]["devices"],
-        "cores": len(os.sched_getaffinity(0)),
-        "device": record["hardware"]["device"],
-        "jax": record["versions"]["jax"],
-    }
+        command = [sys.executable, __file__, "--one", json.dumps(case | {"out": folder + "/run"})]
+        environment = os.environ | {"OFFLINE_RL_CACHE": str(Path(case["log"]).parent / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds = case["lanes"] * case["chunk"] / found["updates_per_s"]["median"]
+    if seconds < LONG_ENOUGH and case["chunk"] < 1200:
+        return measure(case | {"chunk": case["chunk"] * 10}, limit) | {"chunk": case["chunk"]}
+    return found
 
 
 def measure_evaluation(lanes: int, episodes: int) -> dict:
@@ -108,69 +280,79 @@ def measure_evaluation(lanes: int, episodes: int) -> dict:
     from shared.task import env_task
 
     use_cpu_devices(lanes)
-    path = ROOT / "algorithms" / "offline" / "bc.py"
-    module_spec = importlib.util.spec_from_file_location("bc", path)
-    module = sys.modules["bc"] = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = load("bc")
     task = env_task("HalfCheetah-v5")  # episodes of a fixed length
     args = dataclasses.replace(module.Args(), seeds=lanes, eval_episodes=episodes)
-    run = Run(str(path), args, task, module.act)
-    agent = run.init(partial(module.init, spec=task.spec))
+    run = Run(module.__file__, args, task, module.act)
+    agent = run.init(functools.partial(module.init, spec=task.spec))
     run._evaluate(agent, run._eval_keys, run.lane_args)  # makes the environments and compiles
-    start = time.perf_counter()
-    lengths = run._evaluate(agent, run._eval_keys, run.lane_args).lengths
-    seconds = time.perf_counter() - start
+    seconds, found = timed(lambda: run._evaluate(agent, run._eval_keys, run.lane_args))
     return {
         "algorithm": "evaluation",
         "env": "HalfCheetah-v5",
         "lanes": lanes,
         "episodes": episodes,
-        "env_steps_per_s": float(lengths.sum() / seconds),
+        "env_steps_per_s": float(found.lengths.sum() / seconds),
         "device": jax.local_devices()[0].device_kind,
     }
 
 
 def main() -> None:
     """Command line."""
+    names = candidates()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=[*UPDATES, "evaluation"], choices=[*UPDATES, "evaluation"])
+    parser.add_argument("--algorithms", nargs="+", default=[*names, "evaluation"], choices=[*names, "evaluation"])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--calls", type=int, default=CALLS, help="timed calls of each case")
+    parser.add_argument("--layouts", nargs="+", default=["auto"], choices=["auto", "map", "vmap"])
+    parser.add_argument(
+        "--precisions", nargs="+", default=["float32"], choices=["float32", "tensorfloat32", "bfloat16"]
+    )
+    parser.add_argument("--chunks", nargs="+", type=int, default=[12], help="updates in one compiled call, at first")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of timed calls in each case, at least")
     parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the synthetic log")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed.json")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:  # a process of its own: the number of CPU devices is fixed when JAX starts
-        print(json.dumps(measure_evaluation(args.one, 10)))
+    if args.one:
+        case = json.loads(args.one)
+        print(json.dumps(measure_evaluation(case, 10) if isinstance(case, int) else run_case(case)))
         return
-    cases = [(a, s, n) for s in args.shapes for a in args.algorithms for n in args.lanes if a != "evaluation"]
-    cases = [c for c in cases if c[1] == args.shapes[0] or c[0] in BOTH_SHAPES]
-    cases += [("evaluation", "-", n) for n in args.lanes if n <= 8 and "evaluation" in args.algorithms]
+    cases = [
+        dict(zip(CASE, (algorithm, shape, lanes, layout, precision, chunk), strict=True))
+        for shape in args.shapes
+        for algorithm in args.algorithms
+        for lanes in args.lanes
+        for layout in args.layouts
+        for precision in args.precisions
+        for chunk in args.chunks
+        if algorithm != "evaluation" and (shape == args.shapes[0] or algorithm in BOTH_SHAPES)
+    ]
     record = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
-    for case in record["cases"]:
-        case.setdefault("cores", record["hardware"]["cores"])
     record["hardware"] = {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()}
+    cases += [{"algorithm": "evaluation", "lanes": n} for n in args.lanes if n <= 8 and "evaluation" in args.algorithms]
     with tempfile.TemporaryDirectory() as folder:
         logs = {shape: Path(folder) / f"{shape}.npz" for shape in args.shapes}
         mib = {shape: write_log(path, shape, args.rows) for shape, path in logs.items()}
         for case in cases:
-            algorithm, shape, lanes = case
             try:
-                if algorithm == "evaluation":
-                    command = [sys.executable, __file__, "--one", str(lanes)]
+                if case["algorithm"] == "evaluation":
+                    command = [sys.executable, __file__, "--one", str(case["lanes"])]
                     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
                     result = json.loads(done.stdout.splitlines()[-1])
                 else:
-                    result = measure(algorithm, shape, lanes, args.calls, logs[shape], UPDATES[algorithm])
-                    result["dataset_mib"] = mib[shape]
+                    asked = {"log": str(logs[case["shape"]]), "seconds": args.seconds}
+                    result = measure(case | asked) | {"dataset_mib": mib[case["shape"]]}
             except (RuntimeError, subprocess.SubprocessError) as error:
-                print(f"{' '.join(map(str, case))} is left out: {error}", file=sys.stderr, flush=True)
+                why = str(error).strip().splitlines() or [""]
+                print(f"{' '.join(map(str, case.values()))} is left out: {why[-1]}", file=sys.stderr, flush=True)
                 continue
+            told = " ".join(str(value) for value in case.values())
             rate = result.get("env_steps_per_s") or result["updates_per_s"]["median"]
-            print(f"{algorithm:>20} {shape:>7} {lanes:>3} lanes {rate:>10.1f}/s", flush=True)
-            same = [c for c in record["cases"] if (c["algorithm"], c.get("shape", "-"), c["lanes"]) == case]
-            record["cases"] = [c for c in record["cases"] if c not in same] + [result]
+            share = f", {100 * result['share']['median']:.0f} % of the limit" if "share" in result else ""
+            print(f"{told:>50}: {rate:>10.1f}/s{share}", flush=True)
+            result |= {"asked": case}
+            record["cases"] = [c for c in record["cases"] if c.get("asked") != case] + [result]
             args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

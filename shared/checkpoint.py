@@ -129,7 +129,7 @@ def save_tree(path: Path, tree: Any, header: dict, lanes: int | None = None) -> 
 
 
 _FREE = {"out", "resume", "wandb", "preset", "distributed"}
-_FREE |= {"layout"}  # a run may go on on another kind of device, which has another
+_FREE |= {"layout", "lanes_per_call", "compile_cache"}  # a run may go on on another kind of device, which has others
 _FREE |= {"dataset"}  # it may have moved: its content is compared
 INTERVALS = ("log_every", "eval_every", "offline_eval_every", "checkpoint_every", "max_episode_steps")
 """Arguments that a resumed run may have others of."""

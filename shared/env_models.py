@@ -124,6 +124,29 @@ def termination(task: Task, known: bool = True) -> Callable:
     return lambda next_obs: rule(_raw(task, next_obs))
 
 
+def costs(task: Task) -> Callable:
+    """obs [..., O], as networks see it -> what it costs to be there [...].
+
+    Raises:
+      InputError: the environment does not tell costs by states that its observations show.
+    """
+    env = bare_env(task)
+    functions = _functions(env)
+    if env is not None:
+        env.close()
+    told = {}
+    if functions:
+        f, state_of, _ = functions
+        told = jax.eval_shape(lambda obs: f.state_info(state_of(obs)), jnp.zeros(task.spec.obs_shape))
+    if "cost" not in told:
+        what = task.env_spec.id if task.env_spec else f"'{task.id}' without an environment"
+        raise InputError(
+            f"What states cost is needed, and {what} does not tell it by its observations (point worlds do)."
+        )
+    rule = jnp.vectorize(lambda obs: f.state_info(state_of(obs))["cost"], signature="(o)->()")
+    return lambda obs: rule(_raw(task, obs))
+
+
 def exact_model(task: Task) -> Callable | None:
     """(obs [B, O], action [B, A], key) -> (next_obs [B, O], reward [B], terminal [B]) of the environment itself.
 

@@ -1,12 +1,18 @@
 """Bad input ends in one sentence: the exception for it, and the nearest names to a mistyped one."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
+
+
+def cache_folder() -> Path:
+    """Where arrays that were read and programs that were compiled are kept: ~/.cache/offline-rl, $OFFLINE_RL_CACHE."""
+    return Path(os.environ.get("OFFLINE_RL_CACHE", Path.home() / ".cache" / "offline-rl"))
 
 
 class InputError(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.errors import ROOT, InputError, nearest, slugify
+from shared.errors import ROOT, InputError, cache_folder, nearest, slugify
 from shared.files import read_file
 from shared.minari_files import read_minari
 from shared.task import recipe_id, recipe_name, recipes
@@ -99,7 +99,7 @@ def _cached(stored: list[Path], how: str, read) -> tuple[dict[str, np.ndarray], 
         with path.open("rb") as f:
             while block := f.read(1 << 24):
                 digest.update(block)
-    home = Path(os.environ.get("OFFLINE_RL_CACHE", Path.home() / ".cache" / "offline-rl"))
+    home = cache_folder()
     known = home / f"{digest.hexdigest()[:32]}.npz"
     if known.exists():
         try:

@@ -9,10 +9,11 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from shared.arguments import RunArgs, float_fields
 
@@ -57,18 +58,33 @@ def layout_on(mesh: jax.sharding.Mesh, layout: str) -> str:
     return layout if layout != "auto" else "map" if mesh.devices.flat[0].platform == "cpu" else "vmap"
 
 
+def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`tree` for every device of the mesh: a copy on each, but in the memory of a CPU one that all of them read."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(x):
+        keys = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        if keys or mesh.devices.flat[0].platform != "cpu":
+            return jax.device_put(x, everywhere)
+        return jax.device_put(np.asarray(x), everywhere, may_alias=True)
+
+    return jax.tree.map(place, tree)
+
+
 def over_lanes(
-    f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, layout: str = "auto"
+    f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, layout: str = "auto", at_once: int = 0
 ) -> Callable:
     """Compiles `f`, written for one lane, for all lanes; `in_axes` as in vmap: 0 per lane, None shared.
 
     Lanes are split over the mesh without communication; those of one device are laid out as `layout_on` says.
-    `donate` gives up the first argument.
+    `donate` gives up the first argument. `at_once`: lanes that are vmapped together, group after group; 0: all.
     """
     laned = [i for i, axis in enumerate(in_axes) if axis == 0]
 
     def on_device(*args):
-        if layout_on(mesh, layout) == "vmap":
+        grouped = layout_on(mesh, layout) == "vmap"
+        lanes = len(jax.tree.leaves([args[i] for i in laned])[0])
+        if grouped and not 0 < at_once < lanes:
             return jax.vmap(f, in_axes)(*args)
 
         def one_lane(lane_args):
@@ -78,10 +94,10 @@ def over_lanes(
             return f(*merged)
 
         lane_args = [args[i] for i in laned]
-        if len(jax.tree.leaves(lane_args)[0]) == 1:  # a loop of one would copy everything twice
+        if lanes == 1:  # a loop of one would copy everything twice
             squeezed = jax.tree.map(lambda x: x[0], lane_args)
             return jax.tree.map(lambda x: x[None], one_lane(squeezed))
-        return jax.lax.map(one_lane, lane_args)
+        return jax.lax.map(one_lane, lane_args, batch_size=at_once if grouped else None)
 
     on_device.__name__ = getattr(
         getattr(f, "func", f), "__name__", "lane"

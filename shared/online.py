@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from shared.errors import InputError
 from shared.jax_envs import jax_env
+from shared.policies import Policy, StatefulPolicy
 from shared.replay import Replay, init_replay
 from shared.run import Run
 from shared.task import MAX_EPISODE_STEPS, Task, require_env
@@ -118,7 +119,8 @@ class Interaction:
     """The online part of a run: environments, replay buffers, and the compiled step of all lanes.
 
     The functions are one lane's, and the algorithm's:
-      explore(agent, obs [1, O], key, args) -> action [1, A]: what is done in the environment;
+      explore(agent, obs [1, O], key, args) -> action [1, A]: what is done in the environment; or a StatefulPolicy,
+        whose carry goes from step to step and begins anew with every episode (and after a random warm-up);
       sample(key, data, replay, args) -> batch: of any shape; `data` is the dataset's Transitions or None;
       update(agent, batch, key, args, t) -> (agent, metrics): what is learned from it after environment step t,
         which is the same in all lanes and may steer a lax.cond.
@@ -128,7 +130,7 @@ class Interaction:
         self,
         run: Run,
         data: Transitions | None,
-        explore: Callable,
+        explore: Policy,
         sample: Callable,
         update: Callable,
         *,
@@ -165,56 +167,70 @@ class Interaction:
             self.envs = LaneEnvs(self.task, [setting["seed"] for setting in run.padded_settings])
         self.action = None
         """[L, A] next one"""
+        self.memory: Any = None
+        """[L, ...] what the policy carries, if it is one that remembers"""
         self.rewards: list[list[float]] = [[] for _ in range(lanes)]
         """Of the episodes that go on, where returns-to-go are asked for."""
 
-        def act(agent, obs, key, args):
-            return explore(agent, obs[None], key, args)[0]
+        policy, reward_at = remembering(explore), self._reward_column()
 
-        def act_at_random(agent, obs, key, args):
+        def act(agent, memory, now, key, args):
+            """The action for `now`: obs [O], the row that led there, and whether it ended an episode; and the carry."""
+            obs, row, ended = now
+            memory = jax.tree.map(partial(jnp.where, ended), policy.initial_carry(agent, args), memory)
+            reward = jnp.where(ended, 0.0, self.task.own_reward(row[reward_at]))
+            memory = jax.tree.map(lambda x: x[None], memory)
+            action, memory = policy.act(agent, memory, obs[None], reward[None], key, args)
+            return action[0], jax.tree.map(lambda x: x[0], memory)
+
+        def act_at_random(agent, memory, now, key, args):
             if spec.discrete:
-                return jax.random.randint(key, (), 0, spec.action_dim)
-            return jax.random.uniform(key, (spec.action_dim,), minval=-1.0, maxval=1.0)
+                return jax.random.randint(key, (), 0, spec.action_dim), memory
+            return jax.random.uniform(key, (spec.action_dim,), minval=-1.0, maxval=1.0), memory
 
-        first_act = act_at_random if warmup and random_warmup else act
+        def first_act(agent, obs, key, args):
+            memory, now = policy.initial_carry(agent, args), (obs, jnp.zeros(self.replay.rows.shape[-1]), True)
+            return (act_at_random if warmup and random_warmup else act)(agent, memory, now, key, args)
+
         self._first_act, self._first_keys = run.over_lanes(first_act, in_axes=(0, 0, 0, 0)), first_keys
+        self._begin = run.over_lanes(lambda agent, args: policy.initial_carry(agent, args), in_axes=(0, 0))
 
-        def learn_and_act(agent, batch, obs, keys, args, t):
+        def learn_and_act(agent, memory, batch, now, keys, args, t):
             agent, metrics = update(agent, batch, keys[0], args, t)
-            return agent, metrics, act(agent, obs, keys[1], args)
+            return agent, metrics, *act(agent, memory, now, keys[1], args)
 
         def insert(replay, row):
             return replay.insert(row, ready=return_to_go is None)
 
         insert = run.over_lanes(insert, in_axes=(0, 0), vmap=True)
         draw = run.over_lanes(sample, in_axes=(0, None, 0, 0), vmap=True)
-        learn_and_act = run.over_lanes(learn_and_act, in_axes=(0, 0, 0, 0, 0, None))
+        learn_and_act = run.over_lanes(learn_and_act, in_axes=(0, 0, 0, 0, 0, 0, None))
 
-        def warm_act(agent, obs, key, args, t):
+        def warm_act(agent, memory, now, key, args, t):
             """The next action after step t of the warm-up; that of the first step after it is the policy's."""
             if not random_warmup:
-                return act(agent, obs, key, args)
-            return jax.lax.cond(t == warmup - 1, act, act_at_random, agent, obs, key, args)
+                return act(agent, memory, now, key, args)
+            return jax.lax.cond(t == warmup - 1, act, act_at_random, agent, memory, now, key, args)
 
-        warm_act = run.over_lanes(warm_act, in_axes=(0, 0, 0, 0, None))
+        warm_act = run.over_lanes(warm_act, in_axes=(0, 0, 0, 0, 0, None))
 
-        def step(agent, replay, row, obs, keys, args, data, t, learning):
-            """All lanes: insert `row` [L, D], update if `learning`, act on `obs` [L, O]; `keys` [L, 3]."""
-            replay = insert(replay, row)
+        def step(agent, replay, memory, now, keys, args, data, t, learning):
+            """All lanes: insert the row [L, D] of `now`, update if `learning`, act on its obs; `keys` [L, 3]."""
+            replay = insert(replay, now[1])
             if not learning:
-                return agent, replay, {}, warm_act(agent, obs, keys[:, 2], args, t)
+                return agent, replay, {}, *warm_act(agent, memory, now, keys[:, 2], args, t)
             batch = draw(keys[:, 0], data, replay, args)
-            agent, metrics, action = learn_and_act(agent, batch, obs, keys[:, 1:], args, t)
-            return agent, replay, metrics, action
+            agent, *out = learn_and_act(agent, memory, batch, now, keys[:, 1:], args, t)
+            return agent, replay, *out
 
         @partial(jax.jit, donate_argnums=(0, 1, 2), static_argnames="learning")
-        def step_at(agent, replay, total, row, obs, key_data, args, data, i, t, learning):
+        def step_at(agent, replay, total, memory, now, key_data, args, data, i, t, learning):
             keys = jax.vmap(partial(jax.random.split, num=3))(jax.random.wrap_key_data(key_data[:, i]))
-            agent, replay, metrics, action = step(agent, replay, row, obs, keys, args, data, t, learning)
-            return agent, replay, jax.tree.map(jnp.add, total, metrics) if learning else total, action
+            agent, replay, metrics, *acted = step(agent, replay, memory, now, keys, args, data, t, learning)
+            return agent, replay, jax.tree.map(jnp.add, total, metrics) if learning else total, *acted
 
         def move(env_state, obs, action, key):
-            """One lane's environment: the next state and observation, a new episode's where this one ended."""
+            """One lane's environment: the next state and observation, a new episode's where this one `ended`."""
             action = action if spec.discrete else jnp.clip(action, -1.0, 1.0)
             step_key, reset_key = jax.random.split(key)
             new_state, next_obs, reward, terminal, truncated = self.env.step(
@@ -224,7 +240,7 @@ class Interaction:
             row = jnp.concatenate([obs, action.reshape(-1), jnp.stack([reward, terminal]), next_obs])
             ended = terminal | truncated
             started = self._new_episode(reset_key)
-            return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row
+            return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row, ended
 
         move = run.over_lanes(move, in_axes=(0, 0, 0, 0), vmap=True)
 
@@ -233,20 +249,20 @@ class Interaction:
             """`n` steps of all lanes with the environment inside."""
 
             def one(carry, i):
-                agent, replay, total, env_state, obs, action = carry
+                agent, replay, total, env_state, obs, action, memory = carry
                 keys = jax.vmap(partial(jax.random.split, num=4))(jax.random.wrap_key_data(key_data[:, start + i]))
-                env_state, obs, row = move(env_state, obs, action, keys[:, 3])
-                out = step(agent, replay, row, obs, keys[:, :3], args, data, t + i, learning)
-                agent, replay, metrics, action = out
+                env_state, *now = move(env_state, obs, action, keys[:, 3])
+                out = step(agent, replay, memory, tuple(now), keys[:, :3], args, data, t + i, learning)
+                agent, replay, metrics, *acted = out
                 total = jax.tree.map(jnp.add, total, metrics) if learning else total
-                return (agent, replay, total, env_state, obs, action), None
+                return (agent, replay, total, env_state, now[0], *acted), None
 
             return jax.lax.scan(one, carry, jnp.arange(n))[0]
 
         def metric_names(agent):
             keys = jax.random.split(jax.random.key(0), (lanes, 3))
-            row, obs = self.replay.rows[:, 0], jnp.zeros((lanes, *spec.obs_shape))
-            inputs = (agent, self.replay, row, obs, keys, run.lane_args, data, 0)
+            now = jnp.zeros((lanes, *spec.obs_shape)), self.replay.rows[:, 0], jnp.zeros(lanes, bool)
+            inputs = (agent, self.replay, self.memory, now, keys, run.lane_args, data, 0)
             return tuple(jax.eval_shape(partial(step, learning=True), *inputs)[2])
 
         self._step, self._scan, self._metric_names = step_at, scan, metric_names
@@ -267,26 +283,26 @@ class Interaction:
         run, key_data, n = self.run, jax.random.key_data(keys), keys.shape[1]
         obs = self.obs if self.env else self.envs.obs
         if self.action is None:
-            self.action = self._first_act(agent, obs, self._first_keys, run.lane_args)
+            self.action, self.memory = self._first_act(agent, obs, self._first_keys, run.lane_args)
         total = self._zero_metrics(agent)
         collected = int(np.clip(self.warmup - run.done, 0, n))
         for start, stop, learning in ((0, collected, False), (collected, n, True)):
             if start == stop:
                 continue
             if self.env:
-                carry = (agent, self.replay, total, self.env_state, self.obs, self.action)
+                carry = (agent, self.replay, total, self.env_state, self.obs, self.action, self.memory)
                 out = self._scan(
                     carry, key_data, run.lane_args, self.data, start, run.done + start, stop - start, learning
                 )
-                agent, self.replay, total, self.env_state, self.obs, self.action = out
+                agent, self.replay, total, self.env_state, self.obs, self.action, self.memory = out
                 continue
             for i in range(start, stop):
                 row = self.envs.step(np.asarray(self.action))
                 if self.return_to_go:
                     row = np.pad(row, ((0, 0), (0, 1)))
-                agent, self.replay, total, self.action = self._step(
-                    agent, self.replay, total, row, self.envs.obs, key_data, run.lane_args, self.data,
-                    i, run.done + i, learning=learning,
+                agent, self.replay, total, self.action, self.memory = self._step(
+                    agent, self.replay, total, self.memory, (self.envs.obs, row, self.envs.ended), key_data,
+                    run.lane_args, self.data, i, run.done + i, learning=learning,
                 )  # fmt: skip
                 if self.return_to_go:
                     self._end_episodes(row)
@@ -318,24 +334,28 @@ class Interaction:
         return {name: jax.device_put(zero, self.run.sharding) for name in self._names}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: replay buffers, environments, and the action that comes next."""
+        """For a checkpoint: replay buffers, environments, the action that comes next, and what the policy carries."""
         env = {"state": self.env_state, "obs": self.obs} if self.env else self.envs.state()
         spec = self.task.spec
         first = np.zeros((len(self.rewards), *(() if spec.discrete else (spec.action_dim,))))
-        return {"replay": self.replay, "env": env, "action": first if self.action is None else np.asarray(self.action)}
+        action = first if self.action is None else np.asarray(self.action)
+        return {"replay": self.replay, "env": env, "action": action, "memory": self.memory}
 
     def restore(self, agent: Any) -> Any:
         """`agent`, and the state here, from the run's checkpoint when --resume was given."""
+        self.memory = self._begin(agent, self.run.lane_args)
         if not self.run.args.resume:
             return self.run.restore(agent)
         agent, state = self.run.restore(agent, self.state())
         self.replay, env = state["replay"], state["env"]
         if self.run.done > 0:
-            self.action = state["action"]
+            self.action, self.memory = state["action"], state["memory"]
         if self.env:
             self.env_state, self.obs = env["state"], env["obs"]
             return agent
         restored = self.envs.restore(env)
+        anew = lambda new, old: np.where(restored.reshape(-1, *(1,) * (np.ndim(old) - 1)), old, new)  # noqa: E731
+        self.memory = jax.tree.map(anew, self._begin(agent, self.run.lane_args), self.memory)
         if self.return_to_go:
             at, rows = self._reward_column(), np.asarray(self.replay.rows)
             counts = zip(np.asarray(self.replay.inserted), np.asarray(self.replay.ready), strict=True)
@@ -349,6 +369,16 @@ class Interaction:
     def _reward_column(self) -> int:
         spec = self.task.spec
         return spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim)
+
+
+def remembering(policy: Policy) -> StatefulPolicy:
+    """`policy` with a carry, which is empty where it has none."""
+    if isinstance(policy, StatefulPolicy):
+        return policy
+    return StatefulPolicy(
+        lambda agent, args: (),
+        lambda agent, carry, obs, reward, key, args: (policy(agent, obs, key, args), carry),
+    )
 
 
 def _complete(replay: Replay, values: jax.Array, count: jax.Array) -> Replay:

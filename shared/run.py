@@ -37,8 +37,9 @@ from shared.data import preset_objection
 from shared.distributed import all_finished, gather, join, meet, merge_files, share
 from shared.errors import ROOT, EvaluationFailed, InputError, Interrupted, first_line
 from shared.evaluation import Evaluator, Stopped
-from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, use_cpu_devices, with_settings
+from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, replicated, use_cpu_devices, with_settings
 from shared.policies import Policy, at_step, seen_by
+from shared.programs import fitting, keep_programs
 from shared.record import LANE_COLUMNS, TABLES, Means, Tables, WandbLanes, status_of, summarise, write_record
 from shared.schedule import chunk_keys, chunk_length
 from shared.signals import Signals
@@ -52,6 +53,8 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
         args = parse(cls, presets, doc, objection=preset_objection, tell=told.append)
         join(args.distributed)
         use_cpu_devices(len(lane_settings(args)))
+        if args.compile_cache:
+            keep_programs()
         meet()
         with contextlib.redirect_stdout(io.StringIO() if args.distributed and jax.process_index() else sys.stdout):
             print(*told, sep="\n", end="\n" * bool(told), flush=True)
@@ -97,6 +100,8 @@ class Run:
         self.chunk = self._online_chunk = chunk_length(args, self.total, unit, before, self.offline_updates)
         self.mesh = make_mesh(len(self.settings))
         self.layout = layout_on(self.mesh, args.layout)
+        if args.lanes_per_call and self.layout == "map":
+            raise InputError("--lanes-per-call is for lanes that are vmapped; here each is computed by itself (map).")
         padded = self.settings + [self.settings[-1]] * (-len(self.settings) % self.mesh.devices.size)
         self.padded_settings = padded
         self.sharding = sharding = NamedSharding(self.mesh, PartitionSpec("lane"))
@@ -119,8 +124,16 @@ class Run:
         self.done, self.diverged, self._sizes = -before - self.offline_updates, {}, {}
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
-        """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either."""
-        return over_lanes(f, self.mesh, in_axes, donate, "vmap" if vmap else self.layout)
+        """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either.
+
+        What is to be donated its first argument (an update) is asked before its first call whether it fits.
+        """
+        at_once = 0 if vmap else self.args.lanes_per_call
+        program = over_lanes(f, self.mesh, in_axes, donate, "vmap" if vmap else self.layout, at_once)
+        if not donate:
+            return program
+        fewer = ", or --lanes-per-call" * (self.layout == "vmap")
+        return fitting(program, list(self.mesh.devices.flat), f"give fewer --seeds, smaller networks or batches{fewer}")
 
     def init(self, init: Callable) -> Any:
         """The agents [L] of `init(key, args)`; on CPU always mapped: LAPACK on a batch can wait there for ever."""
@@ -128,8 +141,8 @@ class Run:
         return over_lanes(init, self.mesh, in_axes=(0, 0))(self.init_keys, self.lane_args)
 
     def replicate(self, tree: Any) -> Any:
-        """`tree` once on every device of the mesh, so that no call copies it."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """`tree` where every device of the mesh can read it, so that no call copies it."""
+        return replicated(tree, self.mesh)
 
     # -- opening and closing
 

@@ -154,6 +154,10 @@ class Task:
         """An environment's reward -> what is learned from: as `Dataset.scale_rewards` did with the data's."""
         return reward * self.options.get("reward_scale", 1.0) + self.options.get("reward_shift", 0.0)
 
+    def own_reward(self, reward):
+        """The environment's reward of one that is learned from: `training_reward` undone."""
+        return (reward - self.options.get("reward_shift", 0.0)) / self.options.get("reward_scale", 1.0)
+
     @property
     def counts_successes(self) -> bool:
         """Whether an episode is scored by whether it succeeded, once, and not by its return."""

@@ -129,7 +129,7 @@ def data_for(pendulum, goals, cartpole) -> Callable[[str], str]:
             return goals
         if usual.startswith("cartpole"):
             return cartpole
-        if usual.startswith("point-mazes"):
+        if usual.startswith(("point-mazes", "point-guarded", "hidden-team")):
             with jax.debug_key_reuse(False):  # worlds fold numbers into one key
                 make.make(usual, steps=160)
             return usual

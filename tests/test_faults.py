@@ -386,6 +386,7 @@ LIBRARIES = {
     "optax",
     "ogbench",
     "pandas",
+    "minigrid",  # by datasets/environments/go_to_door.py only, where it is there
     "pgx",  # by datasets/environments/breakout.py only, where it is there
     "ray",
     "safetensors",

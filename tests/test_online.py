@@ -22,6 +22,7 @@ from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
 from shared.online import Interaction, LaneEnvs
 from shared.online import _complete as complete
+from shared.policies import StatefulPolicy
 from shared.replay import concatenate, init_replay, sample_union
 from shared.run import Run
 from shared.task import Spec, env_task, registered_env
@@ -623,3 +624,49 @@ def test_a_warm_up_of_w_steps_takes_w_random_actions(warmup, random, compiled, m
     assert agent.tolist() == [steps - warmup] * lanes
     of_policy = unpack(loop.replay.rows, task.spec).action[..., 0] == 0.25
     assert (of_policy == (np.arange(steps) >= (warmup if random else 0))).all()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_a_policy_carries_goes_from_step_to_step_and_begins_anew_with_each_episode(compiled, monkeypatch):
+    """It counts its steps, from the agent's number on, and adds up what it was paid, in the environment's unit.
+
+    A run that is resumed goes on with it.
+    """
+    task = env_task("PointUMaze-v0")
+    task = dataclasses.replace(task, options={"reward_scale": 10.0, "reward_shift": -5.0})
+    task = dataclasses.replace(task, env_spec=registered_env("PointUMaze-v0", {"reward": "dense"}, 4))
+    if not compiled:
+        monkeypatch.setattr(online, "jax_env", lambda task: None)
+    lanes, steps = 2, 11
+    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
+    run = SimpleNamespace(
+        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
+        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
+        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
+    )  # fmt: skip
+
+    def explore(agent, carry, obs, reward, key, args):
+        count, paid = carry[0] + 1.0, carry[1] + reward
+        return 0.01 * jnp.stack([count, paid], -1), (count, paid)
+
+    policy = StatefulPolicy(lambda agent, args: (agent, jnp.float32(0.0)), explore)
+    draw = lambda key, data, replay, args: replay.sample(key, 4)  # noqa: E731
+    learn, agent = lambda agent, batch, key, args, t: (agent, {"seen": batch.obs.mean()}), jnp.float32([0.0, 5.0])
+    loop = Interaction(run, None, policy, draw, learn)
+    agent, _ = loop.steps(agent, keys[:, :6])
+    saved = jax.tree.map(jnp.array, loop.state())
+    run.done, run.args, run.restore = 6, SimpleNamespace(resume=True), lambda agent, state: (agent, saved)
+    again = Interaction(run, None, policy, draw, learn)
+    again.restore(agent)
+    for one in (loop, again):
+        one.steps(jnp.array(agent), keys[:, 6:steps])
+    jax.tree.map(np.testing.assert_array_equal, loop.state(), again.state())
+    rows = unpack(loop.replay.rows, task.spec)
+    for lane, t in np.ndindex(lanes, steps):
+        begun = t - t % 4
+        paid = (rows.reward[lane, begun:t] + 5.0).sum() / 10.0
+        np.testing.assert_allclose(100 * rows.action[lane, t], [5 * lane + 1 + t - begun, paid], rtol=1e-4, atol=1e-4)
+    assert rows.reward.std() > 0
+    kept = jax.tree.leaves(loop.state()["memory"])
+    np.testing.assert_allclose(kept[0], [4.0, 9.0])  # the action after step 11 is chosen already

@@ -17,6 +17,64 @@ NAN = float("nan")
 HOSTILE = "</script><script>window.broken = true</script><img src=x onerror='window.broken = true'>"
 
 
+SOURCES = {
+    "algorithms/plain_family/README.md": "# Plain\n\nA dataset in, a policy out.\n",
+    "algorithms/plain_family/bc.py": '''"""BC: behaviour cloning.
+
+Somebody, "Cloning", 1989.
+
+Choose it when <b>data</b> is good.
+"""
+''',
+    "algorithms/plain_family/cql.py": '''"""CQL: conservative Q-learning.
+
+Kumar, Zhou, Tucker and Levine, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779.
+
+Choose it when Q explodes.
+
+    python algorithms/offline/cql.py --dataset hopper-medium \\\\
+        --alpha 1 2.5
+    python algorithms/offline/cql.py --help
+"""
+''',
+    "results/claims/cql.py": '''from results.checks import Claim, end
+from results.grid import Entry
+
+bc, later = (Entry(name, "hopper-expert", "--updates 3000", "x", "claim") for name in ("bc", "later"))
+CLAIM = Claim(
+    title="CQL ends high",
+    paper="CQL (arXiv 2006.04779) says so.",
+    runs=[bc, later],
+    checks={
+        "CQL ends above BC": end(bc) > end(bc) + 1000,
+        "CQL ends above what comes later": end(bc) > end(later),
+    },
+    finding="It was found to be so.",
+)
+''',
+    "results/parity/cql-corl.json": json.dumps(
+        {
+            "": {"reference": "a/b", "file": "c.py", "commit": "1234567890", "dtype": "float64", "agrees": True}
+            | {"after": {"1": {"losses": {"q": 1e-13}, "parameters": {"q": 1e-14}}}, "deviations": {}, "note": ""}
+        }
+    ),
+    "results/published.json": json.dumps(
+        {"rows": [{"dataset": "d", "tasks": "default", "algorithm": "cql", "mean": 7, "sd": 1.5, "source": "x"}]}
+    ),
+    "results/speed.json": json.dumps(
+        {
+            "hardware": {"cores": 2},
+            "cases": [
+                {"algorithm": "cql", "shape": "hopper", "lanes": 8, "updates_per_s": {"median": 12.5}}
+                | {"hidden_dims": [256], "batch_size": 256, "memory_mib": 1, "compile_s": 1, "mflop_per_update": 1}
+                | {"share": {"median": 0.8}}
+            ],
+        }
+    ),
+}  # fmt: skip
+"""Two algorithms, and what is known of one."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A page of six rows: two datasets, a sweep, a diverged lane, a hostile command."""
@@ -29,6 +87,9 @@ def site(tmp_path_factory):
     make_run(root, "bc", "hopper-expert", [[[80, 80]], [[90, 90]]], name="claim-x-3k")
     make_run(root, "iql", "hopper-expert", [[[NAN, NAN]], [[7, 9]]])
     make_run(root, "cql", "hopper-medium", RISES_THEN_FALLS, swept={"alpha": [1.0, 1.0, 2.5, 2.5]})
+    for name, text in SOURCES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     assert report.main([], root) == 0
     return (root / "results" / "index.html").as_uri()
 
@@ -73,10 +134,10 @@ def test_the_page_shows_every_row_the_best_first(tab):
 
 @needs_chromium
 def test_the_page_is_sorted_by_a_heading_and_back(tab):
-    tab.get_by_role("button", name="Algorithm").click()
+    tab.locator("th").get_by_role("button", name="Algorithm").click()
     assert column(tab, 1) == ["bc", "bc †", "cql", "cql", "iql †", "td3_bc"]
     assert tab.locator("th").first.get_attribute("aria-sort") == "ascending"
-    tab.get_by_role("button", name="Algorithm").click()
+    tab.locator("th").get_by_role("button", name="Algorithm").click()
     assert column(tab, 1)[0] == "td3_bc" and tab.locator("th").first.get_attribute("aria-sort") == "descending"
 
 
@@ -107,6 +168,44 @@ def test_the_detail_view_has_every_lane_and_how_it_was_made(tab):
     dialog.get_by_role("button", name="Close").click()
     tab.wait_for_function("!location.hash")
     assert not dialog.is_visible()
+
+
+@needs_chromium
+def test_the_algorithms_stand_by_family_with_what_is_known_of_them(tab, site):
+    tab.get_by_role("button", name="Algorithms").click()
+    assert not tab.locator("#rows").is_visible()
+    family = tab.locator("#families")
+    assert family.locator("h2").all_inner_texts() == ["plain family"]
+    assert "A dataset in, a policy out. 2 algorithms; claims: 1 not seen, 1 no claim yet." in family.inner_text()
+    tab.locator("#algorithm-cql summary").click()
+    tab.wait_for_function("location.hash === '#algorithm-cql'")
+    text = tab.locator("#algorithm-cql").inner_text()
+    assert "CQL: conservative Q-learning" in text and "Q explodes" in text and "It was found to be so." in text
+    assert "python algorithms/offline/cql.py --dataset hopper-medium --alpha 1 2.5" in text
+    assert "no: CQL ends above BC (85.0 > 1,085.0)" in text
+    assert "not run yet: CQL ends above what comes later" in text
+    assert "agrees to 1e-13 with a/b at 1234567" in text and "d, default: 7 ± 1.5 (x)" in text
+    assert "12.5 updates/s with 8 lanes (80 % of the limit)" in text
+    assert tab.locator("#algorithm-cql a").get_attribute("href") == "https://arxiv.org/abs/2006.04779"
+    tab.locator("#algorithm-cql li button").click()
+    assert tab.get_by_role("dialog").locator("h2").inner_text() == "bc on hopper-expert"
+    assert tab.get_by_role("dialog").locator(".lane").count() == 2
+    tab.get_by_role("dialog").get_by_role("button", name="Close").click()
+    tab.get_by_role("button", name="All 2 rows of its runs").click()
+    assert column(tab, 1) == ["cql", "cql"] and not family.is_visible()
+
+
+@needs_chromium
+def test_an_algorithm_is_found_by_words_and_by_a_link(tab, site):
+    tab.get_by_role("button", name="Algorithms").click()
+    tab.get_by_label("Find", exact=True).fill("cloning 1989")
+    assert tab.locator("details strong").all_inner_texts() == ["BC"]
+    tab.goto("about:blank")
+    tab.goto(f"{site}#algorithm-bc")
+    assert "<b>data</b> is good" in tab.locator("#algorithm-bc").inner_text()
+    tab.set_viewport_size({"width": 360, "height": 740})
+    tab.locator("#algorithm-cql summary").click()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 @needs_chromium

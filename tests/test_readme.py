@@ -8,8 +8,8 @@ import sys
 
 import pytest
 from conftest import ALGORITHMS, ROOT, load
+from test_claims import FILES
 
-from results.checks import Raw
 from results.pages.algorithms import algorithms, algorithms_tables, families, families_table, finder
 from results.pages.claims import degrees, evidence
 
@@ -79,10 +79,10 @@ def test_every_algorithm_is_on_its_page_and_in_the_finder():
     for one in algorithms(ROOT):
         assert one.when, f"the docstring of {one.name}.py does not say 'Choose it when ...'"
         assert page.count(f"[{one.title}]({one.family}/{one.name}.py)") == 2, f"{one.name}: make report"
-    assert finder(ROOT) in page and algorithms_tables(ROOT, degrees(ROOT, Raw(ROOT))) in page, "make report"
+    assert finder(ROOT) in page and algorithms_tables(ROOT, degrees(ROOT, FILES)) in page, "make report"
 
 
 def test_every_family_is_in_the_readme_with_what_it_is_for():
     for name, (what, _) in families(ROOT).items():
         assert what, f"algorithms/{name}/README.md does not say what the family is for"
-    assert families_table(ROOT) in README and evidence(ROOT, Raw(ROOT)) in README, "make report"
+    assert families_table(ROOT) in README and evidence(ROOT, FILES) in README, "make report"

@@ -18,7 +18,7 @@ from results import benchmark, raw, report, sides
 from results.checks import Raw
 from results.grid import Entry
 from results.pages.claims import evidence
-from results.pages.speeds import speed_section
+from results.pages.speeds import share_table, speed_section
 from results.pages.which import which_page
 from results.pictures import order_of_arms, short_labels
 from shared.errors import InputError
@@ -354,18 +354,38 @@ def test_a_record_that_names_another_file_has_it_not_evaluated(tmp_path):
 def test_details_and_speed(tmp_path):
     make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS)
     case = {"algorithm": "iql", "shape": "hopper", "batch_size": 256, "hidden_dims": [256, 256], "device": "cpu"}
-    case |= {"compile_s": 3.0, "memory_mib": 900.0, "dataset_mib": 103.0}
-    rates = {1: {"median": 340.4}, 8: {"median": 612.0}}
-    cases = [{**case, "lanes": n, "updates_per_s": rates[n]} for n in rates]
-    cases.append({**case, "algorithm": "awac", "cores": 1, "lanes": 1, "updates_per_s": {"median": 7.0}})
+    case |= {"compile_s": 3.0, "memory_mib": 900.0, "dataset_mib": 103.0, "mflop_per_update": 403.7}
+    rates, shares = {1: 340.4, 8: 612.0}, {1: 0.404, 8: 0.776}
+    cases = [
+        {**case, "lanes": n, "updates_per_s": {"median": rates[n]}, "share": {"median": shares[n]}, "layout": "map"}
+        for n in rates
+    ]
+    cases.append({**cases[0], "algorithm": "awac", "updates_per_s": {"median": 7.0}, "hidden_dims": []})
     (tmp_path / "results" / "speed.json").write_text(json.dumps({"cases": cases, "hardware": {"cores": 2}}))
     table_of(tmp_path)
     details = (tmp_path / "results" / "tables.md").read_text().split("## Runs")[1]
     assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
     page = (tmp_path / "results" / "speed.md").read_text()
-    assert "| iql | hopper | 2 × 256, batch 256 | 2 | 340 | 612 | 3.0 s | 900 MiB | 103 MiB |" in page
-    assert "| awac | hopper | 2 × 256, batch 256 | 1 | 7.00 |  | 3.0 s | 900 MiB | 103 MiB |" in page
+    assert "| iql | hopper | 2 × 256, batch 256 | 40 % | 78 % | 340 | 612 | 404 | 3.0 s | 900 MiB |" in page
+    assert "| awac | hopper | batch 256 | 40 % |  | 7.00 |  | 404 | 3.0 s | 900 MiB |" in page
+
+
+def test_layouts_and_precisions_are_told_apart_on_an_accelerator():
+    case = {"algorithm": "iql", "shape": "hopper", "lanes": 8, "batch_size": 256, "hidden_dims": [256], "chunk": 12}
+    case |= {"compile_s": 3.0, "memory_mib": 900.0, "mflop_per_update": 100.0, "share": {"median": 0.5}}
+    cases = [
+        {**case, "layout": "map", "precision": p, "asked": {"layout": layout, "precision": p, "chunk": 12}}
+        | {"updates_per_s": {"median": rate}}
+        for layout, p, rate in (("auto", "float32", 1.0), ("vmap", "float32", 2.0), ("vmap", "bfloat16", 3.0))
+    ]
+    lines = share_table(cases).splitlines()
+    assert lines[0].startswith("| algorithm | data | layout | precision | networks | share, 8 lanes |")
+    assert [line.split(" | ")[2:4] + [line.split(" | ")[6]] for line in lines[2:]] == [
+        ["auto", "float32", "1.00"],
+        ["vmap", "float32", "2.00"],
+        ["vmap", "bfloat16", "3.00"],
+    ]
 
 
 def test_two_reports_are_the_same_bytes(tmp_path):

@@ -16,7 +16,9 @@ Deviations from the paper (which has no experiments):
 - tables, of which the features phi(s, a) are one-hot and Lambda_h the counts; all rows count in all estimates;
 - the class is the lock's best policy, and policies that follow it for some first steps and are random afterwards: who
   learns does not know which is which. All deterministic policies of the lock are 4^16;
-- beta is c_beta log(N H S A / delta), without the powers of H of the theory, which would ask for millions of episodes;
+- beta is c_beta log(N H S A / delta), without the powers of H of the theory, which would ask for millions of episodes,
+  and c_beta is 0.1, so that some hundreds are enough: what it stops with is eps-optimal by its own widths, which are
+  of one step each, and not by the theory's;
 - where an episode may begin is known;
 - the design is a Frank-Wolfe step per episode: the policy whose norm is the largest gives the reward (phi / Lambda)^2
   at step h, and the episode follows the best policy for it in the estimated model, without optimism: what the policies
@@ -39,6 +41,7 @@ from typing import Any, Literal, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
@@ -122,6 +125,15 @@ def lock_of(task: Task, args: Args):
     if args.horizon not in (0, lock.horizon):
         raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
     return lock
+
+
+def checked(args: Args) -> None:
+    """InputError where an epoch could never end, or has nothing to decide."""
+    for name in ("ridge", "c_beta", "delta", "accuracy"):
+        if not (np.asarray(getattr(args, name)) > 0).all():
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if args.class_size < 2:
+        raise InputError(f"--class-size {args.class_size}: the best policy and another one are needed at least.")
 
 
 def whole_episodes(args: Args) -> Args:
@@ -298,6 +310,7 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_episodes(dataclasses.replace(args, horizon=lock.horizon))
+    checked(args)
     with Run(__file__, args, data.task, act, unit=args.horizon) as run:
         rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))

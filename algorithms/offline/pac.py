@@ -60,7 +60,7 @@ class Args(OfflineArgs):
     improvement_temperature: Float = 0.1
     """eta: the improved policy weighs actions by exp(Q / eta); a share of the range of values."""
     critic_weight: Float = 1.0
-    """beta: weight of the critic's cross-entropy against the policy's loss."""
+    """Weight of the critics' loss beside the actor's."""
     policy_samples: Size = 10
     """Actions of the target policy at a state that are weighted, and at a next state that the critic's target is of."""
     max_weight: Float = 20.0

@@ -6,6 +6,8 @@ from environments import (  # noqa: F401
     changed_physics,
     combination_lock,
     delayed_reward,
+    go_to_door,
+    hidden_team,
     icu_sepsis,
     point_env,
     preferred,

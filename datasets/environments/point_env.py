@@ -40,6 +40,7 @@ IDS = {
     ),
     "PointLake": ({"layout": "lake", "discrete": True, "speed": 1.0, "jitter": 0.0, "deadly": True}, 100),
     "PointHazard": ({"layout": "hazard", "reward": "dense"}, 100),
+    "PointGuarded": ({"layout": "hazard", "deadly": True}, 80),
     "PointBridge": (
         {"layout": "bridge", "noise": 1.0, "deadly": True, "reward": ("success", "time"), "weights": (1.0, 0.01)}, 100
     ),
@@ -55,6 +56,9 @@ IDS = {
     "PointHiddenDense": (
         {"layout": "open", "start": (4.5, 4.0), "goal": "sampled", "show_goal": False, "at_goal": "stay",
          "reward": "dense"}, 50
+    ),
+    "PointHiddenCorner": (
+        {"layout": "open", "start": (4.5, 4.0), "show_goal": False, "at_goal": "stay", "reward": "dense"}, 50
     ),
     "PointTreasure": (
         {"layout": "deepsea", "discrete": True, "speed": 1.0, "jitter": 0.0, "reward": ("treasure", "time")}, 100

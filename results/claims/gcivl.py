@@ -3,8 +3,9 @@ from results.grid import goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 
-gcbc = {d: goals("gcbc", d) for d in (STITCH, NAVIGATE)}
-gcivl = {d: goals("gcivl", d) for d in gcbc}
+UPDATES = {STITCH: 50_000, NAVIGATE: 12_000}
+gcbc = {d: goals("gcbc", d, updates=n) for d, n in UPDATES.items()}
+gcivl = {d: goals("gcivl", d, updates=n) for d, n in UPDATES.items()}
 
 
 def value(module, agent, obs, goal, args):
@@ -31,4 +32,7 @@ CLAIM = Claim(
             rank_correlation(gcivl[NAVIGATE]) > 0.9
         ),
     },
+    finding="On stitched ways the value's policy reaches more goals than the cloned one, on whole ways no more beyond "
+    "noise. The farthest goal, four episodes away, neither reaches with these small networks, and the value "
+    "ranks the ways a little less well than asked for.",
 )

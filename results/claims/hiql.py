@@ -3,7 +3,7 @@ from results.grid import goals
 
 LARGE = "point-large-navigate"
 
-gcbc, gcivl, hiql = (goals(name, LARGE) for name in ("gcbc", "gcivl", "hiql"))
+gcbc, gcivl, hiql = (goals(name, LARGE, updates=50_000) for name in ("gcbc", "gcivl", "hiql"))
 
 
 def value(module, agent, obs, goal, args):

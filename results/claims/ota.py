@@ -3,7 +3,7 @@ from results.grid import goals
 
 LARGE = "point-large-navigate"
 
-hiql, ota = goals("hiql", LARGE), goals("ota", LARGE)
+hiql, ota = (goals(name, LARGE, updates=50_000) for name in ("hiql", "ota"))
 
 
 def value(module, agent, obs, goal, args):

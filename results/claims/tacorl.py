@@ -2,7 +2,7 @@ from results.checks import Claim, end, noise, of_task
 from results.grid import goals
 
 STITCH = "point-medium-stitch"
-PLANS = "--plan-updates 10000 --latent-dim 4"
+PLANS = "--plan-updates 5000 --latent-dim 4"
 
 gcbc = goals("gcbc", STITCH)
 tacorl = goals("tacorl", STITCH, PLANS)

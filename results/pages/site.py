@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from results.aggregate import iqm_interval
+from results.checks import Raw
+from results.pages.views import family_views
 from results.raw import Row, baselines, changed_settings, hardware, lane_notes, online, speed
 
 TEMPLATE = Path(__file__).with_name("site.html")
@@ -74,9 +76,9 @@ def compact(x) -> str:
     return json.dumps(x, separators=(",", ":"), allow_nan=False)
 
 
-def page(rows: list[Row], root: Path) -> str:
+def page(rows: list[Row], root: Path, files: Raw | None = None) -> str:
     """The whole page; `<` is escaped, so that no text of a run can end the script element."""
-    data = packed([entry(row, root) for row in rows])
+    data = packed([entry(row, root) for row in rows]) | {"families": family_views(root, files or Raw(root))}
     lines = ",\n".join(compact(row) for row in data.pop("rows"))
     text = f'{compact(data)[:-1]},"rows":[\n{lines}\n]}}'
     return TEMPLATE.read_text().replace("__DATA__", text.replace("<", "\\u003c"))

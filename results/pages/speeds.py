@@ -16,43 +16,64 @@ def speed_section(root: Path) -> str:
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
     planner = root / "results" / "planner_speed.json"
     parts += [planner_table(json.loads(planner.read_text()))] if planner.exists() else []
+    accelerator = root / "results" / "speed_gpu.json"
+    if accelerator.exists():
+        cases = json.loads(accelerator.read_text())["cases"]
+        parts.append(f"The same on {cases[0]['device']} (`make speed-gpu`):\n\n{share_table(cases)}")
     return "\n\n".join(parts) or "Not measured yet."
 
 
 def speed_table(measured: dict) -> str:
-    """One row per algorithm and shape, one column per number of lanes."""
+    """One row per algorithm and shape, the columns by the number of lanes; the evaluation's below."""
     cases = [c for c in measured["cases"] if "updates_per_s" in c]
-    lanes = sorted({c["lanes"] for c in cases})
-    body = []
-    order = sorted(cases, key=lambda c: (c["shape"] != cases[0]["shape"], c["algorithm"]))
-    for key in dict.fromkeys((c["algorithm"], c["shape"]) for c in order):
-        of = {c["lanes"]: c for c in cases if (c["algorithm"], c["shape"]) == key}
-        one = next(iter(of.values()))
-        nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, batch {one['batch_size']}"
-        rates = [rate(of[n]["updates_per_s"]["median"]) if n in of else "" for n in lanes]
-        memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
-        data = f"{one['dataset_mib']:,.0f} MiB"
-        compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
-        cores = "/".join(sorted({str(c.get("cores", measured["hardware"]["cores"])) for c in of.values()}))
-        body.append([*key, nets, cores, *rates, compile_s, memory, data])
-    titles = [f"{n} lane{'s' * (n > 1)}" for n in lanes]
-    header = ["algorithm", "data", "networks", "cores", *titles, "compile", "peak memory", "dataset"]
-    device = next(c["device"] for c in measured["cases"])
     note = (
-        f"Gradient updates per second, all lanes together, compile time apart, on 1M synthetic transitions "
-        f"(hopper: obs 11, act 3; ant: obs 111, act 8); {device}, on as many cores as stated (rows with other "
-        f"numbers of cores were not measured together); median of the timed calls "
-        f"(`make speed`). On CPU every device holds the dataset once."
+        "The share of the limit is the arithmetic of an algorithm's matrix products per second, over that of the very "
+        "same products made by themselves on all cores, in rounds of which both halves ran back to back: it says the "
+        "same on a slow machine and on a fast one. What is missing from 100 % is everything that is no product "
+        "(drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. Beside it gradient updates "
+        "per second, all lanes together, compile time apart, on 1M synthetic transitions (hopper: obs 11, act 3; ant: "
+        f"obs 111, act 8), {measured['hardware']['cores']} cores, medians of the timed calls (`make speed`). On CPU "
+        "all devices read one copy of the dataset."
     )
     evaluation = [
-        f"{c['env_steps_per_s']:,.0f} environment steps/s with {c['lanes']} lane{'s' * (c['lanes'] > 1)}"
+        f"{c['env_steps_per_s']:,.0f} environment steps/s with {lanes_in_words(c['lanes'])}"
         for c in measured["cases"]
         if "env_steps_per_s" in c
     ]
-    parts = [note, markdown(header, body)]
+    parts = [note, share_table(cases)]
     if evaluation:
         parts.append(f"Evaluation in HalfCheetah-v5, 10 episodes a lane: {'; '.join(evaluation)}.")
     return "\n\n".join(parts)
+
+
+def share_table(cases: list[dict]) -> str:
+    """Shares of the limit first; layouts, precisions and lengths of calls where there are several."""
+    lanes = sorted({c["lanes"] for c in cases})
+    told = [name for name in ("layout", "precision", "chunk") if len({asked(c, name) for c in cases}) > 1]
+    rows: dict[tuple, dict[int, dict]] = {}
+    for c in sorted(cases, key=lambda c: (c["shape"] != cases[0]["shape"], c["algorithm"])):
+        rows.setdefault((c["algorithm"], c["shape"], *(asked(c, name) for name in told)), {})[c["lanes"]] = c
+    body = []
+    for key, of in rows.items():
+        one = next(iter(of.values()))
+        nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, " if one["hidden_dims"] else ""
+        shares = [f"{100 * of[n]['share']['median']:.0f} %" if n in of else "" for n in lanes]
+        rates = [rate(of[n]["updates_per_s"]["median"]) if n in of else "" for n in lanes]
+        memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
+        compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
+        work = f"{one['mflop_per_update']:,.0f}"
+        body.append([*map(str, key), f"{nets}batch {one['batch_size']}", *shares, *rates, work, compile_s, memory])
+    header = ["algorithm", "data", *told, "networks", *(f"share, {lanes_in_words(n)}" for n in lanes)]
+    header += [*(f"updates/s, {lanes_in_words(n)}" for n in lanes), "MFLOP per update", "compile", "peak memory"]
+    return markdown(header, body)
+
+
+def asked(case: dict, name: str) -> str:
+    return str(case.get("asked", case).get(name))
+
+
+def lanes_in_words(n: int) -> str:
+    return f"{n} lane{'s' * (n > 1)}"
 
 
 def peer_table(measured: dict) -> str:

@@ -11,6 +11,7 @@ from conftest import load
 from environments.combination_lock import Lock
 from reference import close
 
+from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -198,3 +199,20 @@ def test_the_policy_that_would_be_given_out_acts(agent):
     state = np.asarray(rows.obs.argmax(-1))[:, 0]
     np.testing.assert_array_equal(rows.action[:, 0], np.asarray(agent.explorer)[np.arange(H), state].argmax(-1))
     np.testing.assert_array_equal(rows.obs[1:], rows.next_obs[:-1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"ridge": 0.0}, "--ridge must be above 0, not 0.0."),
+        ({"c_beta": -1.0}, "--c-beta must be above 0, not -1.0."),
+        ({"delta": (0.1, 0.0)}, "--delta must be above 0, not (0.1, 0.0)."),
+        ({"accuracy": 0.0}, "--accuracy must be above 0, not 0.0."),
+        ({"class_size": 1}, "--class-size 1: the best policy and another one"),
+    ],
+)
+def test_what_could_never_end_or_has_nothing_to_decide_is_refused(wrong, said):
+    with pytest.raises(InputError) as error:
+        ftpedel.checked(dataclasses.replace(ARGS, **wrong))
+    assert str(error.value).startswith(said)
+    ftpedel.checked(ARGS)

@@ -1,0 +1,235 @@
+"""Optimistic forgetting: its losses and its planner in numpy, what is forgotten of a log, and an episode's labels."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load
+from jobs import small
+from reference import SPEC, agent_of, close, mlp
+
+from shared.data import Dataset
+from shared.env_models import costs
+from shared.errors import InputError
+from shared.jax_envs import JaxEnv
+from shared.task import Task, env_task
+
+SMALL = {
+    "env": "PointGuarded-v0", "plan_samples": 4, "plan_iterations": 1, "elite_share": 0.5, "n_models": 2, "steps": 2,
+    "updates_per_episode": 2, "forget_steps": 60,
+}  # fmt: skip
+
+module = load("optimistic_forgetting")
+N = 5
+ARGS = module.Args(
+    hidden_dims=(6,), n_models=2, plan_samples=8, plan_iterations=2, elite_share=0.25, steps=3, batch_size=N,
+    env_steps=6, buffer_size=6, discount=0.9, tau=0.25, learning_rate=0.1, constraint_threshold=0.5,
+    safe_threshold=0.4, forget_steps=10, updates_per_episode=2,
+)  # fmt: skip
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return agent_of(module, ARGS)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    r = np.random.default_rng(1)
+    numbers = {"obs": r.normal(size=(N, 3)), "next_obs": r.normal(size=(N, 3)), "action": r.uniform(-1, 1, (N, 2))}
+    flags = {"terminal": [0, 1, 1, 0, 0], "violation": [0, 1, 0, 0, 0], "goal": [0, 0, 1, 0, 0]}
+    numbers |= flags | {"success": [0, 0, 1, 1, 0]}
+    return module.Rows(**{n: jnp.float32(x) for n, x in numbers.items()})
+
+
+def predicted(agent, obs, action, m):
+    params = jax.tree.map(lambda x: x[m], agent.dynamics)
+    mean, log_var = np.split(mlp(params, obs, action), 2, -1)
+    return obs + mean, np.clip(log_var, -10, 2)
+
+
+def one(params, s):
+    return mlp(params, s)[:, 0]
+
+
+def test_the_losses(agent, rows):
+    params = {n: getattr(agent, n) for n in module.LEARNED}
+    total, found = jax.jit(module.total_loss)(params, agent, rows, ARGS)
+    b = jax.tree.map(np.asarray, rows)
+    nll = []
+    for m in range(2):
+        mean, log_var = predicted(agent, b.obs, b.action, m)
+        nll.append(((b.next_obs - mean) ** 2 / np.exp(log_var) + log_var) / 2)
+    f = {n: partial(one, getattr(agent, n)) for n in (*module.LEARNED[1:], "target_value", "target_safe")}
+    entropy = lambda x, y: -y * np.log(sigmoid(x)) - (1 - y) * np.log(1 - sigmoid(x))  # noqa: E731
+    y_v = -1 + 0.9 * np.where(b.terminal, -10.0, f["target_value"](b.next_obs))
+    y_v[2] = 0.0
+    y_s = np.maximum(b.success, 0.3 * (1 - b.terminal) * sigmoid(f["target_safe"](b.next_obs)))
+    at_ends = np.array([1, 2])
+    wanted = {
+        "dynamics_loss": np.mean(nll),
+        "value_loss": ((f["value"](b.obs) - y_v) ** 2).mean(),
+        "constraint_loss": entropy(f["constraint"](b.next_obs), b.violation).mean(),
+        "goal_loss": entropy(f["goal"](b.next_obs), b.goal).mean(),
+        "safe_set_loss": (
+            entropy(f["safe"](b.obs), y_s).sum()
+            + entropy(f["safe"](b.next_obs[at_ends]), np.array([0, 1])).sum()
+        ) / N,
+    }  # fmt: skip
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        close(found[name], value)
+    close(total, sum(wanted.values()))
+
+
+def test_a_step_of_adam_then_one_of_the_targets(agent, rows):
+    new, _ = jax.jit(module.update)(agent, rows, ARGS)
+    for name in module.LEARNED:
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), getattr(new, name), getattr(agent, name))
+        assert 0.05 < max(jax.tree.leaves(moved)) < 0.11  # Adam's first step is the step size
+    for name in ("value", "safe"):
+        target = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, getattr(new, name), getattr(agent, f"target_{name}"))
+        jax.tree.map(close, getattr(new, f"target_{name}"), target)
+
+
+def test_what_plans_are_worth(agent):
+    r = np.random.default_rng(5)
+    obs, actions = r.normal(size=3), r.uniform(-1, 1, (3, 20, 2))
+    f = lambda name, s: mlp(getattr(agent, name), s[None])[0, 0]  # noqa: E731
+    value, danger, safe = np.zeros((2, 20)), np.zeros((2, 20, 3)), np.ones((2, 20))
+    for m, i in np.ndindex(2, 20):
+        s, over = obs, False
+        for t in range(3):
+            s = predicted(agent, s, actions[t, i], m)[0]
+            if not over:
+                danger[m, i, t] = sigmoid(f("constraint", s))
+                value[m, i] += sigmoid(f("goal", s)) - 1
+                over = f("goal", s) >= 0
+        if not over:
+            value[m, i] += f("value", s)
+            safe[m, i] = sigmoid(f("safe", s))
+    value, danger, safe = value.mean(0), danger.mean(0).max(-1), safe.mean(0)
+    most, least = np.sort(danger)[12:14].mean(), np.sort(safe)[6:8].mean()
+    args = dataclasses.replace(ARGS, constraint_threshold=most, safe_threshold=least)
+    scored = jax.jit(module.plan_scores)(agent, jnp.float32(obs), jnp.float32(actions), args)
+    lost = 1e3 * ((2 + danger - most) * (danger > most) + (1 + least - safe) * (safe < least))
+    np.testing.assert_allclose(scored[0], value - lost, rtol=1e-4, atol=1e-3)
+    assert scored[1].tolist() == (lost == 0).tolist() and 0 < sum(lost == 0) < 13
+
+
+def test_the_plan_is_the_best_sequence_that_was_drawn(agent):
+    obs, key = jnp.float32([0.3, -0.2, 0.5]), jax.random.key_data(jax.random.key(4))
+    action, feasible = jax.jit(module.plan)(agent, obs, key, ARGS)
+    mean, std = np.zeros((3, 2)), np.ones((3, 2))
+    score = jax.jit(module.plan_scores)
+    for k in jax.random.split(key, 2):
+        drawn = np.clip(mean[:, None] + std[:, None] * np.asarray(jax.random.normal(k, (3, 8, 2))), -1, 1)
+        values, allowed = map(np.asarray, score(agent, obs, jnp.float32(drawn), ARGS))
+        elites = drawn[:, np.argsort(-values)[:2]]
+        mean, std = elites.mean(1), np.maximum(elites.std(1), 0.05)
+    close(action, drawn[0, values.argmax()])
+    assert feasible == allowed[values.argmax()]
+
+
+def steps(*ends: str) -> Dataset:
+    """Episodes of three rows, numbered by their obs; each ends at a goal, in a violation, or by the time limit."""
+    n = 3 * len(ends)
+    obs = np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
+    last, end = np.arange(n) % 3 == 2, np.repeat(ends, 3)
+    reward = np.where(last & (end == "goal"), 1.0, 0.0).astype(np.float32)
+    terminal = last & (end != "limit")
+    next_obs = np.where((last & (end == "violation"))[:, None], -1.0, obs).astype(np.float32)
+    action = np.zeros((n, 2), np.float32)
+    return Dataset(Task("log", "", SPEC), obs, action, reward, next_obs, terminal, last)
+
+
+def cost(obs):
+    return np.asarray(obs)[..., 0] < 0
+
+
+def test_labels_and_the_order_in_which_rows_are_forgotten():
+    data = steps("limit", "goal", "violation", "goal", "limit")
+    log = module.log_of(data, cost, dataclasses.replace(ARGS, n_demos=1))
+    order = log.rows.obs[:, 0].astype(int).tolist()
+    assert sorted(order) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]  # the second success is left out
+    label = {
+        name: {o for o, x in zip(order, getattr(log.rows, name), strict=True) if x} for name in module.Rows._fields[4:]
+    }
+    assert label == {"violation": {8}, "goal": {5}, "success": {3, 4, 5}}
+    assert log.forgettable == 8 and set(order[:4]) == {3, 4, 5, 8} and order[4:] != sorted(order[4:])
+    old = module.log_of(data, cost, dataclasses.replace(ARGS, n_demos=-1, forgetting="fifo"))
+    assert old.rows.obs[:, 0].tolist() == list(range(14, -1, -1)) and old.forgettable == 15
+    args = dataclasses.replace(ARGS, forget_share=0.5)
+    assert [int(module.forgotten(log, t, args)) for t in (0, 5, 10, 20)] == [0, 2, 4, 4]
+    with pytest.raises(InputError, match="--n-demos 0: all episodes of 'log' are successful"):
+        module.log_of(steps("goal", "goal"), cost, dataclasses.replace(ARGS, n_demos=0))
+
+
+def test_batches_are_of_what_is_left_of_the_log_and_of_experience(agent, rows):
+    log = module.log_of(steps("limit", "goal", "limit"), cost, dataclasses.replace(ARGS, n_demos=-1))
+    args = dataclasses.replace(ARGS, batch_size=500, forget_share=1.0)
+    seen = jax.jit(lambda agent, t: module.sample(jax.random.key(0), log, agent, t, args).obs[:, 0])
+    fresh = set(np.asarray(rows.obs[:, 0])[:2].tolist())
+    full = module.insert(agent, rows, 2)
+    old = [set(log.rows.obs[: 9 - n, 0].tolist()) for n in (0, 3, 6)]
+    assert set(seen(agent, 0).tolist()) == old[0] and set(seen(full, 0).tolist()) == old[0] | fresh
+    assert set(seen(full, 5).tolist()) == old[1] | fresh and set(seen(full, 10).tolist()) == old[2] | fresh
+    again = module.insert(module.insert(full, rows, 3), rows, 3)  # eight rows in a ring of six
+    ring = np.asarray(rows.obs)[[1, 2, 2, 0, 1, 0], 0]
+    assert sorted(again.replay.obs[:, 0].tolist()) == sorted(ring.tolist()) and again.inserted == 8
+
+
+def world(end: str) -> JaxEnv:
+    """Counting steps: the third one leads to a goal, into a hazard, or nowhere; the fourth is the last one."""
+
+    def step(state, action, keys):
+        new = state + 1
+        obs = jnp.where((new == 3) & (end == "violation"), -1.0, new) * jnp.ones(3)
+        return new, obs, jnp.where((new == 3) & (end == "goal"), 1.0, 0.0), (new == 3) & (end != "limit"), new >= 4
+
+    return JaxEnv(lambda keys: (jnp.int32(0), jnp.zeros(3)), step, None)
+
+
+@pytest.mark.parametrize("end", ["goal", "violation", "limit"])
+def test_an_episode_is_labelled_by_how_it_ended(agent, end):
+    play = jax.jit(lambda key: module.play(agent, key, ARGS, world(end), lambda obs: obs[..., 0] < 0, 6))
+    new, info = play(jax.random.key(0))
+    length = 4 if end == "limit" else 3
+    assert new.inserted == length and info["steps"] == length
+    assert new.replay.obs[:length, 0].tolist() == list(range(length))
+    assert (info["success"], info["violation"]) == (end == "goal", end == "violation")
+    assert new.replay.success[:length].tolist() == [float(end == "goal")] * length
+    assert new.replay.violation[:length].tolist() == [0, 0, float(end == "violation"), 0][:length]
+    assert new.replay.terminal[:length].tolist() == [0, 0, float(end != "limit"), 0][:length]
+    assert 0.0 <= info["unfeasible"] <= 1.0
+
+
+def test_each_online_episode_is_followed_by_updates_and_forgets_more(agent):
+    """Two episodes of at most five steps: of six rows that may be forgotten three are after one, all after both."""
+    log = module.log_of(steps("limit", "goal", "limit"), cost, dataclasses.replace(ARGS, n_demos=-1))
+    args = dataclasses.replace(ARGS, forget_share=1.0)
+    more = {"args": args, "log": log, "env": world("violation"), "cost": lambda obs: obs[..., 0] < 0, "limit": 5}
+    online = jax.jit(lambda agent, keys, start: module.train_online(agent, keys, start=start, **more))
+    one, first = online(agent, jax.random.split(jax.random.key(0), 5), 0)
+    two, second = online(one, jax.random.split(jax.random.key(1), 5), 5)
+    assert (one.inserted, two.inserted) == (3, 6)
+    assert (first["violations"], second["violations"]) == (1, 1) and two.replay.violation.sum() == 2
+    assert (first["kept_rows"], second["kept_rows"]) == (6, 3)
+    assert [int(x.opt[0].count - agent.opt[0].count) for x in (one, two)] == [2, 4]
+
+
+def test_costs_are_read_off_observations_and_asked_of_who_tells_them(pendulum, tmp_path):
+    cost = costs(env_task("PointGuarded-v0"))
+    assert cost(jnp.float32([[3.5, 2.5, 7.5, 7.5], [1.5, 1.5, 7.5, 7.5]])).tolist() == [1, 0]
+    with pytest.raises(InputError, match="What states cost is needed, and Pendulum-v1 does not tell it"):
+        costs(env_task("Pendulum-v1"))
+    args = small("optimistic_forgetting", pendulum, tmp_path / "run", env="phys2d/Pendulum-v0")
+    with pytest.raises(InputError, match="What states cost is needed"):
+        module.main(args)

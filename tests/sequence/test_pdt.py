@@ -1,0 +1,349 @@
+"""PDT: its losses and networks in numpy, what each gradient reaches, what is told, what was played, and the phases."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load, timeless
+from jobs import small, train
+from reference import agent_of, close
+from scipy.stats import norm as normal
+from transformer_in_numpy import SPEC, B, block, dense, norm, relu, window
+
+from shared.errors import InputError
+from shared.sequences import Window
+
+SMALL = {
+    "width": 8, "layers": 1, "heads": 2, "context": 3, "lookahead": 2, "latent_dim": 2, "future_candidates": 4,
+    "learning_starts": 8, "return_updates": 2, "learn_every": 4, "updates_per_round": 2, "env_steps": 16,
+    "warmup_updates": 2, "init_temperature": 0.1,
+}  # fmt: skip
+K, F, Z = 3, 2, 2
+TINY = {"width": 8, "layers": 1, "heads": 2, "context": K, "lookahead": F, "latent_dim": Z, "batch_size": B}
+TINY |= {"token_dropout": 0.0, "kl_weight": 0.3, "future_candidates": 6, "reward_scale": 0.5, "init_temperature": 0.2}
+TINY |= {"learning_rate": 0.01, "return_lr": 0.02, "alpha_lr": 0.03, "weight_decay": 0.1, "warmup_updates": 4}
+MASK = np.float32([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 0], [1, 1, 1, 0, 0], [0, 0, 1, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """PDT, its arguments, an agent, and windows [B, K + F] that begin late, end early, or have no future."""
+    pdt = load("pdt")
+    args = pdt.Args(**TINY)
+    w = window(steps=K + F)._replace(mask=MASK, reward=None, terminal=None, timestep=None)
+    return pdt, args, agent_of(pdt, args), w
+
+
+@pytest.fixture(scope="module")
+def graded(setting):
+    """Loss, what is said of it, and gradients: of pre-training, of what was played, and with returns for tokens."""
+    pdt, args, agent, w = setting
+    grad = jax.jit(jax.value_and_grad(pdt.actor_loss, has_aux=True), static_argnums=5)
+    found = {online: grad(agent.actor, agent, w, jax.random.key(0), args, online) for online in (False, True)}
+    returns = dataclasses.replace(args, pretrain="return")
+    found["return"] = grad(agent.actor, agent, w, jax.random.key(0), returns, True)
+    return found
+
+
+def halves(x):
+    mean, log_std = np.split(x, 2, -1)
+    return mean, np.clip(log_std, -10, 2)
+
+
+def attend(p, x, mask, backwards):
+    """One sequence [N, W] by the transformer with two heads."""
+    n = len(x)
+    ordered = np.triu(np.ones((n, n))) if backwards else np.tril(np.ones((n, n)))
+    return norm(p["LayerNorm_0"], block(p["Block_0"], x, (ordered > 0) & (mask > 0) | np.eye(n, dtype=bool), 2))
+
+
+def params(agent):
+    return jax.tree.map(np.float64, agent.actor)["params"]
+
+
+def policy(agent, w, z):
+    """Mean and log standard deviation [B, T, A]."""
+    p, found = params(agent), []
+    for b in range(len(z)):
+        tokens = []
+        for t in range(z.shape[1]):
+            for name, x in (("obs", w.obs[b, t]), ("future", z[b, t]), ("action", w.action[b, t])):
+                tokens.append(norm(p["norm"], dense(p[f"embed_{name}"], x)))
+        x = attend(p["trunk"], np.stack(tokens), np.repeat(w.mask[b, : z.shape[1]], 3), backwards=False)
+        found.append(dense(p["head"], x[1::3]))
+    mean, log_std = np.split(np.stack(found), 2, -1)
+    return mean, 3.5 * np.tanh(log_std) - 1.5
+
+
+def futures(agent, w):
+    """Mean and log standard deviation [B, T - 1, Z]."""
+    p, found = params(agent), []
+    for b in range(len(w.mask)):
+        tokens = []
+        for t in range(len(w.mask[b])):
+            for name, x in (("obs", w.obs[b, t]), ("action", w.action[b, t])):
+                tokens.append(norm(p["read_norm"], dense(p[f"read_{name}"], x)))
+        x = attend(p["reader"], np.stack(tokens), np.repeat(w.mask[b], 2), backwards=True)
+        found.append(dense(p["future_head"], x[2::2]))
+    return halves(np.stack(found))
+
+
+def prior(agent, obs):
+    p = params(agent)
+    return halves(dense(p["prior_head"], relu(dense(p["embed_obs"], obs))))
+
+
+def returns(agent, obs, z):
+    p = params(agent)
+    seen = np.concatenate([dense(p["embed_obs"], obs), dense(p["embed_future"], z)], -1)
+    return halves(dense(p["return_head"], relu(seen)))
+
+
+def divergence(one, other):
+    (m, s), (n, t) = one, other
+    return (t - s + (np.exp(2 * s) + (m - n) ** 2) / (2 * np.exp(2 * t)) - 0.5).mean(-1)
+
+
+def drawn(agent, w, key):
+    """z [B, K, Z] of `read`, and g."""
+    mean, log_std = (x[:, :K] for x in futures(agent, w))
+    noise = np.asarray(jax.random.normal(jax.random.split(key)[1], mean.shape))
+    return (mean + np.exp(log_std) * noise) * MASK[:, :K, None], (mean, log_std)
+
+
+def imitation(agent, w, z, key):
+    """-log pi and the entropy over the steps that are there."""
+    mean, log_std = policy(agent, w, z)
+    seen, std = MASK[:, :K] > 0, np.exp(log_std)
+    u = np.arctanh(np.clip(np.float64(w.action[:, :K]), -0.999, 0.999))
+    v = mean + std * np.asarray(jax.random.normal(jax.random.split(key)[1], mean.shape))
+    log_prob = lambda u: (normal.logpdf(u, mean, std) - np.log(1 - np.tanh(u) ** 2)).sum(-1)  # noqa: E731
+    return -log_prob(u)[seen].mean(), -log_prob(v)[seen].mean()
+
+
+def test_the_losses_are_imitation_two_divergences_and_what_was_earned(setting, graded):
+    pdt, args, agent, w = setting
+    read_key, policy_key = jax.random.split(jax.random.key(0))
+    z, g = drawn(agent, w, read_key)
+    nll, entropy = imitation(agent, w, z, policy_key)
+    seen = MASK[:, :K] > 0
+    bound = divergence(g, (np.zeros_like(g[0]), np.zeros_like(g[1])))[seen].mean()
+    prior_kl = divergence(g, prior(agent, w.obs[:, :K]))[seen].mean()
+    mean, log_std = (x[..., 0] for x in returns(agent, w.obs[:, :K], z))
+    earned = -normal.logpdf(0.5 * w.return_to_go[:, :K], mean, np.exp(log_std))[seen].mean()
+    for online in (False, True):
+        (loss, info), _ = graded[online]
+        for name, value in (("nll", nll), ("entropy", entropy), ("kl", bound), ("prior_kl", prior_kl)):
+            close(info[name], value)
+        close(info["return_loss"], online * earned)
+        close(loss, nll - 0.2 * entropy + 0.3 * bound + prior_kl + online * earned)
+
+
+def test_pre_training_reads_no_reward(setting):
+    pdt, args, agent, w = setting
+    for pretrain in ("future", "return"):
+        changed = dataclasses.replace(args, pretrain=pretrain)
+        loss = lambda w: pdt.actor_loss(agent.actor, agent, w, jax.random.key(0), changed, False)[0]  # noqa: E731, B023
+        assert np.isfinite(jax.eval_shape(loss, w._replace(return_to_go=None)).size)
+
+
+def test_with_returns_for_tokens_there_is_nothing_but_imitation(setting, graded):
+    pdt, args, agent, w = setting
+    z = np.zeros((B, K, Z))
+    z[..., 0] = 0.5 * w.return_to_go[:, :K]
+    nll, entropy = imitation(agent, w, z, jax.random.split(jax.random.key(0))[1])
+    (loss, info), grads = graded["return"]
+    close(info["nll"], nll)
+    close(loss, nll - 0.2 * entropy)
+    assert info["kl"] == info["prior_kl"] == info["return_loss"] == 0
+    random = np.asarray(jax.random.normal(jax.random.split(jax.random.key(0))[0], (B, 1)))
+    z[..., 0] = random
+    changed = dataclasses.replace(args, pretrain="return")
+    loss = jax.jit(lambda actor: pdt.actor_loss(actor, agent, w, jax.random.key(0), changed, False)[1])
+    info = loss(agent.actor)
+    close(info["nll"], imitation(agent, w, z, jax.random.split(jax.random.key(0))[1])[0])
+
+
+def test_the_prior_follows_futures_and_does_not_lead_them(setting, graded):
+    pdt, args, agent, w = setting
+    past = jax.tree.map(lambda x: x[:, :K], w)
+
+    def both(actor):
+        return jnp.stack(pdt.future_losses(actor, agent, past, pdt.read(actor, agent, w, jax.random.key(0), args)[1]))
+
+    grads = jax.jit(jax.jacobian(both))(agent.actor)["params"]
+    size = lambda name, i: np.abs(grads[name]["kernel"][i]).max()  # noqa: E731
+    assert size("future_head", 0) > 1e-4 and size("future_head", 1) == 0
+    assert size("prior_head", 0) == 0 and size("prior_head", 1) > 1e-4 and size("embed_obs", 1) > 1e-4
+
+    def earned(actor):
+        z, _ = pdt.read(actor, agent, w, jax.random.key(0), args)
+        return pdt.return_loss(actor, agent, past, z, args)
+
+    reached = jax.jit(jax.grad(earned))(agent.actor)["params"]
+    assert all(np.abs(reached[name]["kernel"]).max() > 1e-5 for name in ("future_head", "embed_future", "return_head"))
+
+
+def test_a_future_is_of_what_follows_and_of_nothing_before(setting):
+    pdt, args, agent, w = setting
+    read = jax.jit(lambda obs: agent.net.apply(agent.actor, w._replace(obs=obs), method="future")[0])
+    whole = read(w.obs)
+    close(whole, futures(agent, w)[0])
+    after = np.arange(1, K + F)
+    for t in range(K + F):
+        changed = np.abs(read(w.obs + 0.3 * (np.arange(K + F) == t)[:, None]) - whole).max(-1) > 1e-6
+        for b in range(B):
+            np.testing.assert_array_equal(changed[b], (after == t) | (after < t) & (MASK[b, t] > 0))
+
+
+def test_an_update_is_of_everything_then_of_the_temperature(setting, graded):
+    pdt, args, agent, w = setting
+    args = dataclasses.replace(args, max_grad_norm=0.05)
+    new, info = jax.jit(pdt.update, static_argnames="online")(agent, w, jax.random.key(0), args, online=True)
+    (_, said), grads = graded[True]
+    size = np.sqrt(sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(grads)))
+    assert size > 0.05
+    for name in ("head", "prior_head", "future_head", "return_head"):
+        g, p = (np.float64(x["params"][name]["kernel"]) for x in (grads, agent.actor))
+        g = g * 0.05 / size
+        step = g / (np.abs(g) + 1e-8) + 0.1 * p
+        ratio = np.linalg.norm(p) / np.linalg.norm(step)
+        close(new.actor["params"][name]["kernel"], p - 0.01 / 4 * ratio * step)
+    rises = np.sign(said["entropy"] + 2)  # the target is -2
+    close(new.log_alpha, np.log(0.2) - 0.03 * rises)
+    close(info["alpha"], np.exp(new.log_alpha))
+    assert pdt.alpha_loss(0.0, -3.0, 2) == -1
+
+
+def test_before_the_first_round_the_return_predictor_alone_is_trained(setting):
+    pdt, args, agent, w = setting
+    new = jax.jit(pdt.update_returns)(agent, w, jax.random.key(3), args)
+    past = jax.tree.map(lambda x: x[:, :K], w)
+    z, _ = drawn(agent, w, jax.random.key(3))
+    loss = jax.jit(jax.grad(lambda actor, z: pdt.return_loss(actor, agent, past, z, args)))
+    grads = loss(agent.actor, np.float32(z))["params"]["return_head"]
+    old, now = agent.actor["params"], new.actor["params"]
+    close(now["return_head"]["kernel"], old["return_head"]["kernel"] - 0.02 * np.sign(grads["kernel"]))
+    for name in old.keys() - {"return_head"}:
+        jax.tree.map(np.testing.assert_array_equal, old[name], now[name])
+
+
+def test_what_promises_most_is_told_once_there_is_a_promise(setting):
+    pdt, args, agent, _ = setting
+    obs, key = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32), jax.random.key(1)
+    tell = jax.jit(partial(pdt.told, args=args))
+    mean, log_std = prior(agent, obs)
+    z = mean + np.exp(log_std) * np.asarray(jax.random.normal(key, (6, 3, Z)))
+    promised = returns(agent, np.broadcast_to(obs, (6, 3, 3)), z)[0][..., 0]
+    best = promised.argmax(0)
+    assert best.any()
+    close(tell(agent, obs, jnp.zeros(3), key), z[0])
+    close(tell(agent.replace(tuned=jnp.ones(())), obs, jnp.zeros(3), key), z[best, np.arange(3)])
+    changed = dataclasses.replace(args, pretrain="return")
+    tuned = agent.replace(tuned=jnp.ones(()), best_return=jnp.float32(7.0))
+    found = pdt.told(tuned, obs, jnp.float32([1, 2, 3]), key, changed)
+    close(found, [[3.0, 0], [2.5, 0], [2.0, 0]])
+    found = pdt.told(agent, obs, jnp.zeros(3), key, changed)
+    close(found[:, 0], jax.random.normal(key, (3,)))
+
+
+def test_acting_is_the_network_on_the_last_steps_and_what_was_told_at_each(setting):
+    pdt, args, agent, _ = setting
+    r, n = np.random.default_rng(2), 2
+    obs, done, told = r.normal(size=(n, K + 1, 3)).astype(np.float32), [], []
+    carry = jax.tree.map(lambda x: jnp.stack([x] * n), pdt.initial_carry(agent, args))
+    act = jax.jit(lambda carry, obs, reward, key: pdt.act(agent, carry, obs, reward, key, args))
+    for t in range(K + 1):
+        action, carry = act(carry, obs[:, t], jnp.full(n, 1.0 * (t > 0)), jax.random.key(t))
+        done.append(np.asarray(action))
+        told.append(np.asarray(carry.z[:, -1]))
+        at = slice(max(0, t + 1 - K), t + 1)
+        known = np.stack([*done[:-1], np.zeros_like(done[0])], 1)[:, at]
+        w = Window(np.ones((n, known.shape[1]), np.float32), obs=obs[:, at], action=known)
+        close(done[-1], np.tanh(policy(agent, w, np.stack(told, 1)[:, at])[0][:, -1]))
+        close(carry.earned, t)
+    assert np.abs(np.diff(told, axis=0)).min() > 0
+
+
+def test_what_is_tried_out_is_kept_for_an_episode(setting):
+    pdt, args, agent, _ = setting
+    obs = np.random.default_rng(2).normal(size=(4, 1, 3)).astype(np.float32)
+    explore = jax.jit(lambda agent, carry, obs, e, key: pdt.explore(agent, carry, obs, jnp.zeros(1), e, key, args))
+
+    def play(agent, episode, seed):
+        carry, told, done = jax.tree.map(lambda x: x[None], pdt.initial_carry(agent, args)), [], []
+        for t in range(4):
+            action, carry = explore(agent, carry, obs[t], jax.random.key(episode), jax.random.key(seed + t))
+            told.append(np.asarray(carry.z[0, -1]))
+            done.append(np.asarray(action))
+        return np.stack(told), np.stack(done)
+
+    told, done = play(agent, 0, 10)
+    again, other = play(agent, 0, 20), play(agent, 1, 10)
+    np.testing.assert_array_equal(told, np.broadcast_to(told[0], told.shape))
+    np.testing.assert_array_equal(told, again[0])
+    assert np.abs(told - other[0]).max() > 1e-3 and np.abs(done - again[1]).max() > 1e-3
+    chosen = play(agent.replace(tuned=jnp.ones(())), 0, 10)[0]
+    assert np.abs(np.diff(chosen, axis=0)).max(1).min() > 1e-4
+
+
+def test_whole_episodes_are_drawn_by_what_they_earned():
+    """Three of 2, 3 and 1 steps, and one that goes on."""
+    pdt = load("pdt")
+    reward, ended = np.float32([1, 2, 0, 4, 3, 5, 100, 100]), np.isin(np.arange(8), (1, 4, 5))
+    obs, action = np.arange(24, dtype=np.float32).reshape(8, 3), np.zeros((8, 2), np.float32)
+    played = pdt.played_by(obs, action, reward, ended)
+    np.testing.assert_array_equal(played.start, [0, 0, 2, 2, 2, 5, 6, 6])
+    np.testing.assert_array_equal(played.end[:6], [1, 1, 4, 4, 4, 5])
+    close(played.rows[:6, -1], [3, 2, 7, 7, 3, 5])
+    np.testing.assert_array_equal(played.rows[:, :3], obs)
+    close(played.drawn, np.cumsum([0, 0, 4 / 3, 4 / 3, 4 / 3, 2, 0, 0]))
+    assert played.best_return == 7
+    args = pdt.Args(**TINY | {"batch_size": 300})
+    w = jax.jit(lambda played, key: played.sample(key, args, SPEC))(played, jax.random.key(0))
+    rows = np.asarray(w.obs)[:, K - 1, 0] / 3
+    assert set(rows) == {2, 3, 4, 5} and abs((rows == 5).mean() - 1 / 3) < 0.1
+    first = np.flatnonzero(rows == 3)[0]
+    np.testing.assert_array_equal(w.mask[first], [0, 1, 1, 1, 0])
+    close(w.return_to_go[first], [0, 7, 7, 3, 0])
+    nothing = pdt.played_by(obs, action, reward, np.zeros(8, bool))
+    assert nothing.drawn[-1] == 0
+
+
+def test_diversity_is_how_far_futures_decide_where_episodes_end():
+    pdt = load("pdt")
+    decided = np.repeat(np.float32([[0, 0], [3, 1], [-2, 5]]), 2, axis=0)
+    assert pdt.diversity_of(decided) == 1.0
+    alike = np.tile(np.float32([[0, 0], [3, 1]]), (3, 1))
+    assert pdt.diversity_of(alike) == -1.0
+    x = np.float32([[1], [3], [6], [8], [0]])  # the last has no other: means 2 and 7
+    close(pdt.diversity_of(x), (25 - 2) / (25 + 2))
+    assert abs(pdt.diversity_of(np.random.default_rng(0).normal(size=(4000, 2)))) < 0.05
+    assert pdt.diversity_of(x[:3]) == 0.0
+
+
+def test_rounds_begin_after_the_first_steps_and_nothing_need_come_before(pendulum, tmp_path):
+    agent = train("pdt", pendulum, tmp_path / "run", env="PendulumShort-v0", pretrain="none", log_every=4)
+    assert not (tmp_path / "run" / "offline.csv").exists()
+    rows = timeless(tmp_path / "run" / "metrics.csv")
+    assert [(int(r["env_step"]), int(r["update"])) for r in rows] == [(12, 2), (16, 4)]
+    assert agent["[0].tuned"] == 1 and agent["[0].best_return"] < 0
+    close(float(rows[-1]["best_return"]), agent["[0].best_return"][0])
+    counts = [v for k, v in agent.items() if "return_opt" in k and "count" in k]
+    assert counts and all(c == 2 for c in counts)
+
+
+def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
+    pdt = load("pdt")
+    for changes, message in (
+        ({"learning_starts": 7, "env": "PendulumShort-v0"}, "--learning-starts 7 is less than one episode, 8"),
+        ({"env": "phys2d/Pendulum-v0", "learning_starts": 7}, "--learning-starts 7 is less than one episode"),
+        ({"env": "none"}, "no environment to interact with"),
+        ({"heads": 3}, "must be a multiple of --heads 3"),
+        ({"context": 31}, "--context 31"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pdt.main(small("pdt", pendulum, tmp_path / "run", **changes))

@@ -1,0 +1,79 @@
+"""results/speed.py: what it counts, and that it measures a file."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ALGORITHMS
+
+from results.speed import alone, arithmetic, candidates, products, run_case, write_log
+
+
+def counts(f, *shapes):
+    return products(jax.make_jaxpr(f)(*(np.zeros(shape, np.float32) for shape in shapes)).jaxpr)
+
+
+def test_a_products_arithmetic_is_two_for_each_pair():
+    assert arithmetic(counts(lambda x, w: x @ w, (5, 3), (3, 7))) == 2 * 5 * 3 * 7
+    batched = counts(lambda x, w: jax.vmap(jnp.dot)(x, w), (4, 5, 3), (4, 3, 7))
+    assert arithmetic(batched) == 4 * 2 * 5 * 3 * 7
+    assert arithmetic(counts(lambda x: x.sum() + jnp.tanh(x).max(), (5, 3))) == 0
+
+
+def test_loops_count_as_often_as_they_run_and_branches_by_the_costliest():
+    def loop(x, w):
+        return jax.lax.scan(lambda c, _: (jax.lax.scan(lambda d, _: (d @ w, None), c, None, 3)[0], None), x, None, 4)[0]
+
+    assert arithmetic(counts(loop, (5, 3), (3, 3))) == 12 * 2 * 5 * 3 * 3
+
+    def branch(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w).sum(), lambda: (x @ w @ w).sum())
+
+    assert arithmetic(counts(jax.jit(branch), (5, 3), (3, 3))) == 2 * 2 * 5 * 3 * 3
+    mapped = counts(lambda x, w: jax.lax.map(lambda row: row @ w, x), (6, 5, 3), (3, 7))
+    assert arithmetic(mapped) == 6 * 2 * 5 * 3 * 7
+
+
+def test_a_gradient_costs_two_products_more():
+    def loss(w, x):
+        return ((jax.nn.relu(x @ w)) ** 2).sum()
+
+    forward = arithmetic(counts(loss, (3, 7), (5, 3)))
+    assert arithmetic(counts(jax.grad(loss), (3, 7), (5, 3))) == 2 * forward  # none to the data
+    assert arithmetic(counts(jax.grad(loss, (0, 1)), (3, 7), (5, 3))) == 3 * forward
+
+
+def test_the_limits_program_makes_those_products_and_no_others():
+    """None is left out by the compiler, which may not know that the results are thrown away."""
+    asked = counts(lambda x, w: jax.lax.scan(lambda c, _: (c @ w, None), x, None, 6)[0], (50, 30), (30, 30))
+    program = alone(asked, jax.devices()[:2])
+    assert products(jax.make_jaxpr(program)().jaxpr) == asked
+    assert program().shape == (2,)
+    text = program.func.lower(*program.args).compile().as_text()
+    assert "while" in text and ("dot" in text or "custom-call" in text or "matmul" in text)
+
+
+def test_every_file_that_updates_on_a_dataset_is_measured():
+    found = candidates()
+    assert {"td3_bc", "hiql", "seabo", "otr", "decision_transformer", "mopo"} <= set(found)
+    assert not {"rlpd", "sac", "iql_finetune", "pql"} & set(found)
+    assert set(found) <= {path.stem for path in ALGORITHMS}
+
+
+@pytest.mark.parametrize("lanes", [3])
+def test_a_case_is_timed_beside_its_limit(tmp_path, monkeypatch, lanes):
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)  # devices and precision are this process's
+    log = tmp_path / "log.npz"
+    assert math.isclose(write_log(log, "hopper", 2000), 2000 * 27 * 4 / 2**20)
+    case = {"algorithm": "bc", "shape": "hopper", "lanes": lanes, "layout": "auto", "precision": "float32", "chunk": 2}
+    found = run_case(case | {"log": str(log), "seconds": 0.0, "out": str(tmp_path / "run")})
+    assert json.loads(json.dumps(found)) == found
+    hidden, batch = found["hidden_dims"], found["batch_size"]
+    sizes = [11, *hidden, 3]
+    forward = sum(2 * batch * a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert math.isclose(found["mflop_per_update"] * 1e6, 3 * forward - 2 * batch * sizes[0] * sizes[1])
+    assert 0 < found["share"]["min"] <= found["share"]["median"] <= found["share"]["max"]
+    assert found["updates_per_s"]["median"] > 0 and found["layout"] == "map" and found["compile_s"] > 0
