@@ -129,7 +129,7 @@ def lock_of(task: Task, args: Args):
 
 def checked(args: Args) -> None:
     """InputError where an epoch could never end, or has nothing to decide."""
-    for name in ("ridge", "c_beta", "delta", "accuracy"):
+    for name in ("ridge", "c_beta", "accuracy"):
         if not (np.asarray(getattr(args, name)) > 0).all():
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     if args.class_size < 2:

@@ -204,9 +204,8 @@ def test_the_policy_that_would_be_given_out_acts(agent):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"ridge": 0.0}, "--ridge must be above 0, not 0.0."),
+        ({"ridge": (0.1, 0.0)}, "--ridge must be above 0, not (0.1, 0.0)."),
         ({"c_beta": -1.0}, "--c-beta must be above 0, not -1.0."),
-        ({"delta": (0.1, 0.0)}, "--delta must be above 0, not (0.1, 0.0)."),
         ({"accuracy": 0.0}, "--accuracy must be above 0, not 0.0."),
         ({"class_size": 1}, "--class-size 1: the best policy and another one"),
     ],
