@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import ttest_1samp, ttest_ind
 
 from results import raw
 from results.grid import Entry, evaluation_file
@@ -211,6 +212,11 @@ def online_mean(run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, lambda row: row.curve[:, row.steps["env_step"] > 0].mean(1))
 
 
+def last_mean(run: Entry, setting: str = "") -> LaneMean:
+    """Mean over the last quarter of the evaluations after the first environment step."""
+    return of_lanes(run, setting, lambda row: row.curve[:, -max(1, (row.steps["env_step"] > 0).sum() // 4) :].mean(1))
+
+
 def dip(run: Entry, setting: str = "") -> LaneMean:
     """How far a lane falls below its offline level in the first fifth of the environment steps; at least 0."""
     return of_lanes(run, setting, lambda row: fine_tuning(row.steps["env_step"], row.curve.T).dip)
@@ -261,6 +267,44 @@ def noise(*means: LaneMean) -> Quantity:
         return 2 * np.sqrt(sum(x.var(ddof=1) / len(x) for x in lanes))
 
     return Quantity(value, runs_of(means))
+
+
+def dataset_mean(run: Entry) -> Quantity:
+    """The mean over the episodes of the run's dataset, in the unit of its results."""
+    return Quantity(
+        lambda files: np.asarray(raw.baselines(files.rows(run)[:1])["dataset mean"][files.rows(run)[0].dataset]),
+        frozenset([run]),
+    )
+
+
+SIGNIFICANT = 0.05
+"""Of `verdict`: the probability with which chance alone makes a difference as large."""
+
+
+def verdict(mean: LaneMean, other: "LaneMean | Quantity | float", margin: float = 0.0) -> Quantity:
+    """1 where `mean` is significantly more than `margin` above `other`, -1 where it is as far below, else 0.
+
+    One-sided t-tests over the lanes: Welch's against other lanes, the one of one sample against a number. NaN where a
+    lane is not finite.
+    """
+    other = quantity(other)
+
+    def value(files: Raw) -> np.ndarray:
+        lanes = mean.lanes(files)
+        if isinstance(other, LaneMean):
+            test = lambda shift, way: ttest_ind(lanes, other.lanes(files) + shift, equal_var=False, alternative=way)  # noqa: E731
+        else:
+            test = lambda shift, way: ttest_1samp(lanes, float(other.value(files)) + shift, alternative=way)  # noqa: E731
+        higher, lower = test(margin, "greater").pvalue, test(-margin, "less").pvalue
+        decided = float(higher < SIGNIFICANT) - float(lower < SIGNIFICANT)
+        return np.asarray(decided if np.isfinite([higher, lower]).all() else np.nan)
+
+    return Quantity(value, runs_of([mean, other]))
+
+
+def share(conditions: "list[Comparison]") -> Quantity:
+    """Of the comparisons, how many hold, from 0 to 1."""
+    return Quantity(lambda files: np.mean([c.holds(files) for c in conditions]), runs_of(conditions))
 
 
 def rank_correlation(run: Entry) -> LaneMean:

@@ -18,6 +18,7 @@ from results.checks import (
     Raw,
     combined,
     course,
+    dataset_mean,
     degree,
     dip,
     end,
@@ -25,15 +26,18 @@ from results.checks import (
     gain,
     highest,
     holds,
+    last_mean,
     logged,
     lost,
     lowest,
     noise,
     online_mean,
     pace,
+    share,
     start,
     under,
     updates_per_s,
+    verdict,
 )
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
@@ -200,6 +204,7 @@ def test_quantities_are_means_over_lanes(run):
         start(entry): 30,
         gain(entry): 10,
         online_mean(entry): curves[:, 1:].mean(),
+        last_mean(entry): curves[:, -1].mean(),  # of three evaluations
         dip(entry): (30 + 0 + 0 + 10) / 4,  # in the first fifth, of which there is one evaluation
         fall(entry): (30 + 20 + 0 + 20) / 4,
         under("a=1", entry): 7.5,
@@ -215,6 +220,27 @@ def test_quantities_are_means_over_lanes(run):
     np.testing.assert_allclose(course(entry).value(files), curves.mean(0))
     errors = [np.std(x, ddof=1) / 2 for x in (curves[:, 0], curves[:, -1])]
     np.testing.assert_allclose(noise(start(entry), end(entry)).value(files), 2 * np.hypot(*errors))
+
+
+def test_lanes_are_held_against_a_number_or_other_lanes_with_a_margin(run):
+    """One-sided t-tests: p is 0.019 and 0.053 of -3.53 and -2.30 standard errors, 0.017 of 3.67, 0.003 of 4.32."""
+    _, entry, files = run  # at the start 40, 20, 30, 30; under a=1 0, 5, 10, 15; the data 444 of 1000
+    np.testing.assert_allclose(dataset_mean(entry).value(files), 44.4)
+    known = {
+        verdict(start(entry), dataset_mean(entry)): -1,
+        verdict(start(entry), dataset_mean(entry), 5): 0,
+        verdict(start(entry), 10, 5): 1,
+        verdict(start(entry), under("a=1", entry)): 1,
+        verdict(under("a=1", entry), start(entry)): -1,
+        verdict(start(entry), under("a=1", entry), 15): 0,
+        verdict(start(entry), end(entry)): 0,
+    }
+    for quantity, expected in known.items():
+        assert quantity.value(files) == expected
+        assert quantity.runs == {entry}
+    assert np.isnan(verdict(start(entry), dataset_mean(entry) * np.nan).value(files))
+    some = share([start(entry) > 10, start(entry) > 100, start(entry) > 20])
+    np.testing.assert_allclose(some.value(files), 2 / 3)
 
 
 @pytest.fixture

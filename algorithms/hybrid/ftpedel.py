@@ -66,8 +66,6 @@ class Args(HybridArgs):
     """Share of an episode's steps, the first ones, of which the dataset's rows are there, in [0, 1]."""
     c_beta: Float = 0.1
     """Times log(N H S A / delta): beta, by which a norm must be smaller than the square of the accuracy."""
-    delta: Fraction = 0.1
-    """Probability with which the theory lets it fail, in [0, 1]."""
     accuracy: Float = 0.1
     """eps: the epoch whose accuracy 2^-l is at most this is the last one."""
     class_size: Size = 200
@@ -83,6 +81,9 @@ class Args(HybridArgs):
 
 
 PRESETS: dict[str, dict[str, Any]] = {}
+
+DELTA = 0.1
+"""Probability with which the theory lets it fail."""
 
 
 class Counts(NamedTuple):
@@ -128,7 +129,7 @@ def lock_of(task: Task, args: Args):
 
 def checked(args: Args) -> None:
     """InputError where an epoch could never end, or has nothing to decide."""
-    for name in ("ridge", "c_beta", "delta", "accuracy"):
+    for name in ("ridge", "c_beta", "accuracy"):
         if not (np.asarray(getattr(args, name)) > 0).all():
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     if args.class_size < 2:
@@ -173,7 +174,7 @@ def norms(phi, known: Counts, args: Args):
 
 def beta(shape: tuple[int, ...], args: Args):
     """c log(N H S A / delta) of a class of the shape [N, H, S, A]."""
-    return args.c_beta * (math.log(math.prod(shape)) - jnp.log(args.delta))
+    return args.c_beta * math.log(math.prod(shape) / DELTA)
 
 
 def best_policy(model, reward):

@@ -20,7 +20,7 @@ SMALL = {"horizon": 8, "class_size": 6, "covered_steps": 0.25}
 ftpedel = load("ftpedel")
 H, S, A, N = 3, 3, 4, 10
 LOCK = Lock(H, tabular=True, num_actions=A)
-ARGS = ftpedel.Args(horizon=H, class_size=N, ridge=0.5, c_beta=0.1, delta=0.05)
+ARGS = ftpedel.Args(horizon=H, class_size=N, ridge=0.5, c_beta=0.1)
 FIRST = jnp.array([0.5, 0.5, 0.0])
 begin = jax.jit(
     lambda key, args, rows: ftpedel.start(ftpedel.init(key, args, Spec((S + 1,), A, True)), args, rows, LOCK)
@@ -88,7 +88,7 @@ def test_features_and_their_norms(agent):
     phi = features_of(policy, model)
     close(ftpedel.features(agent.policies[0], *(jnp.float32(x) for x in (model, FIRST))), phi)
     close(ftpedel.norms(jnp.float32(phi), KNOWN, ARGS), (phi**2 / (visits + 0.5)).sum((1, 2)))
-    close(ftpedel.beta((N, H, S, A), ARGS), 0.1 * math.log(N * H * S * A / 0.05))
+    close(ftpedel.beta((N, H, S, A), ARGS), 0.1 * math.log(N * H * S * A / 0.1))
 
 
 def test_policies_more_than_twice_the_accuracy_below_the_best_left_are_eliminated():
@@ -148,7 +148,7 @@ def test_it_goes_on_as_far_as_the_data_carries(agent):
     new, metrics = update(fresh.replace(known=exact_counts(20.0)), FIRST, ARGS)
     model, _, _ = (np.asarray(x) for x in LOCK.tables())
     phi = np.stack([features_of(np.asarray(p), model) for p in fresh.policies])
-    width = np.sqrt(0.1 * math.log(N * H * S * A / 0.05) * (phi**2 / 20.5).sum((2, 3)))
+    width = np.sqrt(0.1 * math.log(N * H * S * A / 0.1) * (phi**2 / 20.5).sum((2, 3)))
     epoch, h, left = 1, 0, np.ones(N)
     while (left * width[:, h]).max() <= 2.0**-epoch:
         h += 1
@@ -204,9 +204,8 @@ def test_the_policy_that_would_be_given_out_acts(agent):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"ridge": 0.0}, "--ridge must be above 0, not 0.0."),
+        ({"ridge": (0.1, 0.0)}, "--ridge must be above 0, not (0.1, 0.0)."),
         ({"c_beta": -1.0}, "--c-beta must be above 0, not -1.0."),
-        ({"delta": (0.1, 0.0)}, "--delta must be above 0, not (0.1, 0.0)."),
         ({"accuracy": 0.0}, "--accuracy must be above 0, not 0.0."),
         ({"class_size": 1}, "--class-size 1: the best policy and another one"),
     ],

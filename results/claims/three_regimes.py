@@ -1,0 +1,78 @@
+import json
+
+from results.checks import Claim, dataset_mean, highest, last_mean, share, start, verdict
+from results.grid import ROOT, Entry
+
+SETTINGS = [
+    ("pendulum-half", "bc"),
+    ("pendulum-weak", "td3_bc"),
+    ("pendulum-mixed", "td3_bc"),
+]
+SIZES = (
+    "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 64 --hidden-dims 32 32 --actor-hidden-dims 32 32 --n-critics 2 "
+    "--n-actions 4 --alpha 10 --reward-scale 0.1 --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --offline-updates 2000 "
+    "--offline-eval-every 2000 --env-steps 1600 --eval-every 200 --log-every 400 --eval-episodes 20"
+)
+REFERENCE = json.loads((ROOT / "datasets" / "reference_scores.json").read_text())["Pendulum-v1"]
+MARGIN = 0.05 * (REFERENCE["max"] - REFERENCE["min"])
+"""The paper's 0.05 between the returns worth 0 and 1."""
+
+
+def job(setting, more, variant):
+    data, pretraining = setting
+    return Entry(
+        "three_regimes", data, f"{SIZES} --pretraining {pretraining} {more}", f"{pretraining}-{variant}", "claim"
+    )
+
+
+DATA = {s: job(s, "--offline-share 0 0.5 --new-networks 0 1", "data") for s in SETTINGS}
+POLICY = {s: job(s, "--frozen-steps 400 --regulariser 0 1", "policy") for s in SETTINGS}
+
+
+def level(setting, name):
+    """The mean return of an arm over the last quarter of the online evaluations."""
+    run, lanes = {
+        "minimal": (DATA, "offline_share=0 new_networks=0"),
+        "scratch": (DATA, "offline_share=0 new_networks=1"),
+        "replay": (DATA, "offline_share=0.5 new_networks=0"),
+        "replay, reset": (DATA, "offline_share=0.5 new_networks=1"),
+        "warm-up": (POLICY, "regulariser=0"),
+        "warm-up, regulariser": (POLICY, "regulariser=1"),
+    }[name]
+    return last_mean(run[setting], lanes)
+
+
+def regime(setting):
+    """1 superior, 0 comparable, -1 inferior: the pre-trained policy against the dataset's episodes."""
+    run = DATA[setting]
+    return verdict(start(run, "offline_share=0 new_networks=0"), dataset_mean(run), MARGIN)
+
+
+def winner(setting):
+    """1 what keeps the policy, -1 what keeps the data, 0 neither: the best arm of each."""
+    policy = highest(level(setting, "warm-up"), level(setting, "warm-up, regulariser"))
+    data = highest(level(setting, "replay"), level(setting, "replay, reset"))
+    return verdict(policy, data, MARGIN)
+
+
+CLAIM = Claim(
+    title="What fine-tuning should keep is told by which is better, the pre-trained policy or its data",
+    paper="The Three Regimes (arXiv 2510.01460) claims that where the pre-trained policy is better than the dataset, "
+    "what keeps the policy (a warm-up, the regulariser) fine-tunes best; where it is worse, what keeps the dataset "
+    "(replay, with a reset or not); and that neither has the upper hand where both are alike: right in 45 of 63 "
+    "settings, the opposite of what was found in 3.",
+    runs=[runs[s] for s in SETTINGS for runs in (DATA, POLICY)],
+    checks={
+        **{
+            f"{data}, {pretraining}: the side that the regime predicts wins": (
+                abs(regime((data, pretraining)) - winner((data, pretraining))) < 0.5
+            )
+            for data, pretraining in SETTINGS
+        },
+        "More than half of the predictions are right": (
+            share([abs(regime(s) - winner(s)) < 0.5 for s in SETTINGS]) > 0.5
+        ),
+        "None is the opposite": share([abs(regime(s) - winner(s)) > 1.5 for s in SETTINGS]) <= 0,
+    },
+    finding="",
+)
