@@ -27,7 +27,7 @@ Deviations from the paper (and the authors' code):
 - rewards are needed in no phase but the second; the data's are hidden.
 
     python algorithms/sequence/pdt.py --dataset hopper-medium-replay --seeds 4
-    python algorithms/sequence/pdt.py --dataset point-hidden-medium --env PointHiddenCorner-v0 --reward-scale 0.01
+    python algorithms/sequence/pdt.py --dataset point-hidden-expert --env PointHiddenCorner-v0 --reward-scale 0.01
 """
 
 import dataclasses
