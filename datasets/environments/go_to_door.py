@@ -35,7 +35,7 @@ class GoToDoorText(gym.Env):
                 "GoToDoorText-v0 needs the package minigrid: pip install minigrid==3.2.0"
             ) from None
         self.game, self.render_mode = GoToDoorEnv(agent_view_size=VIEW, render_mode=render_mode), render_mode
-        charset = "abcdefghijklmnopqrstuvwxyz "
+        charset = " abcdefghijklmnopqrstuvwxyz"  # in order, in which Minari stores it
         self.observation_space = gym.spaces.Dict(
             {
                 "blocked": gym.spaces.Box(0.0, 1.0, (1,), np.float32),
