@@ -512,7 +512,7 @@ def played_by(obs, action, reward, ended) -> Played:
     weight = (total - total[whole].min(initial=np.inf) + 1e-6) / (end - start + 1)
     rows = np.concatenate([obs, action, to_go[:, None]], 1)
     drawn, best = np.cumsum(np.where(whole, weight, 0.0)), total[whole].max(initial=-np.inf)
-    return Played(*map(np.float32, (rows,)), np.int32(start), np.int32(end), np.float32(drawn), np.float32(best))
+    return Played(np.float32(rows), np.int32(start), np.int32(end), np.float32(drawn), np.float32(best))
 
 
 def diversity_of(last: np.ndarray) -> float:

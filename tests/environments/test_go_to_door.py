@@ -54,9 +54,7 @@ def test_the_right_door_pays_and_others_end_with_nothing():
     env = gym.make("GoToDoorText-v0", disable_env_checker=True)
     assert env.action_space.n == len(ACTIONS)
     letters = env.observation_space["mission"].character_list
-    assert list(letters) == sorted(
-        letters
-    )  # as Minari stores them
+    assert list(letters) == sorted(letters)  # as Minari stores them
     for seed in range(12):
         right, other = (missions.play(env, who, seed, noise=0.0) for who in ("expert", "other"))
         assert right.rewards[-1] > 0.85 and other.rewards[-1] == 0
