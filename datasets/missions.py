@@ -4,7 +4,7 @@ from functools import partial
 
 import gymnasium as gym
 import numpy as np
-from environments.go_to_door import ACTIONS, COLOURS, VIEW
+from environments.go_to_door import ACTIONS, COLOURS
 from episodes import Recipe
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
@@ -22,7 +22,7 @@ def recipe(name: str, env_id: str) -> Recipe:
     return Recipe(
         env=spec,
         eval_env=spec,
-        steps=4_000,
+        steps=8_000,
         policy="episodes in turn: to the door of the mission, to another door, to another door, uniform actions",
         collect=partial(collect, spec),
         reference=env_id,
@@ -32,16 +32,14 @@ def recipe(name: str, env_id: str) -> Recipe:
     )
 
 
-def toward(image: np.ndarray, colour: str) -> int:
-    """The action that leads to the door of `colour`, by what is seen (image [5, 5, 7], as the environment shows it)."""
-    found = np.argwhere(image[..., 1 + COLOURS.index(colour)] > 0)
-    if not len(found):
+def toward(obs: dict, colour: str) -> int:
+    """The action that leads to the door of `colour`, by what is shown."""
+    there, side, ahead = obs["doors"][COLOURS.index(colour)]
+    if not there:
         return RIGHT
-    side, ahead = int(found[0, 0]) - VIEW // 2, VIEW - 1 - int(found[0, 1])
-    if abs(side) + ahead == 1:
+    if abs(side) + ahead == 0.25:
         return DONE
-    free = not image[VIEW // 2, VIEW - 2].any()
-    return FORWARD if ahead and free else LEFT if side < 0 else RIGHT
+    return FORWARD if ahead and not obs["blocked"][0] else LEFT if side < 0 else RIGHT
 
 
 def play(env: gym.Env, who: str, seed: int, noise: float = NOISE) -> EpisodeBuffer:
@@ -55,7 +53,7 @@ def play(env: gym.Env, who: str, seed: int, noise: float = NOISE) -> EpisodeBuff
         goal = sorted(seen)[rng.integers(len(seen))]
     rows, actions, rewards, over, cut = [obs], [], [], False, False
     while not (over or cut):
-        action = toward(obs["image"], goal)
+        action = toward(obs, goal)
         if who == "random":
             action = int(rng.integers(len(ACTIONS)))
         elif rng.random() < noise:
@@ -67,7 +65,10 @@ def play(env: gym.Env, who: str, seed: int, noise: float = NOISE) -> EpisodeBuff
     last = np.arange(len(actions)) == len(actions) - 1
     return EpisodeBuffer(
         seed=seed,
-        observations={"image": np.stack([o["image"] for o in rows]), "mission": [o["mission"] for o in rows]},
+        observations={
+            **{name: np.stack([o[name] for o in rows]) for name in ("blocked", "doors")},
+            "mission": [o["mission"] for o in rows],
+        },
         actions=np.int64(actions),
         rewards=np.float32(rewards),
         terminations=last & over,

@@ -23,11 +23,12 @@ Deviations from the paper (and the authors' code):
 - acting sees as many steps as training (the authors': the last 5 of 20), and all that was played is kept;
 - updates come after every --learn-every steps, of episodes that have ended (after every episode);
 - actions that are learned from are kept away from -1 and 1 by 1e-3 (1e-6);
+- blocks begin with weights of variance 1 / inputs (0.02 squared), so that narrow ones learn, too;
 - entropy is averaged over the steps that are there (over padding, too); LAMB is Optax's;
 - rewards are needed in no phase but the second; the data's are hidden.
 
     python algorithms/sequence/pdt.py --dataset hopper-medium-replay --seeds 4
-    python algorithms/sequence/pdt.py --dataset point-hidden-medium --env PointHiddenCorner-v0 --reward-scale 0.01
+    python algorithms/sequence/pdt.py --dataset point-hidden-expert --env PointHiddenCorner-v0 --reward-scale 0.01
 """
 
 import dataclasses
@@ -113,7 +114,7 @@ class Args(FinetuneArgs):
 
 PRESETS = {"antmaze": {"reward_scale": 1.0}}
 
-gpt_init = nn.initializers.variance_scaling(0.2, "fan_in", "normal")  # 0.02 at width 512: LAMB moves by the norm
+gpt_init = nn.initializers.lecun_normal()  # LAMB moves weights in proportion to them: 0.02 is for large networks
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
 
@@ -512,7 +513,7 @@ def played_by(obs, action, reward, ended) -> Played:
     weight = (total - total[whole].min(initial=np.inf) + 1e-6) / (end - start + 1)
     rows = np.concatenate([obs, action, to_go[:, None]], 1)
     drawn, best = np.cumsum(np.where(whole, weight, 0.0)), total[whole].max(initial=-np.inf)
-    return Played(*map(np.float32, (rows,)), np.int32(start), np.int32(end), np.float32(drawn), np.float32(best))
+    return Played(np.float32(rows), np.int32(start), np.int32(end), np.float32(drawn), np.float32(best))
 
 
 def diversity_of(last: np.ndarray) -> float:

@@ -2,9 +2,9 @@
 
 Chevalier-Boisvert et al., "Minigrid & Miniworld", arXiv 2306.13831. A room of nine cells has a door of another colour
 in each wall; an agent in it is told "go to the <colour> door", and says done when it stands before that door, with its
-face to it or not. Seen are the 5 x 5 cells ahead, each as a one among seven numbers (a wall, or a door of one of six
-colours; none of them for anything else), and the mission. The reward is MiniGrid's: 1 - 0.9 steps / 100 for the right
-door; done anywhere else, and to toggle a door, end the episode with nothing.
+face to it or not. It is shown where in the 5 x 5 cells ahead there is a door of each of six colours and whether the way
+is blocked, and told the mission. The reward is MiniGrid's: 1 - 0.9 steps / 100 for the right door; done anywhere else,
+and to toggle a door, end the episode with nothing.
 """
 
 import gymnasium as gym
@@ -35,10 +35,11 @@ class GoToDoorText(gym.Env):
                 "GoToDoorText-v0 needs the package minigrid: pip install minigrid==3.2.0"
             ) from None
         self.game, self.render_mode = GoToDoorEnv(agent_view_size=VIEW, render_mode=render_mode), render_mode
-        charset = "abcdefghijklmnopqrstuvwxyz "
+        charset = " abcdefghijklmnopqrstuvwxyz"  # in order, in which Minari stores it
         self.observation_space = gym.spaces.Dict(
             {
-                "image": gym.spaces.Box(0.0, 1.0, (VIEW, VIEW, 1 + len(COLOURS)), np.float32),
+                "blocked": gym.spaces.Box(0.0, 1.0, (1,), np.float32),
+                "doors": gym.spaces.Box(-1.0, 1.0, (len(COLOURS), 3), np.float32),
                 "mission": gym.spaces.Text(max(map(len, map(mission, COLOURS))), charset=charset),
             }
         )
@@ -65,11 +66,14 @@ def mission(colour: str) -> str:
 
 
 def shown(obs: dict) -> dict:
-    """MiniGrid's observation as ours."""
+    """MiniGrid's observation as ours: of each colour 1 where its door is in sight, and its cells to the side (to the
+    right positive) and ahead, divided by 4; 0 where it is not."""
     kind, colour = obs["image"][..., 0], obs["image"][..., 1]
-    doors = (kind == DOOR)[..., None] & (colour[..., None] == np.arange(len(COLOURS)))
-    image = np.concatenate([(kind == WALL)[..., None], doors], -1).astype(np.float32)
-    return {"image": image, "mission": obs["mission"]}
+    doors = np.zeros((len(COLOURS), 3), np.float32)
+    for x, y in np.argwhere(kind == DOOR):
+        doors[colour[x, y]] = 1.0, (x - VIEW // 2) / 4.0, (VIEW - 1 - y) / 4.0
+    blocked = np.float32([kind[VIEW // 2, VIEW - 2] in (WALL, DOOR)])
+    return {"blocked": blocked, "doors": doors, "mission": obs["mission"]}
 
 
 gym.register("GoToDoorText-v0", f"{__name__}:GoToDoorText", max_episode_steps=32, disable_env_checker=True)

@@ -2,7 +2,7 @@ from results.checks import Claim, end, logged, noise, under
 from results.grid import Entry
 
 DATA, NOTHING = "minigrid-gotodoor-mixed", "target_return=0.01"
-LENGTH = "--seeds 8 --updates 800 --log-every 200 --eval-every 800 --eval-episodes 32"
+LENGTH = "--seeds 8 --updates 6000 --log-every 1000 --eval-every 6000 --eval-episodes 32"
 SIZES = "--context 4 --width 32 --layers 1 --heads 2 --batch-size 32 --learning-rate 3e-3 --warmup-updates 100"
 SAME = f"{LENGTH} {SIZES} --token-dropout 0 --max-grad-norm 5 --weight-decay 1e-4"
 

@@ -21,17 +21,20 @@ def test_without_minigrid_the_game_says_what_to_install(monkeypatch):
         gym.make("GoToDoorText-v0")
 
 
-def seen(**cells) -> np.ndarray:
-    """A picture with walls and doors {colour or wall: (column, row)}; the agent is at (2, 4) and looks up."""
+def seen(**cells) -> dict:
+    """What is shown of walls and doors {colour or wall: (column, row)}; the agent is at (2, 4) and looks up."""
     image = np.zeros((5, 5, 3), np.uint8)
     for name, at in cells.items():
         image[at] = (2, 5, 0) if name == "wall" else (4, COLOURS.index(name), 1)
-    return shown({"image": image, "mission": ""})["image"]
+    return shown({"image": image, "mission": ""})
 
 
-def test_walls_and_doors_are_shown_and_nothing_else():
-    image = seen(wall=(0, 1), blue=(2, 3))
-    assert image.sum() == 2 and image[0, 1, 0] == 1 and image[2, 3, 1 + COLOURS.index("blue")] == 1
+def test_doors_are_shown_and_what_blocks_the_way():
+    obs = seen(wall=(0, 1), blue=(1, 2), grey=(2, 3))
+    doors = np.zeros((6, 3))
+    doors[2], doors[5] = (1, -0.25, 0.5), (1, 0, 0.25)
+    np.testing.assert_array_equal(obs["doors"], doors)
+    assert obs["blocked"] == [1] and seen(wall=(2, 3))["blocked"] == [1] and seen(wall=(2, 2))["blocked"] == [0]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,8 @@ def test_the_right_door_pays_and_others_end_with_nothing():
     pytest.importorskip("minigrid")
     env = gym.make("GoToDoorText-v0", disable_env_checker=True)
     assert env.action_space.n == len(ACTIONS)
+    letters = env.observation_space["mission"].character_list
+    assert list(letters) == sorted(letters)  # as Minari stores them
     for seed in range(12):
         right, other = (missions.play(env, who, seed, noise=0.0) for who in ("expert", "other"))
         assert right.rewards[-1] > 0.85 and other.rewards[-1] == 0

@@ -1,0 +1,40 @@
+from results.checks import Claim, end, gain, logged, noise, under
+from results.grid import Entry
+
+DATA, PRIOR = "point-hidden-expert", "future_candidates=1"
+LENGTH = "--seeds 8 --env PointHiddenCorner-v0 --env-steps 2000 --eval-every 500 --log-every 100 --eval-episodes 16"
+PHASES = "--learning-starts 500 --learn-every 50 --updates-per-round 20 --return-updates 200"
+BEFORE = "--offline-updates 4000 --offline-eval-every 4000"
+SIZES = "--context 1 --lookahead 8 --latent-dim 2 --width 16 --layers 1 --heads 1 --batch-size 32 --token-dropout 0"
+RATES = "--learning-rate 1e-2 --warmup-updates 100 --kl-weight 0.0003 --future-candidates 32 --reward-scale 0.01"
+ARGUMENTS = f"{LENGTH} {BEFORE} {PHASES} {SIZES} {RATES}"
+
+pdt = Entry("pdt", DATA, ARGUMENTS, "", "claim", (PRIOR,))
+returns = Entry("pdt", DATA, f"{ARGUMENTS} --pretrain return", "returns", "claim")
+scratch = Entry("pdt", DATA, f"{ARGUMENTS} --pretrain none", "scratch", "claim")
+
+
+def above(a, b):
+    return a > b + noise(a, b)
+
+
+CLAIM = Claim(
+    title="Futures can be pre-trained where returns cannot, and are told apart by a few rewards",
+    paper="PDT (arXiv 2305.16683) claims that futures learned without rewards hold different behaviours, of which "
+    "a few online steps find the good ones, so that it fine-tunes better than Online DT. Here the data goes to goals "
+    "everywhere from one start, and the environment pays for one corner.",
+    runs=[pdt, returns, scratch],
+    checks={
+        "it ends above the same transformer pre-trained with random returns for tokens, beyond noise": (
+            above(end(pdt), end(returns))
+        ),
+        "it ends above a start from scratch, beyond noise": above(end(pdt), end(scratch)),
+        "before any fine-tuning its futures lead to different places, those of random returns do not, beyond noise": (
+            above(logged("diversity", pdt), logged("diversity", returns))
+        ),
+        "interaction improves it, beyond noise": gain(pdt) > noise(gain(pdt)),
+        "the future that promises most is better than any of the prior's, beyond noise": (
+            above(end(pdt), under(PRIOR, pdt))
+        ),
+    },
+)
