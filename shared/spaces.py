@@ -125,9 +125,12 @@ def _one_hot(x, n: int, space: spaces.Space, xp):
 
 
 def _text(texts, space: spaces.Text) -> np.ndarray:
-    """[..., max_length]: the index of every letter, and the number of letters for none."""
+    """[..., max_length]: the index of every letter, in their order, and the number of letters for none.
+
+    An environment may have them in any order (a set's is another in every process), and a dataset in another.
+    """
     texts = np.asarray(texts, dtype=str)
-    known = {letter: space.character_index(letter) for letter in space.character_set}
+    known = {letter: i for i, letter in enumerate(sorted(space.character_set))}
     codes = np.full((texts.size, space.max_length), len(known), np.float32)
     for row, text in zip(codes, texts.ravel(), strict=True):
         if len(text) > space.max_length or not known.keys() >= set(text):

@@ -290,6 +290,12 @@ def test_a_text_that_never_changes_is_left_out_and_told(capsys):
         assert task.observe(seen).shape == data.spec.obs_shape == (31,)
 
 
+def test_letters_have_the_same_numbers_in_whatever_order_a_space_has_them():
+    """Minari stores them sorted, an environment may not, and a set has another order in every process."""
+    one, other = (spaces.Dict({"x": spaces.Text(4, charset=letters)}) for letters in ("abc ", " cba"))
+    assert flatten_obs({"x": "ca"}, one).tolist() == flatten_obs({"x": "ca"}, other).tolist() == [3, 1, 4, 4]
+
+
 def test_texts_that_change_and_are_not_of_their_space_are_refused():
     told("test/told-v0", ["reach the goal", "go to the door", "reach the goal"])
     with pytest.raises(InputError, match="'reach the goal' is not of the observation space Text.*no letter ' '"):

@@ -332,7 +332,7 @@ def texts_of(args: Args, spec: Spec, task: Task | None) -> Texts:
     space = task.obs_space if task and task.env_spec else None
     for name in sorted(space.spaces) if isinstance(space, gym.spaces.Dict) else ():
         if isinstance(space[name], gym.spaces.Text):
-            length, letters = space[name].max_length, "".join(space[name].character_list)
+            length, letters = space[name].max_length, "".join(sorted(space[name].character_set))
             break
         first += flat_obs_shape(space[name])[0]
     first = first if length else 0
