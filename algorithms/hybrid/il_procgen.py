@@ -92,7 +92,7 @@ class Args(HybridArgs):
     """Cells that visits are counted in; states of one cell are counted together."""
     n_envs: Size = 16
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: Size = 2_048
+    steps_per_iteration: int = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 4
     """Passes of an update over an iteration's steps."""
@@ -488,6 +488,8 @@ def possible(data: Dataset, args: Args) -> int:
     limit = data.task.env_spec and data.task.env_spec.max_episode_steps
     if not limit:
         raise InputError(f"The memory ranks whole episodes; those of '{data.task.id}' have no time limit.")
+    if args.steps_per_iteration < 1:
+        raise InputError(f"--steps-per-iteration must be at least 1, not {args.steps_per_iteration}.")
     if args.batch_size > args.steps_per_iteration:
         raise InputError(f"--batch-size {args.batch_size} is more than an iteration's {args.steps_per_iteration}.")
     if not np.isin(np.atleast_1d(args.imitation), range(6)).all():
@@ -499,8 +501,8 @@ def possible(data: Dataset, args: Args) -> int:
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True).some_episodes(args.episodes)
-    env, args = require_jax_env(data.task), whole_iterations(args)
-    limit = possible(data, args)
+    env, limit = require_jax_env(data.task), possible(data, args)
+    args = whole_iterations(args)
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.cloning_updates) as run:
         demos = run.replicate(demonstrations(data))
