@@ -31,6 +31,8 @@ Deviations from the paper: which they are is not known. Of LS3:
   without a goal it is the worst there is (there: zero, so that hazards attract);
 - the mean prediction of every model is a particle (there: draws of 20), and classifiers are averaged over them;
 - a plan of no feasible sequence ranks by what it lacks (there: the threshold of f_S is lowered until one qualifies);
+- what is forgotten is so for dynamics, V and all classifiers alike, experience is never forgotten, and the oldest rows
+  are the first in the file (of point-guarded-mixed: uniform actions, then those that hold the demonstrations);
 - terminal states belong to the safe set where they are a goal's, and do not where they are not.
 
     python algorithms/offline_to_online/optimistic_forgetting.py --preset small --seeds 4 --forget-share 0 0.9

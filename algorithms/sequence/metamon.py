@@ -40,6 +40,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -66,7 +67,7 @@ class Args(OfflineArgs):
     context: int = 20
     """K: steps that the policy sees."""
     memory: Float = 1000.0
-    """Steps that an embedding is made of, the present one among them, where the context has so many; 1: no memory."""
+    """Steps that each block of the transformer sees, the present one among them, at least 1; 1: no memory."""
     train_discounts: tuple[float, ...] = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
     """Discounts of further actors and critics, which are trained beside the one that acts."""
     discount: Fraction = 0.999
@@ -427,9 +428,11 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args).require(discrete=True, reward=args.filter != "none")
+    data = load_dataset(args).require(discrete=True)
     require_context(data, args.context)
     require_heads(args.width, args.heads)
+    if np.min(args.memory) < 1.0:
+        raise InputError(f"--memory {np.min(args.memory):g}: at least the present step is seen, 1.")
     if not all(0.0 <= discount <= 1.0 for discount in args.train_discounts):
         raise InputError(f"--train-discounts must lie in [0, 1], unlike {' '.join(map(str, args.train_discounts))}.")
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
