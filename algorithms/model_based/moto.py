@@ -19,7 +19,8 @@ Deviations from the paper (no code was released, and settings that it does not t
 - u is V-D4RL's mean disagreement; beta is a number, for all of the data (ours: 1, and a tenth of it online);
 - one update per environment step after the first --learning-starts (Dreamer: one per 5 to 10), on single steps as they
   come, not on whole episodes;
-- windows begin with rows drawn uniformly; behind an episode's end they are empty.
+- windows begin with rows drawn uniformly; behind an episode's end they are empty;
+- observations are normalised by the data's mean and deviation, also with --from-scratch.
 
     python algorithms/model_based/moto.py --dataset point-umaze-mixed --preset small --seeds 2
     python algorithms/model_based/moto.py --dataset pointmaze-umaze --seeds 4 --reward-penalty 0 10
@@ -36,6 +37,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import ndtr, ndtri
 
@@ -402,7 +404,8 @@ def expanded(actor, agent: Agent, start: Latent, mask, key, args: Args):
     of_head = lambda params: jnp.exp(logits_of(nets.prior, params, later.h, args=args))  # noqa: E731
     u = disagreement(jax.vmap(of_head)(model["prior"]))
     model_reward = nets.reward.apply(model["reward"], x[1:])[..., 0]
-    discount = args.discount * nn.sigmoid(-nets.end.apply(model["end"], x[1:])[..., 0])
+    goes_on = nn.sigmoid(-nets.end.apply(model["end"], x[1:])[..., 0])
+    discount = args.discount * goes_on
     value = nets.critic.apply(agent.target_critic, x[1:])[..., 0]
     returns = lambda_returns(model_reward - args.reward_penalty * u, discount, value, args)
     weight = jax.lax.stop_gradient(mask * jnp.cumprod(jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]]), 0))
@@ -411,7 +414,7 @@ def expanded(actor, agent: Agent, start: Latent, mask, key, args: Args):
     mean = lambda x: (mask * x).sum() / (args.imagination_steps * jnp.maximum(mask.sum(), 1.0))  # noqa: E731
     objective = mean(jnp.where(mask > 0, weight * (returns + args.entropy_cost * entropy), 0.0))
     info = {"model_reward": mean(model_reward), "penalty": args.reward_penalty * mean(u), "disagreement": mean(u)}
-    info |= {"entropy": mean(entropy), "imagined_return": mean(returns), "ends": mean(1.0 - discount / args.discount)}
+    info |= {"entropy": mean(entropy), "imagined_return": mean(returns), "ends": mean(1.0 - goes_on)}
     return objective, (jax.lax.stop_gradient((x[:-1], returns, weight)), info)
 
 
@@ -605,6 +608,8 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     if min(args.window_steps, args.n_models) < 1 or args.copy_every < 0:
         raise InputError("--window-steps and --n-models must be at least 1, --copy-every at least 0.")
+    if args.n_models == 1 and np.any(np.array(args.reward_penalty) != 0.0):
+        raise InputError("--n-models 1: a single head disagrees with none; pass --reward-penalty 0.")
     if args.from_scratch:
         if args.from_run:
             raise InputError("--from-scratch begins with nothing, --from with a run's agents: take one of them.")

@@ -17,10 +17,12 @@ Choose it when the data is broad (random or replayed), and single observations o
 On narrow data of an expert it fails, as the paper shows: see td3_bc.py.
 
 Deviations from the paper:
-- observations may be vectors; encoder and decoder are then --hidden-dims wide, as in DreamerV2's code;
+- observations may be vectors, normalised; encoder and decoder are then --hidden-dims wide, as in DreamerV2's code;
 - of the authors' code: V(z) counts rewards from the next latent on (there: from z's own on), so that all H actions
-  learn, not H - 1; the weight decay of 1e-6 is left out; the critic's loss is divided by the sum of its weights;
-- a head says where episodes end (DreamerV2's; the authors turn it off, as their tasks have no ends);
+  learn, not H - 1; the weight decay of 1e-6 is left out;
+  the critic's loss is divided by the sum of its weights, the actor's by the number of imagined steps;
+- a head says where episodes end (DreamerV2's; the authors turn it off, as their tasks have no ends); of a terminal
+  row whose next observation is not in the data neither end nor reward is learned;
 - pictures are halved down to 4x4 by padded 4x4 convolutions and doubled again by 2x2 ones, written as products of
   matrices (there: unpadded, of kernels 4 and 5 to 6); sides are 4 times a power of 2;
 - windows begin with rows drawn uniformly; behind an episode's end they are empty (there: whole windows alone);
@@ -40,6 +42,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import ndtr, ndtri
 
@@ -438,7 +441,8 @@ def actor_loss(actor, agent: Agent, start: Latent, mask, key, args: Args):
     of_head = lambda params: jnp.exp(logits_of(nets.prior, params, later.h, args=args))  # noqa: E731
     u = disagreement(jax.vmap(of_head)(model["prior"]))
     model_reward = nets.reward.apply(model["reward"], x[1:])[..., 0]
-    discount = args.discount * nn.sigmoid(-nets.end.apply(model["end"], x[1:])[..., 0])
+    goes_on = nn.sigmoid(-nets.end.apply(model["end"], x[1:])[..., 0])
+    discount = args.discount * goes_on
     value = nets.critic.apply(agent.target_critic, x[1:])[..., 0]
     returns = lambda_returns(model_reward - args.reward_penalty * u, discount, value, args)
     weight = jax.lax.stop_gradient(mask * jnp.cumprod(jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]]), 0))
@@ -447,7 +451,7 @@ def actor_loss(actor, agent: Agent, start: Latent, mask, key, args: Args):
     mean = lambda x: (mask * x).sum() / (args.imagination_steps * jnp.maximum(mask.sum(), 1.0))  # noqa: E731
     loss = -mean(jnp.where(mask > 0, weight * (returns + args.entropy_cost * entropy), 0.0))
     info = {"model_reward": mean(model_reward), "penalty": args.reward_penalty * mean(u), "disagreement": mean(u)}
-    info |= {"entropy": mean(entropy), "imagined_return": mean(returns), "ends": mean(1.0 - discount / args.discount)}
+    info |= {"entropy": mean(entropy), "imagined_return": mean(returns), "ends": mean(1.0 - goes_on)}
     return loss, (jax.lax.stop_gradient((x[:-1], returns, weight)), info)
 
 
@@ -614,6 +618,8 @@ def main(args: Args) -> None:
         raise InputError(
             "--window-steps and --n-models must be at least 1, --copy-every and --model-updates at least 0."
         )
+    if args.n_models == 1 and np.any(np.array(args.reward_penalty) != 0.0):
+        raise InputError("--n-models 1: a single head disagrees with none; pass --reward-penalty 0.")
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.model_updates) as run:

@@ -310,7 +310,9 @@ def test_offline_dv2_the_actor_climbs_through_the_model_and_its_features_stand_s
     latent = dv2.module.Latent(jnp.ones((1, 4)), jnp.ones((1, S, K)) / 3)
     of_latent = jax.jit(jax.grad(lambda x: dv2.module.policy(dv2.agent, dv2.agent.actor, x)[0].sum()))(latent)
     assert not any(np.any(x) for x in jax.tree.leaves(of_latent))
-    assert max(np.abs(g).max() for g in jax.tree.leaves(dv2.pi_grads)) > 1e-3
+    alone, _ = dv2.learn(dv2.agent, dv2.batch, jax.random.key(6), dataclasses.replace(dv2.args, entropy_cost=0.0))
+    mu = optax.tree_utils.tree_get(alone.actor_opt, "mu")  # without the entropy only the returns have a gradient
+    assert max(np.abs(g).max() for g in jax.tree.leaves(mu)) > 1e-4
     jax.tree.map(np.testing.assert_array_equal, dv2.new.model, dv2.agent.model)
     for name in ("actor", "critic", "target_critic", "updates"):
         jax.tree.map(np.testing.assert_array_equal, getattr(dv2.fitted, name), getattr(dv2.agent, name))
@@ -385,10 +387,29 @@ def test_offline_dv2_refuses_pictures_that_cannot_be_halved(dv2, shape):
     assert [dv2.module.levels(Spec((side, side, 3), A, False)) for side in (8, 16, 64)] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("changes", [{"window_steps": 0}, {"n_models": 0}, {"copy_every": -1}])
+@pytest.mark.parametrize("changes", [{"window_steps": 0}, {"n_models": 0}, {"copy_every": -1}, {"model_updates": -1}])
 def test_offline_dv2_refuses(changes, pendulum, tmp_path):
     with pytest.raises(InputError, match="--window-steps and --n-models must be at least 1"):
         load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", **changes))
+
+
+def test_offline_dv2_refuses_to_penalise_what_one_head_cannot_say(pendulum, tmp_path):
+    with pytest.raises(InputError, match="a single head disagrees with none"):
+        load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", n_models=1))
+
+
+def test_offline_dv2_gradients_are_clipped_together(dv2):
+    """Of norm 5 to 2.5: half of each is Adam's first moment over 0.1; with 0 nothing is clipped."""
+    grads = {"a": jnp.float32([3.0]), "b": jnp.float32([4.0])}
+
+    @jax.jit
+    def moments(args):
+        optimizer = dv2.module.optimizer(1e-3, args)
+        return optax.tree_utils.tree_get(optimizer.update(grads, optimizer.init(grads))[1], "mu")
+
+    for limit, factor in ((2.5, 0.5), (10.0, 1.0), (0.0, 1.0)):
+        mu = moments(dataclasses.replace(dv2.args, max_grad_norm=limit))
+        close([mu["a"][0], mu["b"][0]], [0.3 * factor, 0.4 * factor])
 
 
 def test_offline_dv2_std_is_never_below_a_tenth(dv2):
