@@ -106,7 +106,7 @@ class Task:
         if discrete is not None and discrete != self.spec.discrete:
             kinds = {True: "discrete", False: "continuous"}
             others = files_for(not discrete)
-            names = ", ".join(others) if len(others) < 10 else "most files of algorithms/offline"
+            names = ", ".join(others) if len(others) < 20 else "most files of algorithms/offline"
             raise InputError(
                 f"This needs {kinds[discrete]} actions; those of '{self.id}' are {kinds[not discrete]}"
                 + (f", for which there are {names}." if others else ".")
