@@ -39,7 +39,5 @@ CLAIM = Claim(
         ),
     },
     finding="Not seen at this length: on whole ways contrastive values are no better than cloning, on stitched ones "
-    "they end at GCIVL's level, not below it. In so small a maze many goals lie within what one episode of "
-    "the stitched data covers; and the values of the data's own behaviour rank the ways less well than asked "
-    "for.",
+    "they end at GCIVL's level, not below it; and they rank the ways less well than asked for.",
 )
