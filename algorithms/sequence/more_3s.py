@@ -17,6 +17,7 @@ Deviations from the paper (and the authors' code):
 - networks, as said; the texts before an action are the mission and the name of the action before it;
 - the decoder is trained to give the action (theirs to give the next step's feature, from which a probe tells the
   action);
+- what is no text is read as the data has it, not normalised;
 - states are aligned with the action's text against the other actions' texts; what theirs is against is not known;
 - discrete actions alone; the weights and sizes of the paper's runs are not known, nor are target returns.
 
@@ -54,7 +55,7 @@ from shared.sequences import (
     sequences,
     target_returns,
 )
-from shared.spaces import flat_obs_shape
+from shared.spaces import OBS_ORDER, flat_obs_shape
 from shared.task import Spec, Task
 
 
@@ -323,19 +324,25 @@ def texts_of(args: Args, spec: Spec, task: Task | None) -> Texts:
     """The text in the observations of `task`, if any, and the actions' names in its letters.
 
     Raises:
-      InputError: as many names as there are actions are needed; one has a letter that the text has not.
+      InputError: as many names as there are actions are needed, none twice and none empty; one has a letter that the
+        text has not; observations have two texts.
     """
     names = args.action_texts or tuple(f"action {chr(97 + i % 26)}{i // 26 or ''}" for i in range(spec.action_dim))
     if len(names) != spec.action_dim:
         raise InputError(f"--action-texts: {len(names)} names, but there are {spec.action_dim} actions.")
+    if len(set(names)) < len(names) or "" in names:
+        raise InputError("--action-texts: every action needs a name of its own.")
     first, length, letters = 0, 0, LETTERS
     space = task.obs_space if task and task.env_spec else None
-    for name in sorted(space.spaces) if isinstance(space, gym.spaces.Dict) else ():
-        if isinstance(space[name], gym.spaces.Text):
-            length, letters = space[name].max_length, "".join(sorted(space[name].character_set))
-            break
-        first += flat_obs_shape(space[name])[0]
-    first = first if length else 0
+    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
+    order = [name for name in OBS_ORDER if name in parts] + sorted(parts.keys() - set(OBS_ORDER))
+    texts = [name for name in order if isinstance(parts[name], gym.spaces.Text)]
+    if len(texts) > 1:
+        raise InputError(f"Observations with one text at most can be read; those of '{task.id}' have {len(texts)}.")
+    if texts:
+        of = parts[texts[0]]
+        first = sum(flat_obs_shape(parts[name])[0] for name in order[: order.index(texts[0])])
+        length, letters = of.max_length, "".join(of.character_list)
     if foreign := {letter for name in names for letter in name} - set(letters):
         raise InputError(f"--action-texts: the texts of '{task.id if task else 'names'}' have no '{min(foreign)}'.")
     longest = max(length, *map(len, names))

@@ -7,9 +7,10 @@ p(z | s) learns which futures there are in a state, so that the policy can act b
 Then it interacts: what it earned trains a predictor f(R | s, z) of returns-to-go, whose gradient reaches g, too, and
 from then on it is told, of --future-candidates futures of the prior, the one that promises most (section 4.2).
 
-The first --learning-starts steps are played with futures of the prior, one for an episode and each for two episodes in
-turn: `diversity` is how much more where episodes end differs between futures than within one (intraclass correlation
-of the last observations; 0: futures change nothing, 1: they decide). Then f alone is trained, for --return-updates.
+The first --learning-starts steps are played with futures of the prior, one for an episode; each two episodes in turn
+share what is random in them (from one start: the future itself). `diversity` is how much more where episodes end
+differs between such pairs than within one (intraclass correlation of the last observations; 0: futures change nothing,
+1: they decide). Then f alone is trained, for --return-updates.
 
 --pretrain return is Online DT on data without rewards: tokens are returns, random ones in pre-training, and online the
 returns-to-go that episodes had; it is asked for its best one so far. --pretrain none begins with the interaction.
@@ -22,9 +23,13 @@ Deviations from the paper (and the authors' code):
 - the futures that are tried out first are kept for an episode (drawn anew at every step);
 - acting sees as many steps as training (the authors': the last 5 of 20), and all that was played is kept;
 - updates come after every --learn-every steps, of episodes that have ended (after every episode);
+- all steps count, those before the first update, too (the authors' 210,000 come after them);
 - actions that are learned from are kept away from -1 and 1 by 1e-3 (1e-6);
 - blocks begin with weights of variance 1 / inputs (0.02 squared), so that narrow ones learn, too;
 - entropy is averaged over the steps that are there (over padding, too); LAMB is Optax's;
+- biases and LayerNorms take AdamW's step (LAMB's, which is next to nothing for a bias that begins at 0); the biases of
+  blocks and heads begin at 0;
+- f stays as it is in pre-training, which knows no returns;
 - rewards are needed in no phase but the second; the data's are hidden.
 
     python algorithms/sequence/pdt.py --dataset hopper-medium-replay --seeds 4
@@ -32,6 +37,7 @@ Deviations from the paper (and the authors' code):
 """
 
 import dataclasses
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -93,7 +99,7 @@ class Args(FinetuneArgs):
     token_dropout: StaticFraction = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
-    """Adam's step size: everything that is learned."""
+    """LAMB's step size: everything that is learned."""
     return_lr: Float = 1e-3
     """Adam's step size: the return predictor, alone."""
     alpha_lr: Float = 1e-4
@@ -101,7 +107,7 @@ class Args(FinetuneArgs):
     init_temperature: Float = 0.1
     """First value of the entropy temperature."""
     weight_decay: Float = 5e-4
-    """Weights lose this share of the step size at each update (AdamW)."""
+    """Weights lose this share of the step size at each update (LAMB)."""
     warmup_updates: int = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
@@ -116,6 +122,16 @@ PRESETS = {"antmaze": {"reward_scale": 1.0}}
 
 gpt_init = nn.initializers.lecun_normal()  # LAMB moves weights in proportion to them: 0.02 is for large networks
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+def linear(inputs: int, width: int):
+    """A layer whose bias, too, begins as PyTorch's: of a token that is normalised it tells how large the input is."""
+    bound = inputs**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(width, kernel_init=dense_init, bias_init=uniform)
 
 
 class Block(nn.Module):
@@ -167,6 +183,7 @@ def gaussian(x):
 class PretrainedTransformer(nn.Module):
     """The policy, and what it shares its embeddings with: prior and return predictor; and the reader of futures."""
 
+    obs_dim: int
     action_dim: int
     latent_dim: int
     width: int
@@ -176,13 +193,14 @@ class PretrainedTransformer(nn.Module):
 
     def setup(self):
         dense = partial(nn.Dense, kernel_init=dense_init)
-        self.embed_obs, self.embed_future, self.embed_action = (dense(self.width) for _ in range(3))
+        self.embed_obs, self.embed_action = linear(self.obs_dim, self.width), linear(self.action_dim, self.width)
+        self.embed_future = linear(self.latent_dim, self.width)
         self.norm = nn.LayerNorm(epsilon=1e-5)
         sizes = self.layers, self.heads, self.dropout
         self.trunk = Transformer(*sizes, backwards=False)
         self.head = dense(2 * self.action_dim)
         self.prior_head, self.return_head = dense(2 * self.latent_dim), dense(2)
-        self.read_obs, self.read_action = dense(self.width), dense(self.width)
+        self.read_obs, self.read_action = linear(self.obs_dim, self.width), linear(self.action_dim, self.width)
         self.read_norm = nn.LayerNorm(epsilon=1e-5)
         self.reader = Transformer(*sizes, backwards=True)
         self.future_head = dense(2 * self.latent_dim)
@@ -356,21 +374,27 @@ def as_token(told, args: Args):
 
 
 def optimizer(args: Args) -> optax.GradientTransformation:
-    """LAMB after a clip of the global norm; the first step already has a step size, 1 / warmup_updates of it."""
+    """LAMB after a clip of the global norm; the first step already has a step size, 1 / warmup_updates of it.
+
+    What has one axis takes AdamW's step: in proportion to its norm a bias would never leave 0.
+    """
 
     def clip(grads, norm=args.max_grad_norm):
         scale = jnp.where(norm > 0, jnp.minimum(1.0, norm / (optax.global_norm(grads) + 1e-6)), 1.0)
         return jax.tree.map(lambda g: g * scale, grads)
 
     schedule = lambda step: args.learning_rate * jnp.minimum((step + 1) / args.warmup_updates, 1.0)  # noqa: E731
-    lamb = optax.lamb(schedule, eps=1e-8, weight_decay=args.weight_decay)
-    return optax.chain(optax.stateless(lambda grads, _: clip(grads)), lamb)
+    adamw = optax.scale_by_adam(), optax.add_decayed_weights(args.weight_decay)
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    trust = optax.masked(optax.scale_by_trust_ratio(), matrices)
+    step_size = optax.scale_by_learning_rate(schedule)
+    return optax.chain(optax.stateless(lambda grads, _: clip(grads)), *adamw, trust, step_size)
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     sizes = args.latent_dim, args.width, args.layers, args.heads, args.token_dropout
-    net = PretrainedTransformer(spec.action_dim, *sizes)
+    net = PretrainedTransformer(spec.obs_shape[-1], spec.action_dim, *sizes)
     window = jax.tree.map(lambda x: x[None], empty(spec, args))
     window = jax.tree.map(lambda x: jnp.concatenate([x, x], 1), window)
     actor = net.init(key, window, jnp.zeros((*window.mask.shape, args.latent_dim)), method="everything")
@@ -387,6 +411,9 @@ def update(agent: Agent, window: Window, key, args: Args, online: bool = False) 
     updates, actor_opt = optimizer(args).update(grads, agent.actor_opt, agent.actor)
     grad_alpha = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], agent.spec.action_dim)
     step, alpha_opt = optax.adam(args.alpha_lr).update(grad_alpha, agent.alpha_opt)
+    if not online:  # without a gradient its decay would be as large as a step
+        unmoved = jax.tree.map(jnp.zeros_like, updates["params"]["return_head"])
+        updates = {"params": updates["params"] | {"return_head": unmoved}}
     agent = agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt)
     agent = agent.replace(log_alpha=optax.apply_updates(agent.log_alpha, step), alpha_opt=alpha_opt)
     return agent, {"actor_loss": loss, **info, "alpha": jnp.exp(agent.log_alpha)}
@@ -517,7 +544,7 @@ def played_by(obs, action, reward, ended) -> Played:
 
 
 def diversity_of(last: np.ndarray) -> float:
-    """Intraclass correlation of last observations [E, O], of which each two in turn were played with one future."""
+    """Intraclass correlation of last observations [E, O], of which each two in turn shared a future's randomness."""
     pairs = last[: len(last) // 2 * 2].reshape(-1, 2, last.shape[-1]).astype(np.float64)
     if len(pairs) < 2:
         return 0.0
@@ -623,7 +650,21 @@ class Rollout:
         return agent
 
 
+def require_pretrained_alike(args: Args) -> None:
+    """InputError where --from names agents that --pretrain does not mean."""
+    if args.from_run and args.pretrain == "none":
+        raise InputError("--pretrain none begins with the interaction: it takes no agents by --from.")
+    record = Path(args.from_run) / "run.json"
+    if not args.from_run or not record.exists():
+        return
+    before = json.loads(record.read_text())["args"].get("pretrain")
+    if before != args.pretrain:
+        what = f"with --pretrain {before}" if before else "by another algorithm"
+        raise InputError(f"--pretrain {args.pretrain}: the agents of {args.from_run} were trained {what}.")
+
+
 def main(args: Args) -> None:
+    require_pretrained_alike(args)
     truth = load_dataset(args).require(discrete=False, reward=False)
     require_context(truth, args.context)
     require_heads(args.width, args.heads)

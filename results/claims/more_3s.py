@@ -33,6 +33,9 @@ CLAIM = Claim(
         ),
     },
     observed={
+        "without alignment, too, it is better than Decision Transformer, beyond noise": (
+            above(end(more, PLAIN), end(dt))
+        ),
         "states lie nearer to the texts of their actions with alignment, beyond noise": (
             above(logged("alignment_loss", more, PLAIN), logged("alignment_loss", more, ALIGNED))
         ),

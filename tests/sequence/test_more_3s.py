@@ -211,7 +211,25 @@ class Told(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
 
-gym.register("Told-v0", Told, max_episode_steps=5)
+class ToldGoals(Told):
+    """Seen in the order observation, achieved_goal, a mission, z."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "achieved_goal": gym.spaces.Box(-1.0, 1.0, (4,), np.float32),
+            "mission": gym.spaces.Text(5, charset="abc on"),
+            "observation": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
+            "z": gym.spaces.Discrete(3),
+        }
+    )
+
+
+class ToldTwice(Told):
+    observation_space = gym.spaces.Dict({"a": gym.spaces.Text(5, charset="no"), "b": gym.spaces.Text(5, charset="no")})
+
+
+for env in (Told, ToldGoals, ToldTwice):
+    gym.register(f"{env.__name__}-v0", env, max_episode_steps=5)
 
 
 def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
@@ -220,6 +238,8 @@ def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
     found = m.texts_of(m.Args(action_texts=("on", "no can")), task.spec, task)
     assert found[:3] == (2, 5, 6)
     assert found.names == (4, 5, 6, 6, 6, 6, 5, 4, 3, 2, 0, 5)
+    goals = dataclasses.replace(task, spec=Spec((14,), 2, True), env_spec=gym.spec("ToldGoals-v0"))
+    assert m.texts_of(m.Args(action_texts=("on", "no")), goals.spec, goals)[:3] == (6, 5, 6)
     plain = m.texts_of(m.Args(), Spec((4,), 2, True), None)
     assert (
         plain[:3] == (0, 0, 37)
@@ -231,6 +251,12 @@ def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
         m.texts_of(m.Args(action_texts=("a", "b", "c")), task.spec, task)
     with pytest.raises(InputError, match="--action-texts: the texts of 'log' have no 'f'"):
         m.texts_of(m.Args(action_texts=("on", "off")), task.spec, task)
+    for names in (("on", "on"), ("on", "")):
+        with pytest.raises(InputError, match="--action-texts: every action needs a name of its own"):
+            m.texts_of(m.Args(action_texts=names), task.spec, task)
+    twice = dataclasses.replace(task, env_spec=gym.spec("ToldTwice-v0"))
+    with pytest.raises(InputError, match="one text at most can be read; those of 'log' have 2"):
+        m.texts_of(m.Args(action_texts=("on", "no")), twice.spec, twice)
 
 
 def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):

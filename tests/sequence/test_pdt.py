@@ -1,6 +1,7 @@
 """PDT: its losses and networks in numpy, what each gradient reaches, what is told, what was played, and the phases."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -38,13 +39,13 @@ def setting():
 
 
 @pytest.fixture(scope="module")
-def graded(setting):
-    """Loss, what is said of it, and gradients: of pre-training, of what was played, and with returns for tokens."""
+def losses(setting):
+    """Loss, and what is said of it: of pre-training, of what was played, and with returns for tokens."""
     pdt, args, agent, w = setting
-    grad = jax.jit(jax.value_and_grad(pdt.actor_loss, has_aux=True), static_argnums=5)
-    found = {online: grad(agent.actor, agent, w, jax.random.key(0), args, online) for online in (False, True)}
+    loss = jax.jit(pdt.actor_loss, static_argnums=5)
+    found = {online: loss(agent.actor, agent, w, jax.random.key(0), args, online) for online in (False, True)}
     returns = dataclasses.replace(args, pretrain="return")
-    found["return"] = grad(agent.actor, agent, w, jax.random.key(0), returns, True)
+    found["return"] = loss(agent.actor, agent, w, jax.random.key(0), returns, True)
     return found
 
 
@@ -124,7 +125,7 @@ def imitation(agent, w, z, key):
     return -log_prob(u)[seen].mean(), -log_prob(v)[seen].mean()
 
 
-def test_the_losses_are_imitation_two_divergences_and_what_was_earned(setting, graded):
+def test_the_losses_are_imitation_two_divergences_and_what_was_earned(setting, losses):
     pdt, args, agent, w = setting
     read_key, policy_key = jax.random.split(jax.random.key(0))
     z, g = drawn(agent, w, read_key)
@@ -135,7 +136,7 @@ def test_the_losses_are_imitation_two_divergences_and_what_was_earned(setting, g
     mean, log_std = (x[..., 0] for x in returns(agent, w.obs[:, :K], z))
     earned = -normal.logpdf(0.5 * w.return_to_go[:, :K], mean, np.exp(log_std))[seen].mean()
     for online in (False, True):
-        (loss, info), _ = graded[online]
+        loss, info = losses[online]
         for name, value in (("nll", nll), ("entropy", entropy), ("kl", bound), ("prior_kl", prior_kl)):
             close(info[name], value)
         close(info["return_loss"], online * earned)
@@ -150,12 +151,12 @@ def test_pre_training_reads_no_reward(setting):
         assert np.isfinite(jax.eval_shape(loss, w._replace(return_to_go=None)).size)
 
 
-def test_with_returns_for_tokens_there_is_nothing_but_imitation(setting, graded):
+def test_with_returns_for_tokens_there_is_nothing_but_imitation(setting, losses):
     pdt, args, agent, w = setting
     z = np.zeros((B, K, Z))
     z[..., 0] = 0.5 * w.return_to_go[:, :K]
     nll, entropy = imitation(agent, w, z, jax.random.split(jax.random.key(0))[1])
-    (loss, info), grads = graded["return"]
+    loss, info = losses["return"]
     close(info["nll"], nll)
     close(loss, nll - 0.2 * entropy)
     assert info["kl"] == info["prior_kl"] == info["return_loss"] == 0
@@ -167,24 +168,20 @@ def test_with_returns_for_tokens_there_is_nothing_but_imitation(setting, graded)
     close(info["nll"], imitation(agent, w, z, jax.random.split(jax.random.key(0))[1])[0])
 
 
-def test_the_prior_follows_futures_and_does_not_lead_them(setting, graded):
+def test_the_prior_follows_futures_and_does_not_lead_them(setting):
     pdt, args, agent, w = setting
     past = jax.tree.map(lambda x: x[:, :K], w)
 
-    def both(actor):
-        return jnp.stack(pdt.future_losses(actor, agent, past, pdt.read(actor, agent, w, jax.random.key(0), args)[1]))
+    def three(actor):
+        z, future = pdt.read(actor, agent, w, jax.random.key(0), args)
+        earned = pdt.return_loss(actor, agent, past, z, args)
+        return jnp.stack([*pdt.future_losses(actor, agent, past, future), earned])
 
-    grads = jax.jit(jax.jacobian(both))(agent.actor)["params"]
+    grads = jax.jit(jax.jacobian(three))(agent.actor)["params"]
     size = lambda name, i: np.abs(grads[name]["kernel"][i]).max()  # noqa: E731
     assert size("future_head", 0) > 1e-4 and size("future_head", 1) == 0
     assert size("prior_head", 0) == 0 and size("prior_head", 1) > 1e-4 and size("embed_obs", 1) > 1e-4
-
-    def earned(actor):
-        z, _ = pdt.read(actor, agent, w, jax.random.key(0), args)
-        return pdt.return_loss(actor, agent, past, z, args)
-
-    reached = jax.jit(jax.grad(earned))(agent.actor)["params"]
-    assert all(np.abs(reached[name]["kernel"]).max() > 1e-5 for name in ("future_head", "embed_future", "return_head"))
+    assert all(size(name, 2) > 1e-5 for name in ("future_head", "embed_future", "return_head"))
 
 
 def test_a_future_is_of_what_follows_and_of_nothing_before(setting):
@@ -199,23 +196,45 @@ def test_a_future_is_of_what_follows_and_of_nothing_before(setting):
             np.testing.assert_array_equal(changed[b], (after == t) | (after < t) & (MASK[b, t] > 0))
 
 
-def test_an_update_is_of_everything_then_of_the_temperature(setting, graded):
+def test_an_update_is_of_everything_then_of_the_temperature(setting, monkeypatch):
+    """Of a loss whose gradient is 2 p; in pre-training the return predictor stays as it is."""
     pdt, args, agent, w = setting
-    args = dataclasses.replace(args, max_grad_norm=0.05)
-    new, info = jax.jit(pdt.update, static_argnames="online")(agent, w, jax.random.key(0), args, online=True)
-    (_, said), grads = graded[True]
-    size = np.sqrt(sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(grads)))
-    assert size > 0.05
-    for name in ("head", "prior_head", "future_head", "return_head"):
-        g, p = (np.float64(x["params"][name]["kernel"]) for x in (grads, agent.actor))
-        g = g * 0.05 / size
-        step = g / (np.abs(g) + 1e-8) + 0.1 * p
-        ratio = np.linalg.norm(p) / np.linalg.norm(step)
-        close(new.actor["params"][name]["kernel"], p - 0.01 / 4 * ratio * step)
-    rises = np.sign(said["entropy"] + 2)  # the target is -2
-    close(new.log_alpha, np.log(0.2) - 0.03 * rises)
-    close(info["alpha"], np.exp(new.log_alpha))
+    args = dataclasses.replace(args, max_grad_norm=1e-6)  # so small that the optimiser's epsilon tells it
+
+    def squares(actor, agent, window, key, args, online):
+        loss = sum((x**2).sum() for x in jax.tree.leaves(actor))
+        return loss, {"entropy": jnp.where(online, 1.0, -3.0)}
+
+    monkeypatch.setattr(pdt, "actor_loss", squares)
+    size = 2 * np.sqrt(sum((np.float64(p) ** 2).sum() for p in jax.tree.leaves(agent.actor)))
+    for online in (False, True):
+        update = jax.jit(lambda agent, online=online: pdt.update(agent, w, jax.random.key(0), args, online))
+        new, info = update(agent)
+        for name in ("head", "prior_head", "future_head", "return_head"):
+            for kind in ("kernel", "bias"):
+                p = np.float64(agent.actor["params"][name][kind])
+                g = 2 * p * 1e-6 / size
+                step = g / (np.abs(g) + 1e-8) + 0.1 * p
+                ratio = np.linalg.norm(p) / np.linalg.norm(step) if kind == "kernel" else 1.0
+                moves = online or name != "return_head"
+                close(new.actor["params"][name][kind], p - moves * 0.01 / 4 * ratio * step)
+        rises = 1 if online else -1  # log alpha falls as the entropy is above the target, -2
+        close(new.log_alpha, np.log(0.2) - 0.03 * rises)
+        close(info["alpha"], np.exp(new.log_alpha))
     assert pdt.alpha_loss(0.0, -3.0, 2) == -1
+
+
+def test_an_agent_that_has_learned_nothing_tells_a_return_of_one_from_two(setting):
+    """Tokens are normalised: without a bias they would be the same."""
+    pdt, args, _, w = setting
+    agent = jax.jit(pdt.init, static_argnums=2)(jax.random.key(0), args, SPEC)
+    told = lambda x: pdt.as_token(jnp.full((B, K + F), x), args)  # noqa: E731
+    policy = jax.jit(lambda z: agent.net.apply(agent.actor, w, z)[0])
+    assert np.abs(policy(told(1.0)) - policy(told(2.0)))[0, 0].min() > 1e-3
+    embed = agent.actor["params"]
+    for name, inputs in (("embed_obs", 3), ("embed_future", Z), ("embed_action", 2), ("read_obs", 3)):
+        bias = np.abs(embed[name]["bias"])
+        assert bias.min() > 0 and 0.5 * inputs**-0.5 < bias.max() <= inputs**-0.5
 
 
 def test_before_the_first_round_the_return_predictor_alone_is_trained(setting):
@@ -325,15 +344,40 @@ def test_diversity_is_how_far_futures_decide_where_episodes_end():
     assert pdt.diversity_of(x[:3]) == 0.0
 
 
-def test_rounds_begin_after_the_first_steps_and_nothing_need_come_before(pendulum, tmp_path):
+def test_rounds_begin_after_the_first_steps_and_nothing_need_come_before(pendulum, tmp_path, monkeypatch):
+    """Of updates their number counts here; what they do the tests above say."""
+    pdt = load("pdt")
+
+    def counted(agent, window, key, args, online):
+        assert online
+        return agent.replace(log_alpha=agent.log_alpha + 1.0), {"actor_loss": window.return_to_go.max()}
+
+    monkeypatch.setattr(pdt, "update", counted)
+    monkeypatch.setattr(pdt, "update_returns", lambda agent, *_: agent.replace(diversity=agent.diversity + 1.0))
     agent = train("pdt", pendulum, tmp_path / "run", env="PendulumShort-v0", pretrain="none", log_every=4)
     assert not (tmp_path / "run" / "offline.csv").exists()
     rows = timeless(tmp_path / "run" / "metrics.csv")
     assert [(int(r["env_step"]), int(r["update"])) for r in rows] == [(12, 2), (16, 4)]
     assert agent["[0].tuned"] == 1 and agent["[0].best_return"] < 0
     close(float(rows[-1]["best_return"]), agent["[0].best_return"][0])
-    counts = [v for k, v in agent.items() if "return_opt" in k and "count" in k]
-    assert counts and all(c == 2 for c in counts)
+    assert agent["[0].diversity"] == 2  # updates of the return predictor; that of a single episode is 0
+    close(agent["[0].log_alpha"], np.log(0.1) + 4)
+
+
+def test_agents_of_another_pre_training_are_refused(tmp_path):
+    pdt, run = load("pdt"), str(tmp_path)
+    for before, pretrain, message in (
+        ({"pretrain": "future"}, "none", "--pretrain none begins with the interaction: it takes no agents by --from"),
+        ({"pretrain": "future"}, "return", f"the agents of {run} were trained with --pretrain future"),
+        ({"pretrain": "none"}, "future", f"the agents of {run} were trained with --pretrain none"),
+        ({}, "future", f"the agents of {run} were trained by another algorithm"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({"args": before}))
+        with pytest.raises(InputError, match=message):
+            pdt.main(pdt.Args(pretrain=pretrain, from_run=run))
+    (tmp_path / "run.json").write_text(json.dumps({"args": {"pretrain": "return"}}))
+    pdt.require_pretrained_alike(pdt.Args(pretrain="return", from_run=run))
+    pdt.require_pretrained_alike(pdt.Args(pretrain="none"))
 
 
 def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
