@@ -342,7 +342,7 @@ def texts_of(args: Args, spec: Spec, task: Task | None) -> Texts:
     if texts:
         of = parts[texts[0]]
         first = sum(flat_obs_shape(parts[name])[0] for name in order[: order.index(texts[0])])
-        length, letters = of.max_length, "".join(of.character_list)
+        length, letters = of.max_length, "".join(sorted(of.character_set))
     if foreign := {letter for name in names for letter in name} - set(letters):
         raise InputError(f"--action-texts: the texts of '{task.id if task else 'names'}' have no '{min(foreign)}'.")
     longest = max(length, *map(len, names))
