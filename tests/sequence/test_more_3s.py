@@ -237,7 +237,7 @@ def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
     task = Task("log", "", Spec((10,), 2, True), gym.spec("Told-v0"))
     found = m.texts_of(m.Args(action_texts=("on", "no can")), task.spec, task)
     assert found[:3] == (2, 5, 6)
-    assert found.names == (4, 5, 6, 6, 6, 6, 5, 4, 3, 2, 0, 5)
+    assert found.names == (5, 4, 6, 6, 6, 6, 4, 5, 0, 3, 1, 4)
     goals = dataclasses.replace(task, spec=Spec((14,), 2, True), env_spec=gym.spec("ToldGoals-v0"))
     assert m.texts_of(m.Args(action_texts=("on", "no")), goals.spec, goals)[:3] == (6, 5, 6)
     plain = m.texts_of(m.Args(), Spec((4,), 2, True), None)
