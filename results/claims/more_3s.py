@@ -31,13 +31,16 @@ CLAIM = Claim(
         "asked for next to nothing it gets less, beyond noise: returns reach it through keys and values": (
             above(end(more, ALIGNED), under(NOTHING, more, ALIGNED))
         ),
-    },
-    observed={
         "without alignment, too, it is better than Decision Transformer, beyond noise": (
             above(end(more, PLAIN), end(dt))
         ),
+    },
+    observed={
         "states lie nearer to the texts of their actions with alignment, beyond noise": (
             above(logged("alignment_loss", more, PLAIN), logged("alignment_loss", more, ALIGNED))
         ),
     },
+    finding="The mission is read, and so is the return that is asked for, which enters through keys and values alone. "
+    "Alignment does what it says to the space, and buys no score here: with it the texts lie nearer to the "
+    "states, and the policy is no better. Decision Transformer beside it has not been run yet.",
 )
