@@ -30,7 +30,8 @@ def speed_table(measured: dict) -> str:
         "The share of the limit is the arithmetic of an algorithm's matrix products per second, over that of the very "
         "same products made by themselves on all cores, in rounds of which both halves ran back to back: it says the "
         "same on a slow machine and on a fast one. What is missing from 100 % is everything that is no product "
-        "(drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. Beside it gradient updates "
+        "(drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. A row without it is of an "
+        "earlier measurement on another machine: only its columns compare. Beside it gradient updates "
         "per second, all lanes together, compile time apart, on 1M synthetic transitions (hopper: obs 11, act 3; ant: "
         f"obs 111, act 8), {measured['hardware']['cores']} cores, medians of the timed calls (`make speed`). On CPU "
         "all devices read one copy of the dataset."
@@ -57,11 +58,11 @@ def share_table(cases: list[dict]) -> str:
     for key, of in rows.items():
         one = next(iter(of.values()))
         nets = f"{len(one['hidden_dims'])} × {one['hidden_dims'][0]}, " if one["hidden_dims"] else ""
-        shares = [f"{100 * of[n]['share']['median']:.0f} %" if n in of else "" for n in lanes]
+        shares = [f"{100 * of[n]['share']['median']:.0f} %" if "share" in of.get(n, {}) else "" for n in lanes]
         rates = [rate(of[n]["updates_per_s"]["median"]) if n in of else "" for n in lanes]
         memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
         compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
-        work = f"{one['mflop_per_update']:,.0f}"
+        work = f"{one['mflop_per_update']:,.0f}" if "mflop_per_update" in one else ""
         body.append([*map(str, key), f"{nets}batch {one['batch_size']}", *shares, *rates, work, compile_s, memory])
     header = ["algorithm", "data", *told, "networks", *(f"share, {lanes_in_words(n)}" for n in lanes)]
     header += [*(f"updates/s, {lanes_in_words(n)}" for n in lanes), "MFLOP per update", "compile", "peak memory"]
