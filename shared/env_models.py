@@ -140,9 +140,7 @@ def costs(task: Task) -> Callable:
         told = jax.eval_shape(lambda obs: f.state_info(state_of(obs)), jnp.zeros(task.spec.obs_shape))
     if "cost" not in told:
         what = task.env_spec.id if task.env_spec else f"'{task.id}' without an environment"
-        raise InputError(
-            f"What states cost is needed, and {what} does not tell it by its observations (point worlds do)."
-        )
+        raise InputError(f"What states cost is needed, and {what} does not tell it by its observations.")
     rule = jnp.vectorize(lambda obs: f.state_info(state_of(obs))["cost"], signature="(o)->()")
     return lambda obs: rule(_raw(task, obs))
 

@@ -99,7 +99,7 @@ class Args(FinetuneArgs):
     token_dropout: StaticFraction = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
-    """LAMB's step size: everything that is learned."""
+    """Adam's step size: everything that is learned."""
     return_lr: Float = 1e-3
     """Adam's step size: the return predictor, alone."""
     alpha_lr: Float = 1e-4
@@ -107,7 +107,7 @@ class Args(FinetuneArgs):
     init_temperature: Float = 0.1
     """First value of the entropy temperature."""
     weight_decay: Float = 5e-4
-    """Weights lose this share of the step size at each update (LAMB)."""
+    """Weights lose this share of the step size at each update (AdamW)."""
     warmup_updates: int = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25

@@ -48,7 +48,8 @@ CLAIM = Claim(
         > noise(gain(run, CLONING)),
     },
     finding="The classifier, whose negatives include the states of the prior data, says yes wrongly in few steps and "
-    "misses more; practice with it ends as high as with the true reward, with a single reset, and networks drawn anew "
-    "are slower. That practice is what improves the policy is not shown: cloning alone, lower when offline training is "
-    "stopped early, gets there by going on with the demonstrations. They are enough to solve this maze.",
+    "misses more; practice with it ends as high as with the true reward, with a single reset, and networks "
+    "drawn anew are slower. That practice is what improves the policy is not shown: cloning alone, lower when "
+    "offline training is stopped early, gets there by going on with the demonstrations. They are enough to "
+    "solve this maze.",
 )

@@ -229,16 +229,16 @@ class ToldTwice(Told):
 
 
 for env in (Told, ToldGoals, ToldTwice):
-    gym.register(f"{env.__name__}-v0", env, max_episode_steps=5)
+    gym.register(f"TextsTest/{env.__name__}-v0", env, max_episode_steps=5)
 
 
 def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
     m = load("more_3s")
-    task = Task("log", "", Spec((10,), 2, True), gym.spec("Told-v0"))
+    task = Task("log", "", Spec((10,), 2, True), gym.spec("TextsTest/Told-v0"))
     found = m.texts_of(m.Args(action_texts=("on", "no can")), task.spec, task)
     assert found[:3] == (2, 5, 6)
     assert found.names == (5, 4, 6, 6, 6, 6, 4, 5, 0, 3, 1, 4)
-    goals = dataclasses.replace(task, spec=Spec((14,), 2, True), env_spec=gym.spec("ToldGoals-v0"))
+    goals = dataclasses.replace(task, spec=Spec((14,), 2, True), env_spec=gym.spec("TextsTest/ToldGoals-v0"))
     assert m.texts_of(m.Args(action_texts=("on", "no")), goals.spec, goals)[:3] == (6, 5, 6)
     plain = m.texts_of(m.Args(), Spec((4,), 2, True), None)
     assert (
@@ -254,7 +254,7 @@ def test_texts_are_found_in_the_observation_and_names_are_of_its_letters():
     for names in (("on", "on"), ("on", "")):
         with pytest.raises(InputError, match="--action-texts: every action needs a name of its own"):
             m.texts_of(m.Args(action_texts=names), task.spec, task)
-    twice = dataclasses.replace(task, env_spec=gym.spec("ToldTwice-v0"))
+    twice = dataclasses.replace(task, env_spec=gym.spec("TextsTest/ToldTwice-v0"))
     with pytest.raises(InputError, match="one text at most can be read; those of 'log' have 2"):
         m.texts_of(m.Args(action_texts=("on", "no")), twice.spec, twice)
 
