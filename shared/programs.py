@@ -54,6 +54,7 @@ def fitting(program: Callable, devices: list, advice: str) -> Callable:
             check_memory(known[0], devices, advice)
         return program(*args)
 
+    call.lower = program.lower  # as every compiled program has it
     return call
 
 

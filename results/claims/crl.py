@@ -38,6 +38,6 @@ CLAIM = Claim(
             rank_correlation(crl[NAVIGATE]) > 0.9
         ),
     },
-    finding="Not seen at this length: on whole ways contrastive values are no better than cloning, on stitched ones "
-    "they end at GCIVL's level, not below it; and they rank the ways less well than asked for.",
+    finding="At this length, on whole ways, contrastive values are no better than cloning, on stitched ones they end "
+    "at GCIVL's level, not below it; and they rank the ways less well than asked for.",
 )

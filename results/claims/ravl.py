@@ -29,5 +29,5 @@ CLAIM = Claim(
     },
     finding="With the true dynamics in the model's place the values of two critics are higher at the edge of what "
     "rollouts reach than those of RAVL, and are higher there against where rollouts begin. In this budget "
-    "neither reaches the goal, so that what the values do to policies is not seen.",
+    "neither reaches the goal, so that it does not show what the values do to policies.",
 )
