@@ -101,8 +101,8 @@ class RunArgs:
     """How the lanes of one device are computed: one after the other (map), as one batch (vmap), or what is faster on
     its kind (auto: map on CPU, vmap on GPU and TPU). The numbers agree to float tolerance, not to the last digit."""
     lanes_per_call: Count = 0
-    """How many of the lanes that are vmapped on one device are computed at a time; 0: all. Fewer need less memory: 512
-    train in one job on a device that holds the work of 64."""
+    """How many of the lanes that are vmapped on one device are computed at a time; 0: all. Fewer need less memory,
+    so that more lanes than a device can hold at once train in one job."""
     compile_cache: bool = True
     """Keep compiled programs (beside the cached datasets), so that the next run of the same sizes starts at once."""
     distributed: str = ""

@@ -28,6 +28,6 @@ CLAIM = Claim(
         ),
     },
     finding="The inconsistency of values lowers Q at the policy's actions, as it should. On data that cover the "
-    "states, where the model lacks fitting more than it lacks data (see MOPO's claim), a lower Q buys "
-    "nothing: with the penalty MOBILE ends no higher than without it, and no higher than MOPO.",
+    "states (see MOPO's claim) that buys nothing: with the penalty MOBILE ends no higher than without it, and "
+    "no higher than MOPO.",
 )

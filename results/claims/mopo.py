@@ -50,8 +50,9 @@ CLAIM = Claim(
             > end(short, "reward_penalty=0") + noise(end(rambo, refitted), end(short, "reward_penalty=0"))
         ),
     },
-    finding="Not on this problem: data of four controllers cover the states, and there is little that the model does "
-    "not know because nobody went there. What it lacks is fitting: the same learner without a penalty whose model goes "
-    "on learning between the rollouts (RAMBO's arm without its game), has a much smaller error and ends much higher. "
-    "The std of the ensemble does not rank pairs as the true error does here; other measures do so better.",
+    finding="Not on this problem: data of four controllers cover the states, and a penalty for what nobody did costs "
+    "more than it saves. What the model lacks is fitting: the same learner without a penalty whose model goes "
+    "on learning between the rollouts (RAMBO's arm without its game), has a much smaller error and ends much "
+    "higher. The std of the ensemble does not rank pairs as the true error does here; other measures do so "
+    "better.",
 )
