@@ -47,7 +47,7 @@ speed: setup  ## updates per second as a share of the machine's limit, evaluatio
 
 speed-gpu: setup  ## the same on one accelerator: 1 to 256 lanes, both layouts, precisions of products, lengths of calls
 	$(PY) results/speed.py --lanes 1 8 32 64 256 --layouts map vmap --precisions float32 tensorfloat32 bfloat16 \
-	  --chunks 12 120 --shapes hopper --algorithms td3_bc iql cql rebrac fql hiql decision_transformer \
+	  --chunks 12 120 --at-once 6 --shapes hopper --algorithms td3_bc iql cql rebrac fql hiql decision_transformer \
 	  --out results/speed_gpu.json
 
 datasets: setup  ## every dataset that can be made here, and the table of them

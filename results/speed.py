@@ -3,6 +3,7 @@
   python results/speed.py                                       every file that updates on a dataset, into speed.json
   python results/speed.py --algorithms td3_bc --lanes 1 8 32    some of them; the others' cases stay in the file
   python results/speed.py --lanes 1 8 64 --layouts map vmap --precisions float32 bfloat16 --chunks 12 120
+  python results/speed.py --at-once 6 --cores 2                 six cases side by side, each on two cores of its own
 
 A case is a job of the algorithm's file, with the paper's network and batch sizes, on 1M synthetic transitions of a D4RL
 shape, without evaluation. After each compiled call of its updates the very matrix products of that call are made by
@@ -22,14 +23,17 @@ import json
 import math
 import os
 import platform
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +46,10 @@ ROWS = 1_000_000
 CALLS, SECONDS, LONG_ENOUGH = 3, 4.0, 0.1
 """Timed calls at least, and seconds of them; a call should not be shorter than LONG_ENOUGH."""
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-"""Of matrix products; float32: JAX's default of the device."""
+"""Of matrix products. JAX's own choice is float32 on a CPU, tensorfloat32 on an accelerator that has it."""
 LIMIT = 600
 """Seconds after which a case is given up."""
+PINNED = ("taskset", "--cpu-list")
 CASE = ("algorithm", "shape", "lanes", "layout", "precision", "chunk")
 
 
@@ -176,11 +181,11 @@ def run_case(case: dict) -> dict:
     from shared.run import Run
 
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if case["precision"] != "float32":
-        jax.config.update("jax_default_matmul_precision", case["precision"])
+    jax.config.update("jax_default_matmul_precision", case["precision"])
     module, chunk, lanes = load(case["algorithm"]), case["chunk"], case["lanes"]
     rounds: dict[str, list] = {"ours": [], "limit": []}
     made: dict[str, object] = {}
+    turn = filelock.FileLock(case["turn"])
     over_lanes = Run.over_lanes
 
     def watched(run, f, in_axes, donate=False, vmap=False):
@@ -199,6 +204,7 @@ def run_case(case: dict) -> dict:
                 made.update(flop=seen[0][1], devices=used, args=run.args, out=run.out)
                 result = program(*args)
                 jax.block_until_ready((result, seen[0][0]()))
+                turn.acquire()
                 return result
             ours, result = timed(lambda: program(*args))
             rounds["ours"].append(ours)
@@ -219,6 +225,7 @@ def run_case(case: dict) -> dict:
         with contextlib.suppress(Enough):
             module.main(module.Args(**settings))
     finally:
+        turn.release()
         Run.over_lanes = over_lanes
     record = json.loads((made["out"] / "run.json").read_text())
     rates = [lanes * chunk / seconds for seconds in rounds["ours"]]
@@ -251,8 +258,8 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure(case: dict, limit: float = LIMIT) -> dict:
-    """`run_case` in a process of its own; with longer chunks where a call is too short to be timed.
+def measure(case: dict, cores: Collection[int], limit: float) -> dict:
+    """`run_case` in a process of its own, on `cores` or on all; longer chunks where a call is too short to be timed.
 
     Raises:
       RuntimeError: the job failed.
@@ -260,18 +267,30 @@ def measure(case: dict, limit: float = LIMIT) -> dict:
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one", json.dumps(case | {"out": folder + "/run"})]
-        environment = os.environ | {"OFFLINE_RL_CACHE": str(Path(case["log"]).parent / "cache")}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    found = json.loads(done.stdout.splitlines()[-1])
+        cache = str(Path(case.get("log", folder)).parent / "cache")
+        process = subprocess.Popen(
+            [*([*PINNED, ",".join(map(str, cores))] if cores else []), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OFFLINE_RL_CACHE": cache},
+        )
+        try:
+            told, errors = process.communicate(timeout=limit)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError(errors[-2000:])
+    found = json.loads(told.splitlines()[-1])
+    if "updates_per_s" not in found:
+        return found
     seconds = case["lanes"] * case["chunk"] / found["updates_per_s"]["median"]
     if seconds < LONG_ENOUGH and case["chunk"] < 1200:
-        return measure(case | {"chunk": case["chunk"] * 10}, limit) | {"chunk": case["chunk"]}
+        return measure(case | {"chunk": case["chunk"] * 10}, cores, limit) | {"chunk": case["chunk"]}
     return found
 
 
-def measure_evaluation(lanes: int, episodes: int) -> dict:
+def measure_evaluation(case: dict, episodes: int = 10) -> dict:
     """Environment steps per second of `shared.evaluation`, an untrained BC policy in HalfCheetah-v5."""
     import jax
 
@@ -279,6 +298,7 @@ def measure_evaluation(lanes: int, episodes: int) -> dict:
     from shared.run import Run
     from shared.task import env_task
 
+    lanes = case["lanes"]
     use_cpu_devices(lanes)
     module = load("bc")
     task = env_task("HalfCheetah-v5")  # episodes of a fixed length
@@ -311,13 +331,29 @@ def main() -> None:
     parser.add_argument("--chunks", nargs="+", type=int, default=[12], help="updates in one compiled call, at first")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of timed calls in each case, at least")
     parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the synthetic log")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        help="so many cases are compiled side by side; they are timed in turn, so this is for accelerators",
+    )
+    parser.add_argument(
+        "--cores",
+        type=int,
+        help="with --at-once, on a CPU: each case has so many cores to itself, and is timed beside the others",
+    )
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds after which a case is given up")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         case = json.loads(args.one)
-        print(json.dumps(measure_evaluation(case, 10) if isinstance(case, int) else run_case(case)))
+        one = measure_evaluation if case["algorithm"] == "evaluation" else run_case
+        print(json.dumps(one(case)))
         return
+    there = sorted(os.sched_getaffinity(0))
+    if args.cores and args.at_once * args.cores > len(there):
+        parser.error(f"--at-once {args.at_once} with --cores {args.cores}: there are {len(there)} cores.")
     cases = [
         dict(zip(CASE, (algorithm, shape, lanes, layout, precision, chunk), strict=True))
         for shape in args.shapes
@@ -329,25 +365,39 @@ def main() -> None:
         if algorithm != "evaluation" and (shape == args.shapes[0] or algorithm in BOTH_SHAPES)
     ]
     record = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
-    record["hardware"] = {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()}
+    record["hardware"] = {
+        "cores": args.cores or len(there),
+        "side_by_side": args.at_once if args.cores else 1,
+        "cpu": platform.processor() or platform.machine(),
+    }
     cases += [{"algorithm": "evaluation", "lanes": n} for n in args.lanes if n <= 8 and "evaluation" in args.algorithms]
-    with tempfile.TemporaryDirectory() as folder:
+    slots: queue.SimpleQueue = queue.SimpleQueue()
+    for slot in range(args.at_once):
+        slots.put(slot)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         logs = {shape: Path(folder) / f"{shape}.npz" for shape in args.shapes}
         mib = {shape: write_log(path, shape, args.rows) for shape, path in logs.items()}
-        for case in cases:
+
+        def one(case: dict) -> dict | Exception:
+            slot = slots.get()
+            cores = there[slot * args.cores : (slot + 1) * args.cores] if args.cores else ()
+            asked = case | {"turn": f"{folder}/{slot if args.cores else 'all'}.turn"}
             try:
                 if case["algorithm"] == "evaluation":
-                    command = [sys.executable, __file__, "--one", str(case["lanes"])]
-                    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
-                    result = json.loads(done.stdout.splitlines()[-1])
-                else:
-                    asked = {"log": str(logs[case["shape"]]), "seconds": args.seconds}
-                    result = measure(case | asked) | {"dataset_mib": mib[case["shape"]]}
+                    return measure(asked, cores, args.limit)
+                asked |= {"log": str(logs[case["shape"]]), "seconds": args.seconds}
+                return measure(asked, cores, args.limit) | {"dataset_mib": mib[case["shape"]]}
             except (RuntimeError, subprocess.SubprocessError) as error:
-                why = str(error).strip().splitlines() or [""]
-                print(f"{' '.join(map(str, case.values()))} is left out: {why[-1]}", file=sys.stderr, flush=True)
+                return error
+            finally:
+                slots.put(slot)
+
+        for case, result in zip(cases, pool.map(one, cases), strict=True):
+            told = " ".join(map(str, case.values()))
+            if isinstance(result, Exception):
+                why = str(result).strip().splitlines() or [""]
+                print(f"{told} is left out: {why[-1]}", file=sys.stderr, flush=True)
                 continue
-            told = " ".join(str(value) for value in case.values())
             rate = result.get("env_steps_per_s") or result["updates_per_s"]["median"]
             share = f", {100 * result['share']['median']:.0f} % of the limit" if "share" in result else ""
             print(f"{told:>50}: {rate:>10.1f}/s{share}", flush=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -71,6 +72,29 @@ def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Empty:
+    """Stands for an array without elements at the border of a `shard_map`, where XLA of JAX 0.11 dies of one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def hollow(tree: Any) -> Any:
+    """`tree` with `Empty` for its arrays without elements."""
+    return jax.tree.map(lambda x: x if jnp.size(x) else Empty(jnp.shape(x), x.dtype), tree)
+
+
+def whole(tree: Any, lanes: int | None) -> Any:
+    """`tree` with such arrays again, of so many lanes; None: as they were."""
+
+    def made(x):
+        return jnp.zeros(x.shape if lanes is None else (lanes, *x.shape[1:]), x.dtype) if isinstance(x, Empty) else x
+
+    return jax.tree.map(made, tree, is_leaf=lambda x: isinstance(x, Empty))
+
+
 def over_lanes(
     f: Callable, mesh: jax.sharding.Mesh, in_axes: tuple, donate: bool = False, layout: str = "auto", at_once: int = 0
 ) -> Callable:
@@ -82,8 +106,11 @@ def over_lanes(
     laned = [i for i, axis in enumerate(in_axes) if axis == 0]
 
     def on_device(*args):
-        grouped = layout_on(mesh, layout) == "vmap"
-        lanes = len(jax.tree.leaves([args[i] for i in laned])[0])
+        args = [whole(x, lanes_of(args) if axis == 0 else None) for x, axis in zip(args, in_axes, strict=True)]
+        return hollow(by_lane(*args))
+
+    def by_lane(*args):
+        grouped, lanes = layout_on(mesh, layout) == "vmap", lanes_of(args)
         if grouped and not 0 < at_once < lanes:
             return jax.vmap(f, in_axes)(*args)
 
@@ -99,9 +126,14 @@ def over_lanes(
             return jax.tree.map(lambda x: x[None], one_lane(squeezed))
         return jax.lax.map(one_lane, lane_args, batch_size=at_once if grouped else None)
 
-    on_device.__name__ = getattr(
-        getattr(f, "func", f), "__name__", "lane"
-    )  # JAX_LOG_COMPILES and profiles say which program it is
+    def lanes_of(args):
+        return len(jax.tree.leaves([args[i] for i in laned])[0])
+
+    def program(*args):
+        return whole(sharded(*map(hollow, args)), lanes_of(args))
+
+    name = getattr(getattr(f, "func", f), "__name__", "lane")
+    program.__name__ = name  # JAX_LOG_COMPILES and profiles say which program it is
     specs = tuple(PartitionSpec("lane") if axis == 0 else PartitionSpec() for axis in in_axes)
     sharded = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False)
-    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+    return jax.jit(program, donate_argnums=(0,) if donate else ())

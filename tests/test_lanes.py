@@ -164,6 +164,20 @@ def test_a_key_that_is_used_twice_in_a_step_of_a_lane_is_found():
         check_key_reuse(over_lanes(partial(lane, twice=True), mesh, in_axes=(0,), layout="map"), keys)
 
 
+def test_arrays_without_elements_stay_outside_of_the_devices_program():
+    """XLA of JAX 0.11 ends with a segmentation fault where a `shard_map` takes or returns one, as a world's state."""
+    mesh = jax.make_mesh((2,), ("lane",), (jax.sharding.AxisType.Auto,))
+    program = over_lanes(
+        lambda x, none, shared: {"none": none, "sum": x + none.sum() + shared.sum()}, mesh, (0, 0, None)
+    )
+    operands = np.arange(8.0, dtype=np.float32).reshape(4, 2), np.zeros((4, 0), np.float32), np.zeros((0, 3), np.int32)
+    found = program(*operands)
+    assert found["none"].shape == (4, 0) and found["none"].dtype == np.float32
+    np.testing.assert_array_equal(found["sum"], operands[0])
+    (mapped,) = [e for e in jax.make_jaxpr(program)(*operands).jaxpr.eqns[0].params["jaxpr"].eqns if "shard" in str(e)]
+    assert [v.aval.shape for v in (*mapped.invars, *mapped.outvars)] == [(4, 2), (4, 2)]
+
+
 @pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
 def test_a_lane_is_the_same_seed_and_setting_alone(name, pendulum, tmp_path):
     rate = learning_rate(name)

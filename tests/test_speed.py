@@ -69,7 +69,9 @@ def test_a_case_is_timed_beside_its_limit(tmp_path, monkeypatch, lanes):
     log = tmp_path / "log.npz"
     assert math.isclose(write_log(log, "hopper", 2000), 2000 * 27 * 4 / 2**20)
     case = {"algorithm": "bc", "shape": "hopper", "lanes": lanes, "layout": "auto", "precision": "float32", "chunk": 2}
-    found = run_case(case | {"log": str(log), "seconds": 0.0, "out": str(tmp_path / "run")})
+    found = run_case(
+        case | {"log": str(log), "seconds": 0.0, "out": str(tmp_path / "run"), "turn": str(tmp_path / "turn")}
+    )
     assert json.loads(json.dumps(found)) == found
     hidden, batch = found["hidden_dims"], found["batch_size"]
     sizes = [11, *hidden, 3]
