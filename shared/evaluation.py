@@ -354,6 +354,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
     policies = load_run(options.run_dir, dict(change.split("=") for change in options.set))
+    policies = policies._replace(task=policies.task.capped(policies.args.max_episode_steps))  # as the run's own
     if policies.task.env_spec is None:
         raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")
     if options.video:

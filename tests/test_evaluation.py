@@ -305,6 +305,17 @@ def test_rolling_out_again_gives_the_runs_own_returns(run_dir, capsys):
     assert "lane 2 (seed=7, actor_lr=0.03): return" in capsys.readouterr().out
 
 
+def test_rolling_out_again_ends_episodes_where_the_run_did(trained, tmp_path):
+    """--max-episode-steps is of every evaluation of a run: a return of longer episodes is another quantity."""
+    bc, out = load("bc"), tmp_path / "short"
+    settings = {"updates": 2, "log_every": 2, "eval_every": 2, "eval_episodes": 2, "checkpoint_every": 2}
+    where = {"env": "EvaluationTest/Line-v0", "max_episode_steps": 4, "out": str(out)}
+    bc.main(bc.Args(**settings, **where, dataset=str(trained / "log.npz"), batch_size=8, hidden_dims=HIDDEN))
+    main([str(out), "--episodes", "2"])
+    again = list(csv.DictReader((out / "evaluation.csv").open()))
+    assert {r["length"] for r in [*last_returns(out), *again]} == {"4"}
+
+
 def test_arguments_can_be_changed_for_an_evaluation(run_dir, monkeypatch):
     """`act` gets the changed value; the file says so; the plain evaluation is a file of its own."""
     seen = set()
