@@ -114,7 +114,7 @@ def changed(job: Job) -> str:
     had, given = json.loads((job.out / "run.json").read_text()).get("args", {}), {}
     for word in job.command[2:]:
         if word.startswith("--"):
-            values = given.setdefault(word[2:].replace("-", "_"), [])
+            values = given[word[2:].replace("-", "_")] = []  # of a flag that is given twice the last one counts
         else:
             values.append(word)
     for name, values in given.items():

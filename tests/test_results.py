@@ -746,6 +746,27 @@ def test_checkpoints_are_resumed_and_remains_removed(grid):
     assert json.loads((remains / "run.json").read_text())["found"] == []
 
 
+def test_of_an_argument_that_is_given_twice_the_last_value_counts(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text('{"status": "finished", "args": {"context": 5, "world_weight": [1.0]}}')
+    command = [
+        "python",
+        "jowa.py",
+        "--context",
+        "3",
+        "--world-weight",
+        "0",
+        "1",
+        "--context",
+        "5",
+        "--world-weight",
+        "1",
+    ]
+    assert benchmark.state(benchmark.Job("jowa", "maze", command, out)) == "finished"
+    assert benchmark.changed(benchmark.Job("jowa", "maze", command[:-4], out)) == "--context 5"
+
+
 def test_a_finished_run_is_evaluated_under_the_entrys_changed_arguments(tmp_path, monkeypatch):
     """Once each, without training again; in the file in which the report looks for it."""
     entry = Entry("bc", "hopper-medium", "--updates 2000", "x", "claim", ("a=1 b=2", "a=3"))
