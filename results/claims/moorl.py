@@ -50,7 +50,8 @@ CLAIM = Claim(
         },
     },
     finding="The checks are made where every arm has 5 updates after each environment step, as algorithm 1 has it, "
-    "with the better of the outer steps 0.5 and 1; RLPD with two critics runs beside them. The earlier runs on "
+    "with the better of the outer steps 0.5 and 1; RLPD with two critics runs beside them. Data helps, on both; "
+    "averaging the parameters of two inner loops is no better than batches mixed of both. The earlier runs on "
     "PointMaze and hopper-medium-replay had a single update per step, a fifth of the paper's: on PointMaze the means "
     "are in the claimed order at the end, MOORL, mixed batches, no data, but the lanes of each spread over most of "
     "their range; on hopper-medium-replay all end within two points. K and the outer step are ours: no code or full "
