@@ -241,7 +241,13 @@ def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
 
 def logged(name: str, run: Entry, setting: str = "") -> LaneMean:
     """Mean of a metric over the last fifth of the run: what the mechanism acts on."""
-    return of_lanes(run, setting, lambda row: raw.logged(row, name))
+
+    def value(row: raw.Row) -> np.ndarray:
+        if not (row.run / "metrics.csv").exists():
+            raise Missing(f"{run.directory().as_posix()} has no metrics.csv: what it logged was lost.")
+        return raw.logged(row, name)
+
+    return of_lanes(run, setting, value)
 
 
 def pace(run: Entry) -> Quantity:

@@ -307,6 +307,10 @@ def test_what_is_missing_holds_not_and_is_named(run, tmp_path):
         assert holds(quantity > 0, files) is None
         with pytest.raises(Missing, match=said):
             (quantity > 0).sides(files)
+    (files.root / entry.directory() / "metrics.csv").unlink()
+    assert holds(logged("v", entry) > 0, files) is None
+    with pytest.raises(Missing, match="what it logged was lost"):
+        logged("v", entry).value(files)
 
 
 def test_a_check_cannot_be_taken_for_a_truth_before_the_files_are_read(run):
