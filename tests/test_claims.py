@@ -1,11 +1,17 @@
 """Every file of results/claims/ held against the raw files: its runs, its checks, its words and its page."""
 
+import ast
 import dataclasses
+import functools
+import inspect
 import re
 import shlex
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import tyro
 from conftest import ALGORITHMS, ROOT, load
 from test_results import make_run
 
@@ -41,7 +47,10 @@ from results.checks import (
 )
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
+from shared.arguments import DatasetArgs, float_fields, preset_for
+from shared.data import load_dataset
 from shared.errors import InputError
+from shared.schedule import chunk_length
 
 FILES, CLAIMS, GRID = Raw(ROOT), claims(ROOT), grid(ROOT)
 
@@ -124,6 +133,108 @@ def test_the_runs_can_be_made_again(name):
         )
         for change in run.evaluations:
             assert {part.split("=")[0] for part in change.split()} <= fields.keys(), run.directory()
+
+
+@functools.cache
+def given_by(cls: type, words: tuple[str, ...]) -> dict:
+    """{name: value} of what is given on a command line, by tyro: a parser of no more takes a tenth of the time."""
+    named = {word[2:].replace("-", "_").removeprefix("no_") for word in words if word[:2] == "--"}
+    fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(cls)]
+    given = tyro.cli(dataclasses.make_dataclass("Given", [f for f in fields if f[0] in named]), args=words)
+    return {name: getattr(given, name) for name in given.__dataclass_fields__}
+
+
+def args_of(module: ModuleType, run: Entry):
+    """The Args of a run's command line over its preset, but for what may be swept: that decides no schedule."""
+    kept, on, swept = [], True, float_fields(module.Args)
+    for word in shlex.split(run.arguments):
+        on = word[2:].replace("-", "_") not in swept if word[:2] == "--" else on
+        kept += [word] * on
+    of = "dataset" if issubclass(module.Args, DatasetArgs) else "env"
+    given = given_by(module.Args, tuple(kept)) | {of: run.dataset}
+    preset = preset_for(run.dataset, module.PRESETS, given.get("preset", "auto")) if of == "dataset" else None
+    return module.Args(**module.PRESETS.get(preset, {}) | given)
+
+
+@functools.cache
+def before_the_run(module: ModuleType) -> tuple[list, dict]:
+    """What `main` does, in single assignments, that Run's `args`, `unit` and `before` rest on; and the latter two."""
+    body = ast.parse(inspect.getsource(module.main)).body[0].body
+    opened = next(i for i, statement in enumerate(body) if isinstance(statement, ast.With))
+    call = next(n for n in ast.walk(body[opened]) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Run")
+    asked = {k.arg: compile(ast.unparse(k.value), k.arg, "eval") for k in call.keywords if k.arg in ("unit", "before")}
+    needed, found = {n.id for n in ast.walk(call) if isinstance(n, ast.Name)} - {"data", "act"}, []
+    for statement in reversed(body[:opened]):
+        parts = [statement]
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Tuple):
+            pairs = zip(statement.targets[0].elts, getattr(statement.value, "elts", ()), strict=False)
+            parts = [ast.Assign([x], y) for x, y in pairs] or parts
+        for part in parts:
+            words = [n for n in ast.walk(part) if isinstance(n, ast.Name)]
+            if needed & {n.id for n in words if isinstance(n.ctx, ast.Store)}:
+                needed |= {n.id for n in words if isinstance(n.ctx, ast.Load)}
+                code = ast.unparse(ast.fix_missing_locations(ast.Module([part], [])))
+                found.insert(0, compile(code, module.__name__, "exec"))
+    return found, asked
+
+
+def chunk_of(module: ModuleType, run: Entry) -> int:
+    """Steps of a chunk, as `main` would ask them of Run; what needs the data is left out.
+
+    Raises:
+      InputError: they would be refused.
+    """
+    args = args_of(module, run)
+    names = {**vars(module), "args": args, "limit": LIMITS.get(run.dataset)}
+    if horizon := re.search(r"-h(\d+)", run.dataset):
+        names["lock"] = SimpleNamespace(horizon=int(horizon[1]))
+    statements, asked = before_the_run(module)
+    for statement in statements:
+        try:
+            exec(statement, names)
+        except NameError:
+            continue
+    args, given = names["args"], {"unit": 1, "before": 0} | {name: eval(code, names) for name, code in asked.items()}
+    offline = 0 if getattr(args, "from_run", "") else getattr(args, "offline_updates", 0)
+    total = args.env_steps if hasattr(args, "env_steps") else args.updates
+    return chunk_length(args, total, given["unit"], given["before"], offline)
+
+
+LIMITS = {"point-guarded-mixed": 80}
+"""Steps of an episode, where that is the unit of a run."""
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    def refuse(*_, **__):
+        raise NameError("no data is read here")
+
+    for module in list(sys.modules.values()):
+        if vars(module).get("load_dataset") is load_dataset:
+            monkeypatch.setattr(module, "load_dataset", refuse)
+
+
+def test_no_run_is_refused_for_its_intervals(no_data):
+    """Totals, intervals and what comes before have common divisors that are large enough, and whole units."""
+    refused = []
+    for run in GRID:
+        try:
+            chunk_of(load(run.algorithm), run)
+        except InputError as error:
+            refused.append(f"{run.directory()}: {error}")
+    assert not refused, "\n".join(refused)
+
+
+def test_a_run_that_would_be_refused_is_found(no_data):
+    """Of GCPC's claim as it was, with one update of an autoencoder without slots; of a delayed policy, of a round."""
+    (run, *_) = (run for run in GRID if run.algorithm == "gcpc" and "--slots 0" in run.arguments)
+    assert chunk_of(load("gcpc"), run) == 1000
+    once = run._replace(arguments=run.arguments.replace("--autoencoder-updates 0", "--autoencoder-updates 1"))
+    with pytest.raises(InputError, match="12000 steps after 1 and --log-every 1000, .* have only 1 as a common"):
+        chunk_of(load("gcpc"), once)
+    (run, *_) = (run for run in GRID if run.algorithm == "td3_bc")
+    with pytest.raises(InputError, match="have only 1 as a common"):
+        chunk_of(load("td3_bc"), run._replace(arguments=f"{run.arguments} --log-every 333"))
 
 
 def test_no_run_was_made_with_other_arguments():

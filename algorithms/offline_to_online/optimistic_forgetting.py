@@ -11,11 +11,11 @@ violations, f_G(s) of the goal, and the safe set f_S(s) of states from which the
 V is minus the steps to the goal, discounted. A planner (CEM) takes the sequence of H actions that is nearest to it,
 by f_G and V(s_H), among those with f_C <= 0.2 in all states and f_S(s_H) >= 0.8; where there is none, what breaks these
 bounds least. Each online episode is followed by --updates-per-episode updates. With few demonstrations the safe set is
-small, and the log's many states of no success keep it so. Therefore they are forgotten: over the first --forget-steps
-the share --forget-share of the log's rows that neither succeeded nor violated anything is left out of batches, in
-random order, so that what was never tried counts as safe until it is seen not to be (--forgetting optimistic).
-Violations are never forgotten. --forgetting fifo lets go of the log's oldest rows, whatever they are; --forget-share 0
-of nothing: LS3.
+small, and the log's many states of no success keep it so. Therefore f_S and f_C forget them: over the first
+--forget-steps the share --forget-share of the log's rows that neither succeeded nor violated anything is left out of
+the batches of these two, in an order that each lane draws, so that what was never tried counts as safe until it is seen
+not to be (--forgetting optimistic). Violations are never forgotten. --forgetting fifo lets f_S and f_C go of the log's
+oldest rows, whatever they are; --forget-share 0 of nothing: LS3. Dynamics, V and f_G learn from all that there is.
 
 The log holds episodes of any kind, and of those that succeeded without a violation the first --n-demos; or it is an
 unsupervised agent's (--dataset point-guarded-explore --n-demos -1), whose few successes count as demonstrations. The
@@ -31,8 +31,9 @@ Deviations from the paper: which they are is not known. Of LS3:
   without a goal it is the worst there is (there: zero, so that hazards attract);
 - the mean prediction of every model is a particle (there: draws of 20), and classifiers are averaged over them;
 - a plan of no feasible sequence ranks by what it lacks (there: the threshold of f_S is lowered until one qualifies);
-- what is forgotten is so for dynamics, V and all classifiers alike, experience is never forgotten, and the oldest rows
-  are the first in the file (of point-guarded-mixed: uniform actions, then those that hold the demonstrations);
+- experience is never forgotten, and a log has no dates: how old its episodes are each lane draws, too, as the order of
+  a file is the one in which it was written (of point-guarded-mixed: uniform actions, then those that hold the
+  demonstrations);
 - terminal states belong to the safe set where they are a goal's, and do not where they are not.
 
     python algorithms/offline_to_online/optimistic_forgetting.py --preset small --seeds 4 --forget-share 0 0.9
@@ -72,7 +73,7 @@ class Args(FinetuneArgs):
     goal_reward: float = 1.0
     """Rewards of at least this are given at goals alone."""
     forgetting: Literal["optimistic", "fifo"] = "optimistic"
-    """What is forgotten of the data: rows without success or violation, in random order, or the oldest ones."""
+    """What f_S and f_C forget of the data: rows without success or violation, in random order, or the oldest ones."""
     forget_share: Fraction = 0.9
     """Share of what may be forgotten that is in the end, in [0, 1]."""
     forget_steps: Size = 1_000
@@ -163,11 +164,22 @@ class Rows(NamedTuple):
 
 
 class Log(NamedTuple):
-    """The dataset on the device, in the order in which rows stay: what is forgotten first stands last."""
+    """The dataset on the device."""
 
     rows: Rows
-    forgettable: jax.Array
-    """[] the last so many rows may be forgotten"""
+    episode: jax.Array
+    """[N] the number of a row's episode, less than N"""
+    stays: jax.Array
+    """[N] bool: a row that is never forgotten (but by fifo)"""
+
+
+class Batches(NamedTuple):
+    """What the networks learn from, each [B]."""
+
+    all: Rows
+    """Of all rows: dynamics, V and f_G."""
+    kept: Rows
+    """Of those that are not forgotten: f_S and f_C."""
 
 
 class Agent(flax.struct.PyTreeNode):
@@ -185,6 +197,8 @@ class Agent(flax.struct.PyTreeNode):
     """[C] experience"""
     inserted: jax.Array
     """[] rows of it so far"""
+    order_key: jax.Array
+    """Data of the key by which the order is drawn in which the log is forgotten."""
 
 
 # --------------------------------------------------------------------------------------- what is learned
@@ -226,15 +240,15 @@ def safe_set_loss(safe, agent: Agent, batch: Rows, args: Args):
     return (cross_entropy(safe, agent.nets, batch.obs, label) + ends).mean()
 
 
-def total_loss(params: dict, agent: Agent, batch: Rows, args: Args):
+def total_loss(params: dict, agent: Agent, batches: Batches, args: Args):
     """The sum of what the five networks learn, which share nothing."""
-    nets = agent.nets
+    nets, batch, kept = agent.nets, batches.all, batches.kept
     losses = {
         "dynamics_loss": dynamics_loss(params["dynamics"], nets, batch),
         "value_loss": value_loss(params["value"], agent, batch, args),
-        "constraint_loss": cross_entropy(params["constraint"], nets, batch.next_obs, batch.violation).mean(),
+        "constraint_loss": cross_entropy(params["constraint"], nets, kept.next_obs, kept.violation).mean(),
         "goal_loss": cross_entropy(params["goal"], nets, batch.next_obs, batch.goal).mean(),
-        "safe_set_loss": safe_set_loss(params["safe"], agent, batch, args),
+        "safe_set_loss": safe_set_loss(params["safe"], agent, kept, args),
     }
     return sum(losses.values()), losses
 
@@ -300,7 +314,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     size = spec.obs_shape[0]
     nets = Networks(MLP(args.hidden_dims, 2 * size), MLP(args.hidden_dims, 1), spec)
-    keys = jax.random.split(key, len(LEARNED))
+    *keys, order_key = jax.random.split(key, len(LEARNED) + 1)
     obs, action = jnp.zeros((1, size)), jnp.zeros((1, spec.action_dim))
     params = {name: nets.scalar.init(k, obs) for name, k in zip(LEARNED[1:], keys[1:], strict=True)}
     model = lambda k: nets.dynamics.init(k, obs, action)  # noqa: E731
@@ -316,34 +330,47 @@ def init(key, args: Args, spec: Spec) -> Agent:
         opt=optax.adam(args.learning_rate).init(params),
         replay=replay,
         inserted=jnp.int32(0),
+        order_key=jax.random.key_data(order_key),
     )
+
+
+def staying(agent: Agent, log: Log, args: Args):
+    """[N] rows of the log in the order in which they stay: what is forgotten first stands last. The lane's own."""
+    number = jax.random.permutation(jax.random.wrap_key_data(agent.order_key), len(log.stays))
+    if args.forgetting == "fifo":
+        return jnp.argsort(number[log.episode], stable=True)[::-1]  # episodes by age, of each its last row first
+    return jnp.argsort(jnp.where(log.stays, -1, number))
 
 
 def forgotten(log: Log, env_step, args: Args):
     """Rows of the log [] that are left out of batches after so many environment steps."""
-    share = args.forget_share * jnp.minimum(env_step / args.forget_steps, 1.0)
-    return jnp.floor(share * log.forgettable).astype(jnp.int32)
+    may = len(log.stays) if args.forgetting == "fifo" else (~log.stays).sum()
+    return jnp.floor(args.forget_share * jnp.minimum(env_step / args.forget_steps, 1.0) * may).astype(jnp.int32)
 
 
-def sample(key, log: Log, agent: Agent, env_step, args: Args) -> Rows:
-    """[B] rows, uniform over what is left of the log and the experience together."""
-    kept = len(log.rows.goal) - forgotten(log, env_step, args)
+def draw(key, log: Log, order, kept, agent: Agent, args: Args) -> Rows:
+    """[B] rows, uniform over the first `kept` of the log's rows in `order` [N] and the experience together."""
     size = jnp.minimum(agent.inserted, len(agent.replay.goal))
     at = jax.random.randint(key, (args.batch_size,), 0, kept + size)
-    old = at < kept
+    old, row = at < kept, order[jnp.minimum(at, len(order) - 1)]
 
     def choose(a, b):
-        return jnp.where(
-            old.reshape(-1, *(1,) * (a.ndim - 1)), a[jnp.minimum(at, len(a) - 1)], b[jnp.maximum(at - kept, 0)]
-        )
+        return jnp.where(old.reshape(-1, *(1,) * (a.ndim - 1)), a[row], b[jnp.maximum(at - kept, 0)])
 
     return jax.tree.map(choose, log.rows, agent.replay)
 
 
-def update(agent: Agent, batch: Rows, args: Args) -> tuple[Agent, dict]:
+def sample(key, log: Log, order, agent: Agent, env_step, args: Args) -> Batches:
+    """Of what the networks learn from after so many environment steps."""
+    all_key, kept_key = jax.random.split(key)
+    left = len(order) - forgotten(log, env_step, args)
+    return Batches(draw(all_key, log, order, len(order), agent, args), draw(kept_key, log, order, left, agent, args))
+
+
+def update(agent: Agent, batches: Batches, args: Args) -> tuple[Agent, dict]:
     """One gradient step of everything, then one of the targets."""
     params = {name: getattr(agent, name) for name in LEARNED}
-    (_, info), grads = jax.value_and_grad(total_loss, has_aux=True)(params, agent, batch, args)
+    (_, info), grads = jax.value_and_grad(total_loss, has_aux=True)(params, agent, batches, args)
     updates, opt = optax.adam(args.learning_rate).update(grads, agent.opt)
     agent = agent.replace(**optax.apply_updates(params, updates), opt=opt)
     agent = agent.replace(
@@ -394,9 +421,10 @@ def play(agent: Agent, key, args: Args, env: JaxEnv, cost, limit: int) -> tuple[
 
 def learn(agent: Agent, keys, args: Args, log: Log, env_step) -> tuple[Agent, dict]:
     """One update per key; mean metrics."""
+    order = staying(agent, log, args)
 
     def step(agent, key):
-        return update(agent, sample(key, log, agent, env_step, args), args)
+        return update(agent, sample(key, log, order, agent, env_step, args), args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -428,7 +456,7 @@ def train_online(agent: Agent, keys, args: Args, log: Log, start, env: JaxEnv, c
 
 
 def log_of(data: Dataset, cost, args: Args) -> Log:
-    """`data` with at most --n-demos successful episodes, labelled, in the order in which rows stay.
+    """`data` with at most --n-demos successful episodes, labelled.
 
     Raises:
       InputError: no episode is left.
@@ -446,14 +474,10 @@ def log_of(data: Dataset, cost, args: Args) -> Log:
     columns = {n: labels[n] if n in labels else getattr(data, n) for n in Rows._fields}
     rows = Rows(**{n: np.float32(x[keep]) for n, x in columns.items()})
     stays = (rows.success > 0) | (rows.violation > 0)
-    order = np.random.default_rng(0).permutation(len(keep))
-    order = np.concatenate([order[stays[order]], order[~stays[order]]])
-    if args.forgetting == "fifo":
-        order, stays = np.arange(len(keep))[::-1], np.zeros(len(keep), bool)
-    print(
-        f"{len(keep):,} rows, {int(success[left].sum())} demonstrations, {int((~stays).sum()):,} rows to be forgotten"
-    )
-    return Log(jax.tree.map(lambda x: jnp.asarray(x[order]), rows), jnp.int32((~stays).sum()))
+    may = len(keep) if args.forgetting == "fifo" else int((~stays).sum())
+    print(f"{len(keep):,} rows, {int(success[left].sum())} demonstrations, {may:,} rows to be forgotten")
+    number = np.unique(episode[keep], return_inverse=True)[1].astype(np.int32)
+    return Log(jax.tree.map(jnp.asarray, rows), jnp.asarray(number), jnp.asarray(stays))
 
 
 def whole_episodes(args: Args, limit: int) -> Args:

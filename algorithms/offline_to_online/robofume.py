@@ -24,7 +24,8 @@ Deviations from the paper:
 - every sampled transition without a task of its own (--prior-dataset, the replay buffer) is one of a random task;
 - a step costs 1 until success, which is terminal. Cal-QL's bound is the return-to-go of demonstrations; of others it is
   what failing for ever is worth;
-- the attempt's length, and two positives in a row, are ours.
+- the attempt's length, and two positives in a row, are ours;
+- --new-networks draws policy and critics anew, and their Adam states; classifier and entropy temperature stay.
 
     python algorithms/offline_to_online/robofume.py --back-dataset point-wayback-demos \\
         --prior-dataset point-noend-explore --practice-env PointNoEnd-v0 --seeds 8 --learned-reward 0 1
@@ -383,8 +384,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 
 def begin(agent: Agent, key, args: Args, spec: Spec) -> Agent:
-    """The agent that interaction begins with: another policy and critic with `new_networks`."""
-    new = init(key, args, spec).replace(classifier=agent.classifier, classifier_opt=agent.classifier_opt)
+    """The agent that interaction begins with: another policy and critic with `new_networks`, all else as it was."""
+    kept = ("log_alpha", "alpha_opt", "classifier", "classifier_opt", "task", "attempt", "streak")
+    new = init(key, args, spec).replace(**{name: getattr(agent, name) for name in kept})
     return jax.tree.map(partial(jnp.where, args.new_networks > 0), new, agent)
 
 

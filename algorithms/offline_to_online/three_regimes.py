@@ -24,7 +24,9 @@ Deviations from the paper:
 - online, returns-to-go of episodes that go on are not known: Cal-QL's bound is what the pre-trained critics give to the
   pre-trained policy's action;
 - the regulariser is on whole batches, of the replay buffer and of the dataset;
-- a reset draws the temperature and all Adam states anew, too, as RLPD from scratch begins;
+- a reset (--new-networks) draws policy and critics anew; their targets are copies of them, and their Adam states begin
+  anew. It keeps what is no network: the entropy temperature with its Adam state (RLPD from scratch would begin at a
+  temperature of 1), and pi0 with its critics, of which Cal-QL's bound is made;
 - updates begin with the first transition after --frozen-steps; while they last the metrics are 0, and the log counts
   their steps as updates;
 - as in our WSRL: actions are in [-1, 1], every critic has an output layer of its own, small initial weights are the
@@ -314,8 +316,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 
 def begin(agent: Agent, key, args: Args, spec: Spec) -> Agent:
-    """The agent that interaction begins with: it remembers the pre-trained one, and is another with `new_networks`."""
-    new = init(key, args, spec)
+    """The agent that interaction begins with: it remembers the pre-trained one; its networks are others with
+    `new_networks`, not so its temperature."""
+    new = init(key, args, spec).replace(log_alpha=agent.log_alpha, alpha_opt=agent.alpha_opt)
     first = jax.tree.map(partial(jnp.where, args.new_networks > 0), new, agent)
     return first.replace(prior_actor=agent.actor, prior_critic=agent.critic)
 

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, GoalArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -48,8 +48,8 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    autoencoder_updates: int = 50_000
-    """Updates of the autoencoder before the first one of the policy."""
+    autoencoder_updates: Count = 50_000
+    """Updates of the autoencoder before the first one of the policy; 0 where there are no slots."""
     context: int = 10
     """K: steps that the policy sees."""
     future_steps: int = 70
@@ -342,6 +342,8 @@ def main(args: Args) -> None:
     if args.width % 2 or args.future_steps < 0 or args.slots < 0:
         given = f"{args.width}, {args.future_steps} and {args.slots}"
         raise InputError(f"--width must be even, --future-steps and --slots at least 0, not {given}.")
+    if not args.slots and args.autoencoder_updates:
+        raise InputError(f"--slots 0: without a plan --autoencoder-updates must be 0, not {args.autoencoder_updates}.")
     data.require_steps(1, "a goal later by")
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.autoencoder_updates) as run:
         achieved = None if data.achieved is None else jnp.asarray(data.achieved)

@@ -8,9 +8,9 @@ everything is learned from it in parallel at every step of a window and for seve
     critics   (Q_k,g(h_t, a_t) - y_g)^2,  y_g = r + g (1 - terminal) sum_a pi'(a|h_{t+1}) mean_2 Q'_g(h_{t+1}, a),
     actor     -f(A) log pi_g(a_t|h_t),    A = mean_k [Q_k,g(h_t, a_t) - sum_a pi_g(a|h_t) Q_k,g(h_t, a)],
 
-in units of PopArt, the running mean and deviation of y_g. f is 1[A > 0] (binary) or exp(beta A); the short horizons
-steady the embedding, and the policy of the last discount acts. --filter none is imitation: f is 1 and no critic is
-trained. --memory 1 is the same without memory: h_t is of the present step alone.
+in units of PopArt, the running mean and deviation of y_g. f is 1[A > 0] (binary) or exp(beta A), clipped (exp); the
+short horizons steady the embedding, and the policy of the last discount acts. --filter none is imitation: f is 1 and no
+critic is trained. --memory 1 is the same without memory: h_t is of the present step alone.
 
 Choose it when the log is of players good and bad, actions are discrete, and what was seen earlier tells what to do now.
 
@@ -22,6 +22,8 @@ Deviations from the paper (and the authors' code):
 - windows have --context steps, 20 (a whole battle, up to 200), and episodes are drawn in proportion to their length;
 - A is in PopArt's units for both filters; the authors' training takes the networks' outputs before PopArt's own
   scale and shift, which differ by a positive factor that the binary filter does not see;
+- exp(beta A) is clipped at 100, as in the authors' settings of the exponential filter (at 50 in their first public
+  ones), without their least weight of 1e-7;
 - critics on two-hot returns, and AMAGO's ascent of the critics, which Metamon leaves out, are not here.
 The paper's text asks for the least of two random critics; the authors' code takes their mean wherever critics are not
 ascended, and so does this file. As there, the two are drawn for each step and discount, and may be the same.
@@ -61,9 +63,11 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     filter: Literal["none", "binary", "exp"] = "binary"
     """Which actions are cloned: all, and no critic is trained (none); those of a positive advantage (binary); all, with
-    weights exp(beta * advantage) (exp)."""
+    weights exp(beta * advantage), clipped (exp)."""
     beta: Float = 1.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
+    max_weight: Float = 100.0
+    """Clip of the exponential advantage weights."""
     context: int = 20
     """K: steps that the policy sees."""
     memory: Float = 1000.0
@@ -296,12 +300,15 @@ def advantage(agent: Agent, popart: PopArt, h, step: Window):
 
 
 def actor_loss(actor, agent: Agent, h, step: Window, adv, args: Args):
-    """Mean over steps and discounts of -f(A) log pi(a|s), f = 1[A > 0], exp(beta A) or 1."""
+    """Mean over steps and discounts of -f(A) log pi(a|s), f = 1[A > 0], exp(beta A), clipped, or 1."""
     log_prob = of_action(jax.nn.log_softmax(agent.nets.actor.apply(actor, h)), step.action)
-    weight = jnp.ones_like(log_prob)
-    if args.filter != "none":
-        weight = (adv > 0).astype(jnp.float32) if args.filter == "binary" else jnp.exp(args.beta * adv)
-        chex.assert_equal_shape([weight, log_prob])
+    if args.filter == "none":
+        weight = jnp.ones_like(log_prob)
+    elif args.filter == "binary":
+        weight = (adv > 0).astype(jnp.float32)
+    else:
+        weight = jnp.minimum(jnp.exp(args.beta * adv), args.max_weight)
+    chex.assert_equal_shape([weight, log_prob])
     info = {"weight": masked_mean(weight[..., -1], step.mask), "log_prob": masked_mean(log_prob[..., -1], step.mask)}
     return -masked_mean((jax.lax.stop_gradient(weight) * log_prob).mean(-1), step.mask), info
 

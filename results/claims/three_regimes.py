@@ -98,7 +98,6 @@ CLAIM = Claim(
     finding="Cloning the data that is good in one half of the states is inferior to the data, TD3+BC on data without "
     "the controller that solves the task is superior, as the test says. In neither does a side win by the "
     "margin: whichever is kept, by warm-up or by replay, the last quarter of the run is far above the pre- "
-    "trained policy. A reset, and the regulariser that is kept, end lower than the same without them; a reset "
-    "draws the temperature anew, too. On mixed data, where nothing was predicted to win, nothing does. What "
-    "Cal-QL would keep is not measured here.",
+    "trained policy. A reset, and the regulariser that is kept, end lower than the same without them. On "
+    "mixed data, where nothing was predicted to win, nothing does. What Cal-QL would keep is not measured here.",
 )

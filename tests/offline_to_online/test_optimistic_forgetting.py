@@ -60,9 +60,12 @@ def one(params, s):
 
 
 def test_the_losses(agent, rows):
+    """f_S and f_C learn from what is kept; dynamics, V and f_G from all rows."""
     params = {n: getattr(agent, n) for n in module.LEARNED}
-    total, found = jax.jit(module.total_loss)(params, agent, rows, ARGS)
-    b = jax.tree.map(np.asarray, rows)
+    kept = module.Rows(*(x[jnp.array([0, 3, 1, 2, 2])] for x in rows))
+    kept = kept._replace(obs=kept.obs + 0.5, next_obs=kept.next_obs - 0.5)
+    total, found = jax.jit(module.total_loss)(params, agent, module.Batches(rows, kept), ARGS)
+    b, k = (jax.tree.map(np.asarray, x) for x in (rows, kept))
     nll = []
     for m in range(2):
         mean, log_var = predicted(agent, b.obs, b.action, m)
@@ -71,16 +74,16 @@ def test_the_losses(agent, rows):
     entropy = lambda x, y: -y * np.log(sigmoid(x)) - (1 - y) * np.log(1 - sigmoid(x))  # noqa: E731
     y_v = -1 + 0.9 * np.where(b.terminal, -10.0, f["target_value"](b.next_obs))
     y_v[2] = 0.0
-    y_s = np.maximum(b.success, 0.3 * (1 - b.terminal) * sigmoid(f["target_safe"](b.next_obs)))
-    at_ends = np.array([1, 2])
+    y_s = np.maximum(k.success, 0.3 * (1 - k.terminal) * sigmoid(f["target_safe"](k.next_obs)))
+    at_ends = np.array([2, 3, 4])
     wanted = {
         "dynamics_loss": np.mean(nll),
         "value_loss": ((f["value"](b.obs) - y_v) ** 2).mean(),
-        "constraint_loss": entropy(f["constraint"](b.next_obs), b.violation).mean(),
+        "constraint_loss": entropy(f["constraint"](k.next_obs), k.violation).mean(),
         "goal_loss": entropy(f["goal"](b.next_obs), b.goal).mean(),
         "safe_set_loss": (
-            entropy(f["safe"](b.obs), y_s).sum()
-            + entropy(f["safe"](b.next_obs[at_ends]), np.array([0, 1])).sum()
+            entropy(f["safe"](k.obs), y_s).sum()
+            + entropy(f["safe"](k.next_obs[at_ends]), np.array([0, 1, 1])).sum()
         ) / N,
     }  # fmt: skip
     assert found.keys() == wanted.keys()
@@ -90,7 +93,7 @@ def test_the_losses(agent, rows):
 
 
 def test_a_step_of_adam_then_one_of_the_targets(agent, rows):
-    new, _ = jax.jit(module.update)(agent, rows, ARGS)
+    new, _ = jax.jit(module.update)(agent, module.Batches(rows, rows), ARGS)
     for name in module.LEARNED:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), getattr(new, name), getattr(agent, name))
         assert 0.05 < max(jax.tree.leaves(moved)) < 0.11  # Adam's first step is the step size
@@ -154,33 +157,66 @@ def cost(obs):
     return np.asarray(obs)[..., 0] < 0
 
 
-def test_labels_and_the_order_in_which_rows_are_forgotten():
+def test_labels_and_which_rows_stay():
     data = steps("limit", "goal", "violation", "goal", "limit")
     log = module.log_of(data, cost, dataclasses.replace(ARGS, n_demos=1))
-    order = log.rows.obs[:, 0].astype(int).tolist()
-    assert sorted(order) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]  # the second success is left out
-    label = {
-        name: {o for o, x in zip(order, getattr(log.rows, name), strict=True) if x} for name in module.Rows._fields[4:]
-    }
+    row = log.rows.obs[:, 0].astype(int).tolist()
+    assert row == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]  # the second success is left out
+    assert log.episode.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    label = {n: {o for o, x in zip(row, getattr(log.rows, n), strict=True) if x} for n in module.Rows._fields[4:]}
     assert label == {"violation": {8}, "goal": {5}, "success": {3, 4, 5}}
-    assert log.forgettable == 8 and set(order[:4]) == {3, 4, 5, 8} and order[4:] != sorted(order[4:])
-    old = module.log_of(data, cost, dataclasses.replace(ARGS, n_demos=-1, forgetting="fifo"))
-    assert old.rows.obs[:, 0].tolist() == list(range(14, -1, -1)) and old.forgettable == 15
-    args = dataclasses.replace(ARGS, forget_share=0.5)
-    assert [int(module.forgotten(log, t, args)) for t in (0, 5, 10, 20)] == [0, 2, 4, 4]
+    assert np.flatnonzero(log.stays).tolist() == [3, 4, 5, 8]
+    for forgetting, wanted in (("optimistic", [0, 2, 4, 4]), ("fifo", [0, 3, 6, 6])):
+        args = dataclasses.replace(ARGS, forget_share=0.5, forgetting=forgetting)
+        assert [int(module.forgotten(log, t, args)) for t in (0, 5, 10, 20)] == wanted
     with pytest.raises(InputError, match="--n-demos 0: all episodes of 'log' are successful"):
         module.log_of(steps("goal", "goal"), cost, dataclasses.replace(ARGS, n_demos=0))
 
 
-def test_batches_are_of_what_is_left_of_the_log_and_of_experience(agent, rows):
+def lane(agent, seed: int):
+    return agent.replace(order_key=jax.random.key_data(jax.random.key(seed)))
+
+
+@pytest.mark.parametrize("forgetting", ["optimistic", "fifo"])
+def test_each_lane_draws_the_order_in_which_rows_are_forgotten(agent, forgetting):
+    """Of fifo whole episodes, in every one the first step before the next: not the file's order."""
+    log = module.log_of(steps(*["limit", "goal", "violation"] * 4), cost, dataclasses.replace(ARGS, n_demos=-1))
+    args = dataclasses.replace(ARGS, forgetting=forgetting)
+    order = jax.jit(lambda agent: module.staying(agent, log, args))
+    one, again, other = (np.asarray(order(lane(agent, seed))) for seed in (0, 0, 1))
+    assert one.tolist() == again.tolist() != other.tolist()
+    firsts = set()
+    for stays in (one, other, *(np.asarray(order(lane(agent, seed))) for seed in range(2, 30))):
+        assert sorted(stays.tolist()) == list(range(36))
+        oldest = stays[::-1]
+        if forgetting == "fifo":
+            assert (oldest.reshape(12, 3) == oldest[::3, None] + np.arange(3)).all() and (oldest[::3] % 3 == 0).all()
+        else:
+            assert set(stays[: int(log.stays.sum())].tolist()) == set(np.flatnonzero(log.stays).tolist())
+        firsts.add(int(oldest[0]))
+    assert len(firsts) > 6
+    init = jax.jit(module.init, static_argnums=2)
+    keys = {tuple(init(jax.random.key(seed), ARGS, SPEC).order_key.tolist()) for seed in (0, 1)}
+    assert len(keys) == 2
+
+
+def test_batches_are_of_experience_and_the_log_of_which_some_is_kept(agent, rows):
     log = module.log_of(steps("limit", "goal", "limit"), cost, dataclasses.replace(ARGS, n_demos=-1))
     args = dataclasses.replace(ARGS, batch_size=500, forget_share=1.0)
-    seen = jax.jit(lambda agent, t: module.sample(jax.random.key(0), log, agent, t, args).obs[:, 0])
+    order = jax.jit(module.staying)(agent, log, args)
+
+    @jax.jit
+    def seen(agent, t):
+        batches = module.sample(jax.random.key(0), log, order, agent, t, args)
+        return batches.all.obs[:, 0], batches.kept.obs[:, 0]
+
     fresh = set(np.asarray(rows.obs[:, 0])[:2].tolist())
     full = module.insert(agent, rows, 2)
-    old = [set(log.rows.obs[: 9 - n, 0].tolist()) for n in (0, 3, 6)]
-    assert set(seen(agent, 0).tolist()) == old[0] and set(seen(full, 0).tolist()) == old[0] | fresh
-    assert set(seen(full, 5).tolist()) == old[1] | fresh and set(seen(full, 10).tolist()) == old[2] | fresh
+    old = [set(np.asarray(log.rows.obs)[np.asarray(order)[: 9 - n], 0].tolist()) for n in (0, 3, 6)]
+    assert old[2] == {3.0, 4.0, 5.0}  # the demonstration
+    for state, t, more, kept in ((agent, 0, set(), 0), (full, 0, fresh, 0), (full, 5, fresh, 1), (full, 10, fresh, 2)):
+        of_all, of_kept = (set(x.tolist()) for x in seen(state, t))
+        assert of_all == old[0] | more and of_kept == old[kept] | more
     again = module.insert(module.insert(full, rows, 3), rows, 3)  # eight rows in a ring of six
     ring = np.asarray(rows.obs)[[1, 2, 2, 0, 1, 0], 0]
     assert sorted(again.replay.obs[:, 0].tolist()) == sorted(ring.tolist()) and again.inserted == 8

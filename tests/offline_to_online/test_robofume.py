@@ -288,14 +288,17 @@ def test_with_a_learned_reward_the_classifier_says_when_it_is_done(agent):
     close(metrics["false_positive"], says[task])
 
 
-def test_a_reset_of_the_networks_leaves_the_classifier(agent):
+def test_a_reset_of_the_networks_leaves_all_else(agent):
+    agent = agent.replace(log_alpha=jnp.float32(-0.7), alpha_opt=jax.tree.map(lambda x: x + 2, agent.alpha_opt))
+    agent = agent.replace(task=jnp.int32(1), attempt=jnp.int32(3), streak=jnp.int32(1))
     begin, key = jax.jit(partial(robofume.begin, spec=SPEC)), jax.random.key(8)
     old, new = (begin(agent, key, dataclasses.replace(tiny(), new_networks=x)) for x in (0.0, 1.0))
     fresh = jax.jit(robofume.init, static_argnums=2)(key, tiny(), SPEC)
-    for name in ("actor", "critic", "target_critic", "log_alpha"):
+    for name in ("actor", "critic", "target_critic", "actor_opt", "critic_opt"):
         jax.tree.map(np.testing.assert_array_equal, getattr(old, name), getattr(agent, name))
         jax.tree.map(close, getattr(new, name), getattr(fresh, name))
-    jax.tree.map(np.testing.assert_array_equal, new.classifier, agent.classifier)
+    for name in ("classifier", "classifier_opt", "log_alpha", "alpha_opt", "task", "attempt", "streak"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(new, name), getattr(agent, name))
 
 
 def test_the_policy_that_is_evaluated_is_the_forward_one(agent):

@@ -185,14 +185,21 @@ def test_batches_hold_the_share_of_the_dataset(share, offline):
     assert np.asarray(batch.obs[0, :, 0]).tolist() == [1.0] * offline + [7.0] * (8 - offline)
 
 
-def test_a_reset_draws_everything_anew_but_the_prior(agent):
+def test_a_reset_draws_the_networks_anew_and_keeps_temperature_and_prior(agent, batch):
+    """The temperature was learned: one step of Adam by hand, at its first one of the step size."""
+    agent = jax.jit(regimes.update)(agent, batch, jax.random.key(0), tiny(actor_lr=0.01))[0]
+    moved = float(agent.log_alpha)
+    close(abs(moved + 0.4), 0.01)
     begin, key = jax.jit(partial(regimes.begin, spec=SPEC)), jax.random.key(8)
     old, new = (begin(agent, key, dataclasses.replace(tiny(), new_networks=x)) for x in (0.0, 1.0))
     fresh = jax.jit(regimes.init, static_argnums=2)(key, tiny(), SPEC)
-    for name in ("actor", "critic", "target_critic", "log_alpha", "actor_opt", "critic_opt", "alpha_opt"):
+    for name in ("actor", "critic", "target_critic", "actor_opt", "critic_opt"):
         jax.tree.map(np.testing.assert_array_equal, getattr(old, name), getattr(agent, name))
         jax.tree.map(close, getattr(new, name), getattr(fresh, name))
+    assert counts(old) == [1, 1, 1] and counts(new) == [0, 0, 1]
     for begun in (old, new):
+        assert begun.log_alpha == moved
+        jax.tree.map(np.testing.assert_array_equal, begun.alpha_opt, agent.alpha_opt)
         jax.tree.map(np.testing.assert_array_equal, begun.prior_actor, agent.actor)
         jax.tree.map(np.testing.assert_array_equal, begun.prior_critic, agent.critic)
 

@@ -1,17 +1,20 @@
 """GCPC: its losses and networks in numpy, what is hidden from the autoencoder, and how the policy acts."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, write_goals
-from jobs import small
+from conftest import load, timeless, write_goals
+from jobs import agents, small
 from reference import agent_of, close, gelu
 from transformer_in_numpy import B, dense, relu, transformer, window
 
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
+from shared.run import launch
 from shared.sequences import sequences
 from shared.task import Spec
 
@@ -143,6 +146,22 @@ def test_without_slots_the_policy_is_a_network_on_state_and_goal():
     close(jax.jit(gcpc.actor_loss)(agent.actor, agent, batch, args), ((out - batch.past.action[:, -1]) ** 2).mean())
 
 
+def test_without_slots_there_is_no_phase_of_an_autoencoder(tmp_path, monkeypatch):
+    """From the command line, as the claim gives it; what was drawn at first of the autoencoder is left as it was."""
+    gcpc, out = load("gcpc"), tmp_path / "run"
+    sizes = "--seeds 2 --updates 400 --log-every 200 --eval-every 400 --width 8 --layers 1 --heads 2 --context 3"
+    sizes += " --future-steps 4 --batch-size 8 --hidden-dims 8 --slots 0 --autoencoder-updates 0"
+    where = ["--dataset", write_goals(tmp_path / "goals.npz"), "--env", "none", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [gcpc.__file__, *where, *sizes.split()])
+    launch(gcpc.main, gcpc.Args, gcpc.PRESETS, gcpc.__doc__)
+    rows = timeless(out / "metrics.csv")
+    assert [row["update"] for row in rows] == ["200", "200", "400", "400"] and "actor_loss" in rows[0]
+    assert not (out / "before.csv").exists() or not timeless(out / "before.csv")
+    agent = agents(out)
+    assert agent["[0].actor_opt[0].count"].tolist() == [400, 400]
+    assert agent["[0].autoencoder_opt[0].count"].tolist() == [0, 0]
+
+
 def test_sizes_that_make_no_plan_are_refused(tmp_path):
     path = write_goals(tmp_path / "goals.npz")
     for changes, message in (
@@ -151,6 +170,7 @@ def test_sizes_that_make_no_plan_are_refused(tmp_path):
         ({"slots": -1}, "--future-steps and --slots at least 0, not .* and -1"),
         ({"width": 8, "heads": 3}, "--width 8 must be a multiple of --heads 3"),
         ({"context": 31}, "--context 31: "),
+        ({"slots": 0}, "--slots 0: without a plan --autoencoder-updates must be 0, not 4"),
     ):
         args = small("gcpc", path, tmp_path / "run", **{"width": 8, "heads": 2, **changes})
         with pytest.raises(InputError, match=message):

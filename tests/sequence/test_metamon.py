@@ -92,23 +92,25 @@ def by_hand(agent, rows, key, args):
             y = 10.0 * rows.reward[b, t + 1] + gammas * (1 - rows.terminal[b, t + 1]) * v
             x, pi = ensemble(agent.critic, h[t]), softmax(heads(agent.actor, h[t]))
             adv = x[..., action].mean(0) - (pi * x.mean(0)).sum(-1)
-            found.append((y, x[..., action], adv, np.log(pi)[:, action]))
-    y, q, adv, log_prob = (np.stack(x) for x in zip(*found, strict=True))
+            found.append((y, x[..., action], adv, np.log(pi)[:, action], h[t], action))
+    y, q, adv, log_prob, embedding, action = (np.stack(x) for x in zip(*found, strict=True))
     step = 0.3 / (1 - 0.7**6)
     new_mean, new_square = mean + step * (y.mean(0) - mean), square + step * ((y**2).mean(0) - square)
     new_std = np.sqrt(new_square - new_mean**2)
     new_scale, new_shift = scale * std / new_std, (std * shift + mean - new_mean) / new_std
-    loss_q = ((new_scale * q + new_shift - ((y - new_mean) / new_std)[:, None]) ** 2).mean()
-    return loss_q, new_scale * adv, log_prob, (new_mean, new_square, new_scale, new_shift)
+    target_q = (y - new_mean) / new_std
+    loss_q = ((new_scale * q + new_shift - target_q[:, None]) ** 2).mean()
+    moved = new_mean, new_square, new_scale, new_shift
+    return loss_q, new_scale * adv, log_prob, moved, (embedding, action, target_q)
 
 
 @pytest.mark.parametrize("kind", ["binary", "exp", "none"])
 def test_the_losses_and_the_moments(kind):
-    metamon, args, agent, rows = setting(filter=kind, beta=0.7)
+    metamon, args, agent, rows = setting(filter=kind, beta=0.7, max_weight=1.2)
     key, params = jax.random.key(5), (agent.trunk, agent.actor, agent.critic)
-    loss_q, adv, log_prob, moments = by_hand(agent, rows, key, args)
-    assert 0.2 < (adv > 0).mean() < 0.8
-    weight = {"binary": adv > 0, "exp": np.exp(0.7 * adv), "none": np.ones_like(adv)}[kind]
+    loss_q, adv, log_prob, moments, _ = by_hand(agent, rows, key, args)
+    assert 0.2 < (adv > 0).mean() < 0.8 and 0.1 < (np.exp(0.7 * adv) > 1.2).mean() < 0.8
+    weight = {"binary": adv > 0, "exp": np.minimum(np.exp(0.7 * adv), 1.2), "none": np.ones_like(adv)}[kind]
     loss, (popart, info) = jax.jit(metamon.total_loss)(params, agent, rows, key, args)
     close(info["actor_loss"], -(weight * log_prob).mean())
     close(info["weight"], weight[:, -1].mean())
@@ -147,6 +149,65 @@ def test_targets_and_filter_carry_no_gradient_and_the_embedding_learns_from_both
     found = jax.jit(jax.grad(lambda p: metamon.total_loss(p, agent, rows, key, args)[0]))(params)
     jax.tree.map(close, found, jax.jit(jax.grad(with_constants))(params))
     assert all(np.abs(x).max() > 0 for tree in found for x in jax.tree.leaves(tree)[:1])
+
+
+def test_an_update_is_one_step_on_both_losses_then_one_of_the_targets():
+    """Gradients of the last layers of actor and critics, by hand, in AdamW's moments after a clip; its step; the rest.
+
+    Of -f log pi they are -f (1[a] - pi) at the logits, of (scale x + shift - y)^2 twice the error times scale at x.
+    """
+    metamon, args, agent, rows = setting(
+        filter="exp", beta=0.7, max_weight=1.2, learning_rate=0.01, weight_decay=0.1, warmup_updates=4, tau=0.25,
+        max_grad_norm=0.1,
+    )  # fmt: skip
+    key = jax.random.key(5)
+    new, info = jax.jit(metamon.update)(agent, rows, key, args)
+    loss_q, adv, log_prob, moments, (h, action, target_q) = by_hand(agent, rows, key, args)
+    weight, n = np.minimum(np.exp(0.7 * adv), 1.2), len(h)
+    close(info["critic_loss"], loss_q)
+    close(info["actor_loss"], -(weight * log_prob).mean())
+    for x, wanted in zip(new.popart, (*moments, 5), strict=True):
+        close(x, wanted)
+
+    def of_last_layer(params, outputs):
+        hidden = leaky(dense(params["params"]["Dense_0"], h))
+        return {"kernel": hidden.T @ outputs.reshape(n, -1), "bias": outputs.reshape(n, -1).sum(0)}
+
+    chosen = np.eye(A)[action][:, None]  # [n, 1, A]
+    logits = -weight[..., None] * (chosen - softmax(heads(agent.actor, h))) / (n * G)
+    grads = {"actor": of_last_layer(agent.actor, logits)}
+    _, _, scale, shift = moments
+    for i in range(E):
+        critic = jax.tree.map(lambda x, i=i: x[i], agent.critic)
+        error = scale * (chosen * heads(critic, h)).sum(-1) + shift - target_q  # [n, G]
+        grads[i] = of_last_layer(critic, 7.0 * 2.0 * (scale * error)[..., None] * chosen / (n * E * G))
+    clip = 0.1 / (float(info["grad_norm"]) + 1e-6)
+    assert clip < 0.5
+    moments = dict(zip(("trunk", "actor", "critic"), new.opt[1][0].mu, strict=True))
+    sizes = [(np.float64(x) ** 2).sum() for x in jax.tree.leaves(moments)]
+    np.testing.assert_allclose(np.sqrt(sum(sizes)), 0.1 * 0.1, rtol=1e-3)  # clipped together
+
+    def last(tree, which):
+        """The last layer, of one critic where `which` is its number."""
+        layer = tree["params"]["Dense_1"]
+        return {part: np.float64(x if which == "actor" else x[which]) for part, x in layer.items()}
+
+    for which, grad in grads.items():
+        name = "actor" if which == "actor" else "critic"
+        old, moved, moment = (last(x, which) for x in (getattr(agent, name), getattr(new, name), moments[name]))
+        old_target, target = (last(getattr(x, f"target_{name}"), which) for x in (agent, new))
+        for part, g in grad.items():
+            np.testing.assert_allclose(moment[part], 0.1 * clip * g, rtol=1e-3, atol=1e-6)
+            g = 10.0 * moment[part]
+            close(moved[part], old[part] - 0.01 / 4 * (g / (np.abs(g) + 1e-8) + 0.1 * old[part]))
+            close(target[part], 0.25 * moved[part] + 0.75 * old_target[part])
+
+
+def test_an_update_of_imitation_leaves_critics_but_for_the_decay_of_weights():
+    metamon, args, agent, rows = setting(filter="none", learning_rate=0.01, weight_decay=0.1, warmup_updates=1)
+    new, _ = jax.jit(metamon.update)(agent, rows, jax.random.key(5), args)
+    jax.tree.map(lambda a, b: close(a, b * (1 - 0.01 * 0.1)), new.critic, agent.critic)
+    jax.tree.map(np.testing.assert_array_equal, new.popart, agent.popart)
 
 
 def test_values_stay_where_they_are_when_popart_moves():

@@ -145,7 +145,8 @@ def test_steps_are_adamws_of_clipped_gradients_after_a_warm_up():
     oppo = load("oppo")
     opt, p = oppo.optimizer(oppo.Args(**TINY), 2), np.float32([1.0, -2.0])
     step, now, state, m, v = jax.jit(opt.update), np.float64(p), opt.init(p), np.zeros(2), np.zeros(2)
-    for t, g in enumerate(np.float32([[3.0, 4.0], [0.03, -0.04], [-0.06, 0.0], [0.0, 0.5]]), 1):
+    gradients = [[3e-7, -4e-7], [3.0, 4.0], [0.03, -0.04], [-0.06, 0.0], [0.0, 0.5]]  # the first one keeps its sign
+    for t, g in enumerate(np.float32(gradients), 1):
         updates, state = step(g, state, p)
         p, g = p + updates, g * min(1.0, 0.1 / np.linalg.norm(g))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
