@@ -29,6 +29,12 @@ H, D, A, E = 3, 8, 10, 4
 SPEC = Spec((D + 1,), A, False, (-LOGIT_LIMIT,) * A, (LOGIT_LIMIT,) * A)
 LOCK_OF_3 = Lock(H, continuous=True)
 
+init, update = jax.jit(hnpg.init, static_argnums=2), jax.jit(hnpg.update)
+targets = jax.jit(hnpg.targets, static_argnums=(0, 4))
+trust_region_step = jax.jit(hnpg.trust_region_step, static_argnums=1)
+critic_gradient = jax.jit(jax.grad(hnpg.critic_loss, has_aux=True), static_argnums=1)
+"""Compiled once for all tests; operation by operation they take a minute."""
+
 
 def args_of(**changes):
     values = {"horizon": H, "steps_per_iteration": H * E, "actor_hidden_dims": (5, 5), "hidden_dims": (6, 6)}
@@ -37,7 +43,7 @@ def args_of(**changes):
 
 def agent_of(args, seed=0):
     """In general position: log standard deviations and the biases of last layers are not zero."""
-    agent = hnpg.init(jax.random.key(seed), args, SPEC)
+    agent = init(jax.random.key(seed), args, SPEC)
     r = np.random.default_rng(seed)
     shake = lambda x: x + jnp.asarray(0.2 * r.normal(size=x.shape), jnp.float32)  # noqa: E731
     return agent.replace(actor=jax.tree.map(shake, agent.actor), critic=jax.tree.map(shake, agent.critic))
@@ -60,7 +66,7 @@ def data(n=E, seed=0, shape=()):
 
 def test_networks_begin_near_the_uniform_policy():
     args = args_of(actor_hidden_dims=(16, 16))
-    agent = hnpg.init(jax.random.key(0), args, SPEC)
+    agent = init(jax.random.key(0), args, SPEC)
     p = one(agent.actor, 0)["params"]
     assert p["Dense_0"]["kernel"].shape == (D, 16) and np.abs(p["Dense_0"]["kernel"]).max() <= D**-0.5
     assert np.abs(p["Dense_0"]["bias"]).max() <= D**-0.5 and np.abs(p["Dense_0"]["bias"]).max() > 0
@@ -88,8 +94,8 @@ def test_offline_targets_evaluate_the_current_policy():
     noise = np.asarray(jax.random.normal(key, (E, A)))
     action = tanh_mlp(actor, off.next_obs) + np.exp(np.float64(actor["params"]["log_std"])) * noise
     y = off.reward + tanh_mlp(critic, off.next_obs, action)[:, 0]
-    close(hnpg.targets(agent.nets, actor, critic, off, False, key), y)
-    close(hnpg.targets(agent.nets, actor, critic, off, True, key), off.reward)
+    close(targets(agent.nets, actor, critic, off, False, key), y)
+    close(targets(agent.nets, actor, critic, off, True, key), off.reward)
 
 
 def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
@@ -99,15 +105,15 @@ def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
     on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
     off, key = data(seed=6, shape=(H,))._replace(return_to_go=None), jax.random.key(7)
     for _ in range(2):
-        new, _ = hnpg.update(agent, on, off, key, args)
+        new, _ = update(agent, on, off, key, args)
         target_key = jax.random.split(key, 4)[0]
         returns = np.stack([np.asarray(on.reward)[h:].sum(0) for h in range(H)])
         for h, k in zip(range(H), jax.random.split(target_key, H)):
             last, later = h == H - 1, min(h + 1, H - 1)
-            y = hnpg.targets(agent.nets, one(agent.actor, later), one(new.critic, later), one(off, h), last, k)
+            y = targets(agent.nets, one(agent.actor, later), one(new.critic, later), one(off, h), last, k)
             batch = one(on, h)._replace(return_to_go=jnp.asarray(returns[h]))
             inputs = (agent.nets.critic, batch, one(off, h), y, args)
-            grads = jax.grad(hnpg.critic_loss, has_aux=True)(one(agent.critic, h), *inputs)[0]
+            grads = critic_gradient(one(agent.critic, h), *inputs)[0]
             for a, b, g in zip(*map(jax.tree.leaves, (one(agent.critic, h), one(new.critic, h), grads))):
                 sure = np.abs(g) > 1e-3
                 np.testing.assert_allclose((b - a)[sure], -0.01 * np.sign(g)[sure], atol=1e-4)
@@ -153,12 +159,13 @@ def test_the_step_is_the_damped_natural_gradient_of_the_given_divergence():
     args = args_of(actor_hidden_dims=(3,), cg_steps=200, max_kl=1e-4, damping=0.3)
     agent, x = agent_of(args), data(n=40)
     actor, net = one(agent.actor, 0), agent.nets.actor
-    new, info = hnpg.trust_region_step(actor, net, x.obs, x.action, x.reward, args)
+    new, info = trust_region_step(actor, net, x.obs, x.action, x.reward, args)
     flat, back = ravel_pytree(actor)
     old, old_log_prob = net.apply(actor, x.obs), hnpg.gaussian_log_prob(*net.apply(actor, x.obs), x.action)
     kl = lambda w: hnpg.kl_divergence(back(w), net, old, x.obs)  # noqa: E731
-    g = jax.grad(lambda w: hnpg.actor_loss(back(w), net, x.obs, x.action, x.reward, old_log_prob))(flat)
-    fisher = np.float64(jax.hessian(kl)(flat)) + 0.3 * np.eye(len(flat))
+    loss = lambda w: hnpg.actor_loss(back(w), net, x.obs, x.action, x.reward, old_log_prob)  # noqa: E731
+    g = jax.jit(jax.grad(loss))(flat)
+    fisher = np.float64(jax.jit(jax.hessian(kl))(flat)) + 0.3 * np.eye(len(flat))
     direction = np.linalg.solve(fisher, -np.float64(g))
     step = direction * np.sqrt(1e-4 / (0.5 * direction @ fisher @ direction))
     taken = np.float64(ravel_pytree(new)[0] - flat)
@@ -174,7 +181,7 @@ def test_a_failed_line_search_leaves_the_policy_as_it_was(trouble):
     agent, x = agent_of(args), data(n=20)
     adv = {"not a number": x.reward * jnp.nan, "no gradient": x.reward * 0.0}.get(trouble, x.reward)
     actor = one(agent.actor, 0)
-    new, info = hnpg.trust_region_step(actor, agent.nets.actor, x.obs, x.action, adv, args)
+    new, info = trust_region_step(actor, agent.nets.actor, x.obs, x.action, adv, args)
     assert info["accepted"] == 0 and info["improvement"] == 0
     jax.tree.map(np.testing.assert_array_equal, new, actor)
 
@@ -183,7 +190,7 @@ def test_the_line_search_halves_the_step_until_it_helps():
     args = args_of(max_kl=20.0)  # far too long a first step
     agent, x = agent_of(args), data(n=20)
     actor, net = one(agent.actor, 0), agent.nets.actor
-    new, info = hnpg.trust_region_step(actor, net, x.obs, x.action, x.reward, args)
+    new, info = trust_region_step(actor, net, x.obs, x.action, x.reward, args)
     old_log_prob = hnpg.gaussian_log_prob(*net.apply(actor, x.obs), x.action)
     before = hnpg.actor_loss(actor, net, x.obs, x.action, x.reward, old_log_prob)
     after = hnpg.actor_loss(new, net, x.obs, x.action, x.reward, old_log_prob)
@@ -199,7 +206,7 @@ def test_the_modes_learn_from_what_they_say(mode):
     off = data(seed=6, shape=(H,))._replace(return_to_go=None)
 
     def same(on_now, off_now):
-        a, b = (hnpg.update(agent, *x, key, args)[0] for x in ((on, off), (on_now, off_now)))
+        a, b = (update(agent, *x, key, args)[0] for x in ((on, off), (on_now, off_now)))
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
     assert same(on, off._replace(obs=off.obs + 1.0, reward=off.reward + 1.0)) == (mode == "online")
@@ -212,7 +219,7 @@ def test_offline_states_have_their_actions_drawn_anew():
     agent, key = agent_of(args), jax.random.key(8)
     on = data(seed=5, shape=(H,))._replace(next_obs=None, return_to_go=None)
     off = data(seed=6, shape=(H,))._replace(return_to_go=None)
-    step = lambda x: jax.tree.leaves(hnpg.update(agent, on, x, key, args)[0].actor)  # noqa: E731
+    step = lambda x: jax.tree.leaves(update(agent, on, x, key, args)[0].actor)  # noqa: E731
     base = step(off)
     for a, b in zip(base, step(off._replace(action=off.action + 1.0, reward=off.reward - 3.0))):
         np.testing.assert_array_equal(a, b)
