@@ -3,10 +3,10 @@ from results.grid import Entry
 
 DATA, PRIOR = "point-hidden-expert", "future_candidates=1"
 LENGTH = "--seeds 8 --env PointHiddenCorner-v0 --env-steps 2000 --eval-every 500 --log-every 100 --eval-episodes 16"
-PHASES = "--learning-starts 500 --learn-every 50 --updates-per-round 20 --return-updates 200"
+PHASES = "--learning-starts 500 --learn-every 50 --updates-per-round 20 --return-updates 1000"
 BEFORE = "--offline-updates 4000 --offline-eval-every 4000"
-SIZES = "--context 1 --lookahead 8 --latent-dim 2 --width 16 --layers 1 --heads 1 --batch-size 32 --token-dropout 0"
-RATES = "--learning-rate 1e-2 --warmup-updates 100 --kl-weight 0.0003 --future-candidates 32 --reward-scale 0.01"
+SIZES = "--context 1 --lookahead 8 --latent-dim 2 --width 32 --layers 1 --heads 1 --batch-size 128 --token-dropout 0"
+RATES = "--learning-rate 3e-3 --warmup-updates 100 --kl-weight 0.02 --future-candidates 32 --reward-scale 0.01"
 ARGUMENTS = f"{LENGTH} {BEFORE} {PHASES} {SIZES} {RATES}"
 
 pdt = Entry("pdt", DATA, ARGUMENTS, "", "claim", (PRIOR,))
