@@ -6,8 +6,10 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pytest
 from conftest import ALGORITHMS, ROOT, load
 
+import shared.record
 from shared.arguments import float_fields
 
 SHORT = "PendulumShort-v0"
@@ -55,8 +57,10 @@ def agents(out: Path) -> dict[str, np.ndarray]:
 
 
 def train(name: str, dataset: str, out, **changes) -> dict[str, np.ndarray]:
-    """Runs `main`; the agents of its checkpoint."""
-    load(name).main(small(name, dataset, out, **changes))
+    """Runs `main`, without its picture; the agents of its checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared.record, "plot_curve", lambda *args: None)
+        load(name).main(small(name, dataset, out, **changes))
     return agents(out)
 
 

@@ -17,7 +17,6 @@ from jax._src.config import persistent_cache_min_compile_time_secs as least_seco
 from jax.experimental.key_reuse._core import check_key_reuse
 from jobs import SHORT, learning_rate, own_sizes, small, train
 
-import shared.record
 import shared.run
 from shared.evaluation import load_run
 from shared.lanes import lane_settings, over_lanes
@@ -69,7 +68,6 @@ def job(monkeypatch, data_for, tmp_path, capfd):
         if changes["layout"] == "vmap":  # the check takes a part of a batch of keys for the whole
             monkeypatch.setattr(Run, "over_lanes", checked)
         monkeypatch.setattr(shared.run, "lane_settings", lambda args: lanes)
-        monkeypatch.setattr(shared.record, "plot_curve", lambda *args: None)
         out, data = tmp_path / f"{len(lanes)}-{changes['layout']}", data_for(name)
         env = own_sizes(name).get("env", SHORT if "pendulum" in data else "")
         with jax.debug_key_reuse(changes["layout"] == "map"), least_seconds_of_the_cache(1e9):  # no one asks again
