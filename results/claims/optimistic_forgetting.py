@@ -50,10 +50,10 @@ CLAIM = Claim(
             end(many, FORGETS), end(many, NOTHING)
         ),
     },
-    finding="With few demonstrations and no forgetting, or with FIFO, most plans break a bound, and the goal is as "
-    "good as never reached; where what never failed is forgotten more plans are feasible, and some seeds reach it "
-    "always, others never, so that their mean is above the others' by less than the noise. FIFO is not dangerous here but "
-    "idle. With many demonstrations the safe set is large enough without.",
+    finding="With few demonstrations and no forgetting, or with FIFO, most plans break a bound, and the goal is "
+    "as good as never reached; where what never failed is forgotten more plans are feasible, and some "
+    "seeds reach it always, others never, so that their mean is above the others' by less than the noise. "
+    "FIFO is not dangerous here but idle. With many demonstrations the safe set is large enough without.",
     observed={
         f"{WORLD}: with FIFO most plans are not feasible": logged("unfeasible", fifo) > 0.5,
         f"{WORLD}: with FIFO there is less than one violation in twenty online episodes": violations[FIFO] < 0.05,
