@@ -37,15 +37,4 @@ CLAIM = Claim(
             above(end(pdt), under(PRIOR, pdt))
         ),
     },
-    observed={
-        "episodes of one future end hardly closer together than those of different ones": logged("diversity", pdt)
-        < 0.1,
-        "told its future the policy foretells what was played hardly better than told a return": (
-            logged("nll", pdt) > logged("nll", returns) - 0.2
-        ),
-    },
-    finding="Not a verdict on the method: in these runs the futures were not learned. What follows a step helps to "
-    "foretell its action hardly better than a return does, so that nothing was there to be chosen; the gain of the "
-    "interaction is that of any Decision Transformer that goes on with what it earned. The step size has to come down "
-    "first.",
 )
