@@ -7,11 +7,12 @@ PHASES = "--learning-starts 500 --learn-every 50 --updates-per-round 20 --return
 BEFORE = "--offline-updates 4000 --offline-eval-every 4000"
 SIZES = "--context 1 --lookahead 8 --latent-dim 2 --width 32 --layers 1 --heads 1 --batch-size 128 --token-dropout 0"
 RATES = "--learning-rate 3e-3 --warmup-updates 100 --kl-weight 0.02 --future-candidates 32 --reward-scale 0.01"
-ARGUMENTS = f"{LENGTH} {BEFORE} {PHASES} {SIZES} {RATES}"
+ONLINE = f"{LENGTH} {PHASES} {SIZES} {RATES}"
+ARGUMENTS = f"{ONLINE} {BEFORE}"
 
 pdt = Entry("pdt", DATA, ARGUMENTS, "", "claim", (PRIOR,))
 returns = Entry("pdt", DATA, f"{ARGUMENTS} --pretrain return", "returns", "claim")
-scratch = Entry("pdt", DATA, f"{ARGUMENTS} --pretrain none", "scratch", "claim")
+scratch = Entry("pdt", DATA, f"{ONLINE} --pretrain none", "scratch", "claim")
 
 
 def above(a, b):
