@@ -68,7 +68,7 @@ def programs_of_a_module():
     """Compiled programs are let go when there are many: each holds several of the process's 65,530 memory maps."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 12_000:
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 4_000:
         jax.clear_caches()
 
 

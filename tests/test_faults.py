@@ -405,6 +405,7 @@ STANDARD_LIBRARY = {
         "os",
         "pathlib",
         "platform",
+        "queue",
         "re",
         "resource",
         "shlex",
