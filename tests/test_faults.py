@@ -372,6 +372,7 @@ LIBRARIES = {
     "diffuser",  # by results/planner_speed.py only
     "distrax",  # these two by results/peer_speed.py only
     "omegaconf",
+    "filelock",  # by results/speed.py only
     "flax",
     "gymnasium",
     "gymnasium_robotics",
