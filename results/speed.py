@@ -50,7 +50,6 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 """Of matrix products. JAX's own choice is float32 on a CPU, tensorfloat32 on an accelerator that has it."""
 LIMIT = 600
 """Seconds after which a case is given up."""
-PINNED = ("taskset", "--cpu-list")
 CASE = ("algorithm", "shape", "lanes", "layout", "precision", "chunk")
 
 
@@ -272,10 +271,11 @@ def measure(case: dict, cores: Collection[int], limit: float) -> dict:
       subprocess.TimeoutExpired: it took longer than `limit` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--one", json.dumps(case | {"out": folder + "/run"})]
+        asked = case | {"out": folder + "/run", "cores": list(cores)}
+        command = [sys.executable, __file__, "--one", json.dumps(asked)]
         cache = str(Path(case.get("log", folder)).parent / "cache")
         process = subprocess.Popen(
-            [*([*PINNED, ",".join(map(str, cores))] if cores else []), *command],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -348,6 +348,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         case = json.loads(args.one)
+        if case["cores"]:
+            os.sched_setaffinity(0, case["cores"])  # of this thread, and of all that JAX begins
         one = measure_evaluation if case["algorithm"] == "evaluation" else run_case
         print(json.dumps(one(case)))
         return

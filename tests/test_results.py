@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -750,19 +751,7 @@ def test_of_an_argument_that_is_given_twice_the_last_value_counts(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "run.json").write_text('{"status": "finished", "args": {"context": 5, "world_weight": [1.0]}}')
-    command = [
-        "python",
-        "jowa.py",
-        "--context",
-        "3",
-        "--world-weight",
-        "0",
-        "1",
-        "--context",
-        "5",
-        "--world-weight",
-        "1",
-    ]
+    command = shlex.split("python jowa.py --context 3 --world-weight 0 1 --context 5 --world-weight 1")
     assert benchmark.state(benchmark.Job("jowa", "maze", command, out)) == "finished"
     assert benchmark.changed(benchmark.Job("jowa", "maze", command[:-4], out)) == "--context 5"
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ALGORITHMS
 
+from results import speed
 from results.speed import alone, arithmetic, candidates, products, run_case, write_log
 
 
@@ -79,3 +83,32 @@ def test_a_case_is_timed_beside_its_limit(tmp_path, monkeypatch, lanes):
     assert math.isclose(found["mflop_per_update"] * 1e6, 3 * forward - 2 * batch * sizes[0] * sizes[1])
     assert 0 < found["share"]["min"] <= found["share"]["median"] <= found["share"]["max"]
     assert found["updates_per_s"]["median"] > 0 and found["layout"] == "map" and found["compile_s"] > 0
+
+
+@pytest.mark.parametrize("cores, turns", [(0, 1), (1, 2)])
+def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monkeypatch, capsys, cores, turns):
+    seen, running = [], []
+
+    def measure(case, own, limit):
+        running.append(own)
+        assert len(running) <= 2 and limit == 7.0
+        seen.append((tuple(own), case["turn"]))
+        time.sleep(0.05)  # so that the other place is taken, too
+        assert not own or [tuple(x) for x in running].count(tuple(own)) == 1
+        running.remove(own)
+        if case["lanes"] == 8:
+            raise RuntimeError("too large")
+        return {"updates_per_s": {"median": 2.0}}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5})
+    out = tmp_path / "speed.json"
+    words = "speed.py --algorithms bc iql --shapes hopper --lanes 1 8 --rows 2000 --limit 7 --at-once 2"
+    monkeypatch.setattr(sys, "argv", [*words.split(), *["--cores", str(cores)] * bool(cores), "--out", str(out)])
+    speed.main()
+    record = json.loads(out.read_text())
+    assert [case["asked"]["algorithm"] for case in record["cases"]] == ["bc", "iql"]
+    assert record["hardware"]["cores"] == (cores or 2) and record["hardware"]["side_by_side"] == (2 if cores else 1)
+    assert len({turn for _, turn in seen}) == turns
+    assert {own for own, _ in seen} == ({(4,), (5,)} if cores else {()})
+    assert capsys.readouterr().err.count("is left out: too large") == 2
