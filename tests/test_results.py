@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import re
-import subprocess
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path

@@ -44,5 +44,5 @@ CLAIM = Claim(
     },
     finding="The order of the paper: the filter is above imitation, and imitation that remembers above whoever does "
     "not, the filter included. Of the two filters the exponential one is ahead at this length; one beta was tried for "
-    "it, larger than the default.",
+    "it, larger than the default, and its run is of before its weights were clipped.",
 )
