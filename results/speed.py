@@ -264,7 +264,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def measure(case: dict, cores: Collection[int], limit: float) -> dict:
-    """`run_case` in a process of its own, on `cores` or on all.
+    """`run_case` in a process of its own, on `cores` or on all; others may share the accelerator's memory.
 
     Raises:
       RuntimeError: the job failed.
@@ -279,7 +279,7 @@ def measure(case: dict, cores: Collection[int], limit: float) -> dict:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OFFLINE_RL_CACHE": cache},
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {"OFFLINE_RL_CACHE": cache},
         )
         try:
             told, errors = process.communicate(timeout=limit)

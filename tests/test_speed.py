@@ -112,3 +112,11 @@ def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monk
     assert len({turn for _, turn in seen}) == turns
     assert {own for own, _ in seen} == ({(4,), (5,)} if cores else {()})
     assert capsys.readouterr().err.count("is left out: too large") == 2
+
+
+def test_a_case_leaves_an_accelerators_memory_to_the_cases_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "case.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    monkeypatch.setattr(speed, "__file__", str(tmp_path / "case.py"))
+    assert speed.measure({}, (), 60)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    assert speed.measure({}, (), 60)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"  # who asks for it gets it
