@@ -35,6 +35,8 @@ class Raw:
     def __init__(self, root: Path):
         self.root = root
         self._rows: dict[Path, list[raw.Row]] = {}
+        self.sides: dict[Comparison, tuple[float, float]] = {}
+        """Of the comparisons that were made: every page asks for some of them again."""
 
     def rows(self, run: Entry) -> list[raw.Row]:
         """Of a finished run, one row for each swept setting.
@@ -150,10 +152,12 @@ class Comparison:
         Raises:
           Missing: a run or a measurement is not there.
         """
-        left, right = np.broadcast_arrays(*(np.asarray(q.value(files), float) for q in (self.left, self.right)))
-        ahead = (left - right if self.sign[0] == ">" else right - left).ravel()
-        closest = int(np.argmin(np.where(np.isfinite(ahead), ahead, -np.inf)))
-        return float(left.ravel()[closest]), float(right.ravel()[closest])
+        if self not in files.sides:
+            left, right = np.broadcast_arrays(*(np.asarray(q.value(files), float) for q in (self.left, self.right)))
+            ahead = (left - right if self.sign[0] == ">" else right - left).ravel()
+            closest = int(np.argmin(np.where(np.isfinite(ahead), ahead, -np.inf)))
+            files.sides[self] = float(left.ravel()[closest]), float(right.ravel()[closest])
+        return files.sides[self]
 
     def holds(self, files: Raw) -> bool:
         return SIGNS[self.sign](*self.sides(files))

@@ -6,6 +6,7 @@ Runs of a time when a thing had another name can be read, and their policies loa
 import ast
 import csv
 import dataclasses
+import functools
 import json
 import re
 
@@ -27,13 +28,17 @@ from shared.task import Task
 # ------------------------------------------------------------------------------------ the table
 
 
+parsed = functools.cache(ast.parse)
+"""Several tests read all files."""
+
+
 def arguments(source: str, of: str) -> dict[str, tuple[str, str]]:
     """{argument: (its kind, its help)} of the classes in `source` whose names end in `of`.
 
     Which values a Literal offers is the file's business: its kind is that it offers some.
     """
     table = {}
-    for cls in ast.parse(source).body:
+    for cls in parsed(source).body:
         if isinstance(cls, ast.ClassDef) and cls.name.endswith(of):
             for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
@@ -95,7 +100,7 @@ def test_things_of_one_kind_have_one_name():
     assert not gone & used.keys(), {name: used[name] for name in gone & used.keys()}
     functions = {"policy_loss", "sample_policy", "log_prob_of", "log_probs", "optimiser", "actor_optimiser", "Policy"}
     for path in ALGORITHMS:
-        tree = ast.parse(path.read_text())
+        tree = parsed(path.read_text())
         defined = {x.name for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
         fields = {
             x.target.id
@@ -113,7 +118,7 @@ def test_the_tanh_gaussian_is_written_in_one_way():
     written = {}
     for path in ALGORITHMS:
         source = path.read_text()
-        for node in ast.parse(source).body:
+        for node in parsed(source).body:
             if isinstance(node, ast.FunctionDef) and node.name in ("sample_tanh_gaussian", "tanh_gaussian_log_prob"):
                 written.setdefault(node.name, {}).setdefault(ast.get_source_segment(source, node), []).append(path.stem)
     for name, texts in written.items():
@@ -129,8 +134,11 @@ def fractions(module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
-def test_every_fraction_lies_between_0_and_1(name):
-    """What says so in its help, or that it is a share or a probability, is annotated; each is refused outside."""
+def test_every_fraction_lies_between_0_and_1(name, monkeypatch):
+    """What says so in its help, or that it is a share or a probability, is annotated; each is refused outside.
+
+    Their words are not parsed, which takes longer than all else: tests/test_run.py has some that are.
+    """
     module = load(name)
     said = arguments(next(p for p in ALGORITHMS if p.stem == name).read_text(), "Args")
     words = re.compile(r"in [\[(]0, 1[\])]|^(\w+: )?(Share|Probability|share|probability)\b")
@@ -141,8 +149,10 @@ def test_every_fraction_lies_between_0_and_1(name):
         flag = f"--{argument.replace('_', '-')}"
         assert 0.0 <= getattr(module.Args(), argument) <= 1.0
         for value in ("-0.1", "1.1"):
+            given = dataclasses.replace(module.Args(), **{argument: float(value)})
+            monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
             with pytest.raises(InputError, match=rf"^{flag} must lie in \[0, 1\], not {value}\.$"):
-                parse(module.Args, module.PRESETS, "", [flag, value])
+                parse(module.Args, {}, "", [flag, value])
 
 
 def test_a_fraction_may_be_swept_unless_it_is_static():
@@ -183,9 +193,17 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=BEFORE)
-def old_run(request, tmp_path):
+def random_agents(module, lane_args, seed: int):
+    """Agents [L] of random numbers: nothing of them is compiled."""
+    keys, r = jax.random.split(jax.random.key(0), len(jax.tree.leaves(lane_args)[0])), np.random.default_rng(seed)
+    shapes = jax.eval_shape(jax.vmap(lambda key, args: module.init(key, args, SPEC)), keys, lane_args)
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(r.normal(size=x.shape), x.dtype)), shapes)
+
+
+@pytest.fixture(scope="module", params=BEFORE)
+def old_run(request, tmp_path_factory):
     """A run directory with a checkpoint as they were written under the former names, and what it holds."""
+    tmp_path = tmp_path_factory.mktemp(request.param)
     module, (argument, part) = load(request.param), BEFORE[request.param]
     fields = {f.name for f in dataclasses.fields(module.Args)}
     args = module.Args(**{k: v for k, v in SMALL.items() if k in fields})
@@ -193,8 +211,7 @@ def old_run(request, tmp_path):
     settings = [{"seed": 0, **{n: v[i] for n, v in swept.items()}} for i in range(2 if swept else 1)]
     task = Task("log", "", SPEC)
     lane_args = with_settings(args, settings)
-    keys = jax.random.split(jax.random.key(0), len(settings))
-    agent = jax.vmap(lambda key, args: module.init(key, args, SPEC))(keys, lane_args)
+    agent = random_agents(module, lane_args, 0)
 
     def before(stored: dict) -> dict:
         stored = {argument.get(name, name): value for name, value in stored.items()}
@@ -229,17 +246,17 @@ def test_the_policies_of_a_run_with_former_names_load(old_run):
     )
     jax.tree.map(np.testing.assert_array_equal, policies.args, lane_args)
     obs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    act = jax.vmap(lambda agent, args: module.act(agent, obs, jax.random.key(1), args))
+    act = jax.jit(jax.vmap(lambda agent, args: module.act(agent, obs, jax.random.key(1), args)))
+    jax.tree.map(np.testing.assert_array_equal, policies.agent, agent)
     np.testing.assert_array_equal(act(policies.agent, policies.args), act(agent, lane_args))
 
 
 def test_a_run_with_former_names_is_fine_tuned_but_not_resumed(old_run):
     run_dir, module, args, agent, lane_args, header, settings = old_run
-    keys, lanes = jax.random.split(jax.random.key(9), len(settings)), np.arange(len(settings))
-    fresh = jax.vmap(lambda key, args: module.init(key, args, SPEC))(keys, lane_args)
-    taken = load_lanes(run_dir / "checkpoint" / "state.npz", fresh, lanes)
+    fresh = random_agents(module, lane_args, 9)
+    taken = load_lanes(run_dir / "checkpoint" / "state.npz", fresh, np.arange(len(settings)))
     jax.tree.map(np.testing.assert_array_equal, taken, agent)
-    header["task"]["hash"] = ""
+    header = header | {"task": header["task"] | {"hash": ""}}
     with pytest.raises(InputError, match=r"is of a time when --[\w-]+ was --[\w-]+: .* cannot be resumed\.$"):
         refuse_another_run(run_dir, header, header["algorithm"], Task("log", "", SPEC), args, settings)
 

@@ -1,7 +1,9 @@
 """Interaction: transitions of environments that end, the replay ring against a plain deque, and the compiled loop."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import shutil
 from collections import deque
@@ -13,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, timeless
+from conftest import load, timeless, write_pendulum
 from jax.sharding import SingleDeviceSharding
 
 from shared import online
 from shared.arguments import parse
-from shared.errors import InputError
+from shared.errors import InputError, Interrupted
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
-from shared.online import Interaction, LaneEnvs
-from shared.online import _complete as complete
+from shared.online import Interaction, LaneEnvs, _complete
 from shared.policies import StatefulPolicy
-from shared.replay import concatenate, init_replay, sample_union
+from shared.replay import Replay, concatenate, init_replay, sample_union
 from shared.run import Run
 from shared.task import Spec, env_task, registered_env
 from shared.transitions import FIELDS, Batch, Transitions, unpack
@@ -190,6 +191,10 @@ def test_of_many_environments_each_goes_on_in_its_own_episode():
 # ---------------------------------------------------------------------------------- replay buffer
 
 
+insert = jax.jit(Replay.insert, static_argnames="ready")
+complete = jax.jit(_complete)
+
+
 def one_lane(replay):
     return jax.tree.map(lambda x: x[0], replay)
 
@@ -198,7 +203,7 @@ def filled(capacity: int, rows: int, ready=True, fields=FIELDS):
     """One lane's ring after `rows` insertions of constant rows 0, 1, 2, ..."""
     replay = one_lane(init_replay(1, capacity, SPEC, SingleDeviceSharding(jax.devices()[0]), fields))
     for t in range(rows):
-        replay = replay.insert(jnp.full(replay.rows.shape[1], float(t)), ready=ready)
+        replay = insert(replay, jnp.full(replay.rows.shape[1], float(t)), ready=ready)
     return replay
 
 
@@ -225,7 +230,7 @@ def test_rows_of_unfinished_episodes_are_not_sampled_until_their_returns_are_kno
     batch = replay.take(jnp.arange(4))
     assert batch.reward.tolist() == [3, 2, 1, 0] and batch.return_to_go.tolist() == [43, 42, 41, 40]
     for t in (4, 5, 6):  # the ring of 6 overwrites row 0 with the unfinished row 6
-        replay = replay.insert(jnp.full(6, float(t)), ready=False)
+        replay = insert(replay, jnp.full(6, float(t)), ready=False)
     assert int(replay.size()) == 3
     assert set(np.asarray(replay.sample(jax.random.key(0), 100).reward)) == {1, 2, 3}
     unchanged = complete(replay, jnp.float32([0, 0, 0, 0, 0]), jnp.int32(0))
@@ -274,36 +279,115 @@ def stop_after(monkeypatch, steps: int):
     monkeypatch.setattr(Run, "log", log_then_stop)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of a dataset, and of runs that several tests look at."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_pendulum(folder / "pendulum.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def stopped(monkeypatch, steps: int, main, args) -> None:
+    """`main(args)` until the end of the chunk in which `steps` are done."""
+    with monkeypatch.context() as m, pytest.raises(Interrupted, match="15"):
+        stop_after(m, steps)
+        main(args)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_chunks():
+    """Where each step takes its time, chunks are of 5 at most: what is done between two looks at the signals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "MAX_CHUNK", 5)
+        yield
+
+
+@contextlib.contextmanager
+def noted_chunks():
+    """(whether it is of the offline phase, its length) of every chunk that is logged."""
+    chunks, log = [], Run.log
+
+    def noted(self, *args, **kwargs):
+        chunks.append((self.offline, self.chunk))
+        return log(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", noted)
+        yield chunks
+
+
+def assert_same(out, other, tables=("metrics.csv", "returns.csv")) -> None:
+    """Two runs have the same checkpoint, agents, buffers and environments, and the same tables but for the times."""
+    one, two = final(out), final(other)
+    assert one.keys() == two.keys() and one
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+    for table in tables:
+        assert timeless(out / table) == timeless(other / table)
+
+
 @pytest.mark.parametrize("env", ["Pendulum-v1", "phys2d/Pendulum-v0", "Hopper-v5"])
-@pytest.mark.parametrize("stop", [10, 30])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(env, stop, tmp_path, monkeypatch):
-    """Parameters, replay buffers, environments and tables; in the warm-up and after it, in the middle of episodes."""
-    sac = load("sac")
-    args = {**ITERATIONS, "env": env, "env_steps": 40, "learning_starts": 20, "seeds": 2}
-    sac.main(sac.Args(**args, out=str(tmp_path / "whole")))
-    with monkeypatch.context() as m:
-        stop_after(m, stop)
-        with pytest.raises(Exception, match="15"):
-            sac.main(sac.Args(**args, out=str(tmp_path / "stopped")))
-    sac.main(sac.Args(**args, out=str(tmp_path / "stopped"), resume=True))
-    whole, stopped = final(tmp_path / "whole"), final(tmp_path / "stopped")
-    assert whole.keys() == stopped.keys()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, stopped[name], err_msg=name)
-    for table in ("metrics.csv", "returns.csv"):
-        assert timeless(tmp_path / "whole" / table) == timeless(tmp_path / "stopped" / table)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(env, tmp_path, monkeypatch):
+    """In the warm-up and after it, in the middle of episodes. Updates begin after the warm-up and are counted.
+
+    A signal waits for few environment steps where each takes its time; environments in JAX keep their long chunks.
+    """
+    sac, out, compiled = load("sac"), tmp_path / "stopped", "phys2d" in env
+    warmup = 20 if compiled else 15
+    args = sac.Args(**ITERATIONS, env=env, env_steps=40, learning_starts=warmup, seeds=2, out=str(out))
+    with noted_chunks() as chunks:
+        sac.main(dataclasses.replace(args, out=str(tmp_path / "whole")))
+    assert chunks == ([(False, 10)] * 4 if compiled else [(False, 5)] * 8)
+    stopped(monkeypatch, 10, sac.main, args)
+    stopped(monkeypatch, 30, sac.main, dataclasses.replace(args, resume=True))
+    sac.main(dataclasses.replace(args, resume=True))
+    assert_same(tmp_path / "whole", out)
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    counts = [(int(r["update"]), int(r["env_step"])) for r in rows if r["lane"] == "0"]
+    assert counts == [(step - warmup, step) for step in (20, 30, 40) if step > warmup]
+    state = final(out)
+    assert state["[0].actor_opt[0].count"].tolist() == [40 - warmup] * 2
+    assert state["[1]['replay'].inserted"].tolist() == [40] * 2 == state["[1]['replay'].ready"].tolist()
 
 
-def test_the_compiled_chunk_stores_what_its_environment_did(tmp_path):
-    """Environments in JAX: stored transitions are the environment's, and no episode leaks into the next."""
-    sac = load("sac")
-    args = sac.Args(
-        **ITERATIONS | {"log_every": 210, "eval_every": 420}, env="phys2d/Pendulum-v0", env_steps=420,
-        learning_starts=400, seeds=2, out=str(tmp_path),
+def bare_run(task, lanes: int, steps: int):
+    """What `Interaction` asks of a run that makes all its steps in one chunk; and the keys [L, steps] of these."""
+    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
+    run = SimpleNamespace(
+        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
+        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
+        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
     )  # fmt: skip
-    sac.main(args)
-    rows = final(tmp_path)["[1]['replay'].rows"]
-    batch = unpack(rows, env_task("Pendulum-v1").spec)
+    return run, keys[:, :steps]
+
+
+def draw(key, data, replay, args):
+    return replay.sample(key, 4)
+
+
+def count(agent, batch, key, args, t):
+    """An update that is only counted."""
+    return agent + 1, {"seen": batch.obs.mean()}
+
+
+def test_the_compiled_chunk_stores_what_its_environment_did():
+    """Environments in JAX: stored transitions are the environment's, and no episode leaks into the next."""
+    task = env_task("phys2d/Pendulum-v0")
+    run, keys = bare_run(task, 2, 420)
+    run.chunk = 210
+    loop = Interaction(
+        run, None, lambda agent, obs, key, args: jax.random.uniform(key, (len(obs), 1), minval=-1.0), draw, count,
+        warmup=400, random_warmup=True,
+    )  # fmt: skip
+    agent = jnp.zeros(2)
+    for run.done in (0, 210):
+        agent, _ = loop.steps(agent, keys[:, run.done : run.done + 210])
+    assert agent.tolist() == [20, 20]
+    rows = np.asarray(loop.replay.rows)
+    batch = unpack(rows, task.spec)
     hand = gym.make("Pendulum-v1").unwrapped
     hand.reset(seed=0)
     for lane in range(2):
@@ -327,23 +411,14 @@ def test_discrete_actions_and_normalised_observations_interact_compiled_as_stepp
     if not compiled:
         monkeypatch.setattr(online, "jax_env", lambda task: None)
     lanes, steps = 2, 40
-    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
-    run = SimpleNamespace(
-        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
-        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
-        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
-        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
-    )  # fmt: skip
+    run, keys = bare_run(task, lanes, steps)
 
     def explore(agent, obs, key, args):
         """Right, or what the key says: the goal, the time limit and walls are met."""
         return jnp.where(jax.random.bernoulli(key, 0.5, (1,)), 1, jax.random.randint(key, (1,), 0, 5))
 
-    def update(agent, batch, key, args, t):
-        return agent, {"seen": batch.obs.mean()}
-
-    loop = Interaction(run, None, explore, lambda key, data, replay, args: replay.sample(key, 4), update)
-    _, metrics = loop.steps(jnp.zeros(lanes), keys[:, :steps])
+    loop = Interaction(run, None, explore, draw, count)
+    _, metrics = loop.steps(jnp.zeros(lanes), keys)
     assert metrics["seen"].shape == (lanes,)
     batch, hand = unpack(loop.replay.rows, task.spec), gym.make("PointGrid-v0", goal=(3.5, 1.5)).unwrapped
     ends = np.zeros((lanes, steps), bool)
@@ -360,17 +435,6 @@ def test_discrete_actions_and_normalised_observations_interact_compiled_as_stepp
     assert ends.sum() > batch.terminal.sum() > 0 and len(np.unique(batch.action)) == 5
 
 
-def test_updates_begin_after_the_warm_up_and_are_counted(tmp_path):
-    sac = load("sac")
-    args = {**ITERATIONS, "env": "Pendulum-v1", "env_steps": 40, "learning_starts": 15}
-    sac.main(sac.Args(**args, out=str(tmp_path)))
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
-    assert [(r["update"], r["env_step"]) for r in rows] == [("5", "20"), ("15", "30"), ("25", "40")]
-    state = final(tmp_path)
-    assert state["[0].actor_opt[0].count"].tolist() == [25]
-    assert state["[1]['replay'].inserted"].tolist() == [40] == state["[1]['replay'].ready"].tolist()
-
-
 # ------------------------------------------------------------------------ offline, then fine-tuning
 
 FINETUNE = {
@@ -379,12 +443,50 @@ FINETUNE = {
 }  # fmt: skip
 
 
-def test_the_three_axes_of_a_fine_tuning_run(pendulum, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def tuned(folder):
+    """A run of iql_finetune, offline and then online; what it printed, and its chunks."""
+    iql, said = load("iql_finetune"), io.StringIO()
+    with contextlib.redirect_stdout(said), noted_chunks() as chunks:
+        iql.main(iql.Args(dataset=str(folder / "pendulum.npz"), out=str(folder / "tuned"), **FINETUNE))
+    return folder / "tuned", said.getvalue(), chunks
+
+
+@pytest.fixture(scope="module")
+def stopped_offline(folder):
+    """The same run, stopped in the middle of its offline phase."""
     iql = load("iql_finetune")
-    iql.main(iql.Args(dataset=pendulum, out=str(tmp_path), **FINETUNE))
+    args = iql.Args(dataset=str(folder / "pendulum.npz"), out=str(folder / "offline"), **FINETUNE)
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(patch, -10, iql.main, args)
+    return folder / "offline"
+
+
+OFFLINE = {"batch_size": 4, "hidden_dims": (8,), "log_every": 10, "eval_episodes": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Three lanes of iql, from seed 5 on; and `unfinished`, the same at half of its updates."""
+    iql, out, log = load("iql"), folder / "trained", Run.log
+
+    def copied(self, *args, **kwargs):
+        log(self, *args, **kwargs)
+        if self.done == 10:
+            shutil.copytree(out, folder / "unfinished")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", copied)
+        sizes = {"updates": 20, "checkpoint_every": 10, "seeds": 3, "seed": 5}
+        iql.main(iql.Args(dataset=str(folder / "pendulum.npz"), out=str(out), **OFFLINE, **sizes))
+    return out
+
+
+def test_the_three_axes_of_a_fine_tuning_run(tuned):
+    out, said, _ = tuned
 
     def axes(name):
-        rows = csv.DictReader((tmp_path / f"{name}.csv").open())
+        rows = csv.DictReader((out / f"{name}.csv").open())
         return [(r["lane"], r["update"], r["env_step"]) for r in rows if r.get("episode", "0") == "0"]
 
     assert axes("offline") == [(lane, u, "0") for u in ("10", "20") for lane in "01"]
@@ -392,64 +494,33 @@ def test_the_three_axes_of_a_fine_tuning_run(pendulum, tmp_path, capsys):
     expected = [("10", "0"), ("20", "0"), ("30", "10"), ("40", "20")]
     assert axes("returns") == [(lane, *at) for at in expected for lane in "01"]
     for table in ("metrics.csv", "returns.csv"):
-        assert all(float(r["wall_s"]) > 0 for r in csv.DictReader((tmp_path / table).open()))
-    assert "regret" in capsys.readouterr().out
+        assert all(float(r["wall_s"]) > 0 for r in csv.DictReader((out / table).open()))
+    assert "regret" in said
 
 
-def test_an_unfinished_offline_run_is_no_source(pendulum, tmp_path, monkeypatch):
-    iql, tuned = load("iql"), load("iql_finetune")
-    small = {"log_every": 10, "eval_every": 40, "eval_episodes": 1, "batch_size": 4, "hidden_dims": (8,)}
-    with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
-        stop_after(m, 20)
-        iql.main(iql.Args(dataset=pendulum, out=str(tmp_path / "iql"), updates=40, **small))
-    with pytest.raises(InputError, match="ended after 20 of 40 updates"):
-        tuned.main(
-            tuned.Args(
-                dataset=pendulum, out=str(tmp_path / "on"), from_run=str(tmp_path / "iql"), env_steps=40, **small
-            )
-        )
+def test_an_unfinished_offline_run_is_no_source(folder, trained, tmp_path):
+    iql, unfinished = load("iql_finetune"), str(trained.with_name("unfinished"))
+    args = iql.Args(dataset=str(folder / "pendulum.npz"), env_steps=20, from_run=unfinished, seed=5, **OFFLINE)
+    with pytest.raises(InputError, match="ended after 10 of 20 updates"):
+        iql.main(dataclasses.replace(args, out=str(tmp_path / "on")))
 
 
-def test_a_signal_waits_for_few_environment_steps(pendulum, tmp_path, monkeypatch):
-    """Where each takes its time; environments in JAX keep their long chunks, and so do offline updates."""
-    chunks, log = [], Run.log
-
-    def noted(self, *args, **kwargs):
-        chunks.append((self.offline, self.chunk))
-        return log(self, *args, **kwargs)
-
-    monkeypatch.setattr(Run, "log", noted)
-    tuned = load("iql_finetune")
-    steps = {"offline_updates": 200, "env_steps": 200, "log_every": 200, "eval_every": 200, "eval_episodes": 1}
-    small = {"batch_size": 4, "hidden_dims": (8,), "checkpoint_every": 200, "offline_eval_every": 200}
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "a"), **steps, **small))
-    assert chunks == [(True, 200), *[(False, 50)] * 4]
-    assert len(timeless(tmp_path / "a" / "metrics.csv")) == 1
-    chunks.clear()
-    sac = load("sac")
-    sac.main(
-        sac.Args(
-            env="phys2d/Pendulum-v0", env_steps=200, log_every=200, eval_every=200, eval_episodes=1, batch_size=4,
-            hidden_dims=(8,), learning_starts=50, out=str(tmp_path / "b"),
-        )
-    )  # fmt: skip
-    assert chunks == [(False, 200)]
+def test_a_signal_waits_for_few_environment_steps_but_for_whole_chunks_of_offline_updates(tuned):
+    assert tuned[2] == [*[(True, 10)] * 2, *[(False, 5)] * 4]
 
 
-def test_a_run_goes_on_from_another_ones_agents(pendulum, tmp_path):
+def test_a_run_goes_on_from_another_ones_agents(folder, trained, tmp_path):
     """Lane by lane of the same seed, and as if both had been one job from the first environment step on."""
-    iql, tuned = load("iql"), load("iql_finetune")
-    small = {"dataset": pendulum, "batch_size": 4, "hidden_dims": (8,), "log_every": 10, "eval_episodes": 2}
-    iql.main(iql.Args(**small, updates=20, seeds=3, seed=5, out=str(tmp_path / "offline")))
-    online = {**small, "env_steps": 20, "eval_every": 10, "from_run": str(tmp_path / "offline")}
-    tuned.main(tuned.Args(**online, seeds=1, seed=6, actor_lr=0.0, out=str(tmp_path / "tuned")))
-    old, new = final(tmp_path / "offline"), final(tmp_path / "tuned")
+    iql, online = load("iql_finetune"), {"env_steps": 20, "eval_every": 10, "from_run": str(trained)}
+    args = iql.Args(dataset=str(folder / "pendulum.npz"), **OFFLINE, **online, seeds=1, seed=6, actor_lr=0.0)
+    iql.main(dataclasses.replace(args, out=str(tmp_path / "tuned")))
+    old, new = final(trained), final(tmp_path / "tuned")
     kernel = "[0].actor['params']['Dense_0']['kernel']"
     np.testing.assert_array_equal(new[kernel][0], old[kernel][1])
     assert new["[0].critic_opt[0].count"].tolist() == [40]
     rows = list(csv.DictReader((tmp_path / "tuned" / "returns.csv").open()))
     assert [(r["update"], r["env_step"]) for r in rows[::2]] == [("20", "0"), ("30", "10"), ("40", "20")]
-    returns = [r["return"] for r in csv.DictReader((tmp_path / "offline" / "returns.csv").open()) if r["seed"] == "6"]
+    returns = [r["return"] for r in csv.DictReader((trained / "returns.csv").open()) if r["seed"] == "6"]
     assert [r["return"] for r in rows[:2]] == returns
 
 
@@ -464,41 +535,36 @@ def test_a_run_goes_on_from_another_ones_agents(pendulum, tmp_path):
         ({"from_run": "nowhere"}, "there is no checkpoint in nowhere"),
     ],
 )
-def test_agents_that_do_not_fit_are_refused(change, words, pendulum, cartpole, tmp_path):
-    iql, tuned = load("iql"), load("iql_finetune")
-    small = {"dataset": pendulum, "batch_size": 4, "hidden_dims": (8,), "log_every": 10, "eval_episodes": 1}
-    iql.main(iql.Args(**small, updates=10, out=str(tmp_path / "offline")))
+def test_agents_that_do_not_fit_are_refused(change, words, folder, trained, cartpole, tmp_path):
+    iql, data = load("iql_finetune"), str(folder / "pendulum.npz")
     if "dataset" in change:
         change = {"dataset": str(cartpole)}
-    online = {**small, "env_steps": 20, "eval_every": 10, "from_run": str(tmp_path / "offline")} | change
+    online = {"dataset": data, "env_steps": 20, "eval_every": 10, "from_run": str(trained), "seed": 5}
     with pytest.raises(InputError, match=words):
-        tuned.main(tuned.Args(**online, out=str(tmp_path / "tuned")))
+        iql.main(iql.Args(**OFFLINE | online | change, out=str(tmp_path / "tuned")))
 
 
-def test_a_fine_tuned_runs_agents_are_taken_as_they_were_before_they_interacted(pendulum, tmp_path):
+def test_a_fine_tuned_runs_agents_are_taken_as_they_were_before_they_interacted(folder, tuned, tmp_path):
     """As often as one likes; where that is not kept (in runs of earlier versions), they are refused."""
-    tuned, name = load("iql_finetune"), "[0].critic['params']['Dense_0']['kernel']"
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE))
-    online = FINETUNE | {"critic_lr": 0.0, "value_lr": 0.0, "actor_lr": 0.0, "from_run": str(tmp_path / "one")}
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "two"), **online))
-    with np.load(tmp_path / "one" / "checkpoint" / "offline.npz") as file:
+    iql, name = load("iql_finetune"), "[0].critic['params']['Dense_0']['kernel']"
+    one = shutil.copytree(tuned[0], tmp_path / "one")
+    online = FINETUNE | {"critic_lr": 0.0, "value_lr": 0.0, "actor_lr": 0.0, "from_run": str(one)}
+    args = iql.Args(dataset=str(folder / "pendulum.npz"), **online)
+    iql.main(dataclasses.replace(args, out=str(tmp_path / "two")))
+    with np.load(one / "checkpoint" / "offline.npz") as file:
         before = file[name]
         assert not any(k.startswith("[1]") for k in file.files)  # no replay buffer
     np.testing.assert_array_equal(final(tmp_path / "two")[name], before)
-    assert np.abs(final(tmp_path / "one")[name] - before).max() > 0
-    (tmp_path / "one" / "checkpoint" / "offline.npz").unlink()
+    assert np.abs(final(one)[name] - before).max() > 0
+    (one / "checkpoint" / "offline.npz").unlink()
     with pytest.raises(InputError, match="have interacted already"):
-        tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "three"), **online))
+        iql.main(dataclasses.replace(args, out=str(tmp_path / "three")))
 
 
-def test_agents_of_an_unfinished_offline_phase_are_refused(pendulum, tmp_path, monkeypatch):
-    tuned = load("iql_finetune")
-    with monkeypatch.context() as m:
-        stop_after(m, -10)
-        with pytest.raises(Exception, match="15"):
-            tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "one"), **FINETUNE))
+def test_agents_of_an_unfinished_offline_phase_are_refused(folder, stopped_offline, tmp_path):
+    iql, online = load("iql_finetune"), FINETUNE | {"from_run": str(stopped_offline)}
     with pytest.raises(InputError, match="are still in their offline phase"):
-        tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "two"), from_run=str(tmp_path / "one"), **FINETUNE))
+        iql.main(iql.Args(dataset=str(folder / "pendulum.npz"), out=str(tmp_path / "two"), **online))
 
 
 @pytest.fixture
@@ -527,38 +593,58 @@ def test_a_dataset_without_an_environment_is_refused(name, counter_log, tmp_path
         module.main(module.Args(**small, out=str(tmp_path / "run")))
 
 
-def test_actions_that_leave_the_space_are_clipped_where_environments_compile_too(tmp_path, monkeypatch):
+def test_actions_that_leave_the_space_are_clipped_where_environments_compile_too():
     """What is stored is what was done."""
-    sac = load("sac")
-    monkeypatch.setattr(sac, "explore", lambda agent, obs, key, args: jnp.full((len(obs), 1), 3.0))
-    args = {**ITERATIONS, "env": "phys2d/Pendulum-v0", "env_steps": 40, "learning_starts": 20}
-    sac.main(sac.Args(**args, out=str(tmp_path)))
-    actions = unpack(final(tmp_path)["[1]['replay'].rows"], env_task("Pendulum-v1").spec).action
-    assert np.abs(actions).max() == 1.0 and (actions[0, 25:] == 1.0).all()
+    task = env_task("phys2d/Pendulum-v0")
+    run, keys = bare_run(task, 2, 8)
+    too_far = lambda agent, obs, key, args: jnp.full((len(obs), 1), 3.0)  # noqa: E731
+    loop = Interaction(run, None, too_far, draw, count, warmup=3, random_warmup=True)
+    loop.steps(jnp.zeros(2), keys)
+    actions = unpack(loop.replay.rows, task.spec).action
+    assert np.abs(actions).max() == 1.0 and (actions[:, 3:] == 1.0).all() and np.abs(actions[:, :3]).max() < 1.0
 
 
-@pytest.mark.parametrize("start", ["zero", "unseeded"])
-def test_returns_to_go_do_not_cross_a_restart(start, counter_log, tmp_path, monkeypatch):
-    """Stopped after 10 steps in episodes of 7; an environment that is not restored cuts its episode there."""
-    cal_ql, task = load("cal_ql"), counter_task(100, 7, start)
-    args = FINETUNE | {
-        "dataset": counter_log, "env": task.env_spec.id, "env_steps": 30, "actor_hidden_dims": (8,),
-        "n_actions": 2, "seeds": 1, "discount": 0.5, "out": str(tmp_path / "run"),
-    }  # fmt: skip
-    with monkeypatch.context() as m:
-        stop_after(m, 10)
-        with pytest.raises(Exception, match="15"):
-            cal_ql.main(cal_ql.Args(**args))
-    cal_ql.main(cal_ql.Args(**args, resume=True))
-    state = final(tmp_path / "run")
-    ends = [7, 14, 21, 28] if start == "zero" else [7, 10, 17, 24]  # 10: the restart
-    assert state["[1]['replay'].ready"].tolist() == [ends[-1]]
-    rewards, returns = (state["[1]['replay'].rows"][0, : ends[-1], column] for column in (2, -1))
+def check_returns(rows, ready, ends: list[int]) -> None:
+    """Of one lane's rows, that are ready up to the last of `ends`: discounted by a half, none beyond its episode."""
+    assert int(ready) == ends[-1]
+    rewards, returns = rows[: ends[-1], 2], rows[: ends[-1], -1]
     for begin, end in zip([0, *ends], ends, strict=False):
         for t in range(begin, end):
             np.testing.assert_allclose(
                 returns[t], sum(0.5 ** (k - t) * rewards[k] for k in range(t, end)), rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("start", ["zero", "unseeded"])
+def test_returns_to_go_do_not_cross_a_restart(start):
+    """Stopped after 10 steps in episodes of 7; an environment that is not restored cuts its episode there."""
+    run, keys = bare_run(counter_task(100, 7, start), 1, 30)
+    explore = lambda agent, obs, key, args: jax.random.uniform(key, (len(obs), 1), minval=-1.0)  # noqa: E731
+
+    def finished(lane, rewards, terminated):
+        return [sum(0.5 ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+
+    loop = Interaction(run, None, explore, draw, count, return_to_go=finished)
+    agent, _ = loop.steps(jnp.zeros(1), keys[:, :10])
+    saved = jax.tree.map(jnp.array, loop.state())
+    run.done, run.args, run.restore = 10, SimpleNamespace(resume=True), lambda agent, state: (agent, saved)
+    again = Interaction(run, None, explore, draw, count, return_to_go=finished)
+    agent = again.restore(agent)
+    again.steps(agent, keys[:, 10:])
+    ends = [7, 14, 21, 28] if start == "zero" else [7, 10, 17, 24]  # 10: the restart
+    check_returns(np.asarray(again.replay.rows[0]), again.replay.ready[0], ends)
+
+
+def test_a_stopped_run_that_needs_returns_to_go_goes_on_with_them(counter_log, tmp_path, monkeypatch):
+    cal_ql, task = load("cal_ql"), counter_task(100, 7)
+    args = FINETUNE | {
+        "dataset": counter_log, "env": task.env_spec.id, "env_steps": 30, "actor_hidden_dims": (8,),
+        "n_actions": 2, "seeds": 1, "discount": 0.5, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    stopped(monkeypatch, 10, cal_ql.main, cal_ql.Args(**args))
+    cal_ql.main(cal_ql.Args(**args, resume=True))
+    state = final(tmp_path / "run")
+    check_returns(state["[1]['replay'].rows"][0], state["[1]['replay'].ready"][0], [7, 14, 21, 28])
 
 
 def test_returns_to_go_need_a_time_limit(counter_log, tmp_path):
@@ -569,22 +655,15 @@ def test_returns_to_go_need_a_time_limit(counter_log, tmp_path):
         cal_ql.main(cal_ql.Args(dataset=counter_log, env="Endless-v0", batch_size=4, out=str(tmp_path / "run")))
 
 
-@pytest.mark.parametrize("stop", [-10, 0, 10])
-def test_a_fine_tuning_run_stopped_in_either_phase_goes_on(stop, pendulum, tmp_path, monkeypatch):
-    tuned = load("iql_finetune")
-    shutil.copy(pendulum, tmp_path / "data.npz")
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "whole"), **FINETUNE))
-    with monkeypatch.context() as m:
-        stop_after(m, stop)
-        with pytest.raises(Exception, match="15"):
-            tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "stopped"), **FINETUNE))
-    tuned.main(tuned.Args(dataset=pendulum, out=str(tmp_path / "stopped"), resume=True, **FINETUNE))
-    whole, stopped = final(tmp_path / "whole"), final(tmp_path / "stopped")
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, stopped[name], err_msg=name)
-    for table in ("offline.csv", "metrics.csv", "returns.csv"):
-        assert timeless(tmp_path / "whole" / table) == timeless(tmp_path / "stopped" / table)
-    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "finished"
+def test_a_fine_tuning_run_stopped_in_either_phase_goes_on(folder, tuned, stopped_offline, tmp_path, monkeypatch):
+    """In the offline phase, between the two, and in the online one."""
+    iql, out = load("iql_finetune"), shutil.copytree(stopped_offline, tmp_path / "stopped")
+    args = iql.Args(dataset=str(folder / "pendulum.npz"), out=str(out), resume=True, **FINETUNE)
+    for step in (0, 10):
+        stopped(monkeypatch, step, iql.main, args)
+    iql.main(args)
+    assert_same(tuned[0], out, ("offline.csv", "metrics.csv", "returns.csv"))
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
 
 
 def test_the_command_line_has_the_fields_names():
@@ -602,25 +681,13 @@ def test_a_warm_up_of_w_steps_takes_w_random_actions(warmup, random, compiled, m
     """The policy acts from step W on, before its first update (RLPD's and SAC's own loops); here it says 0.25."""
     task = env_task("phys2d/Pendulum-v0" if compiled else "Pendulum-v1")
     lanes, steps = 2, 8
-    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
-    run = SimpleNamespace(
-        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
-        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
-        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
-        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
-    )  # fmt: skip
+    run, keys = bare_run(task, lanes, steps)
 
     def explore(agent, obs, key, args):
         return jnp.full((1, 1), 0.25)
 
-    def update(agent, batch, key, args, t):
-        return agent + 1, {"seen": batch.obs.mean()}
-
-    loop = Interaction(
-        run, None, explore, lambda key, data, replay, args: replay.sample(key, 4), update, warmup=warmup,
-        random_warmup=random,
-    )  # fmt: skip
-    agent, _ = loop.steps(jnp.zeros(lanes), keys[:, :steps])
+    loop = Interaction(run, None, explore, draw, count, warmup=warmup, random_warmup=random)
+    agent, _ = loop.steps(jnp.zeros(lanes), keys)
     assert agent.tolist() == [steps - warmup] * lanes
     of_policy = unpack(loop.replay.rows, task.spec).action[..., 0] == 0.25
     assert (of_policy == (np.arange(steps) >= (warmup if random else 0))).all()
@@ -638,20 +705,13 @@ def test_what_a_policy_carries_goes_from_step_to_step_and_begins_anew_with_each_
     if not compiled:
         monkeypatch.setattr(online, "jax_env", lambda task: None)
     lanes, steps = 2, 11
-    keys = jax.random.split(jax.random.key(0), (lanes, steps + 2))
-    run = SimpleNamespace(
-        task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
-        sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
-        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
-        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
-    )  # fmt: skip
+    run, keys = bare_run(task, lanes, steps)
 
     def explore(agent, carry, obs, reward, key, args):
         count, paid = carry[0] + 1.0, carry[1] + reward
         return 0.01 * jnp.stack([count, paid], -1), (count, paid)
 
     policy = StatefulPolicy(lambda agent, args: (agent, jnp.float32(0.0)), explore)
-    draw = lambda key, data, replay, args: replay.sample(key, 4)  # noqa: E731
     learn, agent = lambda agent, batch, key, args, t: (agent, {"seen": batch.obs.mean()}), jnp.float32([0.0, 5.0])
     loop = Interaction(run, None, policy, draw, learn)
     agent, _ = loop.steps(agent, keys[:, :6])
@@ -675,19 +735,14 @@ def test_what_a_policy_carries_goes_from_step_to_step_and_begins_anew_with_each_
 def test_a_lane_that_cannot_be_restored_begins_with_a_fresh_carry_and_its_action():
     """The policy's action is the number of steps it remembers, in hundredths."""
     task = counter_task(50, 100, start="unseeded")
-    keys = jax.random.split(jax.random.key(0), (1, 10))
-    run = SimpleNamespace(
-        task=task, padded_settings=[{"seed": 0}], total=8, done=0, chunk=4, sharding=SingleDeviceSharding(
-            jax.devices()[0]
-        ), lane_args=jnp.zeros(1), step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
-        over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
-    )  # fmt: skip
+    run, keys = bare_run(task, 1, 8)
+    run.chunk = 4
 
     def explore(agent, carry, obs, reward, key, args):
         return 0.01 * (carry[:, None] + 1.0), carry + 1.0
 
     policy = StatefulPolicy(lambda agent, args: jnp.float32(0.0), explore)
-    draw, learn = lambda key, data, replay, args: replay.sample(key, 4), lambda agent, *rest: (agent, {"a": agent})
+    learn = lambda agent, *rest: (agent, {"a": agent})  # noqa: E731
     loop = Interaction(run, None, policy, draw, learn)
     loop.steps(jnp.zeros(1), keys[:, :4])
     saved = jax.tree.map(np.array, loop.state())

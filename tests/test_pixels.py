@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import shutil
 
 import gymnasium as gym
 import jax
@@ -12,11 +13,13 @@ from conftest import ALGORITHMS, load
 from environments.point_env import IDS
 from jobs import train
 
+from shared.checkpoint import read_header
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import load_run
 from shared.evaluation import main as evaluation
 from shared.goals import goal_dataset
+from shared.run import Run
 from shared.task import Spec
 from shared.transitions import random_shift
 
@@ -197,12 +200,20 @@ def test_both_layouts_agree_on_images(name, pictures, tmp_path):
         np.testing.assert_allclose(value, found[1][path], rtol=1e-3, atol=1e-5, err_msg=path)
 
 
-def test_a_policy_of_images_is_resumed_loaded_and_filmed(pictures, tmp_path):
-    known = {"random_shift": 1, "hidden_dims": (8,), "env": SHORT}
-    straight = train("td3_bc", pictures, tmp_path / "straight", updates=8, eval_every=8, **known)
-    out = tmp_path / "parts"
-    train("td3_bc", pictures, out, **known)
-    resumed = train("td3_bc", pictures, out, updates=8, eval_every=8, resume=True, **known)
+def test_a_policy_of_images_is_resumed_loaded_and_filmed(pictures, tmp_path, monkeypatch):
+    known = {"random_shift": 1, "hidden_dims": (8,), "env": SHORT, "updates": 8, "eval_every": 8}
+    out, log = tmp_path / "parts", Run.log
+
+    def copied(self, *args, **kwargs):
+        log(self, *args, **kwargs)
+        if self.done == 4:
+            shutil.copytree(self.out, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", copied)
+        straight = train("td3_bc", pictures, tmp_path / "straight", **known)
+    assert read_header(out / "checkpoint" / "state.npz")["done"] == 4
+    resumed = train("td3_bc", pictures, out, resume=True, **known)
     for path, value in straight.items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
     policies = load_run(out)
@@ -213,11 +224,33 @@ def test_a_policy_of_images_is_resumed_loaded_and_filmed(pictures, tmp_path):
     assert (tmp_path / "x.gif").stat().st_size > 0 and (out / "evaluation.csv").read_text().count("\n") == 3
 
 
-@pytest.mark.parametrize("name", ["gcbc", "hiql"])
-def test_a_picture_is_a_goal(name, pictures, tmp_path):
-    """Trained on pictures, told by a picture where to go, and not indifferent to it."""
+def encoders(agents: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """{part of the agent: the arrays of its encoder}."""
+    found = {}
+    for path, value in agents.items():
+        if "Encoder_0" in path and "opt" not in path:
+            found.setdefault(path.split(".")[1].split("[")[0], []).append(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, parts", [("gcbc", {"actor"}), ("hiql", {"high_actor", "low_actor", "representation", "value"})]
+)
+def test_a_picture_is_a_goal(name, parts, pictures, tmp_path, monkeypatch):
+    """Trained on pictures, told by a picture where to go, and not indifferent to it; each part has an encoder."""
+    first, init = {}, Run.init
+
+    def kept(self, init_lane):
+        agent = init(self, init_lane)
+        leaves = jax.tree_util.tree_leaves_with_path(agent)
+        first.update({"[0]" + jax.tree_util.keystr(path): np.array(x) for path, x in leaves})
+        return agent
+
+    monkeypatch.setattr(Run, "init", kept)
     known = {"hidden_dims": (8,), "subgoal_steps": 3, "eval_episodes": 1, "tasks": (2,), "max_episode_steps": 3}
-    train(name, pictures, tmp_path / "run", env="PointPixelGoals-v0", **known)
+    after = encoders(train(name, pictures, tmp_path / "run", env="PointPixelGoals-v0", **known))
+    before = encoders(first)
+    assert before.keys() == after.keys() >= parts and all(changed(before[part], after[part]) for part in parts)
     policies = load_run(tmp_path / "run")
     assert policies.task.spec.obs_shape == policies.task.spec.goal_shape == (SIDE, SIDE, 3)
     env = policies.task.make_env()
@@ -231,15 +264,12 @@ def test_a_picture_is_a_goal(name, pictures, tmp_path):
     np.testing.assert_array_equal(stays["observation"], first["desired_goal"])
 
 
-def test_pictures_reach_every_part_of_hiql(pictures):
-    """Each network has an encoder of its own; the representation's is learned by the value alone."""
-    hiql, spec = load("hiql"), SEEN._replace(goal_shape=SEEN.obs_shape)
+def test_the_low_actors_loss_reaches_its_encoder(pictures):
+    hiql, spec, r = load("hiql"), SEEN._replace(goal_shape=SEEN.obs_shape), np.random.default_rng(0)
     args = hiql.Args(hidden_dims=(8,), batch_size=8, representation_dim=4, subgoal_steps=3)
-    agent = jax.jit(hiql.init, static_argnums=2)(jax.random.key(0), args, spec)
-    batch = hiql.sample(jax.random.key(1), goal_dataset(load_dataset(pictures)).transitions(), args)
-    new, _ = jax.jit(hiql.update)(agent, batch, jax.random.key(0), args)
-    for part in ("high_actor", "low_actor", "representation", "value"):
-        before, after = (getattr(a, part)["params"]["Encoder_0"] for a in (agent, new))
-        assert changed(before, after), part
-    _, grads = jax.value_and_grad(lambda p: hiql.low_actor_loss(p, agent, batch, args)[0])(agent.low_actor)
+    data = goal_dataset(load_dataset(pictures)).transitions()
+    batch = jax.jit(hiql.sample)(jax.random.key(1), data, args)
+    agent = jax.eval_shape(lambda key: hiql.init(key, args, spec), jax.random.key(0))  # nothing of it is compiled
+    agent = jax.tree.map(lambda x: np.asarray(0.1 * r.normal(size=x.shape), x.dtype), agent)
+    grads = jax.jit(jax.grad(lambda p: hiql.low_actor_loss(p, agent, batch, args)[0]))(agent.low_actor)
     assert changed(grads["params"]["Encoder_0"], jax.tree.map(np.zeros_like, grads["params"]["Encoder_0"]))

@@ -28,8 +28,9 @@ with open(out.parents[4] / "log", "a") as f:
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
+    """One of them is gone after the test that kills it; the others need one."""
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 100 * 2**20}

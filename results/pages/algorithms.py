@@ -5,6 +5,7 @@ it when". A family is a folder; the first paragraph of the folder's README.md sa
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ def algorithms(root: Path) -> list[Algorithm]:
     """By family and name; files without a docstring are none."""
     found = []
     for file in sorted((root / "algorithms").glob("*/*.py")):
-        doc = ast.get_docstring(ast.parse(file.read_text()))
+        doc = docstring(file.read_text())
         if not doc:
             continue
         first, _, rest = doc.partition("\n")
@@ -40,6 +41,12 @@ def algorithms(root: Path) -> list[Algorithm]:
             Algorithm(file.stem, file.parent.name, title.strip(), long_name, citation(rest), when[1] if when else "")
         )
     return found
+
+
+@functools.cache
+def docstring(source: str) -> str | None:
+    """Of a file that is read for several tables."""
+    return ast.get_docstring(ast.parse(source))
 
 
 def paragraph_with(text: str, beginning: str) -> str:

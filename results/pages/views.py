@@ -1,12 +1,11 @@
 """The algorithms of results/index.html: idea, command, claim, parity, published figures and speed of each."""
 
-import ast
 import json
 from pathlib import Path
 
 from results.checks import Claim, Missing, Raw, degree, holds
 from results.grid import claims
-from results.pages.algorithms import Algorithm, families
+from results.pages.algorithms import Algorithm, docstring, families
 from results.pages.claims import NO_CLAIM
 from results.pages.parity import verdict
 from results.pages.text import rate
@@ -36,7 +35,7 @@ def family_views(root: Path, files: Raw) -> list[dict]:
 def algorithm_view(one: Algorithm, root: Path) -> dict:
     """What its docstring says."""
     text, _, link = one.paper.partition(", [")
-    doc = ast.get_docstring(ast.parse((root / "algorithms" / one.family / f"{one.name}.py").read_text())) or ""
+    doc = docstring((root / "algorithms" / one.family / f"{one.name}.py").read_text()) or ""
     return {
         "name": one.name,
         "title": one.title,

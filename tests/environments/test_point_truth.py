@@ -220,7 +220,8 @@ def test_an_action_is_worth_the_way_that_is_left_after_it():
     action = r.uniform(-1, 1, (200, 2)).astype(np.float32)
     rest = jnp.zeros((200, 1, 2))
     states = State(start[:, None], rest, rest, jnp.zeros((200, 0)), jnp.zeros(200, jnp.int32))
-    after = jax.vmap(lambda state, push: transition(world, state, push, jax.random.key(0)))(states, action).position
+    moved = jax.jit(jax.vmap(lambda state, push: transition(world, state, push, jax.random.key(0)).position))
+    after = moved(states, action)
     np.testing.assert_array_equal(value(start, action), -np.float32(left(after[:, 0])))
     along, against, into_the_wall = value(jnp.full((3, 2), 1.5), jnp.float32([(1, 0), (-1, 0), (0, 1)]))
     assert along > into_the_wall >= against

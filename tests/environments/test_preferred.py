@@ -25,7 +25,7 @@ def test_the_reward_is_the_preferences_sum_of_what_each_peak_gives():
 
 def test_preferences_are_uniform_over_weights_that_sum_to_1():
     world = PreferredFunctional(PeaksFunctional(0.5), 2)
-    states = jax.vmap(world.initial)(jax.random.split(jax.random.key(0), 2000))
+    states = jax.jit(jax.vmap(world.initial))(jax.random.split(jax.random.key(0), 2000))
     first, second = np.asarray(states.preference).T
     np.testing.assert_allclose(first + second, 1.0, rtol=1e-6)
     counts = np.histogram(first, 4, (0.0, 1.0))[0]

@@ -56,7 +56,7 @@ def test_start_and_goal_are_any_open_cells(states):
 def step(player: int, action: int, goal: int = 6, n: int = 1) -> State:
     state = State(jnp.int32(player), jnp.int32(goal), jnp.asarray(OPEN))
     keys = jax.random.split(jax.random.key(player), n)
-    return jax.vmap(lambda key: MAZE.transition(state, action, key))(keys)
+    return jax.jit(jax.vmap(lambda key: MAZE.transition(state, action, key)))(keys)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_observations_show_all_and_states_come_back(states):
     np.testing.assert_array_equal(obs[:, 1], np.arange(9) == first.goal)
     np.testing.assert_array_equal(obs[:, 2:], np.stack([~first.open, first.open], 1))
     ended = states._replace(player=np.where(np.arange(500) < 9, -1, states.player))
-    back = jax.vmap(lambda state: MAZE.state_of(MAZE.observation(state, None)))(ended)
+    back = jax.jit(jax.vmap(lambda state: MAZE.state_of(MAZE.observation(state, None))))(ended)
     jax.tree.map(np.testing.assert_array_equal, back, ended)
 
 
@@ -127,7 +127,7 @@ def test_the_data_is_of_good_players_and_of_bad_ones():
     grid = data.obs.reshape(300, 9, 4)
     on_goal = (grid[..., 0] * grid[..., 1]).any(1)
     np.testing.assert_array_equal(data.terminal, on_goal)
-    state = jax.vmap(MAZE.state_of)(data.obs)
+    state = jax.jit(jax.vmap(MAZE.state_of))(data.obs)
     best = np.asarray(jax.jit(jax.vmap(mazes.onward))(state))
     assert 0.4 < (best == data.action)[~on_goal].mean() < 0.9
     assert mazes.returns("expert", 30).mean() > mazes.returns("random", 30).mean() + 5

@@ -17,7 +17,7 @@ def test_a_step_by_hand():
     """In rain 0.5 a speed of 0.4 loses 0.2 x 0.6 x 1.5 x 0.4 = 0.072; gusts have a standard deviation of 0.005."""
     state = State(jnp.float32(0.4), jnp.float32(0.5), jnp.float32(-0.2))
     keys = jax.random.split(jax.random.key(0), 400)
-    new = jax.vmap(lambda key: ROAD.transition(state, jnp.float32([0.3, 0.8]), key))(keys)
+    new = jax.jit(jax.vmap(lambda key: ROAD.transition(state, jnp.float32([0.3, 0.8]), key)))(keys)
     gust = np.asarray(new.speed) - (0.4 + 0.2 * 0.3 - 0.072)
     assert abs(gust.mean()) < 0.001 and 0.004 < gust.std() < 0.006
     np.testing.assert_allclose(new.blade, -0.2 + 0.3 * 1.0, rtol=1e-6)
