@@ -18,7 +18,7 @@ import numpy as np
 from shared.arguments import DemoArgs, LabelArgs, OfflineArgs
 from shared.data import ARRAYS, Dataset, load_dataset
 from shared.errors import InputError
-from shared.formats import content_hash
+from shared.formats import content_hash, given_of
 from shared.task import Task
 
 HIDDEN = {"rewards": "reward", "actions": "action"}
@@ -54,12 +54,13 @@ def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Dem
     Raises:
       InputError: as `load_dataset`; demonstrations of another environment; no rewards to choose them by.
     """
-    data = load_all(args, (args.dataset, *args.more_data))
+    names = (args.dataset, *args.more_data)
+    data = load_all(args, names, args.demos)
     if args.demo_episodes < 0 or not (args.demos or args.demo_episodes):
         raise InputError(f"--demo-episodes {args.demo_episodes}: without --demos at least one episode must be chosen.")
     demos = data
     if args.demos:
-        demos = load_all(args, args.demos)
+        demos = load_all(args, args.demos, names)
         refuse_another_task(data, demos)
     if args.demo_episodes:
         demos = best_episodes(demos, args.demo_episodes)
@@ -83,9 +84,14 @@ def load_labelled(args: LabelArgs) -> Labelled:
 # ----------------------------------------------------------------------------------- datasets together
 
 
-def load_all(args: OfflineArgs, names: Iterable[str]) -> Dataset:
-    """The datasets `names` as one, each read as `args` say (--env, --fields, ...)."""
-    return joined([load_dataset(dataclasses.replace(args, dataset=name)) for name in names])
+def load_all(args: OfflineArgs, names: Iterable[str], beside: Iterable[str] = ()) -> Dataset:
+    """The datasets `names` as one, each read as `args` say (--env, --fields, ...).
+
+    What is told of arrays of files counts where these are: some dataset of `names` or `beside` must have them.
+    """
+    given = given_of([*names, *beside], args.fields, args.episode_length)
+    told = [dict(zip(("fields", "episode_length"), given[name], strict=True), dataset=name) for name in names]
+    return joined([load_dataset(dataclasses.replace(args, **of)) for of in told])
 
 
 def joined(datasets: list[Dataset]) -> Dataset:
@@ -113,7 +119,10 @@ def joined(datasets: list[Dataset]) -> Dataset:
         baselines={},
     )
     data = Dataset(task, **arrays)
-    if all(d.task.baselines for d in datasets) and not task.counts_successes:
+    if (
+        all(d.task.baselines and x["rewards"] for d, x in zip(datasets, found, strict=True))
+        and not task.counts_successes
+    ):
         returns = data.episode_returns()
         baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
         data = dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines))
