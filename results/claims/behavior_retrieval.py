@@ -1,16 +1,23 @@
 from results.checks import Claim, end, logged, noise
 from results.grid import small
 
-PRIOR = "--more-data point-umaze-random --demos point-umaze-demos --demo-episodes 1 --max-episode-steps 21"
+MIXED = "--more-data point-umaze-random --max-episode-steps 21"
+PRIOR = f"{MIXED} --demos point-umaze-demos --demo-episodes 1"
+DATA = "point-umaze-expert"
+LEARNER = "--beta 10 --expectile 0.9 --discount 0.95 --tau 0.02 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
+"""Of IQL where the goal is all that pays. Its constant reward is 0: any other tells which rows end an episode."""
 SIZES = "--embed-updates 5000 --embed-hidden-dims 64 64"
 
 
 def retrieval(more: str, variant: str):
-    return small("behavior_retrieval", f"{PRIOR} {SIZES} {more}", variant, "point-umaze-expert", 5_000)
+    return small("behavior_retrieval", f"{PRIOR} {SIZES} {more}", variant, DATA, 5_000)
 
 
 ours = retrieval("--threshold 0 0.9", "retrieved")
 alone = retrieval("--task-share 1", "demos")
+TRUE = f"{MIXED} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER}"
+true = small("imputed_rewards", TRUE, "true-with-random", DATA, 5_000)
+constant = small("seabo", f"{MIXED} --squash-alpha 0 {LEARNER}", "constant-with-random", DATA, 5_000)
 retrieved, everything = ("threshold=0.9", "threshold=0")
 
 CLAIM = Claim(
@@ -18,7 +25,7 @@ CLAIM = Claim(
     paper="Behavior Retrieval (arXiv 2304.08742) claims higher success than cloning the demonstrations alone, and than "
     "cloning them with all prior data. Here the prior data is half a planner's, half uniform actions; one episode is "
     "demonstrated, and the goal must be reached within 21 steps, about what the planner needs.",
-    runs=[ours, alone],
+    runs=[ours, alone, true, constant],
     checks={
         "More of what is retrieved is the planner's than of the prior data": (
             logged("of_dataset", ours, retrieved) > 1.5 * logged("of_dataset", ours, everything)

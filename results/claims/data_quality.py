@@ -8,13 +8,21 @@ from results.grid import Entry
 LEVELS = (0, 25, 50, 75)
 GRID = [f"point-obstacle-s{system}p{policy}" for system in LEVELS for policy in LEVELS]
 """Noise of the system, then of the policy, in percent of an action."""
+LENGTH = "--seeds 8 --updates 1500 --eval-every 1500 --log-every 1500 --eval-episodes 20"
+SIZES = f"{LENGTH} --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3"
 FORM = (
-    f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} --seeds 4 --updates 1500 "
-    "--eval-every 1500 --log-every 1500 --eval-episodes 20 --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3 "
+    f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} {SIZES} "
     "--expert environments.point_behaviour:expert --watch-envs 5 --watch-steps 80"
 )
+TOGETHER = f"--more-data {' '.join(GRID[1:])} --preset none {SIZES}"
+LEARNER = "--expectile 0.9 --discount 0.95 --tau 0.02 --critic-lr 2e-3 --value-lr 2e-3"
 
 run = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 5", "5-episodes", "claim")
+many = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 25", "25-episodes", "claim")
+TRUE = f"{TOGETHER} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER} --beta 0 10"
+together = Entry("imputed_rewards", GRID[0], TRUE, "together", "claim")
+"""All sixteen datasets: cloned (beta 0), and IQL on true rewards."""
+constant = Entry("seabo", GRID[0], f"{TOGETHER} --squash-alpha 0 {LEARNER} --beta 10", "together-constant", "claim")
 
 
 def of(system: int, policy: int) -> str:
@@ -43,7 +51,7 @@ CLAIM = Claim(
     "at the states that the clone comes to, that inconsistent actions make it large, and that noise of the system at "
     "collection helps by diverse transitions where noise of the policy does not. Here sixteen datasets of one planner, "
     "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system.",
-    runs=[run],
+    runs=[run, many, together, constant],
     checks={
         "The score falls with the action divergence at visited states (Spearman below -0.5)": (
             correlation("action_divergence") < -0.5

@@ -3,13 +3,16 @@ from results.grid import small
 
 few = {kind: small("imputed_rewards", f"--impute {kind}", kind) for kind in ("model", "zero", "none")}
 true = small("imputed_rewards", "--labelled-fraction 1", "true-rewards")
+shown = small("bc", "--top-fraction 0.1", "top10")
+everything = small("bc")
+constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
 ours = end(few["model"])
 
 CLAIM = Claim(
     title="Rewards of one transition in a hundred are enough where rewards are dense",
     paper="'Offline RL with Imputed Rewards' (arXiv 2407.10839) claims that with 1 % of the rewards and a model of the "
     "others, offline RL is close to what it is with all rewards, and far above training on the 1 % alone.",
-    runs=[*few.values(), true],
+    runs=[*few.values(), true, shown, everything, constant],
     checks={
         "Imputing ends above training on the labelled transitions alone, beyond noise": (
             ours > end(few["none"]) + noise(ours, end(few["none"]))

@@ -18,7 +18,9 @@ scenarios = {
     "Demonstrations with actions": scenario("il"),
 }
 everything = small("bc")
+shown = small("bc", "--top-fraction 0.1", "top10", "pendulum-narrow")
 true = small("iql", "--normalize-return", "true-rewards")
+constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
 
 
 def arms(run: Entry) -> tuple:
@@ -39,7 +41,7 @@ CLAIM = Claim(
     "and of RL, with actions and from observations, where predicting rewards and then learning fails in some. Here the "
     "data are of four controllers of a pendulum; what is shown or rewarded are ten episodes of the one that balances, "
     "which begin nearly upright (in the third setting: ten of the data's own).",
-    runs=[everything, true, *scenarios.values()],
+    runs=[everything, shown, true, constant, *scenarios.values()],
     checks={
         f"{label}: MAHALO ends above reward prediction and ATAC, beyond noise": arms(run)[0]
         > arms(run)[1] + noise(*arms(run))

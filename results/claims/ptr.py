@@ -4,14 +4,22 @@ from results.grid import small
 SIZES = "--scorer-updates 2000 --scorer-lr 1e-3 --score-temperature 0.03 --highest-score 50 --max-episode-steps 25"
 
 
+DATA = "point-umaze-expert"
+LEARNER = "--beta 10 --expectile 0.9 --discount 0.95 --tau 0.02 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
+"""Of IQL where the goal is all that pays. Its constant reward is 0: any other tells which rows end an episode."""
+
+
 def ptr(more: str, variant: str):
-    return small("ptr", f"{SIZES} {more}", variant, "point-umaze-expert", 2_000)
+    return small("ptr", f"{SIZES} {more}", variant, DATA, 2_000)
 
 
 spoilt = ptr("--spoil misattributed --mixing 0 0.5", "misattributed")
 oracle = ptr("--spoil misattributed --trust clean", "misattributed-clean")
 mirrored = ptr("--spoil mirrored --mixing 0 0.5", "mirrored")
 whole = ptr("--mixing 0 0.5", "whole")
+LIMIT = "--max-episode-steps 25"
+true = small("iql", f"{LIMIT} {LEARNER}", "true-in-25-steps", DATA, 2_000)
+constant = small("seabo", f"{LIMIT} --squash-alpha 0 {LEARNER}", "constant-in-25-steps", DATA, 2_000)
 PLAIN, OURS = "mixing=0", "mixing=0.5"
 
 
@@ -30,7 +38,7 @@ CLAIM = Claim(
     "cloning of data of mixed quality, and costs nothing where the data is good. Here two fifths of a planner's rows "
     "have the action of another row, or two fifths of its episodes are seen mirrored; the goal must be reached within "
     "25 steps, hardly more than the planner needs.",
-    runs=[spoilt, oracle, mirrored, whole],
+    runs=[spoilt, oracle, mirrored, whole, true, constant],
     checks={
         "Rows with another row's action score less: AUC above 0.8": logged("auc", spoilt, OURS) > 0.8,
         "Rows of mirrored episodes score less: AUC above 0.6": logged("auc", mirrored, OURS) > 0.6,

@@ -8,13 +8,14 @@ ten = small("recoil", f"{SIZES} --demo-episodes 10", "ten")
 everything = small("bc")
 shown = small("bc", "--top-fraction 0.01", "top1")
 true = small("iql", "--normalize-return", "true-rewards")
+constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
 
 CLAIM = Claim(
     title="What one demonstration shows is found again in mixed data, without a discriminator",
     paper="ReCOIL (arXiv 2302.08560, ICLR 2024) claims near-expert returns from one demonstration and much data of "
     "random actions in which some of the expert's episodes are hidden, where cloning either fails. Here the data are "
     "of four controllers, a quarter of one that swings up and balances; the best of a hundred episodes is shown.",
-    runs=[ours, ten, everything, shown, true],
+    runs=[ours, ten, everything, shown, true, constant],
     checks={
         **{
             f"ReCOIL ends above {label}, beyond noise": end(ours) > other + noise(end(ours), other)

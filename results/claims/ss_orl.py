@@ -5,13 +5,16 @@ SIZES = "--inverse-updates 20000 --inverse-lr 1e-3 --inverse-batch 256 --inverse
 
 ours = small("ss_orl", SIZES)
 alone = small("ss_orl", "--unlabelled none", "labelled-alone")
+shown = small("ss_orl", "--unlabelled none --beta 0", "labelled-cloned")
+everything = small("bc")
 true = small("iql", "", "raw")
+constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
 
 CLAIM = Claim(
     title="A tenth of the trajectories with actions, of the worse half, is enough",
     paper="SS-ORL (arXiv 2210.06518) claims that with actions of 10 % of the trajectories, of low returns, offline RL "
     "is close to what it is with all actions, and far above training on those trajectories alone.",
-    runs=[ours, alone, true],
+    runs=[ours, alone, shown, everything, true, constant],
     checks={
         "SS-ORL ends above training on the labelled trajectories alone, beyond noise": (
             end(ours) > end(alone) + noise(end(ours), end(alone))
