@@ -46,7 +46,7 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
 
     npz, shapes = path.suffix == ".npz", shapes_of(path)
 
-    def arrays(names: Iterable[str]) -> dict[str, np.ndarray]:
+    def stored_of(names: Iterable[str]) -> dict[str, np.ndarray]:
         return _attempt(read_npz, path, set(names).__contains__) if npz else _attempt(read_hdf5, path, names)
 
     tables, numbered = _tables(str(path), shapes)
@@ -63,11 +63,11 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
             raise InputError(f"{path}: not every episode has {min(lacking)}.")
         for base, names in table.items():
             table[base] = [n for n in names if len(shapes[n]) < 3] or names[:1]  # beside numbers images are left out
-    stored = arrays(name for table in tables for names in table.values() for name in names)
+    stored = stored_of(name for table in tables for names in table.values() for name in names)
     columns = [{base: _joined(path, base, names, stored) for base, names in table.items()} for table in tables]
     notes: list[str] = []
     if not numbered and (splits := split_points(shapes, _more_observations(columns[0], read))):
-        stored |= arrays([splits])
+        stored |= stored_of([splits])
         for name in _whole_or_not(columns[0], read, len(stored[splits]) + 1, given):
             notes.append(f"{name} says which episodes were whole, ended by a time limit or not: none terminates")
             del read[name], columns[0][name]
@@ -75,11 +75,15 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
         read[splits] = "splits"
     unread = {name: shape for name, shape in shapes.items() if name not in stored}
     if not numbered:
-        others = arrays(list(_flag_like(unread, columns[0], meaning)))
+        others = stored_of(list(_flag_like(unread, columns[0], meaning)))
     else:
         columns, others = [_episodes_as_rows(str(path), columns, read)], {}
     not_read = [f"{name} {shape}" for name, shape in sorted(unread.items())]
-    return _rows(str(path), columns[0], read, others, not_read, given, episode_length, notes)
+    arrays, meta = _rows(str(path), columns[0], read, others, not_read, given, episode_length, notes)
+    (base,) = (name for name, role in read.items() if role == "obs")
+    if len(names := tables[0][base]) > 1:
+        meta["data"]["keys"] = {name.split(f"{base}/")[-1]: int(np.prod(shapes[name][1:])) for name in names}
+    return arrays, meta
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

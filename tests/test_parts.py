@@ -166,6 +166,26 @@ def test_demonstrations_of_another_environment_of_the_same_sizes(pendulum, other
         joined([one, two])
 
 
+def test_datasets_of_other_keys_are_not_joined(tmp_path):
+    """Their observations would have one size, but other meanings."""
+    import h5py
+
+    names = {"one": ("arm", "object"), "two": ("arm", "target"), "three": ("hand", "wheel")}
+    for file_name, keys in names.items():
+        with h5py.File(tmp_path / f"{file_name}.hdf5", "w") as file:
+            for e in range(3):
+                for key in keys:
+                    file[f"data/demo_{e}/obs/{key}"] = np.random.default_rng(e).normal(size=(20, 2))
+                file[f"data/demo_{e}/actions"], file[f"data/demo_{e}/rewards"] = np.zeros((20, 1)), np.arange(20.0)
+    one, two, three = (load_dataset(str(tmp_path / f"{name}.hdf5")) for name in names)
+    assert one.task.data["keys"] == {"arm": 2, "object": 2} and len(joined([one, one]).obs) == 120
+    with pytest.raises(InputError, match="observes arm, target, '.*' arm, object: of these keys arm are in both"):
+        joined([one, two])
+    args = DemoArgs(dataset=one.task.id, demos=(three.task.id,))
+    with pytest.raises(InputError, match="observes hand, wheel, '.*' arm, object: of these keys none are in both"):
+        load_demonstrated(args)
+
+
 def test_discrete_actions_are_not_hidden(cartpole):
     with pytest.raises(InputError, match="This needs continuous actions; those of"):
         load_labelled(LabelArgs(dataset=cartpole, hide=("actions",)))

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
+from shared.parts import load_demonstrated, rank_correlation, relabelled, with_something_in_common, write_dataset
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -200,7 +200,11 @@ def padded(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
-    """[K, N] mean cost of every row under the plan between its episode and each of K demonstrations."""
+    """[K, N] mean cost of every row under the plan between its episode and each of K demonstrations.
+
+    Raises:
+      InputError: the demonstrations have nothing in common with the data.
+    """
     obs, steps = padded(data)
     shown, shown_steps = padded(demos)
 
@@ -210,7 +214,9 @@ def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
         return jax.vmap(pair)(shown, shown_steps)
 
     costs = np.stack([of_episode(episode) for episode in zip(obs, steps, strict=True)], axis=1)  # [K, E, T]
-    return costs[:, np.arange(obs.shape[1]) < steps[:, None]]
+    found = costs[:, np.arange(obs.shape[1]) < steps[:, None]]
+    rate = np.asarray(args.squash_beta) / (data.spec.obs_shape[0] if args.by_dimensions else 1)
+    return with_something_in_common(data, demos, found, args.squash_alpha, rate)
 
 
 def labels(priced: Priced, args: Args):
