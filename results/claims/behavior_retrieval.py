@@ -4,7 +4,7 @@ from results.grid import small
 MIXED = "--more-data point-umaze-random --max-episode-steps 21"
 PRIOR = f"{MIXED} --demos point-umaze-demos --demo-episodes 1"
 DATA = "point-umaze-expert"
-LEARNER = "--beta 10 --expectile 0.9 --discount 0.95 --tau 0.02 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
+LEARNER = "--expectile 0.9 --discount 0.95 --tau 0.02 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
 """Of IQL where the goal is all that pays. Its constant reward is 0: any other tells which rows end an episode."""
 SIZES = "--embed-updates 5000 --embed-hidden-dims 64 64"
 
@@ -15,16 +15,17 @@ def retrieval(more: str, variant: str):
 
 ours = retrieval("--threshold 0 0.9", "retrieved")
 alone = retrieval("--task-share 1", "demos")
-TRUE = f"{MIXED} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER}"
+TRUE = f"{MIXED} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER} --beta 10 100"
 true = small("imputed_rewards", TRUE, "true-with-random", DATA, 5_000)
-constant = small("seabo", f"{MIXED} --squash-alpha 0 {LEARNER}", "constant-with-random", DATA, 5_000)
+constant = small("seabo", f"{MIXED} --squash-alpha 0 {LEARNER} --beta 10", "constant-with-random", DATA, 5_000)
 retrieved, everything = ("threshold=0.9", "threshold=0")
 
 CLAIM = Claim(
     title="What looks like the demonstrations is worth retrieving from data of mixed quality",
     paper="Behavior Retrieval (arXiv 2304.08742) claims higher success than cloning the demonstrations alone, and than "
     "cloning them with all prior data. Here the prior data is half a planner's, half uniform actions; one episode is "
-    "demonstrated, and the goal must be reached within 21 steps, about what the planner needs.",
+    "demonstrated, and the goal must be reached within 21 steps, about what the planner needs. IQL on the prior data "
+    "has true rewards as imputed_rewards.py with all of them, and a constant 0 as SEABO with --squash-alpha 0.",
     runs=[ours, alone, true, constant],
     checks={
         "More of what is retrieved is the planner's than of the prior data": (

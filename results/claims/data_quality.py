@@ -50,7 +50,9 @@ CLAIM = Claim(
     paper="'Data Quality in Imitation Learning' (arXiv 2306.02437) claims that what decides is the action divergence "
     "at the states that the clone comes to, that inconsistent actions make it large, and that noise of the system at "
     "collection helps by diverse transitions where noise of the policy does not. Here sixteen datasets of one planner, "
-    "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system.",
+    "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system. Each is what "
+    "is demonstrated; all sixteen together are cloned beside it, and IQL learns from their true rewards, or from a "
+    "constant 0.",
     runs=[run, many, together, constant],
     checks={
         "The score falls with the action divergence at visited states (Spearman below -0.5)": (

@@ -40,7 +40,8 @@ CLAIM = Claim(
     paper="MAHALO (arXiv 2303.17156, ICML 2023) claims to be level with the method made for each setting, of imitation "
     "and of RL, with actions and from observations, where predicting rewards and then learning fails in some. Here the "
     "data are of four controllers of a pendulum; what is shown or rewarded are ten episodes of the one that balances, "
-    "which begin nearly upright (in the third setting: ten of the data's own).",
+    "which begin nearly upright (in the third setting: ten of the data's own). IQL on constant rewards is OTR with "
+    "--squash-beta 0.",
     runs=[everything, shown, true, constant, *scenarios.values()],
     checks={
         f"{label}: MAHALO ends above reward prediction and ATAC, beyond noise": arms(run)[0]

@@ -14,7 +14,8 @@ CLAIM = Claim(
     title="What one demonstration shows is found again in mixed data, without a discriminator",
     paper="ReCOIL (arXiv 2302.08560, ICLR 2024) claims near-expert returns from one demonstration and much data of "
     "random actions in which some of the expert's episodes are hidden, where cloning either fails. Here the data are "
-    "of four controllers, a quarter of one that swings up and balances; the best of a hundred episodes is shown.",
+    "of four controllers, a quarter of one that swings up and balances; the best of a hundred episodes is shown. "
+    "IQL on constant rewards is OTR with --squash-beta 0.",
     runs=[ours, ten, everything, shown, true, constant],
     checks={
         **{

@@ -22,7 +22,8 @@ CLAIM = Claim(
     title="Which of two states is better, asked a thousand times, is reward enough",
     paper="Offline RL-VLM-F (arXiv 2411.05273) claims that IQL on rewards learned from a model's preferences is above "
     "cloning, and near IQL on true rewards, though such answers are often wrong. Here an oracle answers, a tenth or "
-    "three tenths of the time the wrong way.",
+    "three tenths of the time the wrong way. Nothing is demonstrated here: the best tenth of the episodes is cloned "
+    "beside it. IQL on constant rewards is SEABO with --squash-alpha 0.",
     runs=[many, true, constant, cloned, best],
     checks={
         "A tenth wrong: it ends above cloning, beyond noise": ours > clone + noise(ours, clone),

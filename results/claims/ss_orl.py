@@ -13,7 +13,8 @@ constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
 CLAIM = Claim(
     title="A tenth of the trajectories with actions, of the worse half, is enough",
     paper="SS-ORL (arXiv 2210.06518) claims that with actions of 10 % of the trajectories, of low returns, offline RL "
-    "is close to what it is with all actions, and far above training on those trajectories alone.",
+    "is close to what it is with all actions, and far above training on those trajectories alone. What is shown are "
+    "these trajectories, which are cloned beside it. IQL on constant rewards is OTR with --squash-beta 0.",
     runs=[ours, alone, shown, everything, true, constant],
     checks={
         "SS-ORL ends above training on the labelled trajectories alone, beyond noise": (
