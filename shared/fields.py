@@ -279,8 +279,9 @@ def parted(
     (obs_name,) = (name for name, role in read.items() if role == "obs")
     (action_name,) = (name for name, role in read.items() if role == "action")
     frames, rows = len(columns[obs_name]), len(columns[action_name])
-    bounds = np.r_[0, splits.astype(np.int64), rows]
-    if (splits != splits.astype(np.int64)).any() or (np.diff(bounds) < 1).any():
+    whole = splits.dtype.kind in "iuf" and np.isin(splits, np.arange(1, rows)).all()
+    bounds = np.r_[0, splits.astype(np.int64), rows] if whole else np.zeros(2)
+    if (np.diff(bounds) < 1).any():
         raise InputError(f"{source}: its split points do not part {rows:,} rows into episodes of at least one.")
     found = [{} for _ in bounds[1:]]
     for name, x in columns.items():

@@ -455,6 +455,9 @@ def test_split_points_that_are_none_are_refused(tmp_path):
     wrong[3] = wrong[2]
     for changes, message in (
         ({"indices": wrong}, "its split points do not part 400 rows into episodes of at least one"),
+        ({"indices": wrong / 7}, "its split points do not part 400 rows"),
+        ({"indices": np.full(E - 1, np.nan)}, "its split points do not part 400 rows"),
+        ({"indices": np.array(["a"] * (E - 1))}, "its split points do not part 400 rows"),
         ({"indices": np.arange(T, N, T)[:-1]}, "action has 400 rows, obs has 408"),
         ({"rews": np.ones(N - 1)}, r"rews of shape \(399,\) is neither of 400 rows nor of their episodes"),
     ):
