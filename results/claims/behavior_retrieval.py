@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, end, highest, logged, noise
 from results.grid import small
 
 MIXED = "--more-data point-umaze-random --max-episode-steps 21"
@@ -18,6 +18,7 @@ alone = retrieval("--task-share 1", "demos")
 TRUE = f"{MIXED} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER} --beta 10 100"
 true = small("imputed_rewards", TRUE, "true-with-random", DATA, 5_000)
 constant = small("seabo", f"{MIXED} --squash-alpha 0 {LEARNER} --beta 10", "constant-with-random", DATA, 5_000)
+best = end(true, "beta=100")
 retrieved, everything = ("threshold=0.9", "threshold=0")
 
 CLAIM = Claim(
@@ -40,6 +41,15 @@ CLAIM = Claim(
                 "the demonstrations alone": end(alone),
             }.items()
         },
+    },
+    observed={
+        "IQL on the prior data's true rewards, beta of 100, ends above cloning all of it, beyond noise": (
+            best > end(ours, everything) + noise(best, end(ours, everything))
+        ),
+        "It ends below Behavior Retrieval, beyond noise": best
+        < end(ours, retrieved) - noise(best, end(ours, retrieved)),
+        "With a beta of 10, or a constant reward, IQL never arrives": highest(end(true, "beta=10"), end(constant))
+        <= 0.0,
     },
     finding="Nearly all that is retrieved is the planner's, and cloning it keeps the pace that cloning with half "
     "uniform actions loses. One demonstration alone is nearly enough in this maze, so that what retrieval adds "

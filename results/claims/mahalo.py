@@ -21,6 +21,7 @@ everything = small("bc")
 shown = small("bc", "--top-fraction 0.1", "top10", "pendulum-narrow")
 true = small("iql", "--normalize-return", "true-rewards")
 constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
+floor = end(constant, "squash_beta=0")
 
 
 def arms(run: Entry) -> tuple:
@@ -55,6 +56,15 @@ CLAIM = Claim(
             of_rewards(ORDER, SHOWN, 0), of_rewards(ORDER, SHOWN, 1)
         )
         > 0.8,
+        **{
+            f"{SHOWN}: MAHALO ends above {label}, beyond noise": arms(scenarios[SHOWN])[0]
+            > other + noise(arms(scenarios[SHOWN])[0], other)
+            for label, other in {
+                "cloning what is shown, with its actions": end(shown),
+                "cloning everything": end(everything),
+                "IQL on constant rewards": floor,
+            }.items()
+        },
         "It ends within 100 of IQL on true rewards": arms(scenarios[SHOWN])[0] > end(true) - 100,
         f"{SAMPLE}: both arms do": lowest(*arms(scenarios[SAMPLE])) > end(true) - 100,
         f"{REWARDED}: neither arm's rewards follow true returns: below 0.1": highest(

@@ -59,6 +59,7 @@ CLAIM = Claim(
         ),
         "Cloning the clean rows always arrives": end(oracle) > 99.0,
         "On whole data so does PTR": kept > 99.0,
+        "So does IQL on true rewards, of the data as it was": end(true) > 99.0,
         "With mirrored frames the score is no better than a guess": logged("auc", mirrored, OURS) < 0.55,
     },
     finding="Actions of other rows are found, and cloning them with equal weights never arrives in time: a mean of "

@@ -9,6 +9,7 @@ everything = small("bc")
 shown = small("bc", "--top-fraction 0.01", "top1")
 true = small("iql", "--normalize-return", "true-rewards")
 constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
+floor = end(constant, "squash_beta=0")
 
 CLAIM = Claim(
     title="What one demonstration shows is found again in mixed data, without a discriminator",
@@ -31,6 +32,7 @@ CLAIM = Claim(
     observed={
         "IQL on true rewards ends above ReCOIL, beyond noise": end(true) > end(ours) + noise(end(true), end(ours)),
         "With ten demonstrations, too": end(true) > end(ten) + noise(end(true), end(ten)),
+        "It ends above IQL on constant rewards, beyond noise": end(ours) > floor + noise(end(ours), floor),
         "With ten demonstrations it rises in the second half of the run": end(ten) > course(ten)[0],
         "Demonstrated pairs come near their bound of 10": logged("q_demo", ours) > 9.0,
         "The data are worth far less on average": logged("q", ours) < 2.0,
