@@ -508,6 +508,11 @@ def test_demonstrations_of_others_are_read_by_path(name):
     np.testing.assert_array_equal(data.starts(), starts)
     np.testing.assert_allclose(data.episode_returns(), np.add.reduceat(rewards, starts), rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(data.obs, np.float32(obs))
+    bare = name.endswith("stable_baselines") or "door" in name  # what followed an episode's last action was not kept
+    assert data.usable().sum() == rows - episodes * bare
+    if name.endswith("cs285") or "door" in name:
+        with pytest.raises(InputError, match="outside Box.*pass --clip-actions"):
+            load_dataset(str(DEMOS / f"{name}.npz"))
 
 
 def test_rlds(tmp_path):
