@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise
+from results.checks import Claim, end, highest, logged, lowest, noise
 from results.grid import Entry, goals
 
 DATA = "point-umaze-mixed"
@@ -50,6 +50,9 @@ CLAIM = Claim(
             logged("reward", at_random, "beta=0") > 0.8 * logged("reward", guided, "beta=0")
         ),
         "But both learners end at 0": highest(*(end(at_random, beta) for beta in BETAS.values())) <= 0.0,
+        "Cloning all 20,000 transitions, or their best tenth, and IQL on their rewards always arrive": (
+            lowest(end(everything), end(shown), end(true)) > 99.0
+        ),
     },
     finding="Cloned from guided transitions a policy reaches the goal, though they are the same uniform actions, only "
     "turned; cloned from observed ones, or from as many at random places, it goes nowhere, as those actions point "
