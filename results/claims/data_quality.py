@@ -30,14 +30,14 @@ def of(system: int, policy: int) -> str:
     return f"part={LEVELS.index(system) * len(LEVELS) + LEVELS.index(policy)}"
 
 
-def correlation(metric: str) -> Quantity:
+def correlation(metric: str, job: Entry = run) -> Quantity:
     """Spearman's, of a metric with the score, over the datasets; each one's mean over its lanes."""
 
     def value(files):
-        found = [[raw.logged(row, metric).mean(), row.final.mean()] for row in files.rows(run)]
+        found = [[raw.logged(row, metric).mean(), row.final.mean()] for row in files.rows(job)]
         return np.asarray(spearmanr(*zip(*found, strict=True)).statistic)
 
-    return Quantity(value, frozenset([run]))
+    return Quantity(value, frozenset([job]))
 
 
 CLEAN, SYSTEM, POLICY = of(0, 0), of(50, 0), of(0, 50)

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, end, highest, logged, noise
 from results.grid import Entry
 
 DATA = "pendulum-mixed"
@@ -48,6 +48,10 @@ CLAIM = Claim(
             - noise(logged("reward_correlation", many, MANY), logged("reward_correlation", many, SOME))
         ),
         "But do not end lower, beyond noise": end(many, MANY) + noise(ours, end(many, MANY)) > ours,
+        "Cloning the best tenth of the episodes ends above all others, beyond noise": (
+            end(best)
+            > highest(ours, end(many, MANY), ceiling) + noise(highest(ours, end(many, MANY), ceiling), end(best))
+        ),
         "A tenth wrong: it is nearer to true rewards than to cloning": ours > 0.5 * (clone + ceiling),
     },
     finding="Labels made of a thousand answers go with the true rewards, and IQL on them is far above cloning "
