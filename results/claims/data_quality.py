@@ -2,7 +2,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from results import raw
-from results.checks import Claim, Quantity, end, logged, noise
+from results.checks import Claim, Quantity, combined, end, logged, noise
 from results.grid import Entry
 
 LEVELS = (0, 25, 50, 75)
@@ -38,6 +38,10 @@ def correlation(metric: str, job: Entry = run) -> Quantity:
         return np.asarray(spearmanr(*zip(*found, strict=True)).statistic)
 
     return Quantity(value, frozenset([job]))
+
+
+def highest_of(one: Quantity, other: Quantity) -> Quantity:
+    return combined(np.maximum, one, other)
 
 
 CLEAN, SYSTEM, POLICY = of(0, 0), of(50, 0), of(0, 50)
@@ -80,6 +84,15 @@ CLAIM = Claim(
         ),
         "The score does not go with the variance of the data's actions (Spearman within 0.3)": (
             abs(correlation("action_variance")) < 0.3
+        ),
+        "Of 25 episodes each, too, it falls with action divergence and with distance (both below -0.5)": (
+            highest_of(correlation("action_divergence", many), correlation("visited_distance", many)) < -0.5
+        ),
+        "Of 25 episodes each, too, it does not go with the variance of actions (within 0.3)": (
+            abs(correlation("action_variance", many)) < 0.3
+        ),
+        "Noise of 0.75 of both kinds ends higher with 25 episodes than with 5, beyond noise": (
+            end(many, of(75, 75)) > both + noise(end(many, of(75, 75)), both)
         ),
         "Nor, by as much as with action divergence, does it go with how concentrated the data's states are": (
             abs(correlation("state_similarity")) < abs(correlation("action_divergence"))
