@@ -154,11 +154,12 @@ def identity(row: Row) -> tuple[str, str, str]:
 
 
 def baselines(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """{"dataset mean": {dataset id: value}, ...}, as scores where the dataset has them."""
+    """{"dataset mean": {dataset id: value}, ...}, as scores where the dataset has them; of what is known alone."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         task = row.record["task"]
-        for label, value in task["baselines"].items():
+        known = {label: value for label, value in task["baselines"].items() if np.isfinite(value)}
+        for label, value in known.items():
             if row.metric == "score":
                 low, high = task["reference"]["min"], task["reference"]["max"]
                 value = 100 * (value - low) / (high - low)

@@ -66,7 +66,8 @@ class DatasetArgs:
     """Clip the data's actions to the action space instead of refusing them."""
     fields: tuple[str, ...] = ()
     """Which array of a file is what, e.g. terminal=done timeout=cut reward=r (obs, next_obs, action, reward, terminal,
-    not_terminal, timeout, end, start, episode, ignore); the others are known by their usual names."""
+    not_terminal, timeout, end, start, episode, ignore); the others are known by their usual names. Of several
+    datasets it counts for those that have the array."""
     episode_length: Count = 0
     """Rows of an episode that did not terminate, where a file says nothing of time limits; 0: it does."""
     discrete: bool = False

@@ -47,6 +47,7 @@ FLAGS = {
             "last",
         ),
         *("is_end", "traj_ends", "trajectory_ends", "path_ends"),
+        "source_terminal_flag",  # of cs285's rollouts, whose terminal is set at their longest length, too
     ),
     "start": (
         *("is_first", "first", "starts", "episode_starts", "episode_start", "is_start", "is_initial"),
@@ -61,6 +62,8 @@ FLAGS = {
     "valid": ("valids", "valid"),
 }
 ROLES = (*DATA, *FLAGS, "ignore")
+SPLITS = ("indices",)
+"""Names of split points: numbers of rows before each episode but the first."""
 _SUSPICIOUS = ("done", "term", "end", "last", "first", "trunc", "timeout", "mask", "final", "reset", "start", "abort")
 
 
@@ -258,6 +261,38 @@ def unnamed_flags(arrays: dict[str, np.ndarray], n: int) -> list[str]:
         for name, x in arrays.items()
         if speaks_of_an_end(name) and x.size == n and x.dtype.kind in "biuf" and np.isin(x, (0, 1)).all() and x.any()
     )
+
+
+def split_points(shapes: dict[str, tuple[int, ...]], more: int) -> str | None:
+    """Name of the split points of a file with `more` observations than actions: each episode has one more."""
+    return next((name for name, x in shapes.items() if plain(name) in SPLITS and more > 0 and x == (more - 1,)), None)
+
+
+def parted(
+    source: str, columns: dict[str, np.ndarray], read: dict[str, str], splits: np.ndarray, notes: list[str]
+) -> list[dict[str, np.ndarray]]:
+    """The columns of every episode, those of observations with one row more; `splits` [E - 1]: see SPLITS.
+
+    Raises:
+      InputError: split points that are none, or an array that is neither of rows nor of episodes.
+    """
+    (obs_name,) = (name for name, role in read.items() if role == "obs")
+    (action_name,) = (name for name, role in read.items() if role == "action")
+    frames, rows = len(columns[obs_name]), len(columns[action_name])
+    whole = splits.dtype.kind in "iuf" and np.isin(splits, np.arange(1, rows)).all()
+    bounds = np.r_[0, splits.astype(np.int64), rows] if whole else np.zeros(2)
+    if (np.diff(bounds) < 1).any():
+        raise InputError(f"{source}: its split points do not part {rows:,} rows into episodes of at least one.")
+    found = [{} for _ in bounds[1:]]
+    for name, x in columns.items():
+        of_frames, of_rows, of_episodes = (x.ndim > 0 and len(x) == n for n in (frames, rows, len(found)))
+        if not (of_frames or of_rows or of_episodes):
+            raise InputError(f"{source}: {name} of shape {x.shape} is neither of {rows:,} rows nor of their episodes.")
+        for e, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            at = slice(start + e, stop + e + 1) if of_frames else slice(start, stop) if of_rows else slice(e, e + 1)
+            found[e][name] = x[at]
+    notes.append(f"{len(found):,} episodes with one observation more than actions, by their split points")
+    return found
 
 
 def every(length: int, last: np.ndarray) -> np.ndarray:

@@ -19,9 +19,11 @@ from shared.fields import (
     every,
     jumps,
     moves,
+    parted,
     plain,
     roles,
     speaks_of_an_end,
+    split_points,
     summary,
     unnamed_flags,
 )
@@ -42,14 +44,11 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
       InputError: an unreadable file, shapes or flags that disagree, nothing about where episodes end.
     """
 
-    def attempt(read: Callable, *args) -> dict:
-        try:
-            return read(path, *args)
-        except Exception as error:  # zipfile, zlib, h5py and numpy each raise their own kinds
-            raise InputError(f"{path} cannot be read ({first_line(error)}).") from None
+    npz, shapes = path.suffix == ".npz", shapes_of(path)
 
-    npz = path.suffix == ".npz"
-    shapes = attempt(npz_shapes if npz else hdf5_shapes)
+    def stored_of(names: Iterable[str]) -> dict[str, np.ndarray]:
+        return _attempt(read_npz, path, set(names).__contains__) if npz else _attempt(read_hdf5, path, names)
+
     tables, numbered = _tables(str(path), shapes)
     meaning = roles(tables[0], given)
     for role in ("obs", "action"):
@@ -64,17 +63,70 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
             raise InputError(f"{path}: not every episode has {min(lacking)}.")
         for base, names in table.items():
             table[base] = [n for n in names if len(shapes[n]) < 3] or names[:1]  # beside numbers images are left out
-    wanted = [name for table in tables for names in table.values() for name in names]
-    stored = attempt(read_npz, set(wanted).__contains__) if npz else attempt(read_hdf5, wanted)
+    stored = stored_of(name for table in tables for names in table.values() for name in names)
     columns = [{base: _joined(path, base, names, stored) for base, names in table.items()} for table in tables]
+    notes: list[str] = []
+    if not numbered and (splits := split_points(shapes, _more_observations(columns[0], read))):
+        stored |= stored_of([splits])
+        for name in _whole_or_not(columns[0], read, len(stored[splits]) + 1, given):
+            notes.append(f"{name} says which episodes were whole, ended by a time limit or not: none terminates")
+            del read[name], columns[0][name]
+        columns, numbered = parted(str(path), columns[0], read, stored[splits], notes), True
+        read[splits] = "splits"
     unread = {name: shape for name, shape in shapes.items() if name not in stored}
     if not numbered:
-        flags = list(_flag_like(unread, columns[0], meaning))
-        others = attempt(read_npz, set(flags).__contains__) if npz else attempt(read_hdf5, flags)
+        others = stored_of(list(_flag_like(unread, columns[0], meaning)))
     else:
         columns, others = [_episodes_as_rows(str(path), columns, read)], {}
     not_read = [f"{name} {shape}" for name, shape in sorted(unread.items())]
-    return _rows(str(path), columns[0], read, others, not_read, given, episode_length)
+    arrays, meta = _rows(str(path), columns[0], read, others, not_read, given, episode_length, notes)
+    (base,) = (name for name, role in read.items() if role == "obs")
+    if len(names := tables[0][base]) > 1:
+        meta["data"]["keys"] = {name.split(f"{base}/")[-1]: int(np.prod(shapes[name][1:])) for name in names}
+    return arrays, meta
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a file.
+
+    Raises:
+      InputError: an unreadable file.
+    """
+    return _attempt(npz_shapes if path.suffix == ".npz" else hdf5_shapes, path)
+
+
+def names_in(path: Path) -> list[str]:
+    """Names of the arrays of a file, as --fields may give them.
+
+    Raises:
+      InputError: an unreadable file.
+    """
+    return list(_tables(str(path), shapes_of(path))[0][0])
+
+
+def _attempt(read: Callable, path: Path, *args) -> dict:
+    try:
+        return read(path, *args)
+    except Exception as error:  # zipfile, zlib, h5py and numpy each raise their own kinds
+        raise InputError(f"{path} cannot be read ({first_line(error)}).") from None
+
+
+def _more_observations(columns: dict[str, np.ndarray], read: dict[str, str]) -> int:
+    """How many a table has than actions."""
+    obs, action = (next(columns[name] for name, of in read.items() if of == role) for role in ("obs", "action"))
+    return len(obs) - len(action) if obs.ndim and action.ndim else 0
+
+
+def _whole_or_not(columns: dict[str, np.ndarray], read: dict[str, str], episodes: int, given: tuple[str, ...]):
+    """Flags of whole episodes that are called terminal, as of the library imitation, which sets them at time limits,
+    too; not what the user said is one.
+    """
+    told = {word.partition("=")[2] for word in given}
+    return [
+        name
+        for name, role in read.items()
+        if role == "terminal" and name not in told and columns[name].size == episodes
+    ]
 
 
 def _tables(source: str, shapes: dict[str, tuple[int, ...]]) -> tuple[list[dict[str, list[str]]], bool]:
@@ -183,10 +235,11 @@ def _rows(
     not_read: list[str],
     given: tuple[str, ...],
     episode_length: int,
+    notes: list[str],
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Transitions and their episodes from the columns {name: array} whose roles are `read`.
 
-    `others`: arrays of one number a row without a role.
+    `others`: arrays of one number a row without a role. `notes`: what is known so far.
     """
     data = {role: columns[name] for name, role in read.items() if role in DATA}
     _check_shapes(source, data)
@@ -197,7 +250,6 @@ def _rows(
     for name, role in read.items():
         if role in FLAGS:
             flags.setdefault(role, {})[name] = columns[name]
-    notes: list[str] = []
     valid = np.ones(n, bool)
     if "next_obs" not in data:
         data, flags, valid = _without_bare_states(source, data, flags, notes)

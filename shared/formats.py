@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import ROOT, InputError, cache_folder, nearest, slugify
-from shared.files import read_file
+from shared.files import names_in, read_file
 from shared.minari_files import read_minari
 from shared.task import recipe_id, recipe_name, recipes
 
@@ -40,6 +40,39 @@ def read_dataset(
     if path.suffix in (".hdf5", ".h5", ".npz"):
         return _cached([path], f"{fields}{episode_length}", lambda: read_file(path, fields, episode_length))
     raise InputError(f"{name}: not a dataset; expected a .hdf5 or .npz file or a Minari directory.")
+
+
+def given_of(names: Iterable[str], fields: Iterable[str], episode_length: int = 0) -> dict[str, tuple[tuple, int]]:
+    """{dataset: those of `fields` whose arrays it has, and `episode_length` where it is a file}.
+
+    A dataset that stands alone has all of them, for its reader to judge.
+
+    Raises:
+      InputError: a file that cannot be read; an array that none of several datasets has.
+    """
+    names, fields = list(dict.fromkeys(names)), tuple(fields)
+    if len(names) == 1 or not (fields or episode_length):
+        return dict.fromkeys(names, (fields, episode_length))
+    held = {name: names_in(Path(name).expanduser()) for name in names if is_file(name)}
+    known = list(dict.fromkeys(x for of in held.values() for x in of))
+    for word in fields:
+        if held and word.partition("=")[2] not in known:
+            array = word.partition("=")[2]
+            raise InputError(f"--fields {word}: no dataset has an array '{array}'; {nearest(array, known)}")
+    if not held:  # the reader of the first one refuses them
+        return dict.fromkeys(names, (fields, episode_length))
+    return {
+        name: (tuple(w for w in fields if w.partition("=")[2] in held[name]), episode_length)
+        if name in held
+        else ((), 0)
+        for name in names
+    }
+
+
+def is_file(name: str) -> bool:
+    """Whether a dataset is a single file, of which --fields and --episode-length may tell."""
+    path = Path(name).expanduser()
+    return path.suffix in (".hdf5", ".h5", ".npz") and path.is_file()
 
 
 def dataset_id(name: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from shared.errors import InputError, first_line
 from shared.fields import summary
-from shared.spaces import constant_texts, flatten_obs, goal_parts, less, without
+from shared.spaces import constant_texts, flatten_obs, goal_parts, key_sizes, less, without
 from shared.task import space_spec
 from shared.untrusted import check_hdf5
 
@@ -75,6 +75,8 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
     }
     if parts := goal_parts(dataset.observation_space):
         meta["data"]["goal"] = parts
+    if keys := key_sizes(space):
+        meta["data"]["keys"] = keys
     if "ref_min_score" in stored and "ref_max_score" in stored:
         pair = stored["ref_min_score"], stored["ref_max_score"]
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in pair) or pair[0] == pair[1]:

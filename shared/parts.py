@@ -18,7 +18,7 @@ import numpy as np
 from shared.arguments import DemoArgs, LabelArgs, OfflineArgs
 from shared.data import ARRAYS, Dataset, load_dataset
 from shared.errors import InputError
-from shared.formats import content_hash
+from shared.formats import content_hash, given_of
 from shared.task import Task
 
 HIDDEN = {"rewards": "reward", "actions": "action"}
@@ -54,12 +54,13 @@ def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Dem
     Raises:
       InputError: as `load_dataset`; demonstrations of another environment; no rewards to choose them by.
     """
-    data = load_all(args, (args.dataset, *args.more_data))
+    names = (args.dataset, *args.more_data)
+    data = load_all(args, names, args.demos)
     if args.demo_episodes < 0 or not (args.demos or args.demo_episodes):
         raise InputError(f"--demo-episodes {args.demo_episodes}: without --demos at least one episode must be chosen.")
     demos = data
     if args.demos:
-        demos = load_all(args, args.demos)
+        demos = load_all(args, args.demos, names)
         refuse_another_task(data, demos)
     if args.demo_episodes:
         demos = best_episodes(demos, args.demo_episodes)
@@ -83,9 +84,14 @@ def load_labelled(args: LabelArgs) -> Labelled:
 # ----------------------------------------------------------------------------------- datasets together
 
 
-def load_all(args: OfflineArgs, names: Iterable[str]) -> Dataset:
-    """The datasets `names` as one, each read as `args` say (--env, --fields, ...)."""
-    return joined([load_dataset(dataclasses.replace(args, dataset=name)) for name in names])
+def load_all(args: OfflineArgs, names: Iterable[str], beside: Iterable[str] = ()) -> Dataset:
+    """The datasets `names` as one, each read as `args` say (--env, --fields, ...).
+
+    What is told of arrays of files counts where these are: some dataset of `names` or `beside` must have them.
+    """
+    given = given_of([*names, *beside], args.fields, args.episode_length)
+    told = [dict(zip(("fields", "episode_length"), given[name], strict=True), dataset=name) for name in names]
+    return joined([load_dataset(dataclasses.replace(args, **of)) for of in told])
 
 
 def joined(datasets: list[Dataset]) -> Dataset:
@@ -113,7 +119,10 @@ def joined(datasets: list[Dataset]) -> Dataset:
         baselines={},
     )
     data = Dataset(task, **arrays)
-    if all(d.task.baselines for d in datasets) and not task.counts_successes:
+    if (
+        all(d.task.baselines and x["rewards"] for d, x in zip(datasets, found, strict=True))
+        and not task.counts_successes
+    ):
         returns = data.episode_returns()
         baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}
         data = dataclasses.replace(data, task=dataclasses.replace(task, baselines=baselines))
@@ -129,6 +138,13 @@ def refuse_another_task(data: Dataset, other: Dataset) -> None:
                 f"'{two.id}' has other {what} than '{one.id}': {shown(two)}, not {shown(one)}; --env names the "
                 "environment of both."
             )
+    keys = [t.data.get("keys") for t in (one, two)]
+    if None not in keys and keys[0] != keys[1]:
+        common = ", ".join(sorted(keys[0].keys() & keys[1].keys())) or "none"
+        raise InputError(
+            f"'{two.id}' observes {', '.join(keys[1])}, '{one.id}' {', '.join(keys[0])}: of these keys {common} are "
+            "in both; the observations of both must be of the same keys and sizes."
+        )
     ids = [t.env_spec and t.env_spec.id for t in (one, two)]
     if None not in ids and len({env_id.partition("-v")[0] for env_id in ids}) > 1:
         raise InputError(f"'{two.id}' is of {ids[1]}, '{one.id}' of {ids[0]}; --env ID says that both are of one.")
@@ -209,6 +225,26 @@ def with_parts(data: Dataset, parts: dict[str, tuple[Dataset, np.ndarray]]) -> D
 
 
 # ---------------------------------------------------------------------------------------------- labels
+
+
+def with_something_in_common(data: Dataset, demos: Dataset, distance: np.ndarray, alpha, rate) -> np.ndarray:
+    """`distance` [..., N] of the data's rows to what `demos` show, of which labels alpha exp(-rate distance) are made.
+
+    `alpha`, `rate`: of any number of lanes, each of which must tell rows apart, unless they are 0.
+
+    Raises:
+      InputError: no row is near enough for a label that float32 tells from 0 beside alpha, or all are equally far.
+    """
+    for k in (k for k in np.unique(rate) if k > 0 and np.any(alpha)):
+        label = np.exp(-np.float32(k) * distance.astype(np.float32))
+        nothing, equal = label.max() < np.finfo(np.float32).eps, np.ptp(label) <= 1e-5 * label.max()
+        if nothing or (equal and distance.min() > 0):
+            raise InputError(
+                f"The demonstrations of '{demos.task.id}' have nothing in common with '{data.task.id}': its rows are "
+                f"{distance.min():.3g} to {distance.max():.3g} away from them, for which --squash-beta makes all "
+                f"labels {'0' if nothing else 'equal'}."
+            )
+    return distance
 
 
 def relabelled(data: Dataset, reward: np.ndarray | None = None, action: np.ndarray | None = None) -> Dataset:

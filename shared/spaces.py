@@ -44,6 +44,13 @@ def goal_parts(space: spaces.Space | None) -> list[int] | None:
     return [int(state[-1]), int(goal[-1])]
 
 
+def key_sizes(space: spaces.Space) -> dict[str, int] | None:
+    """{key: how many numbers of `flatten_obs` are its} of a Dict; None of another space."""
+    if not isinstance(space, spaces.Dict):
+        return None
+    return {key: int(np.prod(flat_obs_shape(of))) for key, of in space.items()}
+
+
 def flatten_goal_obs(obs, space: spaces.Dict, xp=np):
     """[..., O + G] of dictionaries of a goal environment: the state, then the desired goal; images by their channels.
 

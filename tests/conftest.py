@@ -72,20 +72,23 @@ def programs_of_a_module():
         jax.clear_caches()
 
 
-def write_pendulum(path: Path, n: int = 300, seed: int = 0) -> str:
-    """A D4RL-like npz of the shapes of Pendulum-v1 with random numbers; 30-step episodes."""
+def write_pendulum(path: Path, n: int = 300, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> str:
+    """A D4RL-like npz of the shapes of Pendulum-v1 with random numbers; 30-step episodes.
+
+    `scale`, `shift`: of the observations.
+    """
     r = np.random.default_rng(seed)
     timeouts = np.arange(n) % 30 == 29
     frames = r.normal(size=(n + 1, 3)).astype(np.float32)
     next_obs = np.where(timeouts[:, None], r.normal(size=(n, 3)).astype(np.float32), frames[1:])
     np.savez(
         path,
-        observations=frames[:-1],
+        observations=scale * frames[:-1] + np.float32(shift),
         actions=r.uniform(-2, 2, (n, 1)).astype(np.float32),
         rewards=r.normal(size=n).astype(np.float32),
         terminals=np.zeros(n, bool),
         timeouts=timeouts,
-        next_observations=next_obs,
+        next_observations=scale * next_obs + np.float32(shift),
     )
     return str(path)
 

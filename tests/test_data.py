@@ -463,22 +463,6 @@ def test_a_million_hopper_rows_load_within_five_seconds_the_second_time(tmp_path
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize("name", ["adroit_door_human_dapg", "adroit_pen_human_sparse_rlkit"])
-def test_adroit_demonstrations(name):
-    from conftest import ROOT
-
-    path = ROOT.parent / "shared" / "data" / "demos" / f"{name}.npz"
-    if not path.exists():
-        pytest.skip("the demonstrations are not on this machine")
-    data = load_dataset(str(path), clip_actions=True)
-    assert len(data.ends()) == 25 and not data.terminal.any()
-    assert len(data.obs) == {"adroit_door_human_dapg": 6729, "adroit_pen_human_sparse_rlkit": 4975}[name]
-    assert data.usable().sum() == {"adroit_door_human_dapg": 6729 - 25, "adroit_pen_human_sparse_rlkit": 4975}[name]
-    if "door" in name:
-        with pytest.raises(InputError, match="clip-actions"):
-            load_dataset(str(path))
-
-
 # ----------------------------------------------------------------------------------------- errors
 
 

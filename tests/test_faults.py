@@ -385,6 +385,7 @@ LIBRARIES = {
     "mujoco",
     "numpy",
     "optax",
+    "ott",
     "ogbench",
     "pandas",
     "minigrid",  # by datasets/environments/go_to_door.py only, where it is there

@@ -3,10 +3,14 @@
 Eight episodes of 50 rows unless a test says otherwise; the right values are written here, never computed by the loader.
 """
 
+import os
+from pathlib import Path
+
 import h5py
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -418,6 +422,97 @@ def test_groups_with_one_observation_more_than_actions(tmp_path):
     data = load_dataset(write(tmp_path / "x.hdf5", arrays))
     assert counts(data) == (N, E, 0) and data.successor.all()
     np.testing.assert_array_equal(data.next_obs, log()["next_observations"])
+
+
+def imitation_log(**changes) -> dict[str, np.ndarray]:
+    """A file of the library imitation: one observation more in each episode, which is parted by `indices`."""
+    parts = episodes_of(log())
+    frames = [np.concatenate([x["observations"], x["next_observations"][-1:]]) for x in parts]
+    arrays = {"obs": np.concatenate(frames), "acts": log()["actions"], "rews": log()["rewards"]}
+    return arrays | {"indices": np.arange(T, N, T), "terminal": np.ones(E, bool)} | changes
+
+
+def test_imitation(tmp_path):
+    """Its `terminal` is set at time limits, too: no termination, unless the user says so."""
+    path = write(tmp_path / "x.npz", imitation_log())
+    data = load_dataset(path)
+    assert counts(data) == (N, E, 0) and (data.last == ENDS).all() and data.successor.all()
+    np.testing.assert_array_equal(data.obs, log()["observations"])
+    np.testing.assert_array_equal(data.next_obs, log()["next_observations"])
+    assert data.episode_returns().tolist() == [T * (e + 1) for e in range(E)]
+    assert "indices" in data.task.data["read"] and "terminal" not in data.task.data["read"]
+    assert any(note.startswith("terminal says which episodes were whole") for note in data.task.data["notes"])
+    known = np.arange(E) < 3
+    data = load_dataset(write(tmp_path / "y.npz", imitation_log(terminal=known)), fields=("terminal=terminal",))
+    assert counts(data) == (N, E, 3) and (data.terminal == SOME).all()
+    one = {name: x[:T] for name, x in imitation_log().items()} | {"obs": imitation_log()["obs"][: T + 1]}
+    data = load_dataset(write(tmp_path / "z.npz", one | {"indices": np.zeros(0), "terminal": np.ones(1, bool)}))
+    assert counts(data) == (T, 1, 0)
+
+
+def test_split_points_that_are_none_are_refused(tmp_path):
+    wrong = np.arange(T, N, T)
+    wrong[3] = wrong[2]
+    for changes, message in (
+        ({"indices": wrong}, "its split points do not part 400 rows into episodes of at least one"),
+        ({"indices": wrong / 7}, "its split points do not part 400 rows"),
+        ({"indices": np.full(E - 1, np.nan)}, "its split points do not part 400 rows"),
+        ({"indices": np.array(["a"] * (E - 1))}, "its split points do not part 400 rows"),
+        ({"indices": np.arange(T, N, T)[:-1]}, "action has 400 rows, obs has 408"),
+        ({"rews": np.ones(N - 1)}, r"rews of shape \(399,\) is neither of 400 rows nor of their episodes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_dataset(write(tmp_path / "x.npz", imitation_log(**changes)))
+
+
+def test_cs285(tmp_path):
+    """Its flag of the end of a rollout, set at the longest length, too, is no termination."""
+    data = load_dataset(write(tmp_path / "x.npz", log(source_terminal_flag=ENDS, episode_ends=ENDS)))
+    assert counts(data) == (N, E, 0) and (data.last == ENDS).all() and data.successor.all()
+    with pytest.raises(InputError, match="episode_ends and source_terminal_flag contradict each other"):
+        load_dataset(write(tmp_path / "y.npz", log(episode_ends=ENDS, source_terminal_flag=SOME)))
+
+
+DEMOS = Path(os.environ.get("OFFLINE_RL_DEMOS", ROOT.parent / "shared" / "data" / "demos"))
+"""Demonstrations of others, beside the repository."""
+COLLECTED = {
+    "adroit_door_human_dapg": (6729, 25, "AdroitHandDoor-v1"),
+    "adroit_pen_human_sparse_rlkit": (4975, 25, "AdroitHandPen-v1"),
+    "ant_expert_cs285": (2000, 2, "Ant-v5"),
+    "cartpole_expert_imitation": (26964, 57, "CartPole-v1"),
+    "cartpole_expert_stable_baselines": (49527, 100, "CartPole-v1"),
+    "halfcheetah_expert_cs285": (2000, 2, "HalfCheetah-v5"),
+    "hopper_expert_cs285": (2000, 2, "Hopper-v5"),
+    "pendulum_expert_imitation": (11200, 56, "Pendulum-v1"),
+    "pendulum_expert_stable_baselines": (20000, 100, "Pendulum-v1"),
+    "walker2d_expert_cs285": (2000, 2, "Walker2d-v5"),
+}
+"""Name -> rows, episodes, environment."""
+
+
+@pytest.mark.skipif(not DEMOS.is_dir(), reason="the demonstrations are not beside the repository")
+@pytest.mark.parametrize("name", COLLECTED)
+def test_demonstrations_of_others_are_read_by_path(name):
+    data = load_dataset(str(DEMOS / f"{name}.npz"), clip_actions=True)
+    rows, episodes, env = COLLECTED[name]
+    assert counts(data) == (rows, episodes, 0) and data.task.env_spec.id == env
+    with np.load(DEMOS / f"{name}.npz", allow_pickle=False) as file:
+        rewards = file["rews"] if "rews" in file else file["rewards"]
+        if "indices" in file:
+            starts = np.r_[0, file["indices"]]
+            obs = np.delete(file["obs"], np.r_[file["indices"], rows] + np.arange(episodes), axis=0)
+        else:
+            ends = file["episode_ends"] if "episode_ends" in file else np.roll(file["episode_starts"], -1)
+            starts = np.r_[0, np.flatnonzero(ends)[:-1] + 1]
+            obs = file["obs"] if "obs" in file else file["observations"]
+    np.testing.assert_array_equal(data.starts(), starts)
+    np.testing.assert_allclose(data.episode_returns(), np.add.reduceat(rewards, starts), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(data.obs, np.float32(obs))
+    bare = name.endswith("stable_baselines") or "door" in name  # what followed an episode's last action was not kept
+    assert data.usable().sum() == rows - episodes * bare
+    if name.endswith("cs285") or "door" in name:
+        with pytest.raises(InputError, match="outside Box.*pass --clip-actions"):
+            load_dataset(str(DEMOS / f"{name}.npz"))
 
 
 def test_rlds(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import make  # of datasets/
 import numpy as np
 import pytest
 from conftest import write_goals, write_pendulum
@@ -12,6 +13,7 @@ from shared.data import load_dataset
 from shared.errors import InputError
 from shared.parts import (
     best_episodes,
+    hidden,
     joined,
     load_demonstrated,
     load_labelled,
@@ -79,6 +81,34 @@ def test_several_datasets_are_one(pendulum, other):
     assert len(data.obs) == 420 and returns(demos) == pytest.approx(np.r_[returns(one), returns(two)].max())
 
 
+def test_names_of_arrays_are_told_of_the_datasets_that_have_them(pendulum, tmp_path):
+    """Demonstrations with names of their own beside a file, or a recipe's dataset, with the usual ones."""
+    with np.load(pendulum) as file:
+        arrays = {("payment" if name == "rewards" else name): file[name] for name in file.files}
+    shown = str(tmp_path / "pendulum-shown.npz")
+    np.savez(shown, **arrays)
+    told = DemoArgs(dataset=pendulum, demos=(shown,), fields=("reward=payment",), demo_episodes=2)
+    _, demos, _ = load_demonstrated(told)
+    np.testing.assert_array_equal(
+        demos.reward, load_demonstrated(DemoArgs(dataset=pendulum, demo_episodes=2)).demos.reward
+    )
+    make.make("pendulum-narrow", steps=400)
+    data, demos, _ = load_demonstrated(dataclasses.replace(told, dataset="pendulum-narrow", episode_length=10))
+    assert len(data.ends()) == 2 and len(demos.obs) == 20  # a recipe's episodes are known
+    with pytest.raises(
+        InputError, match="--fields reward=paiment: no dataset has an array 'paiment'; did you mean pay"
+    ):
+        load_demonstrated(dataclasses.replace(told, fields=("reward=paiment",)))
+    with pytest.raises(InputError, match="is a Minari dataset, whose fields are known"):
+        load_demonstrated(DemoArgs(dataset="pendulum-narrow", fields=("reward=payment",)))
+
+
+def test_returns_that_are_hidden_are_not_told(pendulum, other):
+    """MAHALO puts demonstrations, their rewards hidden, behind data without any."""
+    data, demos, _ = load_demonstrated(DemoArgs(dataset=pendulum, demos=(other,), demo_episodes=0))
+    assert data.task.baselines and joined([data, hidden(demos, ("rewards",))]).task.baselines == {}
+
+
 @pytest.mark.parametrize("unit", ["episodes", "transitions"])
 def test_a_share_keeps_its_labels(unit, pendulum):
     truth = load_dataset(pendulum)
@@ -134,6 +164,26 @@ def test_demonstrations_of_another_environment_of_the_same_sizes(pendulum, other
     two = dataclasses.replace(two, task=dataclasses.replace(two.task, env_spec=changed))
     with pytest.raises(InputError, match="is of ChangedPendulum-v0, '.*' of Pendulum-v1; --env ID says"):
         joined([one, two])
+
+
+def test_datasets_of_other_keys_are_not_joined(tmp_path):
+    """Their observations would have one size, but other meanings."""
+    import h5py
+
+    names = {"one": ("arm", "object"), "two": ("arm", "target"), "three": ("hand", "wheel")}
+    for file_name, keys in names.items():
+        with h5py.File(tmp_path / f"{file_name}.hdf5", "w") as file:
+            for e in range(3):
+                for key in keys:
+                    file[f"data/demo_{e}/obs/{key}"] = np.random.default_rng(e).normal(size=(20, 2))
+                file[f"data/demo_{e}/actions"], file[f"data/demo_{e}/rewards"] = np.zeros((20, 1)), np.arange(20.0)
+    one, two, three = (load_dataset(str(tmp_path / f"{name}.hdf5")) for name in names)
+    assert one.task.data["keys"] == {"arm": 2, "object": 2} and len(joined([one, one]).obs) == 120
+    with pytest.raises(InputError, match="observes arm, target, '.*' arm, object: of these keys arm are in both"):
+        joined([one, two])
+    args = DemoArgs(dataset=one.task.id, demos=(three.task.id,))
+    with pytest.raises(InputError, match="observes hand, wheel, '.*' arm, object: of these keys none are in both"):
+        load_demonstrated(args)
 
 
 def test_discrete_actions_are_not_hidden(cartpole):

@@ -148,6 +148,15 @@ def test_published_figures_stand_beside_ours(tmp_path):
     assert text.count("*Published*: Park, Li, Levine: Flow Q-Learning") == 1 and "8 seeds; 512x512x512x512" in text
 
 
+def test_returns_of_a_dataset_that_are_not_known_are_not_shown(tmp_path):
+    run = make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS)
+    record = json.loads((run / "run.json").read_text())
+    record["task"]["baselines"] = {"dataset mean": float("nan"), "dataset best episode": 888.0}
+    (run / "run.json").write_text(json.dumps(record))
+    table = table_of(tmp_path)
+    assert "*dataset mean*" not in table and table["*dataset best episode*"] == ["88.8"]
+
+
 def test_returns_where_there_is_no_reference(tmp_path):
     make_run(tmp_path, "td3_bc", "hopper-medium", RISES_THEN_FALLS, reference=False)
     table = table_of(tmp_path)

@@ -15,6 +15,7 @@ from minari.data_collector import EpisodeBuffer
 
 from shared.data import load_dataset
 from shared.errors import InputError, files_for
+from shared.parts import joined
 from shared.spaces import flat_obs_shape, flatten_obs
 from shared.task import Spec, Task, env_task, space_spec
 
@@ -130,6 +131,17 @@ def test_a_dataset_without_an_environment(i):
     following = np.stack([flatten(space, o) for episode in obs for o in episode[1:]])
     np.testing.assert_array_equal(data.next_obs, following.astype(np.float32))
     assert data.spec.discrete and data.spec.action_dim == 8 and data.task.data["time_limits"] == 3
+
+
+def test_dictionaries_of_other_keys_are_not_joined():
+    """Both are flattened to four numbers."""
+    box = spaces.Box(-1, 1, (2,))
+    for name, keys in (("one", "ab"), ("two", "bc")):
+        stored(f"test/{name}-v0", spaces.Dict(dict.fromkeys(keys, box)), spaces.Box(-1, 1, (1,)))
+    one, two = (load_dataset(f"test/{name}-v0") for name in ("one", "two"))
+    assert one.obs.shape == two.obs.shape and one.task.data["keys"] == {"a": 2, "b": 2}
+    with pytest.raises(InputError, match=r"'test/two-v0' observes b, c, 'test/one-v0' a, b: of these keys b are in"):
+        joined([one, two])
 
 
 def test_discrete_actions_begin_where_their_space_does():

@@ -51,6 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, OfflineArgs, Size, function_named, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError, first_line
+from shared.formats import given_of
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
 from shared.parts import joined
 from shared.run import Run, launch
@@ -261,9 +262,9 @@ def load_parts(args: Args) -> tuple[Dataset, np.ndarray]:
     names = (args.dataset, *args.parts)
     if wrong := [x for x in np.atleast_1d(args.part) if x not in range(len(names))]:
         raise InputError(f"--part {wrong[0]:g}: there are {len(names)} datasets, with numbers from 0.")
-    parts = []
+    parts, given = [], given_of(names, args.fields, args.episode_length)
     for name in names:
-        data = load_dataset(name, args.env, args.clip_actions, False, args.fields, args.episode_length, args.discrete)
+        data = load_dataset(name, args.env, args.clip_actions, False, *given[name], args.discrete)
         data = data.require(discrete=False, reward=False)
         parts.append(data.select(data.episode() < args.part_episodes) if args.part_episodes else data)
     whole = joined(parts)

@@ -6,8 +6,8 @@ transport between their observations, both with uniform weights, cost 1 - cosine
 plan is its distance (eq. 3), and its reward alpha exp(-beta distance / dim(O)); of several demonstrations the one that
 an episode has most reward by. IQL (Kostrikov et al., arXiv 2110.06169) learns from these rewards.
 
-The plan is Sinkhorn's, in the log domain, here in the file since it is the method's equation: once per episode, before
-the first update.
+The plan is Sinkhorn's, in the log domain, by ott-jax as in the released code: once per episode, before the first
+update.
 
 Choose it when there are one or a few whole demonstrations, also without their actions, and much data without rewards.
 For single good transitions, or long episodes, seabo.py is cheaper.
@@ -15,7 +15,6 @@ For single good transitions, or long episodes, seabo.py is cheaper.
 Deviations from the released code (ethanluoyc/optimal_transport_reward):
 - the weights of an episode sum to one (eq. 2). There every step has the weight 1/1000: episodes of fewer steps are
   coupled with marginals of different mass. A distance is a step's mean cost (1000 times its cost there);
-- Sinkhorn's iterations are a fixed number; there they stop earlier at a threshold of 1e-9;
 - with --normalize-return rewards of episodes that all have one return are left as they are;
 - on AntMaze demonstrations are chosen by return alone, there by return over the start's distance to the origin.
 
@@ -36,12 +35,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ott.geometry.geometry import Geometry
+from ott.solvers import linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
+from shared.parts import load_demonstrated, rank_correlation, relabelled, with_something_in_common, write_dataset
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -60,7 +61,7 @@ class Args(DemoArgs):
     epsilon: float = 0.01
     """Weight of the plan's entropy."""
     sinkhorn_iterations: int = 100
-    """Sinkhorn's iterations for every pair of episodes."""
+    """Most iterations of Sinkhorn's for a pair of episodes; they stop earlier where marginals are met to 1e-9."""
     normalize_return: bool = True
     """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
@@ -175,17 +176,9 @@ def cosine_cost(x, y):
 
 def transport_plan(cost, a, b, epsilon: float, iterations: int):
     """Plan [n, m] of least <P, cost> - epsilon H(P) with marginals a [n] and b [m], which may be 0 (eq. 2)."""
-    log_a, log_b = jnp.log(a), jnp.log(b)
-
-    def iterate(potentials, _):
-        f, g = potentials
-        f = epsilon * (log_a - jax.nn.logsumexp((g[None] - cost) / epsilon, axis=1))
-        g = epsilon * (log_b - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
-        return (f, g), None
-
-    start = jnp.where(a > 0, 0.0, -jnp.inf), jnp.where(b > 0, 0.0, -jnp.inf)
-    (f, g), _ = jax.lax.scan(iterate, start, length=iterations)
-    return jnp.exp((f[:, None] + g[None] - cost) / epsilon)
+    between = Geometry(cost_matrix=cost, epsilon=epsilon)
+    every = min(10, iterations)  # of which the error is looked at
+    return linear.solve(between, a, b, threshold=1e-9, max_iterations=iterations, inner_iterations=every).matrix
 
 
 def step_costs(obs, steps, demo, demo_steps, epsilon: float, iterations: int):
@@ -207,7 +200,11 @@ def padded(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
-    """[K, N] mean cost of every row under the plan between its episode and each of K demonstrations."""
+    """[K, N] mean cost of every row under the plan between its episode and each of K demonstrations.
+
+    Raises:
+      InputError: the demonstrations have nothing in common with the data.
+    """
     obs, steps = padded(data)
     shown, shown_steps = padded(demos)
 
@@ -217,7 +214,9 @@ def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
         return jax.vmap(pair)(shown, shown_steps)
 
     costs = np.stack([of_episode(episode) for episode in zip(obs, steps, strict=True)], axis=1)  # [K, E, T]
-    return costs[:, np.arange(obs.shape[1]) < steps[:, None]]
+    found = costs[:, np.arange(obs.shape[1]) < steps[:, None]]
+    rate = np.asarray(args.squash_beta) / (data.spec.obs_shape[0] if args.by_dimensions else 1)
+    return with_something_in_common(data, demos, found, args.squash_alpha, rate)
 
 
 def labels(priced: Priced, args: Args):

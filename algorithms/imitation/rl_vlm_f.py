@@ -577,7 +577,7 @@ def shown_rows(data: Dataset, args: Args) -> np.ndarray:
         raise InputError("--reward-inputs sa: of pictures the reward models see nothing else.")
     if args.segment_length > 1:
         raise InputError("--pictures are compared one by one: --segment-length must be 1.")
-    pictures = load_all(dataclasses.replace(args, env="none"), args.pictures)
+    pictures = load_all(dataclasses.replace(args, env="none"), args.pictures, (args.dataset, *args.more_data))
     actions = [x.task.to_env(x.action) for x in (pictures, data)]
     same = np.array_equal(pictures.last, data.last) and np.shape(actions[0]) == np.shape(actions[1])
     if not (pictures.spec.images and same and np.allclose(*actions, atol=1e-5)):
@@ -601,7 +601,7 @@ def on_device(data: Dataset, truth: Dataset, args: Args) -> tuple[Preferences, J
 
 
 def main(args: Args) -> None:
-    truth = load_all(args, (args.dataset, *args.more_data)).require(discrete=False, reward=False)
+    truth = load_all(args, (args.dataset, *args.more_data), args.pictures).require(discrete=False, reward=False)
     data = hidden(truth, ("rewards",))
     if args.n_models < 1:
         raise InputError(f"--n-models {args.n_models}: at least one is needed.")

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.parts import load_demonstrated, rank_correlation, relabelled, write_dataset
+from shared.parts import load_demonstrated, rank_correlation, relabelled, with_something_in_common, write_dataset
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -170,13 +170,15 @@ def distances(data: Dataset, demos: Dataset, args: Args) -> np.ndarray:
     """[N] Euclidean distance of every transition to the k-th nearest of the demonstrations.
 
     Raises:
-      InputError: the demonstrations have fewer than k.
+      InputError: the demonstrations have fewer than k, or nothing in common with the data.
     """
     shown = keys_of(demos, args.key)
     shown = shown if args.key == "sa" else shown[demos.successor]
     if not 1 <= args.neighbour <= len(shown):
         raise InputError(f"--neighbour {args.neighbour}: the demonstrations have {len(shown)} transitions to search.")
-    return cKDTree(shown).query(keys_of(data, args.key), k=[args.neighbour], workers=-1)[0][:, 0].astype(np.float32)
+    found = cKDTree(shown).query(keys_of(data, args.key), k=[args.neighbour], workers=-1)[0][:, 0].astype(np.float32)
+    rate = np.asarray(args.squash_beta) / (data.spec.action_dim if args.by_dimensions else 1)
+    return with_something_in_common(data, demos, found, args.squash_alpha, rate)
 
 
 def labels(searched: Searched, args: Args):

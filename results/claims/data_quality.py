@@ -2,19 +2,27 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from results import raw
-from results.checks import Claim, Quantity, end, logged, noise
+from results.checks import Claim, Quantity, combined, end, logged, noise
 from results.grid import Entry
 
 LEVELS = (0, 25, 50, 75)
 GRID = [f"point-obstacle-s{system}p{policy}" for system in LEVELS for policy in LEVELS]
 """Noise of the system, then of the policy, in percent of an action."""
+LENGTH = "--seeds 8 --updates 1500 --eval-every 1500 --log-every 1500 --eval-episodes 20"
+SIZES = f"{LENGTH} --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3"
 FORM = (
-    f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} --seeds 4 --updates 1500 "
-    "--eval-every 1500 --log-every 1500 --eval-episodes 20 --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3 "
+    f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} {SIZES} "
     "--expert environments.point_behaviour:expert --watch-envs 5 --watch-steps 80"
 )
+TOGETHER = f"--more-data {' '.join(GRID[1:])} --preset none {SIZES}"
+LEARNER = "--expectile 0.9 --discount 0.95 --tau 0.02 --critic-lr 2e-3 --value-lr 2e-3"
 
 run = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 5", "5-episodes", "claim")
+many = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 25", "25-episodes", "claim")
+TRUE = f"{TOGETHER} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER} --beta 0 10"
+together = Entry("imputed_rewards", GRID[0], TRUE, "together", "claim")
+"""All sixteen datasets: cloned (beta 0), and IQL on true rewards."""
+constant = Entry("seabo", GRID[0], f"{TOGETHER} --squash-alpha 0 {LEARNER} --beta 10", "together-constant", "claim")
 
 
 def of(system: int, policy: int) -> str:
@@ -22,14 +30,18 @@ def of(system: int, policy: int) -> str:
     return f"part={LEVELS.index(system) * len(LEVELS) + LEVELS.index(policy)}"
 
 
-def correlation(metric: str) -> Quantity:
+def correlation(metric: str, job: Entry = run) -> Quantity:
     """Spearman's, of a metric with the score, over the datasets; each one's mean over its lanes."""
 
     def value(files):
-        found = [[raw.logged(row, metric).mean(), row.final.mean()] for row in files.rows(run)]
+        found = [[raw.logged(row, metric).mean(), row.final.mean()] for row in files.rows(job)]
         return np.asarray(spearmanr(*zip(*found, strict=True)).statistic)
 
-    return Quantity(value, frozenset([run]))
+    return Quantity(value, frozenset([job]))
+
+
+def highest_of(one: Quantity, other: Quantity) -> Quantity:
+    return combined(np.maximum, one, other)
 
 
 CLEAN, SYSTEM, POLICY = of(0, 0), of(50, 0), of(0, 50)
@@ -42,8 +54,10 @@ CLAIM = Claim(
     paper="'Data Quality in Imitation Learning' (arXiv 2306.02437) claims that what decides is the action divergence "
     "at the states that the clone comes to, that inconsistent actions make it large, and that noise of the system at "
     "collection helps by diverse transitions where noise of the policy does not. Here sixteen datasets of one planner, "
-    "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system.",
-    runs=[run],
+    "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system. Each is what "
+    "is demonstrated; all sixteen together are cloned beside it, and IQL learns from their true rewards, or from a "
+    "constant 0.",
+    runs=[run, many, together, constant],
     checks={
         "The score falls with the action divergence at visited states (Spearman below -0.5)": (
             correlation("action_divergence") < -0.5
@@ -70,6 +84,15 @@ CLAIM = Claim(
         ),
         "The score does not go with the variance of the data's actions (Spearman within 0.3)": (
             abs(correlation("action_variance")) < 0.3
+        ),
+        "Of 25 episodes each, too, it falls with action divergence and with distance (both below -0.5)": (
+            highest_of(correlation("action_divergence", many), correlation("visited_distance", many)) < -0.5
+        ),
+        "Of 25 episodes each, too, it does not go with the variance of actions (within 0.3)": (
+            abs(correlation("action_variance", many)) < 0.3
+        ),
+        "Noise of 0.75 of both kinds ends higher with 25 episodes than with 5, beyond noise": (
+            end(many, of(75, 75)) > both + noise(end(many, of(75, 75)), both)
         ),
         "Nor, by as much as with action divergence, does it go with how concentrated the data's states are": (
             abs(correlation("state_similarity")) < abs(correlation("action_divergence"))

@@ -1,22 +1,25 @@
-from results.checks import Claim, end, highest, logged, noise
-from results.grid import Entry
+from results.checks import Claim, end, highest, logged, lowest, noise
+from results.grid import Entry, goals
 
+DATA = "point-umaze-mixed"
 SIZES = (
     "--seeds 8 --preset none --batch-size 64 --hidden-dims 64 64 --updates 10000 --eval-every 2500 --eval-episodes 20"
 )
-LEARNER = (
-    "--observed 2000 --beta 0 10 --expectile 0.9 --discount 0.95 --tau 0.02 "
-    "--actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
-)
+RATES = "--expectile 0.9 --discount 0.95 --tau 0.02 --actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3"
+LEARNER = f"--observed 2000 --beta 0 10 {RATES}"
 BETAS = {"cloning": "beta=0", "IQL": "beta=10"}
 
 
 def run(augment: str) -> Entry:
     """Both learners in one job."""
-    return Entry("guda", "point-umaze-mixed", f"{SIZES} {LEARNER} --augment {augment}", augment, "claim")
+    return Entry("guda", DATA, f"{SIZES} {LEARNER} --augment {augment}", augment, "claim")
 
 
 none, at_random, guided = run("none"), run("random"), run("guided")
+everything = goals("bc", DATA, variant="imitation")
+shown = goals("bc", DATA, "--top-fraction 0.1", "imitation-top10")
+true = goals("iql", DATA, f"--beta 10 {RATES}", "true-rewards")
+constant = goals("seabo", DATA, f"--squash-alpha 0 --beta 10 {RATES}", "constant-rewards")
 
 
 def above(better: Entry, other: Entry, learner: str):
@@ -28,8 +31,9 @@ CLAIM = Claim(
     title="Augmented data that show progress teach more than data augmented at random",
     paper="GuDA (arXiv 2310.18247, RLC 2024) claims that guided augmentation is above random augmentation, and both "
     "above the observed data alone, for cloning and for offline RL. Here 2,000 transitions of uniform actions are "
-    "observed, one of which reaches the goal of a U maze, and as many are made of them.",
-    runs=[none, at_random, guided],
+    "observed, one of which reaches the goal of a U maze, and as many are made of them. No demonstrations are among "
+    "them: what cloning and IQL make of all 20,000 transitions, with the planner's, stands beside.",
+    runs=[none, at_random, guided, everything, shown, true, constant],
     checks={
         f"{learner}: {sentence}, beyond noise": above(*pair, learner)
         for learner in BETAS
@@ -46,6 +50,9 @@ CLAIM = Claim(
             logged("reward", at_random, "beta=0") > 0.8 * logged("reward", guided, "beta=0")
         ),
         "But both learners end at 0": highest(*(end(at_random, beta) for beta in BETAS.values())) <= 0.0,
+        "Cloning all 20,000 transitions, or their best tenth, and IQL on their rewards always arrive": (
+            lowest(end(everything), end(shown), end(true)) > 99.0
+        ),
     },
     finding="Cloned from guided transitions a policy reaches the goal, though they are the same uniform actions, only "
     "turned; cloned from observed ones, or from as many at random places, it goes nowhere, as those actions point "

@@ -8,13 +8,16 @@ ten = small("recoil", f"{SIZES} --demo-episodes 10", "ten")
 everything = small("bc")
 shown = small("bc", "--top-fraction 0.01", "top1")
 true = small("iql", "--normalize-return", "true-rewards")
+constant = small("otr", "--demo-episodes 10 --squash-beta 0 5")
+floor = end(constant, "squash_beta=0")
 
 CLAIM = Claim(
     title="What one demonstration shows is found again in mixed data, without a discriminator",
     paper="ReCOIL (arXiv 2302.08560, ICLR 2024) claims near-expert returns from one demonstration and much data of "
     "random actions in which some of the expert's episodes are hidden, where cloning either fails. Here the data are "
-    "of four controllers, a quarter of one that swings up and balances; the best of a hundred episodes is shown.",
-    runs=[ours, ten, everything, shown, true],
+    "of four controllers, a quarter of one that swings up and balances; the best of a hundred episodes is shown. "
+    "IQL on constant rewards is OTR with --squash-beta 0.",
+    runs=[ours, ten, everything, shown, true, constant],
     checks={
         **{
             f"ReCOIL ends above {label}, beyond noise": end(ours) > other + noise(end(ours), other)
@@ -29,6 +32,7 @@ CLAIM = Claim(
     observed={
         "IQL on true rewards ends above ReCOIL, beyond noise": end(true) > end(ours) + noise(end(true), end(ours)),
         "With ten demonstrations, too": end(true) > end(ten) + noise(end(true), end(ten)),
+        "It ends above IQL on constant rewards, beyond noise": end(ours) > floor + noise(end(ours), floor),
         "With ten demonstrations it rises in the second half of the run": end(ten) > course(ten)[0],
         "Demonstrated pairs come near their bound of 10": logged("q_demo", ours) > 9.0,
         "The data are worth far less on average": logged("q", ours) < 2.0,

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, end, highest, logged, noise
 from results.grid import Entry
 
 DATA = "pendulum-mixed"
@@ -11,7 +11,9 @@ MODELS = "--reward-hidden-dims 32 32 --reward-lr 1e-3 --reward-epochs 100"
 
 many = Entry("rl_vlm_f", DATA, f"{IQL} {MODELS} --flips 0.1 0.3 --preference-batch 125", "1000-pairs", "claim")
 true = Entry("iql", DATA, f"{IQL} --normalize-return", "true-rewards-beside-preferences", "claim")
+constant = Entry("seabo", DATA, f"{IQL} --squash-alpha 0", "constant-beside-preferences", "claim")
 cloned = Entry("bc", DATA, FORM, "beside-preferences", "claim")
+best = Entry("bc", DATA, f"{FORM} --top-fraction 0.1", "top10-beside-preferences", "claim")
 SOME, MANY = "flips=0.1", "flips=0.3"
 
 ours, clone, ceiling = end(many, SOME), end(cloned), end(true)
@@ -20,8 +22,9 @@ CLAIM = Claim(
     title="Which of two states is better, asked a thousand times, is reward enough",
     paper="Offline RL-VLM-F (arXiv 2411.05273) claims that IQL on rewards learned from a model's preferences is above "
     "cloning, and near IQL on true rewards, though such answers are often wrong. Here an oracle answers, a tenth or "
-    "three tenths of the time the wrong way.",
-    runs=[many, true, cloned],
+    "three tenths of the time the wrong way. Nothing is demonstrated here: the best tenth of the episodes is cloned "
+    "beside it. IQL on constant rewards is SEABO with --squash-alpha 0.",
+    runs=[many, true, constant, cloned, best],
     checks={
         "A tenth wrong: it ends above cloning, beyond noise": ours > clone + noise(ours, clone),
         "A tenth wrong: it is level with true rewards, within noise": ours + noise(ours, ceiling) > ceiling,
@@ -45,6 +48,10 @@ CLAIM = Claim(
             - noise(logged("reward_correlation", many, MANY), logged("reward_correlation", many, SOME))
         ),
         "But do not end lower, beyond noise": end(many, MANY) + noise(ours, end(many, MANY)) > ours,
+        "Cloning the best tenth of the episodes ends above all others, beyond noise": (
+            end(best)
+            > highest(ours, end(many, MANY), ceiling) + noise(highest(ours, end(many, MANY), ceiling), end(best))
+        ),
         "A tenth wrong: it is nearer to true rewards than to cloning": ours > 0.5 * (clone + ceiling),
     },
     finding="Labels made of a thousand answers go with the true rewards, and IQL on them is far above cloning "

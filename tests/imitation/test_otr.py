@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import load, write_goals
+from conftest import load, write_goals, write_pendulum
 from iql_in_numpy import check_iql
 from jobs import small
 from scipy.optimize import linear_sum_assignment
@@ -167,8 +167,10 @@ def test_labels_are_written_for_any_other_script(pendulum, tmp_path):
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
     otr, goals = load("otr"), write_goals(tmp_path / "maze.npz")
+    nowhere = write_pendulum(tmp_path / "pendulum-nowhere.npz", scale=0.0)
     for dataset, changes, message in (
         (pendulum, {"demos": (goals,)}, "has other observations"),
+        (pendulum, {"demos": (nowhere,)}, "have nothing in common with '.*': its rows are 1 to 1 away .* labels equal"),
         (pendulum, {"epsilon": 0.0}, "--epsilon and --sinkhorn-iterations must be above 0"),
         (pendulum, {"sinkhorn_iterations": 0}, "--epsilon and --sinkhorn-iterations must be above 0"),
         (cartpole, {}, "needs continuous actions"),

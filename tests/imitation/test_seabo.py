@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, write_goals
+from conftest import load, write_goals, write_pendulum
 from iql_in_numpy import check_iql
 from jobs import small
 from scipy.stats import spearmanr
@@ -93,8 +93,11 @@ def test_labels_are_written_as_a_dataset(pendulum, tmp_path):
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
     seabo, goals = load("seabo"), write_goals(tmp_path / "maze.npz")
+    far = write_pendulum(tmp_path / "pendulum-far.npz", shift=1000.0)
     for dataset, changes, message in (
         (pendulum, {"demos": (goals,)}, "has other observations"),
+        (pendulum, {"demos": (far,)}, r"have nothing in common with '.*': its rows are 2.4\de\+03 to .* all labels 0"),
+        (pendulum, {"demos": (far,), "squash_beta": (0.0, 1e-9)}, "--squash-beta makes all labels equal"),
         (pendulum, {"neighbour": 31}, "--neighbour 31: the demonstrations have 30 transitions to search"),
         (pendulum, {"neighbour": 0}, "--neighbour 0: "),
         (cartpole, {}, "needs continuous actions"),
