@@ -19,6 +19,7 @@ Writes results/sequence_speed.json, from which `make report` makes its tables.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -94,8 +95,11 @@ def corl(lanes: int, args: argparse.Namespace):
     for name in ("tqdm", "trange"):
         setattr(sys.modules["tqdm.auto"], name, None)
     sys.modules["gym"].Env = sys.modules["gym"].Wrapper = object
-    sys.path.insert(0, str(args.corl / "algorithms" / "offline"))
-    import dt
+    file = importlib.util.spec_from_file_location("corl_dt", args.corl / "algorithms" / "offline" / "dt.py")
+    sys.modules["corl_dt"] = dt = importlib.util.module_from_spec(file)
+    file.loader.exec_module(dt)
+    for name in ("d4rl", "gym", "wandb", "tqdm", "tqdm.auto", "pyrallis"):  # which torch looks for, too
+        del sys.modules[name]
 
     sizes = {"seq_len": args.context, "embedding_dim": args.width, "num_layers": args.layers, "num_heads": 1}
     dropout = {f"{part}_dropout": 0.1 for part in ("attention", "residual", "embedding")}
@@ -456,7 +460,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for part in args.parts:
             record[part] = PARTS[part](args, given)
-            record[part] |= {"command": " ".join(["results/sequence_speed.py", "--parts", part]), "rounds": args.rounds}
+            record[part] |= {"command": " ".join(["results/sequence_speed.py", *given]), "rounds": args.rounds}
             record[part] |= {"hardware": {"cores": len(os.sched_getaffinity(0))}}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
     except InputError as error:
