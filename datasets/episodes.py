@@ -44,7 +44,7 @@ def cores() -> int:
 
 
 def episode(observations, actions, rewards, terminated: bool, seed: int | None = None) -> EpisodeBuffer:
-    """T + 1 observations, T actions, T rewards (lists or arrays) -> Minari's episode, in float32.
+    """T + 1 observations, T actions, T rewards (lists or arrays) -> Minari's episode in float32; states by number stay.
 
     An episode ends either because the task did (`terminated`) or by a cut (truncated), never both:
     where a task ends exactly at the time limit, bootstrapping must stop, so termination wins.
@@ -52,7 +52,9 @@ def episode(observations, actions, rewards, terminated: bool, seed: int | None =
     if isinstance(observations[0], dict):
         observations = {k: np.float32([o[k] for o in observations]) for k in observations[0]}
     else:
-        observations = np.asarray(observations, np.float32)
+        observations = np.asarray(observations)
+        numbers = observations.ndim == 1 and np.issubdtype(observations.dtype, np.integer)
+        observations = observations if numbers else observations.astype(np.float32)
     actions = np.asarray(actions)
     last = np.arange(len(actions)) == len(actions) - 1
     return EpisodeBuffer(

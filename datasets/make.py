@@ -64,6 +64,7 @@ MODULES = {
     "bandit": bandits,
     "pendulum": scripted,
     "cartpole": scripted,
+    "frozen": scripted,
     "pointmaze": pointmaze,
     "point": pointworld,
     "hopper": locomotion,

@@ -1,4 +1,4 @@
-"""Pendulum-v1 and CartPole-v1 from scripted controllers of graded quality.
+"""Pendulum-v1, CartPole-v1 and FrozenLake-v1 from scripted controllers of graded quality.
 
 Each episode is played by one controller. The bad ones are wrong on purpose and not merely noisy:
 averaging over noise would give the good action back, so that cloning would already be optimal.
@@ -6,7 +6,7 @@ averaging over noise would give the good action back, so that cloning would alre
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +23,7 @@ SHARES = {
     "pendulum-rare": {"expert": 0.05, "random": 0.95},
     "pendulum-narrow": {"expert": 1.0},
     "cartpole-mixed": {"expert": 0.15, "drifter": 0.50, "clumsy": 0.20, "random": 0.15},
+    "frozen-lake-mixed": {"expert": 0.10, "hurried": 0.40, "random": 0.50},
 }
 """Share of the steps that each controller plays."""
 STEPS = {"pendulum-few": 2_000}
@@ -75,7 +76,30 @@ def left_out(name: str) -> float:
     return LEFT_OUT.get(name, 0.15)
 
 
-CONTROLLERS: dict[str, Callable[[str], Act]] = {"Pendulum-v1": pendulum, "CartPole-v1": cartpole}
+@lru_cache
+def way_over_the_ice(slippery: bool) -> np.ndarray:
+    """[16] the best action in each state of the lake, by value iteration; of equally good ones the first."""
+    outcomes = gym.make("FrozenLake-v1", is_slippery=slippery).unwrapped.P
+    q = np.zeros((len(outcomes), 4))
+    for _ in range(1_000):
+        v = q.max(1)
+        for s, actions in outcomes.items():
+            for a, found in actions.items():
+                q[s, a] = sum(p * (r + 0.99 * v[to] * (not ends)) for p, to, r, ends in found)
+    return np.round(q, 9).argmax(1)
+
+
+def frozen_lake(grade: str) -> Act:
+    """obs [] -> the best action, or (`hurried`) the one that would be if nothing slipped: past the holes."""
+    way = way_over_the_ice(grade == "expert")
+    return lambda obs: np.int64(way[obs])
+
+
+CONTROLLERS: dict[str, Callable[[str], Act]] = {
+    "Pendulum-v1": pendulum,
+    "CartPole-v1": cartpole,
+    "FrozenLake-v1": frozen_lake,
+}
 
 
 def recipe(name: str, env_id: str) -> Recipe:

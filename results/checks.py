@@ -196,6 +196,11 @@ def end(run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, lambda row: row.final)
 
 
+def end_return(run: Entry, setting: str = "") -> LaneMean:
+    """At the last evaluation, in the unit of the rewards even where there are scores."""
+    return of_lanes(run, setting, lambda row: raw.final_episodes(row._replace(metric="return")).mean(1))
+
+
 def of_task(number: int, run: Entry, setting: str = "") -> LaneMean:
     """At the last evaluation, in one of the environment's tasks."""
     return of_lanes(run, setting, lambda row: raw.final_episodes(row, number).mean(1))

@@ -26,6 +26,7 @@ from numpy._core._multiarray_umath import __cpu_dispatch__ as DISPATCH  # noqa: 
 from numpy._core._multiarray_umath import __cpu_features__ as FEATURES  # noqa: E402
 
 from shared.arguments import preset_for  # noqa: E402
+from shared.data import load_dataset  # noqa: E402
 from shared.errors import InputError  # noqa: E402
 from shared.task import recipe_id, recipe_name, recipes, reference_score  # noqa: E402
 
@@ -57,13 +58,13 @@ def digest(dataset: minari.MinariDataset) -> str:
 
 
 def check_form(dataset: minari.MinariDataset, steps: int) -> list:
-    """T + 1 observations, one end per episode and in its last row, float32, `steps` steps."""
+    """T + 1 observations, one end per episode and in its last row, float32 or numbers of states, `steps` steps."""
     episodes = list(dataset.iterate_episodes())
     assert sum(len(e.rewards) for e in episodes) == steps
     for e in episodes:
         leaves = e.observations.values() if isinstance(e.observations, dict) else [e.observations]
         for leaf in leaves:
-            assert leaf.dtype == np.float32 and len(leaf) == len(e.rewards) + 1
+            assert leaf.dtype == (np.int64 if leaf.ndim == 1 else np.float32) and len(leaf) == len(e.rewards) + 1
         assert len(e.actions) == len(e.rewards) and e.rewards.dtype == np.float32
         ends = e.terminations.astype(int) + e.truncations
         assert ends[-1] == 1 and ends[:-1].sum() == 0
@@ -108,6 +109,29 @@ def test_cartpole_is_mixed_and_terminates(root):
     assert lengths.max() == 500 and lengths.min() < 30 and ((lengths > 60) & (lengths < 400)).any()
     assert all(e.terminations[-1] == (len(e.rewards) < 500) for e in episodes[:-1])
     assert {int(a) for e in episodes for a in e.actions} == {0, 1}
+
+
+def test_frozen_lake_is_mixed_and_its_states_are_numbers(root):
+    """Half uniform, and the hurried one falls where the best one, who keeps off the holes, arrives."""
+    best, hurried = (scripted.frozen_lake(grade) for grade in ("expert", "hurried"))
+    assert [int(hurried(s)) for s in (0, 4, 8, 9, 13, 14)] == [
+        1,
+        1,
+        2,
+        1,
+        2,
+        2,
+    ]  # down, down, right, down, right, right
+    assert [int(best(s)) for s in (0, 4, 8)] == [0, 0, 3]  # against the wall, so that it cannot slip into a hole
+    episodes = check_form(made("frozen-lake-mixed", 2000), 2000)
+    assert all(e.observations.dtype == np.int64 and e.observations[0] == 0 for e in episodes)
+    obs = np.concatenate([e.observations[:-1] for e in episodes])
+    action = np.concatenate([e.actions for e in episodes])
+    as_best, as_hurried = (np.mean(action == [act(s) for s in obs]) for act in (best, hurried))
+    assert 0.2 < as_best < as_hurried and 0.4 < as_hurried < 0.65
+    data = load_dataset("frozen-lake-mixed")
+    assert data.obs.shape == (2000, 16) and (data.obs.sum(1) == 1).all()
+    assert 0 < data.reward.sum() < 0.1 * len(episodes) and (data.reward[~data.terminal] == 0).all()
 
 
 def test_same_seed_same_content(root):

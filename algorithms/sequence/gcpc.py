@@ -342,6 +342,8 @@ def main(args: Args) -> None:
     if args.width % 2 or args.future_steps < 0 or args.slots < 0:
         given = f"{args.width}, {args.future_steps} and {args.slots}"
         raise InputError(f"--width must be even, --future-steps and --slots at least 0, not {given}.")
+    if args.future_steps:
+        require_context(data.data, args.future_steps, "--future-steps")
     if not args.slots and args.autoencoder_updates:
         raise InputError(f"--slots 0: without a plan --autoencoder-updates must be 0, not {args.autoencoder_updates}.")
     data.require_steps(1, "a goal later by")

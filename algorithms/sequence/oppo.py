@@ -427,7 +427,8 @@ def pieces(data: Dataset, foresee: int) -> tuple[np.ndarray, np.ndarray]:
 
 def main(args: Args) -> None:
     truth = load_dataset(args).require(discrete=False)
-    require_context(truth, args.context)
+    for steps, option in ((args.context, "--context"), (args.foresee, "--foresee")):
+        require_context(truth, steps, option)
     for heads in (args.heads, args.encoder_heads):
         require_heads(args.width, heads)
     if np.min(args.known_pairs) < 1 or np.max(args.known_pairs) > 2**30:

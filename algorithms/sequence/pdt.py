@@ -666,7 +666,8 @@ def require_pretrained_alike(args: Args) -> None:
 def main(args: Args) -> None:
     require_pretrained_alike(args)
     truth = load_dataset(args).require(discrete=False, reward=False)
-    require_context(truth, args.context)
+    for steps, option in ((args.context, "--context"), (args.lookahead, "--lookahead")):
+        require_context(truth, steps, option)
     require_heads(args.width, args.heads)
     limit = require_env(truth.task).env_spec.max_episode_steps
     if not limit:

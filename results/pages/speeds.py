@@ -16,6 +16,8 @@ def speed_section(root: Path) -> str:
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
     planner = root / "results" / "planner_speed.json"
     parts += [planner_table(json.loads(planner.read_text()))] if planner.exists() else []
+    sequence = root / "results" / "sequence_speed.json"
+    parts += [sequence_tables(json.loads(sequence.read_text()))] if sequence.exists() else []
     accelerator = root / "results" / "speed_gpu.json"
     if accelerator.exists():
         cases = json.loads(accelerator.read_text())["cases"]
@@ -143,20 +145,69 @@ def action_table(measured: dict) -> str:
 
 
 def planner_table(measured: dict) -> str:
-    """Of Diffuser beside its authors' code; ratios within rounds."""
+    """Of Diffuser beside its authors' code."""
+    return taking_turns("planner_speed", measured)
+
+
+def taking_turns(program: str, measured: dict) -> str:
+    """Sides in processes of their own; ratios within rounds."""
     body = []
     for case in measured["cases"]:
         for what, rates in case["per_s"].items():
             ours = np.array(rates["ours"])
             for side, found in rates.items():
-                ratio = ours / np.array(found)
-                text = f"{np.median(ratio):.2f} ({ratio.min():.2f}–{ratio.max():.2f})"
                 lanes = case["lanes"] if side == "ours" else 1
                 name = f"{what}, {lanes} lane{'s' * (lanes > 1)}"
                 compiled = f"{case['compile_s'][side]:.1f} s" if side == "ours" else ""
-                body.append([name, side, rate(np.median(found)), "" if side == "ours" else text, compiled])
+                body.append([name, side, rate(np.median(found)), "" if side == "ours" else over(ours, found), compiled])
     header = ["", "code", "per second, all lanes", "ours / theirs (lowest–highest round)", "compile, both programs"]
-    return "\n\n".join([measured["note"] + " (`python results/planner_speed.py`)", markdown(header, body)])
+    return "\n\n".join([measured["note"] + f" (`python results/{program}.py`)", markdown(header, body)])
+
+
+def over(one: list[float] | np.ndarray, other: list[float] | np.ndarray) -> str:
+    """Median, lowest and highest ratio of the rounds' rates or times."""
+    ratio = np.array(one) / np.array(other)
+    return f"{np.median(ratio):.2f} ({ratio.min():.2f}–{ratio.max():.2f})"
+
+
+def sequence_tables(measured: dict) -> str:
+    """Of the sequence models: DT beside other code; actions of every file; what acting costs by how it remembers."""
+    tables = []
+    if "beside" in measured:
+        tables.append(taking_turns("sequence_speed", measured["beside"]))
+    for part, table in (("actions", actions_of_sequences), ("memory", memory_of_sequences)):
+        if found := measured.get(part):
+            sizes = f"{found['layers']} block{'s' * (found['layers'] > 1)} of width {found['width']}"
+            tables += [table(found, sizes)]
+    return "\n\n".join(tables)
+
+
+def actions_of_sequences(found: dict, sizes: str) -> str:
+    """One row per file, the columns by the number of lanes."""
+    lanes = sorted({case["lanes"] for case in found["cases"]})
+    medians = {(c["algorithm"], c["lanes"]): rate(np.median(c["actions_per_s"])) for c in found["cases"]}
+    names = sorted({name for name, _ in medians})
+    body = [[name, *(medians.get((name, n), "") for n in lanes)] for name in names]
+    note = f"Actions of one episode per lane, {sizes}, windows of {found['context']} steps, the rest as published, on "
+    header = ["actions/s, all lanes", *(lanes_in_words(n) for n in lanes)]
+    return "\n\n".join([note + made_on(found), markdown(header, body)])
+
+
+def memory_of_sequences(found: dict, sizes: str) -> str:
+    """Of DT's ring of the last steps, beside all steps and beside a cache; ratios within rounds."""
+    body = [
+        [
+            f"{case['context']}, {lanes_in_words(case['lanes'])}",
+            f"{np.median(case['ms']['ring']):,.2f}",
+            over(case["ms"]["whole"], case["ms"]["ring"]),
+            over(case["ms"]["ring"], case["ms"]["cache"]),
+        ]
+        for case in found["cases"]
+    ]
+    header = ["window", "milliseconds", "all steps of an episode / window", "window / cache of keys and values"]
+    note = f"One action of decision_transformer in every lane, {sizes}; an episode has {found['history']:,} steps. The "
+    note += "cache gives the window's actions only as long as no step has left it. Ratios within rounds, on "
+    return "\n\n".join([note + made_on(found), markdown(header, body)])
 
 
 def made_on(measured: dict) -> str:

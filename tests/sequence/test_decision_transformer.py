@@ -1,5 +1,6 @@
 """Decision Transformer: its loss and network in numpy, what sees what, and how it acts."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jobs import small, train
 from reference import agent_of, close
 from transformer_in_numpy import DISCRETE, SPEC, B, T, dense, norm, transformer, window
 
+from results.sequence_speed import cached_play
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.evaluation import load_run
@@ -122,6 +124,28 @@ def test_acting_is_the_network_on_the_last_steps(spec):
             np.testing.assert_array_equal(actions[-1], out.argmax(-1))
         else:
             close(actions[-1], out)
+
+
+def test_a_cache_of_keys_and_values_gives_the_windows_actions_as_long_as_no_step_leaves_it():
+    """By results/sequence_speed.py; later the window's steps have forgotten what they had seen, and the two differ."""
+    dt, args, agent = setting(layers=2, return_scale=1.0)
+    r = np.random.default_rng(2)
+    obs, reward = r.normal(size=(T, 3)).astype(np.float32), r.normal(size=T).astype(np.float32)
+    reward[0] = 0.0
+    wanted = args.target_return - np.cumsum(reward)
+    cached = jax.jit(cached_play)(agent, obs, wanted)
+
+    @jax.jit
+    def played(agent, args):
+        def step(carry, given):
+            action, carry = dt.act(agent, carry, given[0][None], given[1][None], None, args)
+            return carry, action[0]
+
+        first = jax.tree.map(lambda x: x[None], dt.initial_carry(agent, args))
+        return jax.lax.scan(step, first, (obs, reward))[1]
+
+    close(cached, played(agent, args))
+    assert np.abs(cached - played(agent, dataclasses.replace(args, context=T - 1)))[-1].max() > 1e-3
 
 
 def test_an_update_is_adamw_after_a_clip_with_a_warm_up():
