@@ -13,8 +13,8 @@ Diffuser.
 Plans are --plan-steps long: windows of the data may be shorter, as the network takes any length. They are made for all
 lanes and episodes in one call; fewer --sampling-steps make it shorter, and --warm-steps those after the first.
 
-metrics.csv holds, from the first round on, the mean distance of a generated plan's worst step to the data's steps
-(plan_distance) and that of the kept ones (kept_distance), in half ranges of the data.
+metrics.csv holds the mean distance of a generated plan's worst step to the data's steps (plan_distance) and that of the
+kept ones (kept_distance), in half ranges of the data, and the loss of kept plans (plan_loss): nan before a round.
 
 Choose it when goals are to be reached by long ways whose pieces the data holds, and actions may take their time.
 
@@ -226,6 +226,10 @@ class Agent(flax.struct.PyTreeNode):
     """[D] largest ones; 1 for actions."""
     plans: Any
     """[K, --plan-steps, D] the kept plans of the last round, in [-1, 1]."""
+    plan_distance: Any
+    """Of that round, of the plans that it made; 0 before the first."""
+    kept_distance: Any
+    """Of those that it kept."""
     step: Any
     """Updates done."""
 
@@ -382,7 +386,7 @@ def kept_plans(args: Args) -> int:
     return max(1, int(args.kept_share * args.generated_plans)) if args.rounds else 1
 
 
-def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent, dict]:
+def begin_round(agent: Agent, key, args: Args, windows: Windows) -> Agent:
     """One lane: plans between states of the data, the best of which, with the inverse model's actions, are kept."""
     plan_key, reference_key = jax.random.split(key)
     layout, n, size = agent.nets.layout, args.generated_plans, min(256, args.generated_plans)
@@ -400,7 +404,7 @@ def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent,
     kept, obs = plans[best], plans[best][..., layout.obs]
     action = agent.nets.inverse.apply(agent.inverse, obs[:, :-1], obs[:, 1:])
     kept = kept.at[:, :-1, : layout.obs.start].set(action)
-    return agent.replace(plans=kept), {"plan_distance": distance.mean(), "kept_distance": distance[best].mean()}
+    return agent.replace(plans=kept, plan_distance=distance.mean(), kept_distance=distance[best].mean())
 
 
 # ------------------------------------------------------------------------------------------- the agent
@@ -425,6 +429,8 @@ def init(key, args: Args, spec: Spec, low=-1.0, high=1.0, apart: bool | None = N
         low=jnp.broadcast_to(jnp.float32(low), (layout.dim,)),
         high=jnp.broadcast_to(jnp.float32(high), (layout.dim,)),
         plans=jnp.zeros((kept_plans(args), args.plan_steps, layout.dim)),
+        plan_distance=jnp.float32(0.0),
+        kept_distance=jnp.float32(0.0),
         step=jnp.int32(0),
     )
 
@@ -539,13 +545,16 @@ def main(args: Args) -> None:
         agent = run.restore(agent)
         lanes = partial(run.over_lanes, in_axes=(0, 0, 0, None), donate=True)
         train_lanes = {adapts: lanes(partial(train, adapts=adapts)) for adapts in (False, True)}
-        begin_lanes, found = lanes(begin_round), {}
+        begin_lanes = lanes(begin_round)
+        unknown = dict.fromkeys(("plan_loss", "plan_distance", "kept_distance") if args.rounds else ())
         for keys in run.chunks():
             adapts = run.done >= first_round and args.rounds > 0
             if adapts and (run.done - first_round) % args.round_updates == 0:
-                agent, found = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
+                agent = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
             agent, metrics = train_lanes[adapts](agent, keys, run.lane_args, windows)
-            run.log(agent, {**metrics, **found})
+            if adapts:
+                metrics |= {"plan_distance": agent.plan_distance, "kept_distance": agent.kept_distance}
+            run.log(agent, unknown | metrics)
 
 
 if __name__ == "__main__":

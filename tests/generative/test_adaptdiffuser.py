@@ -1,16 +1,18 @@
 """The planner of adaptdiffuser, its losses and rounds against the same equations in plain numpy."""
 
 import functools
+import json
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, write_goals
+from conftest import load, timeless, write_goals
 from jobs import small
 from networks_in_numpy import mish, sinusoidal
 from reference import close, differences, mlp
+from test_going_on import stop_at
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -273,17 +275,33 @@ def test_adaptdiffuser_a_round_keeps_the_plans_nearest_to_the_data(tmp_path):
     agent = agent.replace(nets=agent.nets._replace(denoiser=Linear()), denoiser=ema, ema_denoiser=ema)
     agent = agent.replace(low=jnp.float32([-1, -1, -4, -4]), high=jnp.float32([1, 1, 4, 4]))
     key = jax.random.key(1)
-    new, found = jax.jit(module.begin_round)(agent, key, args, data)
+    new = jax.jit(module.begin_round)(agent, key, args, data)
     assert new.plans.shape == (3, 16, 4) and module.kept_plans(args_of(kept_share=0.0)) == 1
     reference = module.to_unit(data.steps(jax.random.split(key)[1], 5), agent.low[2:], agent.high[2:])
     distance = module.plan_distance(new.plans, reference, agent.nets.layout)
-    assert (np.diff(distance) > 0).all() and float(distance[-1]) < 2 * float(found["plan_distance"])
-    close(found["kept_distance"], distance.mean())
-    rest = 6 * float(found["plan_distance"]) - float(distance.sum())  # of the three that were not kept
+    assert (np.diff(distance) > 0).all() and float(distance[-1]) < 2 * float(new.plan_distance)
+    close(new.kept_distance, distance.mean())
+    rest = 6 * float(new.plan_distance) - float(distance.sum())  # of the three that were not kept
     assert rest / 3 > float(distance[-1])
     obs = np.asarray(new.plans[..., 2:])
     action = np.clip(mlp(agent.inverse, obs[:, :-1], obs[:, 1:] - obs[:, :-1]), -1, 1)
     close(new.plans[:, :-1, :2], action)
+
+
+def test_adaptdiffuser_a_run_logs_the_same_before_and_after_a_round_begins(goals, tmp_path, monkeypatch):
+    """Also where it went on from a checkpoint within the round."""
+    sizes = {"rounds": 1, "round_updates": 4, "updates": 6, "log_every": 2, "checkpoint_every": 2, "eval_every": 6}
+    job = functools.partial(small, "adaptdiffuser", goals, env="none", layout="map", **sizes)
+    load("adaptdiffuser").main(job(out=tmp_path / "whole"))
+    before, first, last = timeless(tmp_path / "whole" / "metrics.csv")
+    names = ("plan_loss", "plan_distance", "kept_distance")
+    assert [before[name] for name in names] == ["nan"] * 3
+    assert all(np.isfinite(float(first[name])) and np.isfinite(float(last[name])) for name in names)
+    assert first["plan_distance"] == last["plan_distance"] and first["plan_loss"] != last["plan_loss"]
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["diverged"] == {}
+    stop_at(lambda: load("adaptdiffuser").main(job(out=tmp_path / "cut")), 4, monkeypatch)
+    load("adaptdiffuser").main(job(out=tmp_path / "cut", resume=True))
+    assert timeless(tmp_path / "cut" / "metrics.csv") == [before, first, last]
 
 
 def test_adaptdiffuser_average_follows_every_tenth_update():
