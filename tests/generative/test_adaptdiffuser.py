@@ -207,8 +207,9 @@ def test_adaptdiffuser_plans_are_the_reverse_chain_with_given_ends(changes, at, 
     close(jax.jit(module.make_plans)(agent, ends, key, args, last), x)
 
 
-def test_adaptdiffuser_few_steps_are_dwms():
-    assert not differences(load("adaptdiffuser"), load("dwm")) & {"posteriors"}
+def test_adaptdiffuser_few_steps_are_those_of_all_planners():
+    for name in ("dwm", "ldcq", "metadiffuser"):
+        assert not differences(load("adaptdiffuser"), load(name)) & {"posteriors"}, name
 
 
 # ------------------------------------------------------------------------------------------- windows
