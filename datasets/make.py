@@ -49,6 +49,7 @@ import roads
 import scripted
 import sepsis
 import teams
+import toys
 import trials
 import turned
 from episodes import Recipe
@@ -79,6 +80,7 @@ MODULES = {
     "minigrid": missions,
     "ogbench": ogbench_data,
     "road": roads,
+    "toy": toys,
     "trial": trials,
     "turned": turned,
 }

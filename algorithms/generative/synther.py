@@ -13,6 +13,7 @@ the samples alone.
 metrics.csv says how good the samples are: marginal_distance, the mean over columns of the Wasserstein distance to the
 data, in standard deviations; and where a known environment's state can be read off observations (Pendulum, point
 worlds), sample_error and reward_error, the mean distance of s' and r from what the environment makes of (s, a).
+Where the environment knows the density of the data's actions (toy-modes8), energy_distance to it and modes_covered.
 
 Choose it when you have few transitions, and the method that you train would like many.
 
@@ -48,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checkpoint import replacing
 from shared.data import load_dataset
+from shared.densities import JUDGED, Density, density_of, judged
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -307,13 +309,17 @@ def as_transitions(rows, spec: Spec, known: bool):
     return jnp.concatenate([batch.obs, action, batch.reward[:, None], terminal[:, None], next_obs], axis=-1)
 
 
-def quality(agent: Agent, rows, key, transitions: Transitions, exact: Callable | None, known: bool) -> dict:
+def quality(
+    agent: Agent, rows, key, transitions: Transitions, exact: Callable | None, known: bool, density: Density | None
+) -> dict:
     """How good samples [N, D] are: see above; of at most 1,000 of them."""
-    real_key, exact_key = jax.random.split(key)
-    rows = rows[:1000]
+    real_key, exact_key, density_key = jax.random.split(key, 3)
+    rows = rows[:JUDGED]
     real = transitions.rows[transitions.draw(real_key, len(rows))]
     apart = jnp.abs(jnp.sort(rows, axis=0) - jnp.sort(real, axis=0)) / agent.row_std
     found = {"marginal_distance": apart.mean()}
+    if density:
+        found |= judged(unpack(rows, transitions.spec).action, density, density_key)
     if exact:
         batch = unpack(rows, transitions.spec)
         next_obs, reward, _ = exact(batch.obs, batch.action, exact_key)
@@ -324,14 +330,22 @@ def quality(agent: Agent, rows, key, transitions: Transitions, exact: Callable |
     return found
 
 
-def draw_samples(agent: Agent, key, args: Args, transitions: Transitions, exact: Callable | None, known: bool):
+def draw_samples(
+    agent: Agent,
+    key,
+    args: Args,
+    transitions: Transitions,
+    exact: Callable | None,
+    known: bool,
+    density: Density | None,
+):
     """One lane's samples [--synthetic-rows, D], and how good they are; `known`: see `as_transitions`."""
     sample_key, quality_key = jax.random.split(key)
     size = min(args.sampling_batch, args.synthetic_rows)
     keys = jax.random.split(sample_key, -(-args.synthetic_rows // size))
     rows = jax.lax.map(lambda key: sample_rows(agent, key, size, args), keys)
     rows = as_transitions(rows.reshape(-1, rows.shape[-1])[: args.synthetic_rows], transitions.spec, known)
-    return rows, quality(agent, rows, quality_key, transitions, exact, known)
+    return rows, quality(agent, rows, quality_key, transitions, exact, known, density)
 
 
 def write_samples(path: Path, rows: np.ndarray, task: Task, known: bool) -> None:
@@ -499,7 +513,8 @@ def main(args: Args) -> None:
         data = data.select(np.sort(np.random.default_rng(0).permutation(len(data.obs))[:kept]))
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    exact, known = exact_model(data.task), bool(data.successor[data.terminal].all())
+    judges = {"exact": exact_model(data.task), "density": density_of(data.task)}
+    known = bool(data.successor[data.terminal].all())
     with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.diffusion_updates) as run:
         transitions = data.transitions()
         scale = row_statistics(np.asarray(transitions.rows), data.spec)
@@ -507,7 +522,7 @@ def main(args: Args) -> None:
         agent = run.init(partial(init, spec=data.spec, **scale))
         agent = run.restore(agent)
         fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None), donate=True)
-        sample_lanes = run.over_lanes(partial(draw_samples, exact=exact, known=known), in_axes=(0, 0, 0, None))
+        sample_lanes = run.over_lanes(partial(draw_samples, known=known, **judges), in_axes=(0, 0, 0, None))
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0), donate=True)
         synthetic = None
         for keys in run.chunks():

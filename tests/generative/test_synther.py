@@ -11,6 +11,7 @@ from jobs import SHORT, train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
 
 from shared.data import load_dataset
+from shared.densities import Density
 from shared.errors import InputError
 from shared.transitions import FIELDS, Transitions
 
@@ -172,14 +173,17 @@ def test_synther_quality_of_samples():
     def exact(obs, action, key):
         return obs + 1.0, action.sum(-1), None
 
-    found = module.quality(agent, one + 0.5 * agent.row_std, jax.random.key(0), data, exact, True)
+    found = module.quality(agent, one + 0.5 * agent.row_std, jax.random.key(0), data, exact, True, None)
     shifted = one + 0.5 * agent.row_std
     close(found["marginal_distance"], 0.5)
     close(found["sample_error"], np.linalg.norm(shifted[:, 7:] - shifted[:, :3] - 1.0, axis=1).mean())
     close(found["reward_error"], np.abs(shifted[:, 5] - shifted[:, 3:5].sum(1)).mean())
     shifted[:, 6] = np.arange(40) < 30
     shifted[:30, 7:] = 100.0  # stands for what is not known
-    some = module.quality(agent, shifted, jax.random.key(0), data, exact, False)
+    density = Density(lambda key, n: jnp.zeros((n, 2)), np.zeros((1, 2), np.float32), 0.1)
+    at_once = module.quality(agent, 0 * one, jax.random.key(0), data, None, True, density)
+    assert (float(at_once["energy_distance"]), float(at_once["modes_covered"])) == (0.0, 1.0)
+    some = module.quality(agent, shifted, jax.random.key(0), data, exact, False, None)
     close(some["sample_error"], found["sample_error"])
 
 
@@ -236,7 +240,7 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
     """In the environment's units and as they were before the shift, one lane's in each file, all of its rows."""
     module, out = load("synther"), tmp_path / "run"
 
-    def samples(agent, key, args, transitions, exact, known):
+    def samples(agent, key, args, transitions, exact, known, density):
         rows = jnp.broadcast_to(args.alpha * jnp.arange(1.0, 10.0) / 10, (24, 9))
         return rows.at[:, 5].set(jnp.arange(24) % 2), {}
 
