@@ -23,7 +23,6 @@ from shared.errors import InputError
 from shared.evaluation import Policies, load_run
 from shared.task import Task
 
-
 CELLS = 8
 """Along the side of the square of actions from -1 to 1."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ALGORITHMS
 
-from results import speed
+from results import action_time, speed
 from results.speed import alone, arithmetic, candidates, products, run_case, write_log
 
 
@@ -112,3 +112,15 @@ def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monk
     assert len({turn for _, turn in seen}) == turns
     assert {own for own, _ in seen} == ({(4,), (5,)} if cores else {()})
     assert capsys.readouterr().err.count("is left out: too large") == 2
+
+
+@pytest.mark.parametrize("name", ["deas", "adaptdiffuser"])
+def test_an_episodes_first_actions_are_those_that_act_gives(name, monkeypatch):
+    """Of a file whose policy remembers a chunk, and of one with goals; two lanes, which differ."""
+    sizes = {"adaptdiffuser": {"diffusion_steps": 2, "sampling_steps": 2, "window_steps": 4, "plan_steps": 4}}
+    monkeypatch.setattr(action_time, "HIDDEN", (8, 8))
+    monkeypatch.setattr(action_time, "STEPS", 3)
+    act, _, calls = action_time.prepare_steps(name, 2, sizes.get(name, {}))
+    found = np.asarray(act())
+    assert found.shape == (2, 3, 3) and calls >= 1
+    assert np.abs(found).max() <= 1 and np.abs(found[0] - found[1]).max() > 1e-3
