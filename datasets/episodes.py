@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
     """("random" | "expert", episodes) -> returns [episodes] in the evaluation environment; None: the pair in
     reference_scores.json is exact, and not measured."""
     packages: tuple[str, ...] = ()
-    """Beyond those of requirements.txt, whose versions are recorded."""
+    """Beyond those of requirements.txt, as pip takes them; which versions there are is recorded."""
     rewards: bool = True
     """False: goals are for whoever learns from it to choose; rewards are stored as 0."""
 

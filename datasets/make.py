@@ -49,6 +49,7 @@ import roads
 import scripted
 import sepsis
 import teams
+import toys
 import trials
 import turned
 from episodes import Recipe
@@ -80,6 +81,7 @@ MODULES = {
     "minigrid": missions,
     "ogbench": ogbench_data,
     "road": roads,
+    "toy": toys,
     "trial": trials,
     "turned": turned,
 }
@@ -148,6 +150,7 @@ def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False
         size = f"{stored['total_steps']:,} steps, seed {stored['seed']}"
         print(f"{name}: already at {final} ({size}); --force makes it anew")
         return
+    require_packages(made_by.packages)
     start = time.perf_counter()
     episodes = made_by.collect(steps or made_by.steps, seed)
     played = time.perf_counter() - start
@@ -164,6 +167,21 @@ def make(name: str, steps: int | None = None, seed: int = 0, force: bool = False
         f"{name}: {total:,} steps, {len(returns):,} episodes, return {np.mean(returns):.1f} "
         f"({min(returns):.1f} to {max(returns):.1f}); {speed}{wall:.1f} s in all"
     )
+
+
+def require_packages(packages: tuple[str, ...]) -> None:
+    """InputError: some of the `packages` of a recipe are not installed."""
+    missing = [package for package in packages if version_of(package) is None]
+    if missing:
+        raise InputError(f"It is made with what is not installed: pip install {' '.join(missing)}")
+
+
+def version_of(package: str) -> str | None:
+    """Of what is installed of a `package`, as pip takes it; None: nothing."""
+    try:
+        return importlib.metadata.version(package.split("==")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def folder_of(name: str) -> Path:
@@ -228,7 +246,7 @@ def write(
             "recipe": name,
             "policy": made_by.policy,
             "seed": seed,
-            "versions": {p: importlib.metadata.version(p) for p in packages},
+            "versions": {p.split("==")[0]: version_of(p) for p in packages},
             "mean_return": float(np.mean(returns)),
             "min_return": min(returns),
             "max_return": max(returns),

@@ -27,7 +27,7 @@ def recipe(name: str, env_id: str) -> Recipe:
         reference=env_id,
         expert="the paddle that always follows the ball",
         returns=returns,
-        packages=("pgx",),
+        packages=("pgx==2.6.0",),
     )
 
 

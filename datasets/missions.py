@@ -28,7 +28,7 @@ def recipe(name: str, env_id: str) -> Recipe:
         reference=env_id,
         expert="to the door of the mission",
         returns=partial(returns, spec),
-        packages=("minigrid",),
+        packages=("minigrid==3.2.0",),
     )
 
 

@@ -123,7 +123,7 @@ def recipe(name: str, env_id: str) -> Recipe:
         reference=env_id,
         expert="every episode succeeds",
         returns=None,
-        packages=("ogbench", "dm-control", "scipy"),
+        packages=("ogbench==1.2.2", "dm-control==1.0.44", "scipy"),
         rewards=bool(task),
     )
 

@@ -24,14 +24,17 @@ def plans_picture(cases: list[dict], path: Path) -> bytes:
 
 
 def draw_paths(axes, title: str, maze: list[str], paths: list) -> None:
-    """Paths [K, T, 2] in cells, y downwards; a dot where one begins, a cross where it ends."""
+    """Paths [K, T, 2] in cells, y downwards; a dot where one begins, a cross where it ends; of one point dots alone."""
     paths = np.array(paths)
     wall = np.array([[217 if cell == "#" else 255 for cell in row] for row in maze], np.uint8)
     axes.imshow(np.repeat(wall[..., None], 3, -1), extent=(0, wall.shape[1], wall.shape[0], 0))
     for n, path in reversed(list(enumerate(paths))):
         colour = COLOURS[1] if n == 0 else COLOURS[0]
         axes.plot(*path.T, color=colour, lw=1.6 if n == 0 else 0.7, alpha=1.0 if n == 0 else 0.6)
-    axes.plot(*paths[:, 0].T, "o", color=GREY, ms=3, ls="")
-    axes.plot(*paths[:, -1].T, "x", color=COLOURS[2], ms=4, ls="")
+    if paths.shape[1] == 1:
+        axes.plot(*paths[:, 0].T, "o", color=COLOURS[0], ms=1.5, ls="")
+    else:
+        axes.plot(*paths[:, 0].T, "o", color=GREY, ms=3, ls="")
+        axes.plot(*paths[:, -1].T, "x", color=COLOURS[2], ms=4, ls="")
     axes.set_title(title, loc="left", fontsize=8, fontweight="bold")
     axes.set_axis_off()

@@ -4,6 +4,7 @@
 
 `plans(module, policies, run) -> {panel: paths [K, T, 2]}` of the algorithm's claim file says what is drawn, in cells of
 the maze, for the first lane of a run with a checkpoint in a point world. The first path of a panel is drawn darker.
+Of a world of single actions of the plane paths are the actions, of one point each, over a square of eight cells.
 A run that is there already is measured anew; `make report` draws results/plans.json for the page of the claim.
 """
 
@@ -17,9 +18,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "datasets")]
 from results.grid import claim_files
+from shared.densities import density_of
 from shared.errors import InputError
 from shared.evaluation import Policies, load_run
 from shared.task import Task
+
+CELLS = 8
+"""Along the side of the square of actions from -1 to 1."""
+
+
+def plans_of_actions(action: np.ndarray) -> np.ndarray:
+    """Actions [K, 2] in [-1, 1] as paths [K, 1, 2] in cells."""
+    return (np.asarray(action) + 1.0)[:, None] * CELLS / 2
 
 
 def walls(task: Task) -> list[str]:
@@ -30,6 +40,8 @@ def walls(task: Task) -> list[str]:
     """
     from environments.point import World
 
+    if density_of(task):
+        return ["." * CELLS] * CELLS
     if not (task.env_spec and "point_env" in str(task.env_spec.entry_point)):
         raise InputError(f"'{task.id}' is not of a point world: there is no maze to draw on.")
     return ["".join(".#"[int(cell)] for cell in row) for row in World(**task.env_spec.kwargs).grid.wall[0]]

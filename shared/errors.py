@@ -52,11 +52,14 @@ def slugify(dataset_id: str) -> str:
 
 
 def files_for(discrete: bool, folder: Path = ROOT / "algorithms") -> list[str]:
-    """The files that learn from a dataset of such actions alone, without goals: by what they require of it."""
+    """The files that learn from a dataset of such actions alone, without goals: by what they require of it.
+
+    Those of algorithms/offline are first, the shortest of each family before the others: the usual baselines.
+    """
     refused = re.compile(rf"\.require\((discrete=)?{not discrete}\b")
     found = []
-    for path in sorted(folder.glob("*/*.py")):
+    for path in folder.glob("*/*.py"):
         source = path.read_text()
         if "(OfflineArgs)" in source and not refused.search(source):
-            found.append(path.name)
-    return found
+            found.append((path.parent.name != "offline", path.parent.name, len(source), path.name))
+    return [name for *_, name in sorted(found)]

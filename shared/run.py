@@ -255,10 +255,13 @@ class Run:
     def log(self, agent: Any, metrics: dict[str, jax.Array], updates: int | None = None, state: Any = None) -> None:
         """After a chunk: writes its mean metrics {name: [L]}; evaluates and saves when it is time.
 
+        A metric that is not known yet is None, and nan in the table, whose columns are those of its first row.
         `updates`: gradient updates done since the first environment step, where the schedule counts those.
         `state`: what a checkpoint needs besides `agent` (a replay buffer).
         """
-        metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        unknown = np.full(len(self.padded_settings), np.nan)
+        known = {name: np.asarray(value, np.float64) for name, value in metrics.items() if value is not None}
+        metrics = {name: known.get(name, unknown) for name in metrics}
         previous, self.done = self.done, self.done + self.chunk
         early, offline = previous < -self.offline_updates, -self.offline_updates <= previous < 0
         begin = -self.offline_updates - self.before if early else -self.offline_updates if offline else 0
@@ -269,7 +272,7 @@ class Run:
         self._bar.update(self.chunk * len(self.settings))
         last, ends = self.done >= self.total, self.done in (0, -self.offline_updates)
         if metrics:
-            self._report_divergence(metrics, phase)
+            self._report_divergence(known, phase)
             self._means.add(metrics)
         if self._means.count and (last or ends or self._passes(self.args.log_every, count)):
             metrics = self._means.take()

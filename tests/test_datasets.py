@@ -429,6 +429,21 @@ def test_mistyped_name_exits_2_with_one_sentence(root):
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pgx") is not None, reason="pgx is installed")
+def test_a_missing_package_is_one_sentence_that_says_how_to_install_it(root):
+    command = [sys.executable, ROOT / "datasets" / "make.py", "minatar-breakout-mixed"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    said = "minatar-breakout-mixed: It is made with what is not installed: pip install pgx==2.6.0\n"
+    assert run.returncode == 2 and run.stderr.endswith(said) and "Traceback" not in run.stderr
+    assert not list(root.glob("*/*"))
+
+
+def test_missing_packages_are_named_all_at_once_and_only_they():
+    make.require_packages(("numpy==0.1", "scipy"))
+    with pytest.raises(InputError, match=r"pip install no-such==1\.0 nor-this$"):
+        make.require_packages(("numpy", "no-such==1.0", "nor-this"))
+
+
 def test_missing_policy_is_one_sentence_and_leaves_nothing(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locomotion, "POLICIES", tmp_path / "none")
     with pytest.raises(InputError, match="hopper-medium: There is no policy"):

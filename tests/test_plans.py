@@ -87,6 +87,21 @@ def test_synthers_samples_are_drawn_beside_the_data(tmp_path):
     assert {tuple(row) for row in data.reshape(150, 4).round(5)} <= known
 
 
+def test_synthers_actions_are_drawn_over_their_square(tmp_path):
+    run, actions = tmp_path / "toy-run", np.float32([[-1, 1], [0, 0.5]])
+    (run / "samples").mkdir(parents=True)
+    zero = np.zeros((2, 1), np.float32)
+    np.savez(run / "samples" / "lane-0.npz", actions=actions, observations=zero, next_observations=zero)
+    task = Task(write_goals(tmp_path / "goals.npz"), "", Spec((1,), 2, False), registered_env("PlaneBandit-v0"))
+    assert plans.walls(task) == ["........"] * 8
+    panels = claim_files()["synther"].plans(load("synther"), SimpleNamespace(task=task), run)
+    samples, data = panels.values()
+    np.testing.assert_allclose(samples, [[[0, 8]], [[4, 6]]])
+    assert data.shape == (300, 1, 2)
+    path, case = tmp_path / "x.png", {"maze": plans.walls(task), "panels": {"a": samples.tolist()}}
+    assert plans_picture([case], path)[:4] == b"\x89PNG"
+
+
 def test_plans_are_drawn_into_the_page_of_the_claim(tmp_path):
     (tmp_path / "results").mkdir()
     cases = {"ldcq/x": {"command": "python x.py", "algorithm": "ldcq", **SQUARE}}

@@ -172,6 +172,9 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
         "cases": cases,
         "hardware": {"cores": 1},
     }
+    case = {"algorithm": "deas", "lanes": 8, "actions_per_s": {"median": 1234.5}, "over_ofql": 2.345}
+    command = "results/action_time.py --lanes 8"
+    measured["episodes"] = {"command": command, "steps": 32, "cases": [case], "hardware": {"cores": 1}}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "action_time.json").write_text(json.dumps(measured))
     case = {"name": "rlpd", "lanes": 8, "utd": 20, "ratio_to_plain_loop": 3.21}
@@ -192,6 +195,7 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
         and "256×256" in text
         and "1 core (`python results/action_time.py`)" in text
     )
+    assert "| deas | 8 | 1,234 | 2.35 |" in text and "(`python results/action_time.py --lanes 8`)" in text
     assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
     assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 |" in text
 

@@ -1134,6 +1134,17 @@ def test_metrics_have_one_value_per_lane(logged):
         assert all((m[2:] == m[2]).all() and m[0] != m[2] for m in metrics.values())  # the last lane again
 
 
+def test_a_metric_that_is_not_known_yet_has_its_column_and_is_no_divergence(tmp_path, monkeypatch, capfd):
+    """nan until a whole row's chunks know it; the number of another lane that is none is one."""
+    log = Run.log
+    later = lambda run: None if run.done < 6 else np.arange(len(run.init_keys)) / (run.done < 10)  # noqa: E731
+    monkeypatch.setattr(Run, "log", lambda run, agent, metrics: log(run, agent, metrics | {"later": later(run)}))
+    with np.errstate(all="ignore"):
+        toy(tmp_path / "run", log_every=4, checkpoint_every=2, seeds=2)
+    assert [r["later"] for r in rows(tmp_path / "run", "metrics")] == ["nan", "nan", "nan", "nan", "nan", "inf"]
+    assert record(tmp_path / "run")["diverged"] == {"0": 12, "1": 12}
+
+
 def test_a_table_takes_no_rows_of_other_columns(tmp_path):
     """Neither of the same run nor of one that goes on: they would stand below another header."""
     rows = [[0, 0, 1.0]]

@@ -333,7 +333,7 @@ def test_data_of_the_other_kind_of_actions_is_refused_by_naming_files_that_take_
                 load(name).main(small(name, path, tmp_path / "run", env="none"))
             assert f" {name}.py" not in str(refusal.value) and str(refusal.value).count(".") < 20
             if discrete:
-                assert " bc.py, " in str(refusal.value)
+                assert "for which there are bc.py, " in str(refusal.value)
 
 
 def test_without_the_algorithms_nothing_is_named(tmp_path):
@@ -341,4 +341,8 @@ def test_without_the_algorithms_nothing_is_named(tmp_path):
     (tmp_path / "family").mkdir()
     for file, asked in (("one", "discrete=False"), ("two", "images=True")):
         (tmp_path / "family" / f"{file}.py").write_text(f"class Args(OfflineArgs):\ndata.require({asked})\n")
-    assert files_for(True, tmp_path) == ["two.py"] and files_for(False, tmp_path) == ["one.py", "two.py"]
+    assert files_for(True, tmp_path) == ["two.py"] and files_for(False, tmp_path) == ["two.py", "one.py"]
+    (tmp_path / "offline").mkdir()
+    for file, more in (("a", "\n"), ("z", "")):  # the family of the usual baselines, the shortest of it
+        (tmp_path / "offline" / f"{file}.py").write_text(f"class Args(OfflineArgs):\ndata.require(True){more}\n")
+    assert files_for(True, tmp_path) == ["z.py", "a.py", "two.py"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ALGORITHMS
 
-from results import speed
+from results import action_time, speed
 from results.speed import alone, arithmetic, candidates, products, run_case, write_log
 
 
@@ -120,3 +120,15 @@ def test_a_case_leaves_an_accelerators_memory_to_the_cases_beside_it(tmp_path, m
     assert speed.measure({}, (), 60)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     assert speed.measure({}, (), 60)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"  # who asks for it gets it
+
+
+@pytest.mark.parametrize("name", ["deas", "adaptdiffuser"])
+def test_an_episodes_first_actions_are_those_that_act_gives(name, monkeypatch):
+    """Of a file whose policy remembers a chunk, and of one with goals; two lanes, which differ."""
+    sizes = {"adaptdiffuser": {"diffusion_steps": 2, "sampling_steps": 2, "window_steps": 4, "plan_steps": 4}}
+    monkeypatch.setattr(action_time, "HIDDEN", (8, 8))
+    monkeypatch.setattr(action_time, "STEPS", 3)
+    act, _, calls = action_time.prepare_steps(name, 2, sizes.get(name, {}))
+    found = np.asarray(act())
+    assert found.shape == (2, 3, 3) and calls >= 1
+    assert np.abs(found).max() <= 1 and np.abs(found[0] - found[1]).max() > 1e-3

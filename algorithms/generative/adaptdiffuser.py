@@ -13,8 +13,11 @@ Diffuser.
 Plans are --plan-steps long: windows of the data may be shorter, as the network takes any length. They are made for all
 lanes and episodes in one call; fewer --sampling-steps make it shorter, and --warm-steps those after the first.
 
-metrics.csv holds, from the first round on, the mean distance of a generated plan's worst step to the data's steps
-(plan_distance) and that of the kept ones (kept_distance), in half ranges of the data.
+metrics.csv holds the mean distance of a generated plan's worst step to the data's steps (plan_distance) and that of the
+kept ones (kept_distance), in half ranges of the data, and the loss of kept plans (plan_loss): nan before a round.
+
+--guide-steps and --guide-scale are Diffuser's guide by returns: a network J(x, t) learns from noised windows which
+return follows them, and at every step of the diffusion its gradient moves a plan that many times, its ends as they are.
 
 Choose it when goals are to be reached by long ways whose pieces the data holds, and actions may take their time.
 
@@ -23,7 +26,9 @@ Deviations from the papers:
   take its actions;
 - the discriminator is the distance of each pair of successive states to its nearest in --reference-rows of the data,
   and keeps a share instead of all under a threshold; AdaptDiffuser's rules (rewards, walls) know the environment;
-- extra rewards (coins) that guide the generation, and locomotion's guide by returns, are not here;
+- returns are told to J in ranges of the data's, whatever the environment's unit; its last layer sees the mean over the
+  steps, so that windows may be of another length than plans; the one plan is taken instead of the best by J of 64;
+- extra rewards (coins) that guide the generation, and locomotion without goals, are not here;
 - the step size is that of Diffuser in all rounds, gradients are not accumulated (--batch-size 64 for 2 x 32);
 - where goals are not the states, what a state achieves is part of a plan, and its end is given in these columns alone;
 - the upsampling convolution has a bias for each of its two phases.
@@ -34,6 +39,7 @@ Deviations from the papers:
         --plan-steps 128
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -51,7 +57,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, GoalArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
-from shared.goals import GoalTransitions, goal_dataset
+from shared.goals import GoalDataset, GoalTransitions, goal_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
 from shared.sequences import require_context
@@ -76,6 +82,14 @@ class Args(GoalArgs):
     """How: with noise of the posterior at each of these steps, or with none after the first."""
     warm_steps: Count = 0
     """Of these, the last ones that a plan after an episode's first has, from the plan before it, noised; 0: all."""
+    guide_steps: Count = 0
+    """Gradient steps to higher returns at each step of the diffusion; 0: there is no guide (Diffuser's: 2)."""
+    guide_scale: Float = 0.1
+    """Their size, in units of that step's variance."""
+    guide_stop: Count = 2
+    """Steps of the diffusion, the last ones, that are not guided."""
+    discount: Fraction = 0.99
+    """gamma, in [0, 1]."""
     rounds: int = 1
     """Times that the planner learns from its own plans; 0: Diffuser."""
     round_updates: int = 200_000
@@ -184,6 +198,26 @@ class TemporalUNet(nn.Module):
         return nn.Dense(dim, kernel_init=dense_init)(ConvBlock(sizes[0])(x))
 
 
+class Return(nn.Module):
+    """J(x, t): noised windows [B, T, D] and steps of the diffusion [B] -> [B]; the first half of the U-Net."""
+
+    channels: int
+    channel_factors: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, t):
+        time = mish(nn.Dense(4 * self.channels, kernel_init=dense_init)(sinusoidal(t, self.channels)))
+        time = nn.Dense(self.channels, kernel_init=dense_init)(time)
+        for i, factor in enumerate(self.channel_factors):
+            size = self.channels * factor
+            for _ in range(2):
+                x = ResidualBlock(size)(x, time)
+            if i < len(self.channel_factors) - 1:
+                x = nn.Dense(size, kernel_init=dense_init)(neighbours(x, 3, stride=2))
+        x = mish(nn.Dense(self.channels, kernel_init=dense_init)(jnp.concatenate([x.mean(1), time], axis=-1)))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+
+
 class Inverse(nn.Module):
     """The action [..., A] that leads from one state to the next, both [..., O]."""
 
@@ -209,6 +243,7 @@ class Layout(NamedTuple):
 class Networks(NamedTuple):
     denoiser: TemporalUNet
     inverse: Inverse
+    guide: Return
     layout: Layout
 
 
@@ -218,14 +253,23 @@ class Agent(flax.struct.PyTreeNode):
     ema_denoiser: Any
     """Average of the denoiser, which plans are made with."""
     inverse: Any
+    guide: Any
+    """J; None with --guide-steps 0."""
+    ema_guide: Any
+    """Its average, which guides."""
     denoiser_opt: optax.OptState
     inverse_opt: optax.OptState
+    guide_opt: Any
     low: Any
     """[D] least values of the data's rows; -1 for actions."""
     high: Any
     """[D] largest ones; 1 for actions."""
     plans: Any
     """[K, --plan-steps, D] the kept plans of the last round, in [-1, 1]."""
+    plan_distance: Any
+    """Of that round, of the plans that it made; 0 before the first."""
+    kept_distance: Any
+    """Of those that it kept."""
     step: Any
     """Updates done."""
 
@@ -239,10 +283,26 @@ class Windows(NamedTuple):
     transitions: GoalTransitions
     starts: jax.Array
     """[S] rows that so many of their episode follow."""
+    discounts: jax.Array | None = None
+    """[G]"""
+    returns: jax.Array | None = None
+    """[G, N] of each row to its episode's end, 0 is the data's least and 1 its largest; None: nobody asks."""
 
     def sample(self, key, n: int, steps: int):
         """[n, steps, D] in the data's units; `steps` at most --window-steps."""
-        row = self.starts[jax.random.randint(key, (n,), 0, len(self.starts))][:, None] + jnp.arange(steps)
+        return self.take(self.first_rows(key, n), steps)
+
+    def first_rows(self, key, n: int):
+        """[n] rows that windows begin with."""
+        return self.starts[jax.random.randint(key, (n,), 0, len(self.starts))]
+
+    def return_of(self, row, discount):
+        """[n] returns that follow rows [n], under a lane's discount."""
+        return self.returns[jnp.abs(self.discounts - discount).argmin(), row]
+
+    def take(self, row, steps: int):
+        """[n, steps, D] windows that begin with rows [n]."""
+        row = row[:, None] + jnp.arange(steps)
         found = self.transitions.take(row)
         apart = [] if self.transitions.achieved is None else [self.transitions.goal(row)]
         return jnp.concatenate([found.action, found.obs, *apart], axis=-1)
@@ -332,6 +392,29 @@ def planner_loss(denoiser, agent: Agent, x, plans, key, args: Args):
     return loss, {"data_loss": of_data, "plan_loss": of_plans}
 
 
+def guide_loss(guide, agent: Agent, x, value, key, args: Args):
+    """(J(sqrt(abar_t) x + sqrt(1 - abar_t) n, t) - R)^2 with given ends, t uniform; R [B] follows the windows x."""
+    t_key, noise_key = jax.random.split(key)
+    t = jax.random.randint(t_key, (len(x),), 0, args.diffusion_steps)
+    abar = jnp.asarray(alpha_bars(args.diffusion_steps), jnp.float32)[t][:, None, None]
+    noised = jnp.sqrt(abar) * x + jnp.sqrt(1.0 - abar) * jax.random.normal(noise_key, x.shape)
+    noised = inpaint(noised, ends_of(x, agent.nets.layout), agent.nets.layout)
+    found = agent.nets.guide.apply(guide, noised, t)
+    chex.assert_equal_shape([found, value])
+    return ((found - value) ** 2).mean()
+
+
+def guided(agent: Agent, x, t, variance, ends: Ends, args: Args):
+    """Windows x [B, T, D] at step t, moved --guide-steps times by scale variance grad J(x, t); ends stay given."""
+
+    def step(x, _):
+        slope = jax.grad(lambda x: agent.nets.guide.apply(agent.ema_guide, x, jnp.broadcast_to(t, len(x))).sum())(x)
+        slope = jnp.where(t >= args.guide_stop, slope, 0.0)
+        return inpaint(x + args.guide_scale * variance * slope, ends, agent.nets.layout), None
+
+    return jax.lax.scan(step, x, None, args.guide_steps)[0]
+
+
 def inverse_loss(inverse, agent: Agent, x):
     """|I(s_t, s_{t+1}) - a_t|^2 over the steps of windows x of the data."""
     obs, action = x[..., agent.nets.layout.obs], x[..., : agent.nets.layout.obs.start]
@@ -346,6 +429,7 @@ def make_plans(agent: Agent, ends: Ends, key, args: Args, last=None):
     Every step clips what is predicted to [-1, 1]. From noise, or the last --warm-steps from the noised plans `last`.
     """
     layout, table = agent.nets.layout, posteriors(args)
+    table["variance"] = posteriors(dataclasses.replace(args, sampling="ddpm"))["std"] ** 2
     first_key, noise_key = jax.random.split(key)
     shape = (len(ends.obs), args.plan_steps, layout.dim)
     x = jax.random.normal(first_key, shape)
@@ -357,6 +441,8 @@ def make_plans(agent: Agent, ends: Ends, key, args: Args, last=None):
 
     def step(x, at):
         p, key = at
+        if args.guide_steps:
+            x = guided(agent, x, p["t"], p["variance"], ends, args)
         clean = agent.nets.denoiser.apply(agent.ema_denoiser, x, jnp.broadcast_to(p["t"], shape[:1]))
         x = p["of_x_0"] * jnp.clip(clean, -1.0, 1.0) + p["of_x_t"] * x + p["std"] * jax.random.normal(key, shape)
         return inpaint(x, ends, layout), None
@@ -382,7 +468,7 @@ def kept_plans(args: Args) -> int:
     return max(1, int(args.kept_share * args.generated_plans)) if args.rounds else 1
 
 
-def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent, dict]:
+def begin_round(agent: Agent, key, args: Args, windows: Windows) -> Agent:
     """One lane: plans between states of the data, the best of which, with the inverse model's actions, are kept."""
     plan_key, reference_key = jax.random.split(key)
     layout, n, size = agent.nets.layout, args.generated_plans, min(256, args.generated_plans)
@@ -400,7 +486,7 @@ def begin_round(agent: Agent, key, args: Args, windows: Windows) -> tuple[Agent,
     kept, obs = plans[best], plans[best][..., layout.obs]
     action = agent.nets.inverse.apply(agent.inverse, obs[:, :-1], obs[:, 1:])
     kept = kept.at[:, :-1, : layout.obs.start].set(action)
-    return agent.replace(plans=kept), {"plan_distance": distance.mean(), "kept_distance": distance[best].mean()}
+    return agent.replace(plans=kept, plan_distance=distance.mean(), kept_distance=distance[best].mean())
 
 
 # ------------------------------------------------------------------------------------------- the agent
@@ -411,26 +497,45 @@ def init(key, args: Args, spec: Spec, low=-1.0, high=1.0, apart: bool | None = N
     a, o, g = spec.action_dim, spec.obs_shape[-1], spec.goal_shape[-1]
     apart = g != o if apart is None else apart
     layout = Layout(slice(a, a + o), slice(a + o, a + o + g) if apart else slice(a, a + o), a + o + apart * g)
-    nets = Networks(TemporalUNet(args.channels, args.channel_factors), Inverse(args.hidden_dims, a), layout)
+    unet, guide_net = TemporalUNet(args.channels, args.channel_factors), Return(args.channels, args.channel_factors)
+    nets = Networks(unet, Inverse(args.hidden_dims, a), guide_net, layout)
     denoiser_key, inverse_key = jax.random.split(key)
-    denoiser = nets.denoiser.init(denoiser_key, jnp.zeros((1, args.window_steps, layout.dim)), jnp.zeros(1, jnp.int32))
+    window = jnp.zeros((1, args.window_steps, layout.dim)), jnp.zeros(1, jnp.int32)
+    guide = None
+    if args.guide_steps:
+        denoiser_key, guide_key = jax.random.split(denoiser_key)
+        guide = nets.guide.init(guide_key, *window)
+    denoiser = nets.denoiser.init(denoiser_key, *window)
     inverse = nets.inverse.init(inverse_key, jnp.zeros((1, o)), jnp.zeros((1, o)))
     return Agent(
         nets=nets,
         denoiser=denoiser,
         ema_denoiser=denoiser,
         inverse=inverse,
+        guide=guide,
+        ema_guide=guide,
         denoiser_opt=optax.adam(args.learning_rate).init(denoiser),
         inverse_opt=optax.adam(args.learning_rate).init(inverse),
+        guide_opt=None if guide is None else optax.adam(args.learning_rate).init(guide),
         low=jnp.broadcast_to(jnp.float32(low), (layout.dim,)),
         high=jnp.broadcast_to(jnp.float32(high), (layout.dim,)),
         plans=jnp.zeros((kept_plans(args), args.plan_steps, layout.dim)),
+        plan_distance=jnp.float32(0.0),
+        kept_distance=jnp.float32(0.0),
         step=jnp.int32(0),
     )
 
 
-def update(agent: Agent, x, plans, key, args: Args) -> tuple[Agent, dict]:
-    """One gradient step of the denoiser, on windows of the data and on kept plans or None, and of the inverse model."""
+def update(agent: Agent, x, plans, key, args: Args, value=None) -> tuple[Agent, dict]:
+    """One gradient step of the denoiser, on windows of the data and on kept plans or None, and of the inverse model.
+
+    With `value` [B], the returns that follow the windows, one of the guide before.
+    """
+    if value is not None:
+        key, guide_key = jax.random.split(key)
+        loss_g, grads = jax.value_and_grad(guide_loss)(agent.guide, agent, x, value, guide_key, args)
+        updates, guide_opt = optax.adam(args.learning_rate).update(grads, agent.guide_opt)
+        agent = agent.replace(guide=optax.apply_updates(agent.guide, updates), guide_opt=guide_opt)
     (loss, info), grads = jax.value_and_grad(planner_loss, has_aux=True)(agent.denoiser, agent, x, plans, key, args)
     updates, denoiser_opt = optax.adam(args.learning_rate).update(grads, agent.denoiser_opt)
     denoiser, step = optax.apply_updates(agent.denoiser, updates), agent.step + 1
@@ -438,6 +543,8 @@ def update(agent: Agent, x, plans, key, args: Args) -> tuple[Agent, dict]:
     updates, inverse_opt = optax.adam(args.learning_rate).update(grads, agent.inverse_opt)
     follows = jnp.where(step % 10 == 0, 1.0 - args.ema_decay, 0.0)
     weight = jnp.where(step < args.ema_start, 1.0, follows)
+    if value is not None:
+        agent = agent.replace(ema_guide=optax.incremental_update(agent.guide, agent.ema_guide, weight))
     agent = agent.replace(
         denoiser=denoiser,
         ema_denoiser=optax.incremental_update(denoiser, agent.ema_denoiser, weight),
@@ -446,6 +553,7 @@ def update(agent: Agent, x, plans, key, args: Args) -> tuple[Agent, dict]:
         inverse_opt=inverse_opt,
         step=step,
     )
+    info |= {} if value is None else {"guide_loss": loss_g}
     return agent, {"diffusion_loss": loss, "inverse_loss": loss_i, **info}
 
 
@@ -494,12 +602,22 @@ def train(agent: Agent, keys, args: Args, windows: Windows, adapts: bool) -> tup
 
     def step(agent, key):
         window_key, plan_key, update_key = jax.random.split(key, 3)
-        x = to_unit(windows.sample(window_key, args.batch_size, args.window_steps), agent.low, agent.high)
+        row = windows.first_rows(window_key, args.batch_size)
+        x = to_unit(windows.take(row, args.window_steps), agent.low, agent.high)
+        value = windows.return_of(row, args.discount) if args.guide_steps else None
         plans = agent.plans[jax.random.randint(plan_key, (args.batch_size,), 0, len(agent.plans))] if adapts else None
-        return update(agent, x, plans, update_key, args)
+        return update(agent, x, plans, update_key, args, value)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
+
+
+def returns_of(data: GoalDataset, args: Args) -> tuple[np.ndarray, np.ndarray]:
+    """The lanes' discounts [G] that differ, and returns [G, N] of the rows on the device, in ranges of the data's."""
+    discounts = np.unique(np.float32(args.discount))
+    returns = np.stack([data.data.return_to_go(float(discount))[data.data.successor] for discount in discounts])
+    low, high = returns.min(1, keepdims=True), returns.max(1, keepdims=True)
+    return discounts, np.float32((returns - low) / np.maximum(high - low, 1e-5))
 
 
 def check(args: Args) -> None:
@@ -522,7 +640,7 @@ def check(args: Args) -> None:
 
 def main(args: Args) -> None:
     check(args)
-    data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
+    data = goal_dataset(load_dataset(args).require(discrete=False, reward=args.guide_steps > 0), args.tasks)
     require_context(data.data, args.window_steps, "--window-steps")
     rows = [data.data.action, data.data.obs, *([] if data.achieved is None else [data.achieved])]
     low, high = (np.concatenate([edge(x, axis=0) for x in rows]) for edge in (np.min, np.max))
@@ -534,18 +652,22 @@ def main(args: Args) -> None:
             raise InputError(f"--round-updates must be a multiple of {run.chunk}, which divides the other intervals.")
         transitions = data.transitions()
         starts = np.flatnonzero(np.asarray(transitions.end) - np.arange(len(transitions.end)) >= args.window_steps - 1)
-        windows = run.replicate(Windows(transitions, jnp.asarray(starts)))
+        returns = returns_of(data, args) if args.guide_steps else (None, None)
+        windows = run.replicate(Windows(transitions, jnp.asarray(starts), *jax.tree.map(jnp.asarray, returns)))
         agent = run.init(partial(init, spec=data.task.spec, **scale))
         agent = run.restore(agent)
         lanes = partial(run.over_lanes, in_axes=(0, 0, 0, None), donate=True)
         train_lanes = {adapts: lanes(partial(train, adapts=adapts)) for adapts in (False, True)}
-        begin_lanes, found = lanes(begin_round), {}
+        begin_lanes = lanes(begin_round)
+        unknown = dict.fromkeys(("plan_loss", "plan_distance", "kept_distance") if args.rounds else ())
         for keys in run.chunks():
             adapts = run.done >= first_round and args.rounds > 0
             if adapts and (run.done - first_round) % args.round_updates == 0:
-                agent, found = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
+                agent = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
             agent, metrics = train_lanes[adapts](agent, keys, run.lane_args, windows)
-            run.log(agent, {**metrics, **found})
+            if adapts:
+                metrics |= {"plan_distance": agent.plan_distance, "kept_distance": agent.kept_distance}
+            run.log(agent, unknown | metrics)
 
 
 if __name__ == "__main__":

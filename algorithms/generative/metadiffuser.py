@@ -4,7 +4,7 @@ Ni, Hao, Mu, Yuan, Zheng, Wang and Liang, "MetaDiffuser: Diffusion Model as Cond
 ICML 2023, arXiv 2305.19923. The episodes of the data are of many tasks, which differ in rewards or dynamics that no
 observation tells. An encoder makes a context z of some transitions of a task, so that models of the reward and of the
 dynamics are right (`context_loss`, the first --context-updates, then frozen). A temporal U-Net denoises windows of
-states and actions given z, which is left out of some (classifier-free guidance); --context-guidance exaggerates what z
+states and actions given z, which is left out of some (classifier-free guidance); --guidance exaggerates what z
 changes. While a plan is made, two gradients move it: to a high reward, and to what the dynamics allow (dual guide).
 
 Acting, every step has a plan of its own, for the context of the episode's transitions so far; the first one, and with
@@ -17,7 +17,7 @@ Deviations from the paper, of which no code was released:
   steps are the warm start, where the paper is given an episode of the task;
 - the encoder is an MLP on single transitions, of which the mean is taken, so that acting carries a sum;
 - the denoiser predicts windows, not noise, and both guides are gradients at the predicted window, times the variance
-  of the step;
+  of the step, with --sampling ddim, too;
 - sizes of windows, contexts and networks, steps of the diffusion and weights of the guides are ours: the paper's are
   not known to us;
 - what a window would hold behind a terminal row is in no loss.
@@ -27,10 +27,11 @@ Deviations from the paper, of which no code was released:
     python algorithms/generative/metadiffuser.py --preset diffuser --dataset point-hidden-medium
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import flax
@@ -67,12 +68,14 @@ class Args(OfflineArgs):
     """T: steps of the diffusion."""
     sampling_steps: int = 20
     """Steps from noise to a sample."""
+    sampling: Literal["ddpm", "ddim"] = "ddpm"
+    """How: with noise of the posterior at each of these steps, or with none after the first."""
     warm_steps: Count = 0
     """Of these, the last ones that a plan after an episode's first has, from the plan before it, noised; 0: all."""
     context_dropout: Fraction = 0.25
     """Probability that a window is denoised without its context."""
-    context_guidance: Float = 1.2
-    """Weight of what the context changes in a plan; 1: the conditional model, 0: the unconditional one."""
+    guidance: Float = 1.2
+    """omega: weight of what samples are asked for; 0: the unconditional model, 1: the conditional one, larger: more."""
     reward_guide: Float = 1.0
     """Weight of the gradient to high rewards."""
     dynamics_guide: Float = 1.0
@@ -95,7 +98,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
 
 
-PRESETS = {"diffuser": {"context_guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0, "context_dropout": 1.0}}
+PRESETS = {"diffuser": {"guidance": 0.0, "reward_guide": 0.0, "dynamics_guide": 0.0, "context_dropout": 1.0}}
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -300,6 +303,27 @@ def alpha_bars(T: int) -> np.ndarray:
     return np.cumprod(1.0 - np.clip(1.0 - left[1:] / left[:-1], 0.0, 0.999))
 
 
+def posteriors(args: Args) -> dict[str, np.ndarray]:
+    """Of --sampling-steps of the T steps, the noisiest first: each as x' = of_x_0 x_0 + of_x_t x_t + std n.
+
+    From abar to the abar' of the next of these steps: the posterior q(x' | x_t, x_0), or DDIM's without noise.
+    """
+    at = np.unique(np.round(np.linspace(args.diffusion_steps - 1, 0, args.sampling_steps)).astype(int))
+    abar = alpha_bars(args.diffusion_steps)[at]
+    before = np.append(1.0, abar[:-1])
+    beta = 1.0 - abar / before
+    if args.sampling == "ddim":
+        of_x_t = np.sqrt((1.0 - before) / (1.0 - abar))
+        table = {"of_x_0": np.sqrt(before) - np.sqrt(abar) * of_x_t, "of_x_t": of_x_t, "std": 0.0 * abar}
+    else:
+        table = {
+            "of_x_0": np.sqrt(before) * beta / (1.0 - abar),
+            "of_x_t": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar),
+            "std": np.sqrt(beta * (1.0 - before) / (1.0 - abar)),  # 0 at the last step
+        }
+    return {"t": at[::-1], **{name: x[::-1] for name, x in table.items()}}
+
+
 def inpaint(x, obs):
     """Windows x [B, T, A + O] with their first state as it is given, [B, O]."""
     return x.at[:, 0, -obs.shape[-1] :].set(obs)
@@ -334,31 +358,28 @@ def make_plans(agent: Agent, obs, z, known, key, args: Args, last=None):
     What is denoised is net(0) + w (net(z) - net(0)), w the guidance. From noise, or the last --warm-steps from the
     noised plans `last`.
     """
-    at = np.unique(np.round(np.linspace(args.diffusion_steps - 1, 0, args.sampling_steps)).astype(int))
-    abar = alpha_bars(args.diffusion_steps)[at]
-    before = np.append(1.0, abar[:-1])
-    beta = 1.0 - abar / before
-    of_x_0 = np.sqrt(before) * beta / (1.0 - abar)
-    of_x_t = np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar)
-    variance = beta * (1.0 - before) / (1.0 - abar)  # 0 at the last step
-    chain = np.stack([at, of_x_0, of_x_t, variance], axis=1)[::-1]
+    table = posteriors(args)
+    variance = posteriors(dataclasses.replace(args, sampling="ddpm"))["std"] ** 2
     first_key, noise_key = jax.random.split(key)
     shape = (len(obs), args.window_steps, agent.nets.action_dim + obs.shape[-1])
     slope = jax.grad(lambda x: (known * objective(x, agent, z, args)).sum())
 
     def step(x, at):
-        (t, of_x_0, of_x_t, variance), key = at
-        both = jnp.concatenate([x, x]), jnp.broadcast_to(t, 2 * shape[0]), jnp.concatenate([z, jnp.zeros_like(z)])
-        conditional, unconditional = jnp.split(agent.nets.denoiser.apply(agent.ema_denoiser, *both), 2)
-        clean = jnp.clip(unconditional + args.context_guidance * (conditional - unconditional), -1.0, 1.0)
-        mean = of_x_0 * clean + of_x_t * x + variance * slope(clean)
-        return inpaint(mean + jnp.sqrt(variance) * jax.random.normal(key, shape), obs), None
+        p, key = at
+        t, z_or_0 = jnp.broadcast_to(p["t"], 2 * shape[0]), jnp.concatenate([z, jnp.zeros_like(z)])
+        both = agent.nets.denoiser.apply(agent.ema_denoiser, jnp.concatenate([x, x]), t, z_or_0)
+        conditional, unconditional = jnp.split(both, 2)
+        clean = jnp.clip(unconditional + args.guidance * (conditional - unconditional), -1.0, 1.0)
+        mean = p["of_x_0"] * clean + p["of_x_t"] * x + p["variance"] * slope(clean)
+        return inpaint(mean + p["std"] * jax.random.normal(key, shape), obs), None
 
-    x = jax.random.normal(first_key, shape)
+    x, table = jax.random.normal(first_key, shape), table | {"variance": variance}
     if last is not None:
-        chain = chain[-args.warm_steps :]
-        x = np.sqrt(abar[len(chain) - 1]) * last + np.sqrt(1.0 - abar[len(chain) - 1]) * x
-    return jax.lax.scan(step, inpaint(x, obs), (jnp.float32(chain), jax.random.split(noise_key, len(chain))))[0]
+        table = {name: column[-args.warm_steps :] for name, column in table.items()}
+        abar = alpha_bars(args.diffusion_steps)[table["t"][0]]
+        x = np.sqrt(abar) * last + np.sqrt(1.0 - abar) * x
+    table = {name: jnp.asarray(x, jnp.int32 if name == "t" else jnp.float32) for name, x in table.items()}
+    return jax.lax.scan(step, inpaint(x, obs), (table, jax.random.split(noise_key, len(table["t"]))))[0]
 
 
 # ------------------------------------------------------------------------------------------- the agent

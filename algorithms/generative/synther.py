@@ -13,12 +13,15 @@ the samples alone.
 metrics.csv says how good the samples are: marginal_distance, the mean over columns of the Wasserstein distance to the
 data, in standard deviations; and where a known environment's state can be read off observations (Pendulum, point
 worlds), sample_error and reward_error, the mean distance of s' and r from what the environment makes of (s, a).
+Where the environment knows the density of the data's actions (toy-modes8), energy_distance to it and modes_covered.
 
 Choose it when you have few transitions, and the method that you train would like many.
 
 Deviations from the paper:
 - offline only: the online half, which fits a new model to the replay buffer every 10,000 steps, is not here;
 - actions of samples are clipped to [-1, 1], as every dataset's have to be;
+- where the data does not know what follows its terminal rows, the model sees their s in the place of s' (left out, it
+  would never terminate); those of samples are no transitions either: written without s', and in no sample_error;
 - EDM's last step evaluates the network once more than it needs;
 - samples are drawn again, the same ones, when a run is resumed; checkpoints do not hold them.
 
@@ -46,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checkpoint import replacing
 from shared.data import load_dataset
+from shared.densities import JUDGED, Density, density_of, judged
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -294,45 +298,67 @@ def sample_rows(agent: Agent, key, n: int, args: Args):
     return x * agent.row_std + agent.row_mean
 
 
-def as_transitions(rows, spec: Spec):
-    """Rows [N, D] whose actions are clipped to [-1, 1], and whose `terminal` is 1 over 0.5 and else 0."""
+def as_transitions(rows, spec: Spec, known: bool):
+    """Rows [N, D] whose actions are clipped to [-1, 1], and whose `terminal` is 1 over 0.5 and else 0.
+
+    `known`: whether what follows terminal rows is; where not, their obs stand there, as in the data.
+    """
     batch = unpack(rows, spec)
     action, terminal = jnp.clip(batch.action, -1.0, 1.0), (batch.terminal > 0.5).astype(jnp.float32)
-    return jnp.concatenate([batch.obs, action, batch.reward[:, None], terminal[:, None], batch.next_obs], axis=-1)
+    next_obs = batch.next_obs if known else jnp.where(terminal[:, None] > 0, batch.obs, batch.next_obs)
+    return jnp.concatenate([batch.obs, action, batch.reward[:, None], terminal[:, None], next_obs], axis=-1)
 
 
-def quality(agent: Agent, rows, key, transitions: Transitions, exact: Callable | None) -> dict:
+def quality(
+    agent: Agent, rows, key, transitions: Transitions, exact: Callable | None, known: bool, density: Density | None
+) -> dict:
     """How good samples [N, D] are: see above; of at most 1,000 of them."""
-    real_key, exact_key = jax.random.split(key)
-    rows = rows[:1000]
+    real_key, exact_key, density_key = jax.random.split(key, 3)
+    rows = rows[:JUDGED]
     real = transitions.rows[transitions.draw(real_key, len(rows))]
     apart = jnp.abs(jnp.sort(rows, axis=0) - jnp.sort(real, axis=0)) / agent.row_std
     found = {"marginal_distance": apart.mean()}
+    if density:
+        found |= judged(unpack(rows, transitions.spec).action, density, density_key)
     if exact:
         batch = unpack(rows, transitions.spec)
         next_obs, reward, _ = exact(batch.obs, batch.action, exact_key)
-        found["sample_error"] = jnp.linalg.norm(batch.next_obs - next_obs, axis=-1).mean()
+        follows = jnp.ones(len(rows)) if known else 1.0 - batch.terminal
+        error = follows * jnp.linalg.norm(batch.next_obs - next_obs, axis=-1)
+        found["sample_error"] = error.sum() / jnp.maximum(follows.sum(), 1.0)
         found["reward_error"] = jnp.abs(batch.reward - reward).mean()
     return found
 
 
-def draw_samples(agent: Agent, key, args: Args, transitions: Transitions, exact: Callable | None):
-    """One lane's samples [--synthetic-rows, D], and how good they are."""
+def draw_samples(
+    agent: Agent,
+    key,
+    args: Args,
+    transitions: Transitions,
+    exact: Callable | None,
+    known: bool,
+    density: Density | None,
+):
+    """One lane's samples [--synthetic-rows, D], and how good they are; `known`: see `as_transitions`."""
     sample_key, quality_key = jax.random.split(key)
     size = min(args.sampling_batch, args.synthetic_rows)
     keys = jax.random.split(sample_key, -(-args.synthetic_rows // size))
     rows = jax.lax.map(lambda key: sample_rows(agent, key, size, args), keys)
-    rows = as_transitions(rows.reshape(-1, rows.shape[-1])[: args.synthetic_rows], transitions.spec)
-    return rows, quality(agent, rows, quality_key, transitions, exact)
+    rows = as_transitions(rows.reshape(-1, rows.shape[-1])[: args.synthetic_rows], transitions.spec, known)
+    return rows, quality(agent, rows, quality_key, transitions, exact, known, density)
 
 
-def write_samples(path: Path, rows: np.ndarray, task: Task) -> None:
-    """Samples [N, D] as a dataset in the environment's units, every row an episode of its own."""
+def write_samples(path: Path, rows: np.ndarray, task: Task, known: bool) -> None:
+    """Samples [N, D] as a dataset in the environment's units, every row an episode of its own.
+
+    `known`: whether what follows terminal rows is; where not, it is written as NaN, which is read as unknown.
+    """
     batch = jax.tree.map(np.asarray, unpack(rows, task.spec))
     obs, next_obs = batch.obs, batch.next_obs
     if task.obs_mean is not None:
         obs, next_obs = (x * task.obs_std + task.obs_mean for x in (obs, next_obs))
     terminal = batch.terminal > 0.5
+    next_obs = next_obs if known else np.where(terminal[:, None], np.nan, next_obs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         np.savez(
@@ -487,7 +513,8 @@ def main(args: Args) -> None:
         data = data.select(np.sort(np.random.default_rng(0).permutation(len(data.obs))[:kept]))
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    exact = exact_model(data.task)
+    judges = {"exact": exact_model(data.task), "density": density_of(data.task)}
+    known = bool(data.successor[data.terminal].all())
     with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.diffusion_updates) as run:
         transitions = data.transitions()
         scale = row_statistics(np.asarray(transitions.rows), data.spec)
@@ -495,7 +522,7 @@ def main(args: Args) -> None:
         agent = run.init(partial(init, spec=data.spec, **scale))
         agent = run.restore(agent)
         fit_lanes = run.over_lanes(fit, in_axes=(0, 0, 0, None), donate=True)
-        sample_lanes = run.over_lanes(partial(draw_samples, exact=exact), in_axes=(0, 0, 0, None))
+        sample_lanes = run.over_lanes(partial(draw_samples, known=known, **judges), in_axes=(0, 0, 0, None))
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0), donate=True)
         synthetic = None
         for keys in run.chunks():
@@ -506,7 +533,7 @@ def main(args: Args) -> None:
                     synthetic, found = sample_lanes(agent, run.step_keys(run.total), run.lane_args, transitions)
                     for i in range(len(run.settings)):
                         path = run.out / "samples" / f"lane-{run.first_lane + i}.npz"
-                        write_samples(path, np.asarray(synthetic[i]), data.task)
+                        write_samples(path, np.asarray(synthetic[i]), data.task, known)
                 agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, synthetic)
                 metrics |= found
             run.log(agent, metrics)

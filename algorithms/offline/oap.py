@@ -436,7 +436,8 @@ def main(args: Args) -> None:
                 asked = run.step_keys(run.total + run.done)
                 agent, answers = ask_lanes(agent, answers, asked, run.lane_args, transitions)
             agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, answers.preferred)
-            run.log(agent, metrics | answers.info, state=answers)
+            unknown = {} if run.done >= args.query_every else dict.fromkeys(answers.info)
+            run.log(agent, metrics | answers.info | unknown, state=answers)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from environments import (  # noqa: F401
     go_to_door,
     hidden_team,
     icu_sepsis,
+    plane_bandit,
     point_env,
     preferred,
     proc_maze,

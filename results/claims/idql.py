@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, under
+from results.checks import Claim, end, logged, noise, under
 from results.grid import Entry
 
 NEAR = "point-hazard-explore"
@@ -9,18 +9,38 @@ bc = Entry("bc", NEAR, f"--preset none {SIZES}", series="claim")
 flow = Entry("idql", NEAR, f"--preset ifql {SIZES} {SHORT}", "flow", "claim", ("n_candidates=1", "n_candidates=4"))
 one, four = (under(f"n_candidates={n}", flow) for n in (1, 4))
 
+MODES, RINGS = "toy-modes8", "toy-rings"
+TOY = (
+    "--seeds 8 --batch-size 128 --hidden-dims 128 128 --updates 3000 --eval-every 3000 --log-every 600 "
+    "--eval-episodes 20 --actor-lr 1e-3"
+)
+modes, rings = (
+    Entry("idql", where, f"--preset ifql {TOY} --critic-lr 1e-3", "density", "claim", ("n_candidates=1",))
+    for where in (MODES, RINGS)
+)
+cloned = Entry("bc", MODES, f"--preset none {TOY}", "density", "claim")
+one_of_modes = under("n_candidates=1", modes)
+
 CLAIM = Claim(
     title="The best of many cloned actions improves a policy that was never told of rewards",
     paper="IDQL (arXiv 2304.10573) claims that a policy is improved by choosing among candidates of a model of the "
     "data with IQL's Q, and that more candidates improve it more; FQL's paper (arXiv 2502.02538) has its flow form.",
-    runs=[bc, flow],
+    runs=[bc, flow, cloned, modes, rings],
     checks={
         f"{NEAR}: the best of 32 candidates ends above one of them, beyond noise": (
             end(flow) > one + noise(end(flow), one)
         ),
         f"{NEAR}: the best of 32 ends above the best of 4, beyond noise": end(flow) > four + noise(end(flow), four),
         f"{NEAR}: it ends above cloning, beyond noise": end(flow) > end(bc) + noise(end(flow), end(bc)),
+        f"{MODES}: drawn actions are of all eight modes": logged("modes_covered", modes) > 7.9,
+        f"{MODES}: the best of 32 ends above one of them, beyond noise": (
+            end(modes) > one_of_modes + noise(end(modes), one_of_modes)
+        ),
+        f"{MODES}: it ends above cloning by one action, which is between the modes, beyond noise": (
+            end(modes) > end(cloned) + noise(end(modes), end(cloned))
+        ),
     },
+    observed={f"{MODES}: the energy distance to the density is below 0.03": logged("energy_distance", modes) < 0.03},
     finding="Of one policy that clones the data, the best of 32 actions by Q ends above the best of four, and that "
     "above one action, which is what cloning does. Only what acts differs: the three are evaluations of one training.",
 )

@@ -7,10 +7,10 @@ SIZES = (
     "--context-updates 5000 --updates 3000 --eval-every 3000 --log-every 500 --eval-episodes 20 --learning-rate 3e-3 "
     "--diffusion-steps 10 --ema-start 500 --ema-decay 0.95"
 )
-UNCONDITIONAL = "context_guidance=0 reward_guide=0 dynamics_guide=0"
-CONDITIONAL = "context_guidance=1 reward_guide=0 dynamics_guide=0"
-REWARD = "context_guidance=1 reward_guide=3 dynamics_guide=0"
-DUAL = "context_guidance=1 reward_guide=3 dynamics_guide=1"
+UNCONDITIONAL = "guidance=0 reward_guide=0 dynamics_guide=0"
+CONDITIONAL = "guidance=1 reward_guide=0 dynamics_guide=0"
+REWARD = "guidance=1 reward_guide=3 dynamics_guide=0"
+DUAL = "guidance=1 reward_guide=3 dynamics_guide=1"
 """One planner, acting in four ways."""
 
 planner = Entry("metadiffuser", HIDDEN, SIZES, "", "claim", (UNCONDITIONAL, CONDITIONAL, REWARD, DUAL))

@@ -2,6 +2,7 @@ import numpy as np
 
 from results.checks import Claim, end, logged, noise
 from results.grid import Entry
+from results.plans import plans_of_actions
 from shared.data import load_dataset
 
 MIXED = "pendulum-mixed"
@@ -16,10 +17,24 @@ whole = Entry("synther", MIXED, SIZES, "whole", "claim")
 tenth = Entry("synther", MIXED, f"{SIZES} --data-share 0.1", "tenth", "claim")
 hundredth = Entry("synther", MIXED, f"{SIZES} --data-share 0.01", "hundredth", "claim")
 
+MODES, RINGS = "toy-modes8", "toy-rings"
+TOY = (
+    "--seeds 8 --diffusion-updates 3000 --denoiser-batch-size 256 --denoiser-width 128 --denoiser-blocks 2 "
+    "--time-dim 32 --denoiser-lr 1e-3 --sampling-steps 16 --synthetic-rows 2000 --sampling-batch 2000 --updates 500 "
+    "--eval-every 500 --log-every 500 --batch-size 64 --hidden-dims 32 32"
+)
+modes, rings = (Entry("synther", where, TOY, "density", "claim") for where in (MODES, RINGS))
+
 
 def plans(module, policies, run):
-    """150 steps of the samples, and 150 of the data that they were fitted to, in a world whose states are positions."""
+    """150 steps of the samples, and 150 of the data that they were fitted to, in a world whose states are positions.
+
+    In a world of single actions 500 of these.
+    """
     arrays, data = np.load(run / "samples" / "lane-0.npz", allow_pickle=False), load_dataset(policies.task.id)
+    if module.density_of(policies.task):
+        found = {"samples": arrays["actions"][:500], "data": data.action[:500]}
+        return {f"{policies.task.id}: {title}": plans_of_actions(x) for title, x in found.items()}
     steps = {"samples": (arrays["observations"], arrays["next_observations"]), "data": (data.obs, data.next_obs)}
     rows = {title: np.random.default_rng(0).choice(len(obs), 150, replace=False) for title, (obs, _) in steps.items()}
     return {
@@ -31,7 +46,7 @@ CLAIM = Claim(
     title="Samples of a diffusion model stand for the data, and for more of it than there is",
     paper="SynthER (arXiv 2303.06614) claims that a policy learns from samples alone as well as from the data that "
     "they were fitted to, and better than from small data that are sampled up.",
-    runs=[whole, tenth, hundredth],
+    runs=[whole, tenth, hundredth, modes, rings],
     checks={
         f"{MIXED}: from samples alone TD3+BC ends at the level of the data or above, within noise": (
             end(whole, SAMPLES) > end(whole, DATA) - noise(end(whole, SAMPLES), end(whole, DATA))
@@ -45,6 +60,13 @@ CLAIM = Claim(
         f"{MIXED}: samples' next states are nearer to the environment's with ten times the data": (
             logged("sample_error", whole, SAMPLES) < logged("sample_error", tenth, SAMPLES)
         ),
+        f"{MODES}: samples are of all eight modes": logged("modes_covered", modes) > 7.9,
+        **{
+            f"{where}: the energy distance of samples to the density is below 0.01": (
+                logged("energy_distance", run) < 0.01
+            )
+            for where, run in ((MODES, modes), (RINGS, rings))
+        },
     },
     observed={
         f"{MIXED}: TD3+BC from all data ends more than 100 below their mean return": end(whole, DATA) < -1214.5,

@@ -141,7 +141,20 @@ def action_table(measured: dict) -> str:
     header = ["", "observations", "candidates", "milliseconds", "over ofql's"]
     sizes = "×".join(map(str, measured["hidden_dims"]))
     note = f"Time to choose actions with networks of {sizes}, ratios within rounds, " + made_on(measured)
-    return "\n\n".join([note, markdown(header, body)])
+    parts = [note, markdown(header, body)]
+    if episodes := measured.get("episodes"):
+        body = [
+            [c["algorithm"], str(c["lanes"]), rate(c["actions_per_s"]["median"]), f"{c['over_ofql']:.2f}"]
+            for c in episodes["cases"]
+        ]
+        header = ["", "lanes", "actions/s, all lanes", "time over ofql's"]
+        note = (
+            f"The first {episodes['steps']} actions of an episode of each lane, with what plans and chunks cost: "
+            "temporal U-Nets of 16 channels times 1×2 and plans of 32 steps in 20 steps of the diffusion, else the "
+            "files' own sizes; untrained, ratios within rounds, " + made_on(episodes)
+        )
+        parts += [note, markdown(header, body)]
+    return "\n\n".join(parts)
 
 
 def planner_table(measured: dict) -> str:

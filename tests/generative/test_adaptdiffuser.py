@@ -1,16 +1,19 @@
 """The planner of adaptdiffuser, its losses and rounds against the same equations in plain numpy."""
 
 import functools
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, write_goals
+from conftest import load, timeless, write_goals
 from jobs import small
 from networks_in_numpy import mish, sinusoidal
 from reference import close, differences, mlp
+from test_going_on import stop_at
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -205,8 +208,83 @@ def test_adaptdiffuser_plans_are_the_reverse_chain_with_given_ends(changes, at, 
     close(jax.jit(module.make_plans)(agent, ends, key, args, last), x)
 
 
-def test_adaptdiffuser_few_steps_are_dwms():
-    assert not differences(load("adaptdiffuser"), load("dwm")) & {"posteriors"}
+def test_adaptdiffuser_few_steps_are_those_of_all_planners():
+    for name in ("dwm", "ldcq", "metadiffuser"):
+        assert not differences(load("adaptdiffuser"), load(name)) & {"posteriors"}, name
+
+
+# ----------------------------------------------------------------------------- the guide by returns
+
+
+@functools.cache
+def guided_agent():
+    """Its J in general position; the gradient that guides is of another average than the one that learns."""
+    args, r = args_of(guide_steps=2, channel_factors=(1, 2)), np.random.default_rng(3)
+    agent = jax.eval_shape(functools.partial(load("adaptdiffuser").init, args=args, spec=SPEC), jax.random.key(0))
+    draw = lambda x: np.float32(0.3 * r.normal(size=x.shape))  # noqa: E731
+    nets = agent.nets._replace(denoiser=Linear())
+    return tiny_agent().replace(
+        nets=nets, guide=jax.tree.map(draw, agent.guide), ema_guide=jax.tree.map(draw, agent.guide)
+    )
+
+
+def returns_in_numpy(params, x, t):
+    """J(x, t), of two levels."""
+    p = params["params"]
+    time = dense(p["Dense_1"], mish(dense(p["Dense_0"], sinusoidal(t, 8))))
+    block = lambda i, x: residual(p[f"ResidualBlock_{i}"], x, time)  # noqa: E731
+    x = block(3, block(2, convolution(p["Dense_2"], block(1, block(0, x)), 3, 2)))
+    return dense(p["Dense_4"], mish(dense(p["Dense_3"], np.concatenate([x.mean(1), time], -1))))[:, 0]
+
+
+def test_adaptdiffuser_guide_learns_returns_of_noised_windows():
+    module, agent, key, x = load("adaptdiffuser"), guided_agent(), jax.random.key(4), windows_of()
+    args, value, abar = args_of(guide_steps=2), np.linspace(0, 1, B).astype(np.float32), module.alpha_bars(3)
+    t_key, noise_key = jax.random.split(key)
+    t = np.asarray(jax.random.randint(t_key, (B,), 0, 3))
+    left, noise = abar[t][:, None, None], np.asarray(jax.random.normal(noise_key, x.shape))
+    noised = given(np.sqrt(left) * x + np.sqrt(1 - left) * noise, (x[:, 0, 2:], x[:, -1, 2:]))
+    loss = jax.jit(module.guide_loss)(agent.guide, agent, x, value, key, args)
+    np.testing.assert_allclose(loss, ((returns_in_numpy(agent.guide, noised, t) - value) ** 2).mean(), rtol=1e-3)
+
+
+def test_adaptdiffuser_guide_moves_plans_along_the_gradient_of_the_return():
+    """Against finite differences; the ends stay given, and the last steps of the diffusion are not guided."""
+    module, agent, x = load("adaptdiffuser"), guided_agent(), windows_of()
+    ends, args = module.Ends(x[::-1, 0, 2:], x[::-1, -1, 2:]), args_of(guide_steps=2, guide_scale=np.float32(0.5))
+    guide = jax.jit(module.guided)
+    expected = given(x, (ends.obs, ends.goal))
+    for _ in range(2):
+        slope = np.zeros_like(expected)
+        for i in np.ndindex(*x.shape[1:]):
+            step = np.zeros_like(expected)
+            step[(slice(None), *i)] = 1e-5
+            higher, lower = (returns_in_numpy(agent.ema_guide, expected + s * step, np.full(B, 2)) for s in (1, -1))
+            slope[(slice(None), *i)] = (higher - lower) / 2e-5
+        expected = given(expected + 0.5 * 0.7 * slope, (ends.obs, ends.goal))
+    begin = np.float32(given(x, (ends.obs, ends.goal)))
+    found = guide(agent, begin, 2, 0.7, ends, args)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(found - begin).max() > 0.05
+    np.testing.assert_array_equal(guide(agent, begin, 1, 0.7, ends, args), begin)
+
+
+def test_adaptdiffuser_returns_that_are_asked_for_follow_the_windows(tmp_path):
+    """In ranges of the data's, under each lane's discount; and a run with a guide logs its loss."""
+    module, path = load("adaptdiffuser"), Path(write_goals(tmp_path / "goals.npz"))
+    log = dict(np.load(path)) | {"rewards": np.arange(300.0)}
+    np.savez(path, **log)
+    sizes = {"env": "none", "layout": "map", "rounds": 0, "guide_steps": 1, "seeds": 1, "discount": (0.0, 0.5)}
+    data = goal_dataset(load_dataset(str(path), env="none").require())
+    discounts, returns = module.returns_of(data, args_of(discount=np.float32([0.5, 0.0, 0.5])))
+    np.testing.assert_array_equal(discounts, [0, 0.5])
+    np.testing.assert_allclose(returns[0], np.arange(300) / 299, rtol=1e-5)
+    raw = [sum(0.5**j * (i + j) for j in range(30 - i % 30)) for i in range(300)]
+    np.testing.assert_allclose(returns[1], (raw - np.min(raw)) / np.ptp(raw), rtol=1e-4, atol=1e-6)
+    found = module.Windows(None, None, jnp.asarray(discounts), jnp.asarray(returns))
+    np.testing.assert_allclose(found.return_of(np.array([5, 7]), 0.5), returns[1][[5, 7]])
+    module.main(small("adaptdiffuser", str(path), tmp_path / "run", **sizes))
+    assert all(float(row["guide_loss"]) > 0 for row in timeless(tmp_path / "run" / "metrics.csv"))
 
 
 # ------------------------------------------------------------------------------------------- windows
@@ -273,17 +351,33 @@ def test_adaptdiffuser_a_round_keeps_the_plans_nearest_to_the_data(tmp_path):
     agent = agent.replace(nets=agent.nets._replace(denoiser=Linear()), denoiser=ema, ema_denoiser=ema)
     agent = agent.replace(low=jnp.float32([-1, -1, -4, -4]), high=jnp.float32([1, 1, 4, 4]))
     key = jax.random.key(1)
-    new, found = jax.jit(module.begin_round)(agent, key, args, data)
+    new = jax.jit(module.begin_round)(agent, key, args, data)
     assert new.plans.shape == (3, 16, 4) and module.kept_plans(args_of(kept_share=0.0)) == 1
     reference = module.to_unit(data.steps(jax.random.split(key)[1], 5), agent.low[2:], agent.high[2:])
     distance = module.plan_distance(new.plans, reference, agent.nets.layout)
-    assert (np.diff(distance) > 0).all() and float(distance[-1]) < 2 * float(found["plan_distance"])
-    close(found["kept_distance"], distance.mean())
-    rest = 6 * float(found["plan_distance"]) - float(distance.sum())  # of the three that were not kept
+    assert (np.diff(distance) > 0).all() and float(distance[-1]) < 2 * float(new.plan_distance)
+    close(new.kept_distance, distance.mean())
+    rest = 6 * float(new.plan_distance) - float(distance.sum())  # of the three that were not kept
     assert rest / 3 > float(distance[-1])
     obs = np.asarray(new.plans[..., 2:])
     action = np.clip(mlp(agent.inverse, obs[:, :-1], obs[:, 1:] - obs[:, :-1]), -1, 1)
     close(new.plans[:, :-1, :2], action)
+
+
+def test_adaptdiffuser_a_run_logs_the_same_before_and_after_a_round_begins(goals, tmp_path, monkeypatch):
+    """Also where it went on from a checkpoint within the round."""
+    sizes = {"rounds": 1, "round_updates": 4, "updates": 6, "log_every": 2, "checkpoint_every": 2, "eval_every": 6}
+    job = functools.partial(small, "adaptdiffuser", goals, env="none", layout="map", **sizes)
+    load("adaptdiffuser").main(job(out=tmp_path / "whole"))
+    before, first, last = timeless(tmp_path / "whole" / "metrics.csv")
+    names = ("plan_loss", "plan_distance", "kept_distance")
+    assert [before[name] for name in names] == ["nan"] * 3
+    assert all(np.isfinite(float(first[name])) and np.isfinite(float(last[name])) for name in names)
+    assert first["plan_distance"] == last["plan_distance"] and first["plan_loss"] != last["plan_loss"]
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["diverged"] == {}
+    stop_at(lambda: load("adaptdiffuser").main(job(out=tmp_path / "cut")), 4, monkeypatch)
+    load("adaptdiffuser").main(job(out=tmp_path / "cut", resume=True))
+    assert timeless(tmp_path / "cut" / "metrics.csv") == [before, first, last]
 
 
 def test_adaptdiffuser_average_follows_every_tenth_update():

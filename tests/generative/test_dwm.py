@@ -129,7 +129,7 @@ def test_dwm_loss_of_the_diffusion_model():
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_dwm_samples_are_the_short_reverse_chain_of_the_average(guidance):
     module, agent, key = load("dwm"), tiny_agent(), jax.random.key(3)
-    args = args_of(guidance=guidance)
+    args = args_of(guidance=np.float32(guidance))
     _, action, wanted = some_windows()
     action, obs = action[:, 0], some_windows(4)[0][:, 1, :3]
     table = module.posteriors(args)
@@ -348,7 +348,8 @@ def test_dwm_average_follows_every_tenth_update():
         ({"window_steps": 5, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"rollout_steps": (1.0, 4.0)}, "--rollout-steps must be whole, at least 1 and less than --window-steps 4"),
-        ({"sampling_steps": 5}, "--sampling-steps must be from 1 to --diffusion-steps 4, not 5"),
+        ({"sampling_steps": 5}, "--sampling-steps must be from 1 to --diffusion-steps 4, not 5.$"),
+        ({"model_updates": 0}, "--model-updates must be at least 1, not 0"),
         ({"pessimism": (0.0, 1.0)}, "--pessimism .* needs --futures of at least 2"),
         ({"world_model": "one_step", "futures": 2}, "--futures 2: the model of single steps foretells one"),
         ({"window_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),

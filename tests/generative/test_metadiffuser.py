@@ -45,7 +45,7 @@ def module():
 
 def args_of(**changes):
     floats = {
-        "context_guidance": 1.5,
+        "guidance": 1.5,
         "reward_guide": 0.7,
         "dynamics_guide": 0.4,
         "discount": 0.9,
@@ -245,8 +245,8 @@ def test_metadiffuser_the_dual_guide_is_the_gradient_of_reward_and_agreement(mod
     np.testing.assert_allclose(found[1], slope_of(agent, x, z), rtol=1e-2, atol=1e-3)
 
 
-def chain(module, agent, obs, z, known, key, steps=(2, 1, 0), last=None):
-    """The guided reverse chain, from noise or from a noised plan."""
+def chain(module, agent, obs, z, known, key, steps=(2, 1, 0), last=None, ddim=False):
+    """The guided reverse chain, from noise or from a noised plan; `ddim`: without further noise."""
     first_key, noise_key = jax.random.split(key)
     abar = module.alpha_bars(3)
     x = np.float64(jax.random.normal(first_key, (B, T, D)))
@@ -258,14 +258,21 @@ def chain(module, agent, obs, z, known, key, steps=(2, 1, 0), last=None):
         clean = np.clip(without + 1.5 * (linear(agent.ema_denoiser, x, at, z) - without), -1, 1)
         variance = beta * (1 - before) / (1 - abar[t])
         mean = beta * np.sqrt(before) / (1 - abar[t]) * clean + (1 - before) * np.sqrt(1 - beta) / (1 - abar[t]) * x
+        if ddim:
+            noise = (x - np.sqrt(abar[t]) * clean) / np.sqrt(1 - abar[t])
+            mean = np.sqrt(before) * clean + np.sqrt(1 - before) * noise
         mean = mean + variance * known[:, None, None] * slope_of(agent, clean, z)
-        x = given(mean + np.sqrt(variance) * np.asarray(jax.random.normal(k, x.shape)), obs)
+        x = given(mean + (not ddim) * np.sqrt(variance) * np.asarray(jax.random.normal(k, x.shape)), obs)
     return x
 
 
 @pytest.mark.parametrize(
     "changes, steps, warm",
-    [({}, (2, 1, 0), False), ({"sampling_steps": 2}, (2, 0), False), ({"warm_steps": 2}, (1, 0), True)],
+    [
+        ({}, (2, 1, 0), False),
+        ({"sampling_steps": 2, "sampling": "ddim"}, (2, 0), False),
+        ({"warm_steps": 2}, (1, 0), True),
+    ],
     ids=["whole", "few", "warm"],
 )
 def test_metadiffuser_plans_are_the_guided_chain_from_the_state(module, agent, windows, changes, steps, warm):
@@ -273,7 +280,7 @@ def test_metadiffuser_plans_are_the_guided_chain_from_the_state(module, agent, w
     obs, z, key = windows.steps.obs[:, 0], np.float32(context(agent, windows)), jax.random.key(3)
     last = np.random.default_rng(8).uniform(-1, 1, (B, T, D)).astype(np.float32) if warm else None
     made = jax.jit(module.make_plans)(agent, obs, z, windows.known, key, args_of(**changes), last)
-    expected = chain(module, agent, obs, np.float64(z), windows.known, key, steps, last)
+    expected = chain(module, agent, obs, np.float64(z), windows.known, key, steps, last, "sampling" in changes)
     np.testing.assert_allclose(made, expected, rtol=1e-2, atol=1e-3)
     np.testing.assert_array_equal(made[:, 0, 2:], obs)
 
@@ -331,4 +338,4 @@ def test_metadiffuser_refuses(pendulum, tmp_path, changes, words):
 
 def test_metadiffuser_diffuser_neither_learns_nor_plans_with_a_context(module):
     args = module.Args(**module.PRESETS["diffuser"])
-    assert args.context_guidance == args.reward_guide == args.dynamics_guide == 0.0 and args.context_dropout == 1.0
+    assert args.guidance == args.reward_guide == args.dynamics_guide == 0.0 and args.context_dropout == 1.0

@@ -11,6 +11,7 @@ from jobs import SHORT, train
 from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
 
 from shared.data import load_dataset
+from shared.densities import Density
 from shared.errors import InputError
 from shared.transitions import FIELDS, Transitions
 
@@ -147,11 +148,14 @@ def test_synther_average_follows_every_tenth_update():
 def test_synther_samples_are_transitions():
     """Actions are clipped, `terminal` is decided at a half, nothing else is touched; statistics leave `terminal` be."""
     module, rows = load("synther"), 3 * rows_of(50)
-    found = np.asarray(module.as_transitions(rows, SPEC))
+    found = np.asarray(module.as_transitions(rows, SPEC, True))
     expected = rows.copy()
     expected[:, 3:5] = rows[:, 3:5].clip(-1, 1)
     expected[:, 6] = rows[:, 6] > 0.5
     np.testing.assert_array_equal(found, expected)
+    ends = expected[:, 6] > 0
+    expected[ends, 7:] = rows[ends, :3]  # where nobody knows what follows them
+    np.testing.assert_array_equal(module.as_transitions(rows, SPEC, False), expected)
     assert 0 < expected[:, 6].mean() < 1 and (np.abs(expected[:, 3:5]) == 1).any()
     scale = module.row_statistics(rows, SPEC)
     known = np.arange(D) != 6
@@ -169,11 +173,18 @@ def test_synther_quality_of_samples():
     def exact(obs, action, key):
         return obs + 1.0, action.sum(-1), None
 
-    found = module.quality(agent, one + 0.5 * agent.row_std, jax.random.key(0), data, exact)
+    found = module.quality(agent, one + 0.5 * agent.row_std, jax.random.key(0), data, exact, True, None)
     shifted = one + 0.5 * agent.row_std
     close(found["marginal_distance"], 0.5)
     close(found["sample_error"], np.linalg.norm(shifted[:, 7:] - shifted[:, :3] - 1.0, axis=1).mean())
     close(found["reward_error"], np.abs(shifted[:, 5] - shifted[:, 3:5].sum(1)).mean())
+    shifted[:, 6] = np.arange(40) < 30
+    shifted[:30, 7:] = 100.0  # stands for what is not known
+    density = Density(lambda key, n: jnp.zeros((n, 2)), np.zeros((1, 2), np.float32), 0.1)
+    at_once = module.quality(agent, 0 * one, jax.random.key(0), data, None, True, density)
+    assert (float(at_once["energy_distance"]), float(at_once["modes_covered"])) == (0.0, 1.0)
+    some = module.quality(agent, shifted, jax.random.key(0), data, exact, False, None)
+    close(some["sample_error"], found["sample_error"])
 
 
 def test_synther_critic(batch):
@@ -229,7 +240,7 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
     """In the environment's units and as they were before the shift, one lane's in each file, all of its rows."""
     module, out = load("synther"), tmp_path / "run"
 
-    def samples(agent, key, args, transitions, exact):
+    def samples(agent, key, args, transitions, exact, known, density):
         rows = jnp.broadcast_to(args.alpha * jnp.arange(1.0, 10.0) / 10, (24, 9))
         return rows.at[:, 5].set(jnp.arange(24) % 2), {}
 
@@ -250,6 +261,23 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
         assert data.last.all() and len(data.transitions().rows) == 24
         with np.load(out / "samples" / f"lane-{i}.npz") as stored:
             close(stored["actions"][:, 0], np.full(24, 2 * row[3]))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_synther_what_follows_terminal_samples_is_as_unknown_as_in_the_data(known, tmp_path):
+    module, r = load("synther"), np.random.default_rng(0)
+    n, ends = 60, np.arange(60) % 10 == 9
+    obs = r.normal(size=(n, 3)).astype(np.float32)
+    following = {"next_observations": np.r_[obs[1:], obs[:1]] + 0.5} if known else {}
+    log = {"observations": obs, "actions": r.uniform(-2, 2, (n, 1)), "rewards": np.ones(n), "terminals": ends}
+    np.savez(tmp_path / "log.npz", **log, **following)
+    data = load_dataset(str(tmp_path / "log.npz"), env="none")
+    np.testing.assert_array_equal(data.successor, known | ~ends)
+    rows = module.as_transitions(data.transitions().rows, data.spec, known)
+    module.write_samples(tmp_path / "samples.npz", np.asarray(rows), data.task, known)
+    written = load_dataset(str(tmp_path / "samples.npz"), env="none")
+    for name in ("successor", "terminal", "next_obs"):
+        np.testing.assert_array_equal(getattr(written, name), getattr(data, name), err_msg=name)
 
 
 @pytest.mark.parametrize(
