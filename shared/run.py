@@ -122,6 +122,8 @@ class Run:
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
         self.done, self.diverged, self._sizes = -before - self.offline_updates, {}, {}
+        self.notes: list[str] = []
+        """Sentences that its user was told, for run.json."""
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
         """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either.
@@ -226,6 +228,14 @@ class Run:
     def _on_event(self, name: str, seconds: float, **_) -> None:
         if name.startswith("/jax/core/compile/"):
             self._compile += seconds
+
+    def note(self, sentence: str | None) -> None:
+        """Tells the user, once: not again where a run is resumed. None: there is nothing to say."""
+        if sentence is None:
+            return
+        self.notes.append(sentence)
+        if not self.args.resume:
+            tqdm.write(f"note: {sentence}")
 
     # -- training
 
@@ -422,6 +432,7 @@ class Run:
             "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings, self.first_lane)],
             "layout": self.layout,
             "diverged": {str(self.first_lane + i): u for i, u in self.diverged.items()},
+            "notes": self.notes,
             "steps_done": self.done,
             "compile_s": round(self._compile, 2),
             "wall_s": self._seconds(),

@@ -59,6 +59,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import MAX_CHUNK, LaneEnvs
@@ -688,6 +689,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
     before = 0 if args.from_run else args.pretrain_updates
     with Run(__file__, args, data.task, act, unit=args.critic_per_clone if before else 1, before=before) as run:
+        run.note(other_rewards(data.task))
         transitions = cloned = run.replicate(data.transitions(*FIELDS, "successor"))
         if args.clone_successes:
             cloned = run.replicate(data.select(reached).transitions())
