@@ -41,6 +41,8 @@ from results.pages.speeds import speed_section
 from results.pages.text import iqm_text, mean_std, number
 from results.pages.which import which_page
 from results.pictures import (
+    amounts_name,
+    amounts_picture,
     appearances,
     claim_picture,
     curves_picture,
@@ -106,6 +108,10 @@ def drawings(rows: list[Row], root: Path, files: Raw) -> dict[Path, bytes]:
         if group := drawn(claim_rows(claim, files)):
             path = folder / claim_picture(name)
             found[path] = curves_picture(group, order_of_arms(group), path)
+        if claim.amounts and (points := claim.amounts.points(files)):
+            path, one = folder / amounts_name(name), claim.amounts
+            ticks = list(dict.fromkeys(amount for values in one.lines.values() for amount in values))
+            found[path] = amounts_picture(one.title, one.x, one.y, points, ticks, path)
     for name, cases in read_plans(root).items():
         path = folder / plans_picture_name(name)
         found[path] = plans_picture(cases, path)
