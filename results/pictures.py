@@ -78,25 +78,6 @@ def selection_picture(title: str, curves: dict[str, np.ndarray], path: Path) -> 
     return picture(["selection", title, curves], draw, path)
 
 
-def amounts_picture(title: str, x: str, y: str, points: dict[str, dict[str, tuple]], ticks: list, path: Path) -> bytes:
-    """`points` {line: {amount: (mean, half an interval)}} above the amounts `ticks`, which stand at equal distances."""
-
-    def draw(figure) -> None:
-        axes = figure.subplots()
-        for n, (line, values) in enumerate(points.items()):
-            mean, half = np.array(list(values.values())).T
-            at = [ticks.index(amount) for amount in values]
-            axes.errorbar(at, mean, half, label=line, lw=1.5, marker="o", ms=4, capsize=2, **look(n))
-        plain_axes(axes, title, "mean over lanes and two standard errors")
-        axes.set_xticks(range(len(ticks)), ticks)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-    return picture(["amounts", title, x, y, points, ticks], draw, path)
-
-
 def appearances(rows: list[Row]) -> dict[tuple, int]:
     """A number for every line but bc's, the same in all pictures of a report."""
     names = sorted({identity(row) for row in rows}, key=lambda name: (name[0] == "bc", name))
@@ -116,11 +97,6 @@ def order_of_arms(rows: list[Row]) -> dict[tuple, int]:
 
 def slug(dataset: str) -> str:
     return dataset.replace("/", "-").strip("-")
-
-
-def amounts_name(name: str) -> str:
-    """File name of a claim's picture against an amount."""
-    return f"amounts-{name}.png"
 
 
 def claim_picture(name: str) -> str:

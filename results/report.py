@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.amount_pictures import amounts_name, amounts_picture
 from results.checks import Raw
 from results.grid import claims
 from results.pages.algorithms import algorithms_tables, families_table, finder
@@ -41,8 +42,6 @@ from results.pages.speeds import speed_section
 from results.pages.text import iqm_text, mean_std, number
 from results.pages.which import which_page
 from results.pictures import (
-    amounts_name,
-    amounts_picture,
     appearances,
     claim_picture,
     curves_picture,

@@ -15,6 +15,7 @@ import tyro
 from conftest import ALGORITHMS, ROOT, load
 from test_results import make_run
 
+from results.amount_pictures import amounts_picture
 from results.benchmark import changed, make_jobs, state
 from results.checks import (
     DEGREES,
@@ -51,7 +52,7 @@ from results.checks import (
 )
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
-from results.pictures import amounts_picture, digest_in
+from results.pictures import digest_in
 from shared.arguments import DatasetArgs, float_fields, preset_for
 from shared.data import load_dataset
 from shared.errors import InputError

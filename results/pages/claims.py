@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from results.amount_pictures import amounts_name
 from results.checks import DEGREES, RULE, Claim, Comparison, Missing, Quantity, Raw, Table, degree, holds
 from results.grid import claims, evaluation_file
 from results.pages.algorithms import Algorithm, algorithms
 from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
-from results.pictures import amounts_name, claim_picture
+from results.pictures import claim_picture
 from results.plan_pictures import plans_picture_name
 from results.raw import Row, baselines, online, read_evaluation, read_plans
 from shared.evaluation import fine_tuning
