@@ -23,7 +23,7 @@ def amounts_picture(
             mean, half = np.array(list(values.values())).T
             at = [ticks.index(amount) for amount in values]
             axes.errorbar(at, mean, half, label=line, lw=1.5, marker="o", ms=4, capsize=2, **look(n))
-        plain_axes(axes, title, "mean over lanes and two standard errors")
+        plain_axes(axes, title, "means, two standard errors")
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlabel(x)
         axes.set_ylabel(y)

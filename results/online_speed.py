@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--utd", nargs="+", type=int, default=[1, 20])
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="environment steps of a round at UTD 1")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "online_speed.json")
     parser.add_argument("--rlpd", type=Path, help="a checkout of ikostrikov/rlpd")
     parser.add_argument("--packages", type=Path, help="a folder of packages that it needs")
@@ -201,7 +202,7 @@ def main() -> None:
     online: dict[tuple, Interaction] = {}
     with tempfile.TemporaryDirectory() as folder:
         for utd in options.utd:
-            steps = max(4, 200 // utd)
+            steps = max(4, options.steps // utd)
             cases["plain loop", 1, utd] = plain(rlpd, task, rows, utd, steps), steps
             if options.rlpd:
                 cases["the authors' code", 1, utd] = released(options.rlpd, task, rows, utd, steps), steps

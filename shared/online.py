@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from shared.checks import other_rewards
 from shared.errors import InputError
-from shared.jax_envs import jax_env
+from shared.jax_envs import jax_env, move
 from shared.policies import Policy, StatefulPolicy
 from shared.replay import init_replay
 from shared.run import Run
@@ -236,21 +236,11 @@ class Interaction:
             agent, replay, metrics, *acted = step(agent, replay, memory, now, keys, args, data, t, learning)
             return agent, replay, jax.tree.map(jnp.add, total, metrics) if learning else total, *acted
 
-        def move(env_state, obs, action, key):
-            """One lane's environment: the next state and observation, a new episode's where this one `ended`."""
-            action = action if spec.discrete else jnp.clip(action, -1.0, 1.0)
-            step_key, reset_key = jax.random.split(key)
-            new_state, next_obs, reward, terminal, truncated = self.env.step(
-                env_state, action, jax.random.split(step_key, 4)
-            )
-            reward = self.task.training_reward(reward)
-            row = jnp.concatenate([obs, action.reshape(-1), jnp.stack([reward, terminal]), next_obs, *unknown])
-            ended = terminal | truncated
-            started = self._new_episode(reset_key)
-            return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row, ended
+        def move_lane(env_state, obs, action, key):
+            env_state, obs, row, ended = move(self.env, self.task, env_state, obs, action, key)
+            return env_state, obs, jnp.pad(row, (0, 1)) if return_to_go else row, ended
 
-        unknown = [jnp.zeros(1)] if return_to_go else []
-        move = run.over_lanes(move, in_axes=(0, 0, 0, 0), vmap=True)
+        move_lanes = run.over_lanes(move_lane, in_axes=(0, 0, 0, 0), vmap=True)
 
         @partial(jax.jit, donate_argnums=0, static_argnames=("n", "learning"))
         def scan(carry, key_data, args, data, start, t, n, learning):
@@ -259,7 +249,7 @@ class Interaction:
             def one(carry, i):
                 agent, replay, total, env_state, obs, action, memory = carry
                 keys = jax.vmap(partial(jax.random.split, num=4))(jax.random.wrap_key_data(key_data[:, start + i]))
-                env_state, *now = move(env_state, obs, action, keys[:, 3])
+                env_state, *now = move_lanes(env_state, obs, action, keys[:, 3])
                 out = step(agent, replay, memory, tuple(now), keys[:, :3], args, data, t + i, learning)
                 agent, replay, metrics, *acted = out
                 total = jax.tree.map(jnp.add, total, metrics) if learning else total
