@@ -259,6 +259,11 @@ def logged(name: str, run: Entry, setting: str = "") -> LaneMean:
     return of_lanes(run, setting, value)
 
 
+def first_step(name: str, level: float, run: Entry, setting: str = "", unit: float = 1.0) -> LaneMean:
+    """Environment steps, in `unit`s, until a logged metric is `level` or more; the whole run where it never is."""
+    return of_lanes(run, setting, lambda row: raw.first_step(row, name, level) / unit)
+
+
 def pace(run: Entry) -> Quantity:
     """Updates per second of all lanes together, without compilation and evaluation; of runs on one machine."""
     return Quantity(lambda files: np.asarray(raw.pace(files.rows(run)[0])), frozenset([run]))
@@ -354,6 +359,46 @@ check asks for a difference beyond noise, that is two standard errors of the dif
 numbers beside a check are its two sides, that margin included; of curves, where they are closest to not holding."""
 
 
+class Said(NamedTuple):
+    """A cell of a table: the word for what a quantity is."""
+
+    quantity: Quantity
+    words: dict[float, str]
+
+    def __call__(self, files: Raw) -> str:
+        return self.words.get(float(self.quantity.value(files)), "–")
+
+
+class Table(NamedTuple):
+    """A table of a claim's page, made from the raw files; a cell is a text, a quantity, or what is said of one."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str | Quantity | Said]]
+
+
+class Amounts(NamedTuple):
+    """A picture of a claim's page: means over lanes against an amount."""
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, dict[str, LaneMean]]
+    """{line: {amount, as the axis has it: what is drawn above it}}, least amount first"""
+
+    def points(self, files: Raw) -> dict[str, dict[str, tuple[float, float]]]:
+        """{line: {amount: (mean, two standard errors)}} of the runs that are there."""
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        for line, values in self.lines.items():
+            for amount, mean in values.items():
+                try:
+                    point = float(mean.value(files)), float(noise(mean).value(files))
+                except Missing:
+                    continue
+                found.setdefault(line, {})[amount] = point
+        return found
+
+
 class Claim(NamedTuple):
     """What a paper says its algorithm does, the runs that can show it, and what they show."""
 
@@ -367,6 +412,8 @@ class Claim(NamedTuple):
     """What the runs show, and why where they contradict the paper. No degree, and no number without a comparison."""
     observed: dict[str, Comparison] = {}
     """What else the finding rests on; these must hold. They count for nothing."""
+    table: Table | None = None
+    amounts: Amounts | None = None
 
 
 def holds(comparison: Comparison, files: Raw) -> bool | None:

@@ -1,11 +1,18 @@
-"""Environment steps per second of RLPD against a plain loop: one environment, one compiled update per call.
+"""Environment steps per second of RLPD against a plain loop, and against its authors' own code.
+
+    git clone https://github.com/ikostrikov/rlpd /tmp/rlpd
+    pip install --no-deps --target /tmp/peer-packages tfp-nightly dm-tree six decorator cloudpickle gast
 
   python results/online_speed.py                       UTD 1 and 20, 1 and 8 lanes, into results/online_speed.json
   python results/online_speed.py --rounds 10 --utd 1   other rounds, some of the cases
+  python results/online_speed.py --rlpd /tmp/rlpd --packages /tmp/peer-packages     the authors' code, too
 
 Both step Hopper-v5 and do the same updates at the paper's sizes (10 critics of two layers of 256, batch 256, half of it
 data). The plain loop keeps its transitions in NumPy, samples there, and calls a compiled critic update G times and a
-compiled actor update once per environment step. Rounds of all are interleaved, so that ratios hold on a busy machine.
+compiled actor update once per environment step. The authors' agent and buffers are stepped as in their training
+script, one environment. Rounds of all are interleaved, so that ratios hold on a busy machine. A profile says what a
+step of ours is made of: the environments (their observations included), the transfer of what they gave, the arithmetic
+of the compiled call, and the host: the call itself (a program that hands the same arrays through) and all the rest.
 """
 
 import argparse
@@ -22,6 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +54,10 @@ def load_rlpd():
     return module
 
 
-def ours(rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Path) -> Callable[[], None]:
-    """`steps` environment steps of every lane, as rlpd.py's main makes them."""
+def ours(
+    rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Path
+) -> tuple[Callable[[], None], Interaction]:
+    """`steps` environment steps of every lane, as rlpd.py's main makes them; and what makes them."""
     args = dataclasses.replace(
         rlpd.Args(), seeds=lanes, utd=utd, env_steps=100 * steps, log_every=steps, learning_starts=0, out=str(out)
     )
@@ -62,7 +72,7 @@ def ours(rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Pa
         jax.block_until_ready(metrics)
         run.done += steps
 
-    return work
+    return work, online
 
 
 def plain(rlpd, task, rows: np.ndarray, utd: int, steps: int) -> Callable[[], None]:
@@ -102,26 +112,104 @@ def plain(rlpd, task, rows: np.ndarray, utd: int, steps: int) -> Callable[[], No
     return work
 
 
+def released(checkout: Path, task, rows: np.ndarray, utd: int, steps: int) -> Callable[[], None]:
+    """The same by the authors' agent and buffers."""
+    from results.jax_references import Space, packages
+
+    sys.modules["gym"] = gymnasium  # of the older one they use what is the same here
+    sys.modules["gym.spaces"], sys.modules["gym.utils"] = gymnasium.spaces, gymnasium.utils
+    peer, args, spec = packages(checkout, frozen=True), load_rlpd().Args(), task.spec
+    data, ring = peer("rlpd.data.dataset"), peer("rlpd.data.replay_buffer")
+    env, half = task.make_env(), args.batch_size * utd // 2
+    size, ends = spec.obs_shape[0], np.cumsum([spec.obs_shape[0], spec.action_dim, 1, 1])
+    obs, action, reward, terminal, next_obs = np.split(rows, ends, axis=1)
+    named = {"observations": obs, "next_observations": next_obs, "actions": action, "rewards": reward[:, 0]}
+    old = data.Dataset(named | {"masks": 1.0 - terminal[:, 0], "dones": terminal[:, 0] > 0})
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    new = ring.ReplayBuffer(space, env.action_space, len(rows))
+    agent = peer("rlpd.agents.sac.sac_learner").SACLearner.create(
+        0, Space(size), Space(spec.action_dim), hidden_dims=args.hidden_dims, num_qs=args.n_critics,
+        num_min_qs=args.subset_size, critic_layer_norm=True, backup_entropy=args.backup_entropy,
+    )  # fmt: skip
+    state = {"agent": agent, "obs": env.reset(seed=0)[0].astype(np.float32)}
+
+    def work() -> None:
+        for _ in range(steps):
+            action, state["agent"] = state["agent"].sample_actions(state["obs"])
+            obs, reward, terminal, truncated, _ = env.step(task.to_env(action))
+            obs = obs.astype(np.float32)
+            seen = {"observations": state["obs"], "actions": action, "rewards": reward, "next_observations": obs}
+            new.insert(seen | {"masks": 1.0 - terminal, "dones": terminal or truncated})
+            state["obs"] = env.reset()[0].astype(np.float32) if terminal or truncated else obs
+            parts = new.sample(half), old.sample(half)
+            both = {n: np.stack([p[n] for p in parts], 1).reshape(2 * half, *parts[0][n].shape[1:]) for n in parts[0]}
+            state["agent"], _ = state["agent"].update(both, utd)
+        jax.block_until_ready(state["agent"])
+
+    return work
+
+
+def profile(work: Callable[[], None], online: Interaction, lanes: int, steps: int) -> dict:
+    """What a step of all lanes is made of: shares of its time, one thing waiting for the other, and milliseconds."""
+    spent = dict.fromkeys(("environment", "transfer", "call", "hand through"), 0.0)
+    envs_step, compiled, hand_through = online.envs.step, online._step, jax.jit(lambda *x: x[:4])
+    few = jax.tree.map(jnp.copy, dataclasses.replace(online.replay, rows=online.replay.rows[:, :1]))
+
+    def timed(name, f, *args, **more):
+        start = time.perf_counter()
+        out = jax.block_until_ready(f(*args, **more))
+        spent[name] += time.perf_counter() - start
+        return out
+
+    def step(agent, replay, total, memory, now, *rest, learning):
+        now = timed("transfer", jax.device_put, now)
+        timed("hand through", hand_through, agent, few, total, memory, now, *rest)
+        return timed("call", compiled, agent, replay, total, memory, now, *rest, learning=learning)
+
+    online._step = step
+    online.envs.step = partial(timed, "environment", envs_step)
+    work()  # compiles
+    spent |= dict.fromkeys(spent, 0.0)
+    start = time.perf_counter()
+    work()
+    whole = time.perf_counter() - start - spent["hand through"]
+    online._step, online.envs.step = compiled, envs_step
+    parts = {"environment": spent["environment"], "transfer": spent["transfer"]}
+    parts["arithmetic"] = max(spent["call"] - spent["hand through"], 0.0)
+    parts["host"] = whole - sum(parts.values())
+    return {"lanes": lanes, "ms": 1e3 * whole / steps, "shares": {name: x / whole for name, x in parts.items()}}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utd", nargs="+", type=int, default=[1, 20])
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="environment steps of a round at UTD 1")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "online_speed.json")
+    parser.add_argument("--rlpd", type=Path, help="a checkout of ikostrikov/rlpd")
+    parser.add_argument("--packages", type=Path, help="a folder of packages that it needs")
     options = parser.parse_args()
+    if options.packages:
+        sys.path.append(str(options.packages))
     use_cpu_devices(max(options.lanes))
     rlpd, task = load_rlpd(), env_task("Hopper-v5")
     width = 2 * task.spec.obs_shape[0] + task.spec.action_dim + 2
     rows = np.random.default_rng(0).uniform(-1, 1, (ROWS, width)).astype(np.float32)
     rows[:, task.spec.obs_shape[0] + task.spec.action_dim + 1] = 0.0
     cases: dict[tuple, tuple[Callable, int]] = {}
+    online: dict[tuple, Interaction] = {}
     with tempfile.TemporaryDirectory() as folder:
         for utd in options.utd:
-            steps = max(4, 200 // utd)
+            steps = max(4, options.steps // utd)
             cases["plain loop", 1, utd] = plain(rlpd, task, rows, utd, steps), steps
+            if options.rlpd:
+                cases["the authors' code", 1, utd] = released(options.rlpd, task, rows, utd, steps), steps
             for lanes in options.lanes:
-                work = ours(rlpd, task, rows, lanes, utd, steps, Path(folder) / f"{lanes}-{utd}")
+                work, online[lanes, utd] = ours(
+                    rlpd, task, rows, lanes, utd, steps, Path(folder) / f"{lanes}-{utd}"
+                )  # fmt: skip
                 cases["rlpd", lanes, utd] = work, steps
         seconds: dict[tuple, list[float]] = {case: [] for case in cases}
         for work, _ in cases.values():
@@ -131,16 +219,22 @@ def main() -> None:
                 start = time.perf_counter()
                 work()
                 seconds[case].append(time.perf_counter() - start)
+        profiles = [
+            {"utd": utd} | profile(cases["rlpd", lanes, utd][0], one, lanes, cases["rlpd", lanes, utd][1])
+            for (lanes, utd), one in online.items()
+        ]
     record = {
         "command": " ".join(["results/online_speed.py", *sys.argv[1:]]),
         "hardware": {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()},
         "device": jax.local_devices()[0].device_kind,
         "jax": jax.__version__,
         "cases": [],
+        "profiles": profiles,
     }
     for (name, lanes, utd), times in seconds.items():
         rates = [lanes * cases[name, lanes, utd][1] / t for t in times]
         paired = [a / b for a, b in zip(seconds["plain loop", 1, utd], times, strict=True)]
+        theirs = seconds.get(("the authors' code", 1, utd))
         record["cases"].append(
             {
                 "name": name,
@@ -151,11 +245,17 @@ def main() -> None:
                 "ratio_to_plain_loop": lanes * statistics.median(paired),
             }
         )
+        if theirs:
+            own = [lanes * a / b for a, b in zip(theirs, times, strict=True)]
+            record["cases"][-1]["ratio_to_authors"] = statistics.median(own)
         one = record["cases"][-1]
         print(
             f"{name:>10} {lanes:>2} lanes  UTD {utd:>2} {one['env_steps_per_s']['median']:>9.1f} env steps/s"
             f" {one['gradient_steps_per_s']:>9.1f} gradient steps/s  x{one['ratio_to_plain_loop']:.2f}"
+            + (f"  x{one['ratio_to_authors']:.2f} the authors'" if theirs else "")
         )
+    for one in profiles:
+        print(one)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

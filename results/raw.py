@@ -280,6 +280,21 @@ def logged(row: Row, name: str) -> np.ndarray:
     return last.groupby("lane")[name].mean().reindex(row.lanes).to_numpy()
 
 
+def first_step(row: Row, name: str, level: float) -> np.ndarray:
+    """[lanes] environment steps at the first row of metrics.csv where a metric is `level` or more.
+
+    Those of the whole run where it never is.
+
+    Raises:
+      InputError: there is no such metric.
+    """
+    table = pd.read_csv(row.run / "metrics.csv")
+    if name not in table:
+        raise InputError(f"{row.run.name} has logged no '{name}', but {', '.join(table.columns)}.")
+    first = table[table[name] >= level].groupby("lane")["env_step"].min()
+    return first.reindex(row.lanes, fill_value=table["env_step"].max()).to_numpy(float)
+
+
 def pace(row: Row) -> float:
     """Updates per second of all lanes of the run together: the median over the stretches between rows of metrics.csv.
 

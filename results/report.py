@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results.amount_pictures import amounts_name, amounts_picture
 from results.checks import Raw
 from results.grid import claims
 from results.pages.algorithms import algorithms_tables, families_table, finder
@@ -106,6 +107,10 @@ def drawings(rows: list[Row], root: Path, files: Raw) -> dict[Path, bytes]:
         if group := drawn(claim_rows(claim, files)):
             path = folder / claim_picture(name)
             found[path] = curves_picture(group, order_of_arms(group), path)
+        if claim.amounts and (points := claim.amounts.points(files)):
+            path, one = folder / amounts_name(name), claim.amounts
+            ticks = list(dict.fromkeys(amount for values in one.lines.values() for amount in values))
+            found[path] = amounts_picture(one.title, one.x, one.y, points, ticks, path)
     for name, cases in read_plans(root).items():
         path = folder / plans_picture_name(name)
         found[path] = plans_picture(cases, path)

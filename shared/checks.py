@@ -1,16 +1,19 @@
 """Do a dataset's arrays, its spaces and its environment agree? What is only guessed gives way; all else is refused."""
 
 import importlib.util
-from functools import cache
+from functools import cache, partial
 
 import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from shared.errors import InputError, first_line
+from shared.jax_envs import JaxEnv, jax_env
 from shared.names import FAMILIES, family_of, is_ogbench, misfit, ogbench_env
 from shared.spaces import flat_obs_shape, flatten_obs, without
-from shared.task import Spec, registered_env, space_spec, with_wrappers
+from shared.task import Spec, Task, registered_env, space_spec, with_wrappers
 
 
 def stored_env(meta: dict) -> EnvSpec:
@@ -228,3 +231,79 @@ def preset_misfit(key: str, settings: dict, facts: dict) -> str | None:
             f"{high:g}"
         )
     return None
+
+
+def fewer_held_out(asked: int, held_out: int) -> str | None:
+    """One sentence where a model's hold-out is smaller than was `asked` for."""
+    if held_out == asked:
+        return None
+    return f"--holdout-rows {asked:,} is more than a fifth of the data: {held_out:,} rows are held out."
+
+
+RANDOM_STEPS = 1_000
+"""Whose rewards a dataset's are compared with."""
+
+
+def random_rewards(task: Task) -> np.ndarray:
+    """[RANDOM_STEPS] rewards of uniform actions in the task's environment, the same in every call.
+
+    They take no random numbers of a run, nor numpy's. One written in JAX plays ten episodes, each from its own start.
+    """
+    env = task.make_env(disable_env_checker=True)
+    if pair := jax_env(task, env):
+        return _random_rewards_compiled(pair, task.spec)
+    rewards = np.empty(RANDOM_STEPS)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for t in range(RANDOM_STEPS):
+        _, rewards[t], terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    return rewards
+
+
+def _random_rewards_compiled(env: JaxEnv, spec: Spec) -> np.ndarray:
+    def play(key):
+        begin_key, act_key, key = jax.random.split(key, 3)
+        first, steps = env.reset(jax.random.split(begin_key))[0], RANDOM_STEPS // 10
+        if spec.discrete:
+            actions = jax.random.randint(act_key, (steps,), 0, spec.action_dim)
+        else:
+            actions = jax.random.uniform(act_key, (steps, spec.action_dim), minval=-1.0, maxval=1.0)
+
+        def step(state, now):
+            new, _, reward, terminal, truncated = env.step(state, now[0], jax.random.split(now[1], 4))
+            return jax.tree.map(partial(jnp.where, terminal | truncated), first, new), reward
+
+        return jax.lax.scan(step, first, (actions, jax.random.split(key, steps)))[1]
+
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # it runs once
+    options = quick if jax.default_backend() == "cpu" else None
+    keys = jax.random.split(jax.random.key(0), 10)
+    return np.asarray(jax.jit(jax.vmap(play), compiler_options=options)(keys)).ravel()
+
+
+def other_rewards(task: Task) -> str | None:
+    """One sentence where the data's rewards may be of another convention than the environment's, both in training.
+
+    Its range is looked at, against that of uniform random steps: both of its ends lie above theirs, or below, by a
+    tenth of the random range; or it begins below by half of it. One that only ends above is what a better policy
+    earns, and where rewards are sparse random steps do not see the success.
+    """
+    between = task.data.get("reward_range")
+    if task.env_spec is None or between is None or not task.data.get("rewards", True):
+        return None
+    random = task.training_reward(random_rewards(task))
+    low, high, least, most = *(task.training_reward(x) for x in between), random.min(), random.max()
+    rounding, width = 1e-5 * max(abs(least), abs(most)), most - least
+    below, above = np.array([least - low, most - high]), np.array([low - least, high - most])
+    apart = max(below.min(), above.min()) > 0.1 * width + rounding
+    if not (apart or least - low > 0.5 * width + rounding):
+        return None
+    return (
+        f"The rewards of '{task.id}' are {low:.4g} to {high:.4g}, those of {RANDOM_STEPS:,} random steps in "
+        f"{task.env_spec.id} {least:.4g} to {most:.4g}: as it should be where its policies saw better or worse steps "
+        "than random ones do, but of two conventions nothing good is learned together (--reward-shift and the like "
+        "change both; correct the file, or name its own environment with --env)."
+    )

@@ -385,6 +385,7 @@ def load_dataset(
     options = {"clip_actions": True} if clip_actions else {}
     known = {"reference": reference, "options": options, "env_module": module, "data": understood}
     known["left_out"] = tuple(meta.get("left_out", ()))
+    understood["reward_range"] = [float(arrays["reward"].min()), float(arrays["reward"].max())]
     data = Dataset(Task(name, meta["hash"], spec, env_spec, **known), **arrays)
     if not (meta.get("same_env", True) and understood["rewards"]):  # returns of another problem than the scores'
         return data

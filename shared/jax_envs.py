@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -121,6 +122,20 @@ def of_objectives(env: JaxEnv) -> JaxEnv:
         return new, obs, jnp.float32(env.objectives(state, action, new)), terminal, truncated
 
     return env._replace(step=step)
+
+
+def move(
+    env: JaxEnv, task: Task, state: Any, obs: jax.Array, action: jax.Array, key: jax.Array
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """One environment's step with `action` [A], clipped to [-1, 1] (or []): state and observation to go on from, those
+    of a new episode where one ended; the transition as a row [D] (transitions.FIELDS); and whether one ended."""
+    action = action if task.spec.discrete else jnp.clip(action, -1.0, 1.0)
+    step_key, reset_key = jax.random.split(key)
+    new, next_obs, reward, terminal, truncated = env.step(state, action, jax.random.split(step_key, 4))
+    reward, ended = task.training_reward(reward), terminal | truncated
+    row = jnp.concatenate([obs, action.reshape(-1), jnp.stack([reward, terminal]), next_obs])
+    started = env.reset(jax.random.split(reset_key))
+    return *jax.tree.map(partial(jnp.where, ended), started, (new, next_obs)), row, ended
 
 
 def begin_envs(env: JaxEnv, key: jax.Array, n: int) -> tuple[Any, jax.Array]:

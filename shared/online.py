@@ -6,7 +6,6 @@ the environment included. Time limits are not terminal: the true last observatio
 as its `next_obs`, and the first observation of the next episode never is.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from shared.checks import other_rewards
 from shared.errors import InputError
-from shared.jax_envs import jax_env
+from shared.jax_envs import jax_env, move
 from shared.policies import Policy, StatefulPolicy
-from shared.replay import Replay, init_replay
+from shared.replay import init_replay
 from shared.run import Run
 from shared.task import MAX_EPISODE_STEPS, Task, require_env
 from shared.transitions import FIELDS, Transitions
@@ -139,14 +139,15 @@ class Interaction:
         random_warmup: bool = False,
         updates_per_step: int = 1,
         capacity: int = 1_000_000,
-        return_to_go: Callable[[int, np.ndarray, bool], np.ndarray] | None = None,
+        return_to_go: Callable | None = None,
     ):
         """`task`: to interact with, if it is not the one that is evaluated.
 
         `warmup`: environment steps before the first update, with uniform actions (in these alone) if `random_warmup`.
         `updates_per_step`: gradient updates that `update` makes (for the log).
-        `return_to_go`: (lane, rewards [T], terminated) -> [T], a further column of the replay buffer, whose
-        transitions may be sampled only when their episode has ended.
+        `return_to_go`: (rewards [T], steps, terminated, args) -> [T] of an episode of so many steps (rewards are 0
+        behind them), a further column of the replay buffer, whose transitions may be sampled only when their episode
+        has ended.
         """
         self.run, self.data, self.task = run, data, require_env(task or run.task)
         self.warmup, self.updates_per_step, self.return_to_go = warmup, updates_per_step, return_to_go
@@ -158,8 +159,9 @@ class Interaction:
         if return_to_go and capacity < limit:
             raise InputError(f"--buffer-size {capacity} is less than one episode of {self.task.env_spec.id} ({limit}).")
         self.replay = init_replay(lanes, min(capacity, run.total), spec, run.sharding, fields)
+        run.note(other_rewards(self.task))
         first_keys, reset_keys = (run.step_keys(run.total + n) for n in (0, 1))
-        self.env = None if return_to_go else jax_env(self.task)
+        self.env = jax_env(self.task)
         if self.env:
             self.env_state, self.obs = run.over_lanes(self._new_episode, in_axes=(0,))(reset_keys)
         else:
@@ -169,8 +171,6 @@ class Interaction:
         """[L, A] next one"""
         self.memory: Any = None
         """[L, ...] what the policy carries, if it is one that remembers"""
-        self.rewards: list[list[float]] = [[] for _ in range(lanes)]
-        """Of the episodes that go on, where returns-to-go are asked for."""
 
         policy, reward_at = remembering(explore), self._reward_column()
 
@@ -202,7 +202,13 @@ class Interaction:
         def insert(replay, row):
             return replay.insert(row, ready=return_to_go is None)
 
+        def complete(replay, row, ended, args):
+            """`replay`, and where an episode `ended` with `row`, with its returns-to-go."""
+            returns = partial(return_to_go, terminated=row[reward_at + 1] > 0.0, args=args)
+            return replay.complete(ended, reward_at, limit, returns)
+
         insert = run.over_lanes(insert, in_axes=(0, 0), vmap=True)
+        complete = run.over_lanes(complete, in_axes=(0, 0, 0, 0), vmap=True)
         draw = run.over_lanes(sample, in_axes=(0, None, 0, 0), vmap=True)
         learn_and_act = run.over_lanes(learn_and_act, in_axes=(0, 0, 0, 0, 0, 0, None))
 
@@ -217,9 +223,10 @@ class Interaction:
         def step(agent, replay, memory, now, keys, args, data, t, learning):
             """All lanes: insert the row [L, D] of `now`, update if `learning`, act on its obs; `keys` [L, 3]."""
             replay = insert(replay, now[1])
+            batch = draw(keys[:, 0], data, replay, args) if learning else None
+            replay = complete(replay, *now[1:], args) if return_to_go else replay
             if not learning:
                 return agent, replay, {}, *warm_act(agent, memory, now, keys[:, 2], args, t)
-            batch = draw(keys[:, 0], data, replay, args)
             agent, *out = learn_and_act(agent, memory, batch, now, keys[:, 1:], args, t)
             return agent, replay, *out
 
@@ -229,20 +236,11 @@ class Interaction:
             agent, replay, metrics, *acted = step(agent, replay, memory, now, keys, args, data, t, learning)
             return agent, replay, jax.tree.map(jnp.add, total, metrics) if learning else total, *acted
 
-        def move(env_state, obs, action, key):
-            """One lane's environment: the next state and observation, a new episode's where this one `ended`."""
-            action = action if spec.discrete else jnp.clip(action, -1.0, 1.0)
-            step_key, reset_key = jax.random.split(key)
-            new_state, next_obs, reward, terminal, truncated = self.env.step(
-                env_state, action, jax.random.split(step_key, 4)
-            )
-            reward = self.task.training_reward(reward)
-            row = jnp.concatenate([obs, action.reshape(-1), jnp.stack([reward, terminal]), next_obs])
-            ended = terminal | truncated
-            started = self._new_episode(reset_key)
-            return *jax.tree.map(partial(jnp.where, ended), started, (new_state, next_obs)), row, ended
+        def move_lane(env_state, obs, action, key):
+            env_state, obs, row, ended = move(self.env, self.task, env_state, obs, action, key)
+            return env_state, obs, jnp.pad(row, (0, 1)) if return_to_go else row, ended
 
-        move = run.over_lanes(move, in_axes=(0, 0, 0, 0), vmap=True)
+        move_lanes = run.over_lanes(move_lane, in_axes=(0, 0, 0, 0), vmap=True)
 
         @partial(jax.jit, donate_argnums=0, static_argnames=("n", "learning"))
         def scan(carry, key_data, args, data, start, t, n, learning):
@@ -251,7 +249,7 @@ class Interaction:
             def one(carry, i):
                 agent, replay, total, env_state, obs, action, memory = carry
                 keys = jax.vmap(partial(jax.random.split, num=4))(jax.random.wrap_key_data(key_data[:, start + i]))
-                env_state, *now = move(env_state, obs, action, keys[:, 3])
+                env_state, *now = move_lanes(env_state, obs, action, keys[:, 3])
                 out = step(agent, replay, memory, tuple(now), keys[:, :3], args, data, t + i, learning)
                 agent, replay, metrics, *acted = out
                 total = jax.tree.map(jnp.add, total, metrics) if learning else total
@@ -267,7 +265,7 @@ class Interaction:
 
         self._step, self._scan, self._metric_names = step_at, scan, metric_names
         self._names: tuple[str, ...] | None = None
-        self._complete = jax.jit(run.over_lanes(_complete, in_axes=(0, 0, 0), vmap=True), donate_argnums=0)
+        self._complete = jax.jit(complete, donate_argnums=0)
 
     def _new_episode(self, key: jax.Array) -> tuple[Any, jax.Array]:
         """State and observation of one lane's environment written in JAX."""
@@ -304,29 +302,8 @@ class Interaction:
                     agent, self.replay, total, self.memory, (self.envs.obs, row, self.envs.ended), key_data,
                     run.lane_args, self.data, i, run.done + i, learning=learning,
                 )  # fmt: skip
-                if self.return_to_go:
-                    self._end_episodes(row)
         learned = n - collected
         return agent, {name: value / learned for name, value in total.items()} if learned else {}
-
-    def _end_episodes(self, rows: np.ndarray) -> None:
-        """Notes the newest rewards; where an episode ended, fills in its returns-to-go."""
-        at = self._reward_column()
-        for rewards, row in zip(self.rewards, rows, strict=True):
-            rewards.append(row[at])
-        self._fill_in(self.envs.ended, rows[:, at + 1])
-
-    def _fill_in(self, ended: np.ndarray, terminal: np.ndarray) -> None:
-        """Fills in the returns-to-go of the lanes [L] whose episode has ended, `terminal` [L] or cut."""
-        if not ended.any():
-            return
-        length, lanes = self.envs.actions.shape[1], len(ended)
-        values, count = np.zeros((lanes, length), np.float32), np.zeros(lanes, np.int32)
-        for i in np.flatnonzero(ended):
-            count[i] = len(self.rewards[i])
-            values[i, : count[i]] = self.return_to_go(i, np.array(self.rewards[i]), bool(terminal[i]))
-            self.rewards[i] = []
-        self.replay = self._complete(self.replay, values, count)
 
     def _zero_metrics(self, agent: Any) -> dict[str, jax.Array]:
         self._names = self._names or self._metric_names(agent)
@@ -337,7 +314,7 @@ class Interaction:
         """For a checkpoint: replay buffers, environments, the action that comes next, and what the policy carries."""
         env = {"state": self.env_state, "obs": self.obs} if self.env else self.envs.state()
         spec = self.task.spec
-        first = np.zeros((len(self.rewards), *(() if spec.discrete else (spec.action_dim,))))
+        first = np.zeros((len(self.run.padded_settings), *(() if spec.discrete else (spec.action_dim,))))
         action = first if self.action is None else np.asarray(self.action)
         return {"replay": self.replay, "env": env, "action": action, "memory": self.memory}
 
@@ -358,14 +335,9 @@ class Interaction:
             fresh = self._first_act(agent, self.envs.obs, self._first_keys, self.run.lane_args)
             anew = lambda new, old: np.where(restored.reshape(-1, *(1,) * (np.ndim(old) - 1)), old, new)  # noqa: E731
             self.action, self.memory = jax.tree.map(anew, fresh, (self.action, self.memory))
-        if self.return_to_go:
-            at, rows = self._reward_column(), np.asarray(self.replay.rows)
-            counts = zip(np.asarray(self.replay.inserted), np.asarray(self.replay.ready), strict=True)
-            self.rewards = [
-                list(r[np.arange(ready, n) % len(r), at]) for r, (n, ready) in zip(rows, counts, strict=True)
-            ]
-            pending = np.array([len(rewards) > 0 for rewards in self.rewards])
-            self._fill_in(~restored & pending, np.zeros(len(restored)))  # their episodes were cut by the restart
+        if self.return_to_go:  # the episodes of those that are not restored were cut by the restart
+            cut = np.zeros((len(restored), self.replay.rows.shape[-1]), np.float32)
+            self.replay = self._complete(self.replay, cut, ~restored, self.run.lane_args)
         return agent
 
     def _reward_column(self) -> int:
@@ -381,11 +353,3 @@ def remembering(policy: Policy) -> StatefulPolicy:
         lambda agent, args: (),
         lambda agent, carry, obs, reward, key, args: (policy(agent, obs, key, args), carry),
     )
-
-
-def _complete(replay: Replay, values: jax.Array, count: jax.Array) -> Replay:
-    """One lane: the last column of the `count` newest rows becomes `values` [T], and all rows are ready."""
-    step = jnp.arange(len(values))
-    at = jnp.where(step < count, (replay.inserted - count + step) % len(replay.rows), len(replay.rows))
-    rows = replay.rows.at[at, -1].set(values, mode="drop")
-    return dataclasses.replace(replay, rows=rows, ready=jnp.where(count > 0, replay.inserted, replay.ready))

@@ -1,6 +1,7 @@
 """The replay buffer on the device: a ring of transitions per lane."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -49,6 +50,19 @@ class Replay:
         inserted = self.inserted + valid.sum(dtype=jnp.int32)
         return dataclasses.replace(self, rows=rows, inserted=inserted, ready=inserted)._turned()
 
+    def complete(self, ended: jax.Array, reward_at: int, limit: int, return_to_go: Callable) -> "Replay":
+        """One lane: if its episode `ended`, the last column of its rows becomes `return_to_go`, and all are ready.
+
+        The rows that are not ready yet are of that episode, which has `limit` steps at most.
+        `return_to_go(reward [T], steps)` -> [T], `reward` in column `reward_at` of the rows.
+        """
+        step, steps = jnp.arange(limit), self.inserted - self.ready
+        at = (self.ready + step) % len(self.rows)
+        values = return_to_go(jnp.where(step < steps, self.rows[at, reward_at], 0.0), steps)
+        at = jnp.where(ended & (step < steps), at, len(self.rows))
+        rows = self.rows.at[at, -1].set(values, mode="drop")
+        return dataclasses.replace(self, rows=rows, ready=jnp.where(ended, self.inserted, self.ready))
+
     def _turned(self) -> "Replay":
         """The same with whole turns taken off the counts of a full ring."""
         turns = jnp.maximum(self.inserted // len(self.rows) - 1, 0) * len(self.rows)
@@ -72,6 +86,34 @@ def init_replay(
     width = 2 * spec.obs_shape[0] + (1 if spec.discrete else spec.action_dim) + len(fields) - 3
     zero = partial(jnp.zeros, lanes, jnp.int32, device=sharding)
     return Replay(jnp.zeros((lanes, capacity, width), device=sharding), zero(), zero(), spec, fields)
+
+
+def episode_returns(
+    reward: jax.Array,
+    steps: jax.Array,
+    terminated: jax.Array,
+    discount: jax.Array,
+    failure: float | None = None,
+    endless: bool = False,
+) -> jax.Array:
+    """[T] `data.return_to_go` of one episode of so many `steps`, inside a compiled program; `reward` is 0 behind them.
+
+    In float32, and in log T operations one after the other.
+    """
+    step = jnp.arange(len(reward))
+    if endless:
+        reward_for_ever = reward / (1.0 - discount)
+        reward = jnp.where((step == steps - 1) & ~terminated, reward_for_ever, reward)
+
+    def join(later, earlier):
+        """Of two stretches of steps: the discount over both, and the return of both."""
+        return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
+
+    total = jax.lax.associative_scan(join, (jnp.full(len(reward), discount), reward), reverse=True)[1]
+    if failure is None:
+        return total
+    failed = (jnp.isclose(reward, failure) | (step >= steps)).all()
+    return jnp.where(failed, failure / (1.0 - discount), total)
 
 
 def concatenate(*batches: Batch, axis: int = 0) -> Batch:

@@ -121,7 +121,7 @@ class Run:
         self.final_returns = self.final_scores = np.empty(0)  # [L, episodes] of the last evaluation
         self.pretrained = self.offline_updates
         """Offline updates behind the first environment step, here or in the run that --from names."""
-        self.done, self.diverged, self._sizes = -before - self.offline_updates, {}, {}
+        self.done, self.diverged, self._sizes, self.notes = -before - self.offline_updates, {}, {}, []
 
     def over_lanes(self, f: Callable, in_axes: tuple, donate: bool = False, vmap: bool = False) -> Callable:
         """`over_lanes` on this run's mesh, in its layout; `vmap`: for what only moves memory, vmapped in either.
@@ -226,6 +226,12 @@ class Run:
     def _on_event(self, name: str, seconds: float, **_) -> None:
         if name.startswith("/jax/core/compile/"):
             self._compile += seconds
+
+    def note(self, sentence: str | None) -> None:
+        """Tells the user (not again where a run is resumed) and run.json. None: nothing is to be said."""
+        self.notes += [sentence] if sentence else []
+        if sentence and not self.args.resume:
+            tqdm.write(f"note: {sentence}")
 
     # -- training
 
@@ -429,7 +435,7 @@ class Run:
             "compile_s": round(self._compile, 2),
             "wall_s": self._seconds(),
         }
-        write_record(self.out / "run.json", found, int(self.mesh.devices.size))
+        write_record(self.out / "run.json", found | {"notes": self.notes}, int(self.mesh.devices.size))
 
     def _merge(self) -> None:
         """The tables and records of all processes in --out, written by process 0."""

@@ -15,13 +15,17 @@ import tyro
 from conftest import ALGORITHMS, ROOT, load
 from test_results import make_run
 
+from results.amount_pictures import amounts_picture
 from results.benchmark import changed, make_jobs, state
 from results.checks import (
     DEGREES,
+    Amounts,
     Claim,
     Missing,
     Quantity,
     Raw,
+    Said,
+    Table,
     combined,
     course,
     dataset_mean,
@@ -29,6 +33,7 @@ from results.checks import (
     dip,
     end,
     fall,
+    first_step,
     gain,
     highest,
     holds,
@@ -47,6 +52,7 @@ from results.checks import (
 )
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview
+from results.pictures import digest_in
 from shared.arguments import DatasetArgs, float_fields, preset_for
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -379,6 +385,46 @@ def test_a_metric_is_the_mean_of_a_setting_over_the_end_of_the_run(swept):
         np.testing.assert_allclose(logged("gap", entry, setting).lanes(files), np.add(lanes, (4 + 5) / 2))
     with pytest.raises(InputError, match="has logged no 'gain', but .*gap"):
         logged("gain", entry, "alpha=1").value(files)
+
+
+def test_the_first_step_at_a_level_is_a_lanes_own(swept):
+    """Of gaps 10 lane + 1, 2, ..., 5; a lane that never gets there counts with its whole run."""
+    entry, files = swept
+    path = files.root / entry.directory() / "metrics.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    lines = [lines[0], *([*a[:3], "0", a[3], *a[5:]] for a in lines[1:])]  # steps of the environment
+    path.write_text("".join(",".join(line) + "\n" for line in lines))
+    found = first_step("gap", 3.5, entry, "alpha=1", unit=8).lanes(files)
+    np.testing.assert_allclose(found, [4000 / 8, 1000 / 8])
+    np.testing.assert_allclose(first_step("gap", 24.0, entry, "alpha=1").lanes(files), [5000, 5000])
+    with pytest.raises(InputError, match="has logged no 'gain'"):
+        first_step("gain", 1.0, entry, "alpha=1").value(files)
+
+
+def test_a_claims_own_table_and_picture_say_what_the_runs_say(swept, tmp_path):
+    entry, files = swept
+    gone, gap = entry._replace(variant="gone"), logged("gap", entry, "alpha=2")
+    words = {25.0: "large", 0.0: "none"}
+    table = Table(
+        "Gaps",
+        ["", "gap", "gone", "word", "other"],
+        [["a", gap, logged("gap", gone), Said(gap - 4.5 + 4.5 - 4.5, words), Said(gap, words)]],
+    )
+    points = {"here": {"0": gap, "5": logged("gap", gone)}, "there": {"5": logged("gap", gone)}}
+    picture = Amounts("Gaps against data", "data", "gap", points)
+    claim = Claim("t", "arXiv 2000.00000", [entry], {"x": gap > 0}, table=table, amounts=picture)
+    page = claim_page("iql", claim, files)
+    assert "## Gaps\n\n" in page and "| a | 29.5 | – | large | – |" in page
+    assert "![Gaps against data](../curves/amounts-iql.png)" in page
+    assert picture.points(files) == {"here": {"0": (29.5, 10.0)}}
+    assert "amounts-iql" not in claim_page(
+        "iql", claim._replace(runs=[gone], amounts=picture._replace(lines={})), files
+    )
+    path = tmp_path / "amounts.png"
+    path.write_bytes(drawing := amounts_picture("t", "x", "y", picture.points(files), ["0", "5"], path))
+    assert drawing[:4] == b"\x89PNG"
+    other = amounts_picture("t", "x", "y", {"here": {"0": (29.0, 10.0)}}, ["0", "5"], path)
+    assert digest_in(other) != digest_in(drawing)
 
 
 def test_a_runs_pace_knows_neither_compilation_nor_evaluation(swept):

@@ -97,6 +97,18 @@ def test_datasets_import_shared_and_no_algorithm():
         assert not packages(path) & ({"algorithms", "results", "tests"} | {a.stem for a in ALGORITHMS}), path.name
 
 
+def test_data_that_is_learned_from_beside_an_environment_is_compared_with_it():
+    """Its rewards: by `Interaction`, or where a file has a loop of its own. PDT hides those of the data."""
+    silent = {
+        path.stem
+        for path in ALGORITHMS
+        if "load_dataset(" in (text := path.read_text())
+        and any(name in text for name in ("(FinetuneArgs)", "(HybridArgs)"))
+        and not any(name in text for name in ("Interaction(", "run.note(other_rewards("))
+    }
+    assert silent == {"pdt"}
+
+
 @pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
 def test_every_algorithm_has_a_test_file(path):
     assert (ROOT / "tests" / path.parent.name / f"test_{path.name}").exists()

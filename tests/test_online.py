@@ -18,13 +18,15 @@ import pytest
 from conftest import load, timeless, write_pendulum
 from jax.sharding import SingleDeviceSharding
 
-from shared import online
+from shared import checks, online
 from shared.arguments import parse
+from shared.checks import other_rewards
+from shared.data import load_dataset, return_to_go
 from shared.errors import InputError, Interrupted
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
-from shared.online import Interaction, LaneEnvs, _complete
+from shared.online import Interaction, LaneEnvs
 from shared.policies import StatefulPolicy
-from shared.replay import Replay, concatenate, init_replay, sample_union
+from shared.replay import Replay, concatenate, episode_returns, init_replay, sample_union
 from shared.run import Run
 from shared.task import Spec, env_task, registered_env
 from shared.transitions import FIELDS, Batch, Transitions, unpack
@@ -192,7 +194,6 @@ def test_of_many_environments_each_goes_on_in_its_own_episode():
 
 
 insert = jax.jit(Replay.insert, static_argnames="ready")
-complete = jax.jit(_complete)
 
 
 def one_lane(replay):
@@ -223,20 +224,46 @@ def test_the_newest_rows_only():
 
 
 def test_rows_of_unfinished_episodes_are_not_sampled_until_their_returns_are_known():
+    """A return is ten times the reward here; the ring's columns: obs, action, reward, terminal, next_obs, it."""
     fields = (*FIELDS, "return_to_go")
+    known = []
+
+    def complete(replay, ended=True):
+        def returns(reward, steps):
+            known.append((reward[:steps].tolist(), reward[steps:].tolist()))
+            return 10.0 * reward
+
+        return replay.complete(jnp.bool_(ended), 2, 5, returns)
+
     replay = filled(6, 4, ready=False, fields=fields)
     assert int(replay.size()) == 0
-    replay = complete(replay, jnp.float32([40, 41, 42, 43, -1]), jnp.int32(4))
+    replay = complete(replay)
+    assert known.pop() == ([0, 1, 2, 3], [0])
     batch = replay.take(jnp.arange(4))
-    assert batch.reward.tolist() == [3, 2, 1, 0] and batch.return_to_go.tolist() == [43, 42, 41, 40]
+    assert batch.reward.tolist() == [3, 2, 1, 0] and batch.return_to_go.tolist() == [30, 20, 10, 0]
     for t in (4, 5, 6):  # the ring of 6 overwrites row 0 with the unfinished row 6
         replay = insert(replay, jnp.full(6, float(t)), ready=False)
     assert int(replay.size()) == 3
     assert set(np.asarray(replay.sample(jax.random.key(0), 100).reward)) == {1, 2, 3}
-    unchanged = complete(replay, jnp.float32([0, 0, 0, 0, 0]), jnp.int32(0))
-    assert int(unchanged.ready) == 4
-    replay = complete(replay, jnp.float32([54, 55, 56, -1, -1]), jnp.int32(3))
-    assert replay.take(jnp.arange(6)).return_to_go.tolist() == [56, 55, 54, 43, 42, 41]
+    goes_on = complete(replay, ended=False)
+    assert int(goes_on.ready) == 4 and (goes_on.rows == replay.rows).all()
+    replay = complete(replay)
+    assert known.pop() == ([4, 5, 6], [0, 0])
+    assert replay.take(jnp.arange(6)).return_to_go.tolist() == [60, 50, 40, 30, 20, 10]
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+@pytest.mark.parametrize("failure", [None, -1.0])
+@pytest.mark.parametrize("endless", [True, False])
+def test_an_episodes_returns_compiled_are_those_of_the_datas(terminated, failure, endless):
+    """Also where all of it failed; nothing behind its steps counts."""
+    one = jax.jit(partial(episode_returns, failure=failure, endless=endless))
+    for reward in (np.float32([0.5, -1, 2, 1, -1]), np.full(5, -1.0, np.float32), np.float32([3.0])):
+        n = len(reward)
+        ours = one(jnp.pad(jnp.asarray(reward), (0, 7 - n)), n, terminated, 0.9)[:n]
+        last = np.arange(n) == n - 1
+        theirs = return_to_go(reward, last & terminated, last, 0.9, failure, endless)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_the_union_is_sampled_uniformly():
@@ -358,7 +385,7 @@ def bare_run(task, lanes: int, steps: int):
     run = SimpleNamespace(
         task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=steps,
         sharding=SingleDeviceSharding(jax.devices()[0]), lane_args=jnp.zeros(lanes),
-        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+        step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None, note=lambda sentence: None,
         over_lanes=lambda f, in_axes, **k: jax.vmap(f, in_axes),
     )  # fmt: skip
     return run, keys[:, :steps]
@@ -435,12 +462,97 @@ def test_discrete_actions_and_normalised_observations_interact_compiled_as_stepp
     assert ends.sum() > batch.terminal.sum() > 0 and len(np.unique(batch.action)) == 5
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_returns_to_go_are_filled_in_compiled_as_stepped(compiled, monkeypatch):
+    """Those of whole episodes, which alone are sampled: some are cut after 6 steps, some reach the goal."""
+    task = env_task("PointGrid-v0")
+    task = dataclasses.replace(
+        task, env_spec=registered_env("PointGrid-v0", {"goal": (3.5, 1.5)}, 6), options={"reward_shift": -0.25}
+    )
+    if not compiled:
+        monkeypatch.setattr(online, "jax_env", lambda task: None)
+    lanes, steps = 2, 45
+    run, keys = bare_run(task, lanes, steps)
+    run.lane_args = jnp.float32([0.5, 0.9])
+
+    def explore(agent, obs, key, args):
+        return jnp.where(jax.random.bernoulli(key, 0.5, (1,)), 1, jax.random.randint(key, (1,), 0, 5))
+
+    def update(agent, batch, key, args, t):
+        return agent, {"ready": batch.reward}
+
+    def returns(reward, steps, terminated, args):
+        return episode_returns(reward, steps, terminated, discount=args)
+
+    loop = Interaction(
+        run, None, explore, lambda key, data, replay, args: Batch(reward=1.0 * replay.ready), update,
+        return_to_go=returns,
+    )  # fmt: skip
+    _, metrics = loop.steps(jnp.zeros(lanes), keys)
+    batch, kinds, unfinished = unpack(loop.replay.rows, task.spec, (*FIELDS, "return_to_go")), set(), 0
+    for lane, discount in enumerate((0.5, 0.9)):
+        reward, terminal = np.asarray(batch.reward[lane]), np.asarray(batch.terminal[lane]) > 0
+        ends = []
+        for t in range(steps):
+            if terminal[t] or t - max(ends, default=-1) == 6:
+                ends.append(t)
+        whole = ends[-1] + 1
+        assert int(loop.replay.ready[lane]) == whole
+        unfinished += steps - whole
+        expected = return_to_go(reward, terminal, np.isin(np.arange(steps), [*ends, steps - 1]), discount)
+        np.testing.assert_allclose(batch.return_to_go[lane, :whole], expected[:whole], rtol=1e-5)
+        assert not batch.return_to_go[lane, whole:].any()
+        kinds |= set(terminal[ends])
+    assert kinds == {False, True} and unfinished and metrics["ready"].min() > 0
+
+
 # ------------------------------------------------------------------------ offline, then fine-tuning
 
 FINETUNE = {
     "offline_updates": 20, "offline_eval_every": 10, "env_steps": 20, "log_every": 10, "eval_every": 10,
     "eval_episodes": 2, "batch_size": 4, "hidden_dims": (8,), "seeds": 2,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "phys2d/Pendulum-v0"])
+@pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])
+def test_data_of_another_reward_convention_is_told(env, shift, tmp_path):
+    """Its own rewards are between -16.3 and 0; what the run shifts both by makes no difference."""
+    r, path = np.random.default_rng(0), tmp_path / "log.npz"
+    reward = shift - r.uniform(0, 16.2, 100)
+    np.savez(
+        path, observations=r.normal(size=(100, 3)), actions=r.uniform(-2, 2, (100, 1)), rewards=reward,
+        terminals=np.arange(100) % 10 == 9,
+    )  # fmt: skip
+    data = load_dataset(str(path), env=env)
+    for moved in (0.0, 20.0):
+        said = other_rewards(data.scale_rewards(shift=moved).task)
+        if shift == 0.0:
+            assert said is None
+        else:
+            assert f"are {reward.min() + moved:.4g} to {reward.max() + moved:.4g}, those of 1,000 random" in said
+            assert env in said
+
+
+@pytest.mark.parametrize(
+    ("random", "of_data", "told"),
+    [
+        ((0, 0), (0, 1), False),  # a success that random steps do not see
+        ((0, 0), (-1, 0), True),
+        ((-1, -1), (-1, 0), False),
+        ((-1, -1), (0, 1), True),
+        ((-2, 2), (-1.9, 12), False),  # a better policy
+        ((-2, 2), (-3, 2), False),  # more rows
+        ((-2, 2), (-20, 20), True),
+        ((-2, 2), (0, 6), True),
+    ],
+)
+def test_rewards_that_a_good_policy_earns_are_not_told(random, of_data, told, monkeypatch):
+    monkeypatch.setattr(checks, "random_rewards", lambda task: np.float64(random))
+    task = dataclasses.replace(env_task("Pendulum-v1"), data={"reward_range": of_data})
+    assert (other_rewards(task) is not None) == told
+    assert other_rewards(dataclasses.replace(task, data=task.data | {"rewards": False})) is None
+    assert other_rewards(dataclasses.replace(task, env_spec=None)) is None
 
 
 @pytest.fixture(scope="module")
@@ -496,6 +608,8 @@ def test_the_three_axes_of_a_fine_tuning_run(tuned):
     for table in ("metrics.csv", "returns.csv"):
         assert all(float(r["wall_s"]) > 0 for r in csv.DictReader((out / table).open()))
     assert "regret" in said
+    notes = json.loads((out / "run.json").read_text())["notes"]
+    assert len(notes) == 1 and said.count("random steps in Pendulum-v1") == said.count(notes[0]) == 1
 
 
 def test_an_unfinished_offline_run_is_no_source(folder, trained, tmp_path):
@@ -621,8 +735,10 @@ def test_returns_to_go_do_not_cross_a_restart(start):
     run, keys = bare_run(counter_task(100, 7, start), 1, 30)
     explore = lambda agent, obs, key, args: jax.random.uniform(key, (len(obs), 1), minval=-1.0)  # noqa: E731
 
-    def finished(lane, rewards, terminated):
-        return [sum(0.5 ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+    def finished(reward, steps, terminated, args):
+        """sum_k 0.5^(k - t) r_k; `reward` is 0 behind the episode's steps."""
+        t = jnp.arange(len(reward))
+        return jnp.triu(0.5 ** (t[None, :] - t[:, None])) @ reward
 
     loop = Interaction(run, None, explore, draw, count, return_to_go=finished)
     agent, _ = loop.steps(jnp.zeros(1), keys[:, :10])
@@ -655,15 +771,20 @@ def test_returns_to_go_need_a_time_limit(counter_log, tmp_path):
         cal_ql.main(cal_ql.Args(dataset=counter_log, env="Endless-v0", batch_size=4, out=str(tmp_path / "run")))
 
 
-def test_a_fine_tuning_run_stopped_in_either_phase_goes_on(folder, tuned, stopped_offline, tmp_path, monkeypatch):
+def test_a_fine_tuning_run_stopped_in_either_phase_goes_on(
+    folder, tuned, stopped_offline, tmp_path, monkeypatch, capsys
+):
     """In the offline phase, between the two, and in the online one."""
     iql, out = load("iql_finetune"), shutil.copytree(stopped_offline, tmp_path / "stopped")
     args = iql.Args(dataset=str(folder / "pendulum.npz"), out=str(out), resume=True, **FINETUNE)
+    capsys.readouterr()
     for step in (0, 10):
         stopped(monkeypatch, step, iql.main, args)
     iql.main(args)
     assert_same(tuned[0], out, ("offline.csv", "metrics.csv", "returns.csv"))
-    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished" and len(record["notes"]) == 1
+    assert record["notes"][0] not in capsys.readouterr().out  # it was said when the run began
 
 
 def test_the_command_line_has_the_fields_names():

@@ -180,7 +180,10 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     case = {"name": "rlpd", "lanes": 8, "utd": 20, "ratio_to_plain_loop": 3.21}
     rates = [(1234.5, 24690.0), (1.6442, 32.88)]
     cases = [case | {"env_steps_per_s": {"median": e}, "gradient_steps_per_s": g} for e, g in rates]
-    measured = {"command": "results/online_speed.py", "cases": cases, "hardware": {"cores": 2}}
+    cases[1]["ratio_to_authors"] = 1.876
+    shares = {"environment": 0.05, "transfer": 0.012, "arithmetic": 0.9, "host": 0.038}
+    profiles = [{"lanes": 1, "utd": 20, "ms": 123.45, "shares": shares}]
+    measured = {"command": "results/online_speed.py", "cases": cases, "profiles": profiles, "hardware": {"cores": 2}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
     rates = {"ours": [4.0, 8.0, 6.0], "CORL": [2.0, 2.0, 3.0]}
     case = {"name": "EDAC, 50 critics, 1 lane", "updates_per_s": rates, "compile_s": {"ours": 2.25, "CORL": 0.0}}
@@ -196,8 +199,9 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
         and "1 core (`python results/action_time.py`)" in text
     )
     assert "| deas | 8 | 1,234 | 2.35 |" in text and "(`python results/action_time.py --lanes 8`)" in text
-    assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |" in text
-    assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 |" in text
+    assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |  |" in text
+    assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 | 1.88 |" in text
+    assert "| rlpd, 1 lane | 20 | 123.5 | 5 % | 1 % | 90 % | 4 % |" in text
 
 
 def test_the_planners_speed_has_its_table(tmp_path):

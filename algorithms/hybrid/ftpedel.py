@@ -45,6 +45,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -312,6 +313,7 @@ def main(args: Args) -> None:
     args = whole_episodes(dataclasses.replace(args, horizon=lock.horizon))
     checked(args)
     with Run(__file__, args, data.task, act, unit=args.horizon) as run:
+        run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))
         begin = run.over_lanes(partial(start, lock=lock), in_axes=(0, 0, None))

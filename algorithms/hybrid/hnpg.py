@@ -43,6 +43,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -362,6 +363,7 @@ def main(args: Args) -> None:
     lock = lock_of(data.task, args)
     args = whole_iterations(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=iteration_steps(args)) as run:
+        run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

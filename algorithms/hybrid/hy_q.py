@@ -45,6 +45,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -289,6 +290,7 @@ def main(args: Args) -> None:
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
+        run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))
         buffer = run.over_lanes(partial(init_buffer, spec=data.spec), in_axes=(0,))(run.lane_args)

@@ -38,6 +38,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -284,6 +285,7 @@ def main(args: Args) -> None:
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
+        run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))
         agent = run.init(partial(init, spec=data.spec))
         offline = run.over_lanes(partial(start, n_actions=lock.num_actions), in_axes=(0, None))(run.lane_args, rows)

@@ -55,6 +55,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
@@ -505,6 +506,7 @@ def main(args: Args) -> None:
     args = whole_iterations(args)
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.cloning_updates) as run:
+        run.note(other_rewards(data.task))
         demos = run.replicate(demonstrations(data))
         agent = run.init(partial(init, spec=data.spec))
         begin_lanes = run.over_lanes(partial(begin, env=env, spec=data.spec, limit=limit), in_axes=(0, 0, None))

@@ -38,6 +38,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
@@ -433,6 +434,7 @@ def main(args: Args) -> None:
         raise InputError(f"--batch-size {args.batch_size} is more than an iteration's {args.steps_per_iteration}.")
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.before_updates) as run:
+        run.note(other_rewards(data.task))
         demos = run.replicate(sequences(data, "obs"))
         agent = run.init(partial(init, spec=data.spec))
         begin_lanes = run.over_lanes(partial(begin, env=env), in_axes=(0, 0))

@@ -34,6 +34,7 @@ Deviations from the paper:
         --hidden-dims 64 64 --model-updates 3000 --updates 6000 --rollout-batch 1000 --seeds 4
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -51,6 +52,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.checks import fewer_held_out
 from shared.data import load_dataset
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
@@ -677,6 +679,7 @@ def main(args: Args) -> None:
             f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
             f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
+    asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
     std = inputs.std(0)
@@ -694,6 +697,7 @@ def main(args: Args) -> None:
     scale |= {"graph": truth} if args.graph == "exact" else {}
     unit = math.lcm(args.rollout_every, args.holdout_every)
     with Run(__file__, args, data.task, act, unit=unit, before=args.model_updates) as run:
+        run.note(fewer_held_out(asked, holdout))
         transitions = run.replicate(data.transitions(*FIELDS, "successor"))
         agent = run.init(partial(init, spec=data.spec, **scale))
         if args.graph == "learned":

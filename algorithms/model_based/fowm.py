@@ -510,6 +510,8 @@ def main(args: Args) -> None:
     if args.plan_elites > args.plan_samples + args.policy_plans:
         candidates = args.plan_samples + args.policy_plans
         raise InputError(f"--plan-elites {args.plan_elites}: a plan has {candidates} candidates.")
+    if len(data.obs) < args.steps:
+        raise InputError(f"'{data.task.id}' has {len(data.obs)} rows; a window of --steps needs {args.steps} or more.")
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale * args.reward_scale, args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

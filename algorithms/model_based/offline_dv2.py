@@ -618,6 +618,10 @@ def main(args: Args) -> None:
         raise InputError(
             "--window-steps and --n-models must be at least 1, --copy-every and --model-updates at least 0."
         )
+    if len(data.obs) < args.window_steps:
+        raise InputError(
+            f"'{data.task.id}' has {len(data.obs)} rows; a window of --window-steps needs {args.window_steps} or more."
+        )
     if args.n_models == 1 and np.any(np.array(args.reward_penalty) != 0.0):
         raise InputError("--n-models 1: a single head disagrees with none; pass --reward-penalty 0.")
     data = data.scale_rewards(args.reward_scale, args.reward_shift)

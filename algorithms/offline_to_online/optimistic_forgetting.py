@@ -56,6 +56,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.checks import other_rewards
 from shared.data import Dataset, load_dataset
 from shared.env_models import costs
 from shared.errors import InputError
@@ -493,6 +494,7 @@ def main(args: Args) -> None:
         raise InputError(f"{data.task.env_spec.id} has no time limit: online episodes must end.")
     args = whole_episodes(args, limit)
     with Run(__file__, args, data.task, act, unit=limit) as run:
+        run.note(other_rewards(data.task))
         log = run.replicate(log_of(data, cost, args))
         agent = run.restore(run.init(partial(init, spec=data.spec)))
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

@@ -34,10 +34,10 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
-from shared.data import load_dataset, return_to_go
+from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
-from shared.replay import Replay, concatenate
+from shared.replay import Replay, concatenate, episode_returns
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, TransitionsWithReturns
@@ -385,14 +385,12 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:
-        discounts = np.asarray(run.lane_args.discount)
         failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
-        offline_data = run.replicate(data.with_returns(discounts, failure, args.endless))
+        offline_data = run.replicate(data.with_returns(np.asarray(run.lane_args.discount), failure, args.endless))
         agent = run.init(partial(init, spec=data.spec))
 
-        def finished(lane, reward, terminated):
-            last = np.arange(len(reward)) == len(reward) - 1
-            return return_to_go(reward, last & terminated, last, float(discounts[lane]), failure, args.endless)
+        def finished(reward, steps, terminated, args):
+            return episode_returns(reward, steps, terminated, args.discount, failure, args.endless)
 
         online = Interaction(
             run, offline_data, explore, sample, update_online, capacity=args.buffer_size, return_to_go=finished

@@ -59,11 +59,13 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
+from shared.jax_envs import jax_env, move
 from shared.online import MAX_CHUNK, LaneEnvs
 from shared.run import Run, launch
-from shared.task import Spec
+from shared.task import Spec, require_env
 from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 
@@ -612,15 +614,33 @@ class Rollout:
     """Stage 3 of all lanes: the environments, and what was seen since the last update; as `Interaction` else."""
 
     def __init__(self, run: Run):
-        run.shorten_chunks(MAX_CHUNK)
-        self.run, self.args, self.envs = run, run.args, LaneEnvs(run.task, [s["seed"] for s in run.padded_settings])
-        lanes, spec = len(run.padded_settings), run.task.spec
+        self.run, self.args, self.env = run, run.args, jax_env(require_env(run.task))
+        lanes, spec, task = len(run.padded_settings), run.task.spec, run.task
         self.rows = np.zeros(
             (lanes, run.args.steps_per_iteration, 2 * spec.obs_shape[0] + spec.action_dim + 2), np.float32
         )
         """[L, T, D]"""
         self.ended = np.zeros((lanes, run.args.steps_per_iteration), np.float32)
         """[L, T] whether an episode ended there, for whatever reason"""
+        if self.env:
+            begin = run.over_lanes(lambda key: self.env.reset(jax.random.split(key)), in_axes=(0,))
+            self.env_state, self.obs = begin(run.step_keys(run.total))
+            self.rows, self.ended = (jax.device_put(x, run.sharding) for x in (self.rows, self.ended))
+        else:
+            run.shorten_chunks(MAX_CHUNK)
+            self.envs = LaneEnvs(task, [s["seed"] for s in run.padded_settings])
+
+        def collect(carry, agent, keys, args, at):
+            """One step for each key [n], with the environment inside, into the rows from `at` on."""
+
+            def step(carry, x):
+                (env_state, obs, rows, ended), (key, i) = carry, x
+                act_key, env_key = jax.random.split(jax.random.split(key)[0])
+                action = explore(agent, obs[None], act_key, args)[0]
+                env_state, obs, row, end = move(self.env, task, env_state, obs, action, env_key)
+                return (env_state, obs, rows.at[i].set(row), ended.at[i].set(jnp.float32(end))), None
+
+            return jax.lax.scan(step, carry, (keys, at + jnp.arange(len(keys))))[0]
 
         def act_in(agent, obs, key, args):
             return explore(agent, obs[None], key, args)[0]
@@ -643,6 +663,7 @@ class Rollout:
             return learn_lanes(agent, rows, ended, keys_of(key_data, i)[:, 1], args, t)
 
         self._act, self._learn = act_at, learn_at
+        self._collect = run.over_lanes(collect, in_axes=(0, 0, 0, 0, None), donate=True)
 
     @property
     def updates(self) -> int:
@@ -651,26 +672,43 @@ class Rollout:
 
     def steps(self, agent: Agent, keys) -> tuple[Agent, dict]:
         """One chunk of environment steps; the mean metrics of its updates, if there are any."""
-        key_data, every, metrics = jax.random.key_data(keys), self.args.steps_per_iteration, []
-        for i in range(keys.shape[1]):
-            at = (self.run.done + i) % every
-            action = self._act(agent, self.envs.obs, key_data, self.run.lane_args, i)
-            self.rows[:, at] = self.envs.step(np.asarray(action))
-            self.ended[:, at] = self.envs.ended
-            if at == every - 1:
-                inputs = (self.rows.copy(), self.ended.copy(), key_data, self.run.lane_args, i, self.run.done + i)
-                agent, info = self._learn(agent, *inputs)
+        key_data, every, metrics, start = jax.random.key_data(keys), self.args.steps_per_iteration, [], 0
+        while start < keys.shape[1]:
+            at = (self.run.done + start) % every
+            stop = min(keys.shape[1], start + every - at)
+            self._play(agent, keys, key_data, start, stop, at)
+            if at + stop - start == every:
+                i, rows, ended = stop - 1, self.rows, self.ended
+                rows, ended = (rows, ended) if self.env else (rows.copy(), ended.copy())
+                agent, info = self._learn(agent, rows, ended, key_data, self.run.lane_args, i, self.run.done + i)
                 metrics.append(info)
+            start = stop
         return agent, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) if metrics else {}
+
+    def _play(self, agent: Agent, keys, key_data, start: int, stop: int, at: int) -> None:
+        """The steps of the keys from `start` to `stop`, into the rows from `at` on."""
+        if self.env:
+            carry = self.env_state, self.obs, self.rows, self.ended
+            out = self._collect(carry, agent, keys[:, start:stop], self.run.lane_args, at)
+            self.env_state, self.obs, self.rows, self.ended = out
+            return
+        for i in range(start, stop):
+            action = self._act(agent, self.envs.obs, key_data, self.run.lane_args, i)
+            self.rows[:, at + i - start] = self.envs.step(np.asarray(action))
+            self.ended[:, at + i - start] = self.envs.ended
 
     def state(self) -> dict:
         """For a checkpoint."""
-        return {"env": self.envs.state(), "rows": self.rows, "ended": self.ended}
+        env = {"state": self.env_state, "obs": self.obs} if self.env else self.envs.state()
+        return {"env": env, "rows": self.rows, "ended": self.ended}
 
     def restore(self, agent: Agent) -> Agent:
         """`agent`, and the state here, from the run's checkpoint when --resume was given."""
         agent, state = self.run.restore(agent, self.state())
-        if self.args.resume:
+        if self.args.resume and self.env:
+            self.rows, self.ended = state["rows"], state["ended"]
+            self.env_state, self.obs = state["env"]["state"], state["env"]["obs"]
+        elif self.args.resume:
             self.rows, self.ended = np.array(state["rows"]), np.array(state["ended"])
             self.envs.restore(state["env"])
         return agent
@@ -688,6 +726,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift).normalize_obs()
     before = 0 if args.from_run else args.pretrain_updates
     with Run(__file__, args, data.task, act, unit=args.critic_per_clone if before else 1, before=before) as run:
+        run.note(other_rewards(data.task))
         transitions = cloned = run.replicate(data.transitions(*FIELDS, "successor"))
         if args.clone_successes:
             cloned = run.replicate(data.select(reached).transitions())

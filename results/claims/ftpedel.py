@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Amounts, Claim, end, logged, noise
 from results.grid import Entry
 
 LOCK = "tabular-combination-lock-h8-trajectory"
@@ -56,6 +56,15 @@ CLAIM = Claim(
             for less, more in zip(SHARES, SHARES[1:], strict=False)
         },
     },
+    amounts=Amounts(
+        "Episodes to a 0.1-optimal policy against the data",
+        "share of the steps that the data covers",
+        "online episodes",
+        {
+            "until one is given out": {share: searched(share) for share in SHARES},
+            "until the learner stops": {share: episodes(share) for share in SHARES},
+        },
+    ),
     finding="Each further quarter of the steps that the dataset covers saves episodes, both until a 0.1-optimal "
     "policy is given out and until the learner stops: a wrong action ends what an episode can tell of the "
     "lock, so that a pair that the data does not hold must be tried by an episode of its own. The first half "

@@ -1,6 +1,6 @@
 import json
 
-from results.checks import Claim, dataset_mean, highest, last_mean, noise, share, start, verdict
+from results.checks import Claim, Said, Table, dataset_mean, highest, last_mean, noise, share, start, verdict
 from results.grid import ROOT, Entry
 
 SETTINGS = [
@@ -48,11 +48,18 @@ def regime(setting):
     return verdict(start(run, "offline_share=0 new_networks=0"), dataset_mean(run), MARGIN)
 
 
+def keeping(setting):
+    """The best arm that keeps the policy, and the best that keeps the data."""
+    policy = highest(level(setting, "warm-up"), level(setting, "warm-up, regulariser"))
+    return policy, highest(level(setting, "replay"), level(setting, "replay, reset"))
+
+
 def winner(setting):
     """1 what keeps the policy, -1 what keeps the data, 0 neither: the best arm of each."""
-    policy = highest(level(setting, "warm-up"), level(setting, "warm-up, regulariser"))
-    data = highest(level(setting, "replay"), level(setting, "replay, reset"))
-    return verdict(policy, data, MARGIN)
+    return verdict(*keeping(setting), MARGIN)
+
+
+SIDES = {1.0: "the policy", 0.0: "neither", -1.0: "the data"}
 
 
 def above(a, b):
@@ -78,6 +85,36 @@ CLAIM = Claim(
         ),
         "None is the opposite": share([abs(regime(s) - winner(s)) > 1.5 for s in SETTINGS]) <= 0,
     },
+    table=Table(
+        "The regimes",
+        [
+            "dataset",
+            "pre-training",
+            "its policy",
+            "the dataset's mean",
+            "regime",
+            "fine-tuned from scratch",
+            "best that keeps the policy",
+            "best that keeps the data",
+            "predicted",
+            "found",
+            "apart",
+        ],
+        [
+            [
+                *s,
+                start(DATA[s], "offline_share=0 new_networks=0"),
+                dataset_mean(DATA[s]),
+                Said(regime(s), {1.0: "superior", 0.0: "comparable", -1.0: "inferior"}),
+                level(s, "scratch"),
+                *keeping(s),
+                Said(regime(s), SIDES),
+                Said(winner(s), SIDES),
+                Said(abs(regime(s) - winner(s)), {0.0: "right", 1.0: "one side, neither", 2.0: "the opposite"}),
+            ]
+            for s in SETTINGS
+        ],
+    ),  # fmt: skip
     observed={
         "pendulum-half, bc is inferior": regime(SETTINGS[0]) < -0.5,
         "pendulum-weak, td3_bc is superior": regime(SETTINGS[1]) > 0.5,

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from results.checks import DEGREES, RULE, Claim, Comparison, Missing, Raw, degree, holds
+from results.amount_pictures import amounts_name
+from results.checks import DEGREES, RULE, Claim, Comparison, Missing, Quantity, Raw, Table, degree, holds
 from results.grid import claims, evaluation_file
 from results.pages.algorithms import Algorithm, algorithms
 from results.pages.scores import CAPTION
@@ -93,6 +94,8 @@ def claim_page(name: str, claim: Claim, files: Raw) -> str:
     rows = claim_rows(claim, files)
     parts = [
         claim_head(name, claim, files),
+        *(["## " + claim.table.caption, table_of(claim.table, files)] if claim.table else []),
+        *(amounts_section(name, claim, files) if claim.amounts else []),
         "## Runs",
         *([CAPTION, claim_table(rows)] if rows else ["No finished runs."]),
         *([f"![{claim.title}](../curves/{claim_picture(name)})"] if drawn(rows) else []),
@@ -103,6 +106,28 @@ def claim_page(name: str, claim: Claim, files: Raw) -> str:
     if missing:
         parts += [f"Not run yet: {', '.join(f'`{e.directory().as_posix()}`' for e in missing)}."]
     return "\n\n".join(parts) + "\n"
+
+
+def table_of(table: Table, files: Raw) -> str:
+    """The claim's own table; a dash where a run is missing."""
+
+    def text(cell) -> str:
+        try:
+            if isinstance(cell, Quantity):
+                return f"{float(cell.value(files)):,.1f}"
+            return cell(files) if callable(cell) else cell
+        except Missing:
+            return "–"
+
+    return markdown(table.header, [[text(cell) for cell in row] for row in table.rows])
+
+
+def amounts_section(name: str, claim: Claim, files: Raw) -> list[str]:
+    """The claim's picture against an amount; nothing where no run is there."""
+    if not claim.amounts.points(files):
+        return []
+    note = "Means over lanes and two standard errors; a lane that never gets there counts with its whole run."
+    return [f"## {claim.amounts.title}", f"![{claim.amounts.title}](../curves/{amounts_name(name)})", note]
 
 
 def plans_section(name: str, root: Path) -> list[str]:

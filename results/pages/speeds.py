@@ -110,7 +110,7 @@ def beside(program: str, measured: dict) -> str:
 
 
 def online_table(measured: dict) -> str:
-    """Of rlpd, beside a plain loop over one environment with one jitted update per call."""
+    """Of rlpd, beside a plain loop over one environment with one jitted update per call, and its authors' code."""
     body = [
         [
             f"{case['name']}, {case['lanes']} lane{'s' * (case['lanes'] > 1)}",
@@ -118,12 +118,26 @@ def online_table(measured: dict) -> str:
             rate(case["env_steps_per_s"]["median"]),
             rate(case["gradient_steps_per_s"]),
             f"{case['ratio_to_plain_loop']:.2f}",
+            f"{case['ratio_to_authors']:.2f}" if "ratio_to_authors" in case else "",
         ]
         for case in measured["cases"]
     ]
     header = ["", "updates per step", "environment steps/s", "gradient steps/s", "ratio to the plain loop"]
+    header.append("to the authors' code")
     note = "Interaction with Hopper-v5, sums over the lanes, ratios within rounds, " + made_on(measured)
-    return "\n\n".join([note, markdown(header, body)])
+    tables = [note, markdown(header, body)]
+    if profiles := measured.get("profiles"):
+        parts = ("environment", "transfer", "arithmetic", "host")
+        body = [
+            [
+                f"rlpd, {one['lanes']} lane{'s' * (one['lanes'] > 1)}", str(one["utd"]), f"{one['ms']:.1f}",
+                *(f"{100 * one['shares'][part]:.0f} %" for part in parts),
+            ]
+            for one in profiles
+        ]  # fmt: skip
+        tables.append("What a step of all lanes is made of, each part waiting for the one before it:")
+        tables.append(markdown(["", "updates per step", "milliseconds", *parts], body))
+    return "\n\n".join(tables)
 
 
 def action_table(measured: dict) -> str:

@@ -294,6 +294,7 @@ def test_fowm_presets():
     [
         ({"n_critics": 1}, "--n-critics 1: .* at least 2"),
         ({"plan_elites": 7}, "--plan-elites 7: a plan has 6 candidates"),
+        ({"steps": 301}, "300 rows; a window of --steps needs 301 or more"),
     ],
 )
 def test_fowm_refuses(changes, said, pendulum, tmp_path):

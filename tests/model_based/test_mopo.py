@@ -1,7 +1,9 @@
 """The losses of mopo against the same equations in plain numpy, its uncertainties, its model phase and its rollouts."""
 
+import contextlib
 import csv
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +319,30 @@ def test_mopo_searches_penalties_and_horizons_as_lanes(mopo, pendulum, tmp_path)
     assert [float(r["penalty_kind"]) for r in rows[:4]] == [1, 1, 3, 3] and rows[0]["penalty"] != rows[2]["penalty"]
     before = list(csv.DictReader((tmp_path / "run" / "before.csv").open()))
     assert [float(r["fitted"]) for r in before] == [2.0] * 4 + [4.0] * 4
+
+
+@pytest.mark.parametrize("name", ["mopo", "combo", "focus", "mobile", "morel", "neubay", "rambo", "ravl"])
+@pytest.mark.parametrize("asked", [60, 61])
+def test_a_hold_out_of_more_than_a_fifth_is_cut_and_said(name, asked, pendulum, tmp_path, monkeypatch):
+    """Of 300 rows; the run's arguments are the number used."""
+    module, seen = load(name), []
+
+    class Told(Exception):
+        pass
+
+    @contextlib.contextmanager
+    def run(file, args, *more, **others):
+        def note(sentence):
+            seen.append((args.holdout_rows, sentence))
+            raise Told
+
+        yield types.SimpleNamespace(note=note)
+
+    monkeypatch.setattr(module, "Run", run)
+    with pytest.raises(Told):
+        module.main(small(name, pendulum, tmp_path / "run", holdout_rows=asked))
+    said = "--holdout-rows 61 is more than a fifth of the data: 60 rows are held out." if asked == 61 else None
+    assert seen == [(60, said)]
 
 
 def test_mopo_refuses_what_it_cannot_learn_from(mopo, pendulum, tmp_path):

@@ -190,6 +190,7 @@ def test_moto_from_scratch_begins_with_nothing_and_draws_nothing_of_the_data(mot
         ({"copy_every": -1}, "--copy-every at least 0"),
         ({"n_models": 1}, "a single head disagrees with none"),
         ({"from_scratch": True, "from_run": "there"}, "take one of them"),
+        ({"window_steps": 301}, "300 rows; a window of --window-steps needs 301 or more"),
     ],
 )
 def test_moto_refuses(changes, said, pendulum, tmp_path):

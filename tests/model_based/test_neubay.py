@@ -249,10 +249,13 @@ def certain(agent):
 
 @functools.cache
 def rolling(neubay):
-    """Compiled once: rollouts that end beyond `limit`."""
+    """Compiled once: rollouts that end beyond `limit`, in an environment where in truth nothing moves."""
+
+    def still(obs, action, key):
+        return obs, 0.0 * obs[:, 0], obs[:, 0] > jnp.inf
 
     def roll(agent, made, key, args, data, limit):
-        return neubay.rollout(agent, made, key, args, data, lambda next_obs: next_obs[..., 0] > limit, None)
+        return neubay.rollout(agent, made, key, args, data, lambda next_obs: next_obs[..., 0] > limit, still)
 
     return jax.jit(roll)
 
@@ -286,6 +289,12 @@ def test_neubay_a_rollout_goes_on_from_a_history_in_one_model(neubay, certain, a
         close(made.reward[i, past : past + 3], outcome[gap.argmin(), past : past + 3, 3])
     assert members <= {1, 2}  # the elites
     close(info["rollout_length"], 3.0)
+    begin = made.real.sum(1).astype(int)
+    moved = np.linalg.norm(made.next_obs - made.obs, axis=-1)[(made.valid * (1 - made.real)) == 1]
+    at = np.arange(4)
+    whole = np.linalg.norm(made.next_obs[at, begin[:4] + 2] - made.obs[at, begin[:4]], axis=-1)
+    close(info["error_1"], moved.mean())
+    close(info["error_h"], whole.mean())
 
 
 def test_neubay_a_rollout_is_cut_where_models_disagree_and_ends_where_the_task_does(neubay, certain, args, data):

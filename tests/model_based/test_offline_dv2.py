@@ -393,6 +393,11 @@ def test_offline_dv2_refuses(changes, pendulum, tmp_path):
         load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", **changes))
 
 
+def test_offline_dv2_refuses_data_of_less_than_a_window(pendulum, tmp_path):
+    with pytest.raises(InputError, match="300 rows; a window of --window-steps needs 301 or more"):
+        load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", window_steps=301))
+
+
 def test_offline_dv2_refuses_to_penalise_what_one_head_cannot_say(pendulum, tmp_path):
     with pytest.raises(InputError, match="a single head disagrees with none"):
         load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", n_models=1))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import LaneEnvs
 from shared.task import Spec
-from shared.transitions import FIELDS, Batch, Transitions
+from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 SMALL = {
     "pretrain_updates": 4, "critic_per_clone": 2, "critic_hidden_dims": (8, 8), "value_hidden_dims": (8, 8),
@@ -446,9 +447,10 @@ def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_ful
         assert [r["update"] for r in rows] == updates
 
 
-def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(pendulum, tmp_path, monkeypatch):
-    """One run, stopped once in each; online in the middle of an episode and of a rollout."""
-    args = {"env_steps": 20, "steps_per_iteration": 8, "seeds": 2, "eval_every": 10}
+@pytest.mark.parametrize("env", ["Pendulum-v1", "phys2d/Pendulum-v0"])
+def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(env, pendulum, tmp_path, monkeypatch):
+    """One run, stopped once in each; online in the middle of an episode and of a rollout. Rows are Pendulum's own."""
+    args = {"env_steps": 20, "steps_per_iteration": 8, "seeds": 2, "eval_every": 10, "env": env}
     train("uni_o4", pendulum, tmp_path / "whole", **args)
     for stop in (-6, -2, 10):
         with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
@@ -459,6 +461,18 @@ def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(pendul
     assert whole.keys() == stopped.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(value, stopped[name], err_msg=name)
+    task, hand = load_dataset(pendulum, env=env).normalize_obs().task, gym.make("Pendulum-v1").unwrapped
+    batch = unpack(whole["[1]['rows']"], task.spec)
+    hand.reset(seed=0)
+    for lane, t in np.ndindex(2, 8):
+        cos, sin, speed = batch.obs[lane, t] * task.obs_std + task.obs_mean
+        hand.state = np.array([np.arctan2(sin, cos), speed])
+        new, reward, *_ = hand.step(2.0 * np.clip(batch.action[lane, t], -1, 1))
+        np.testing.assert_allclose(batch.next_obs[lane, t] * task.obs_std + task.obs_mean, new, atol=1e-3)
+        np.testing.assert_allclose(batch.reward[lane, t], reward, atol=2e-2)
+    goes_on = (batch.next_obs[:, :-1] == batch.obs[:, 1:]).all(-1)
+    assert (goes_on == (np.arange(7) != 3)).all()  # the newest four of the third rollout, then the second's
+    assert not whole["[1]['ended']"].any() and np.abs(batch.obs[0] - batch.obs[1]).min(0).max() > 0
 
 
 def test_uni_o4_goes_online_with_another_runs_agents(pendulum, tmp_path):
