@@ -12,9 +12,10 @@ the first update.
 Choose it when there are one or a few whole demonstrations, also without their actions, and much data without rewards.
 For single good transitions, or long episodes, seabo.py is cheaper.
 
+Parity: labels are equal to ethanluoyc/optimal_transport_reward's, but for 1e-8 in the cost (results/parity.md).
 Deviations from the released code (ethanluoyc/optimal_transport_reward):
-- the weights of an episode sum to one (eq. 2). There every step has the weight 1/1000: episodes of fewer steps are
-  coupled with marginals of different mass. A distance is a step's mean cost (1000 times its cost there);
+- the weights of an episode sum to one (eq. 2), and a distance is a step's mean cost. There every step has the weight
+  1/1000 and its cost counts 1000 times, which is the same: an iteration ends with the episode's potential;
 - Sinkhorn's iterations are a fixed number; there they stop earlier at a threshold of 1e-9;
 - with --normalize-return rewards of episodes that all have one return are left as they are;
 - on AntMaze demonstrations are chosen by return alone, there by return over the start's distance to the origin.
@@ -178,10 +179,10 @@ def transport_plan(cost, a, b, epsilon: float, iterations: int):
     log_a, log_b = jnp.log(a), jnp.log(b)
 
     def iterate(potentials, _):
-        f, g = potentials
-        f = epsilon * (log_a - jax.nn.logsumexp((g[None] - cost) / epsilon, axis=1))
+        f, _ = potentials
         g = epsilon * (log_b - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
-        return (f, g), None
+        f = epsilon * (log_a - jax.nn.logsumexp((g[None] - cost) / epsilon, axis=1))
+        return (f, g), None  # f last: however few the iterations, each step of an episode has its weight
 
     start = jnp.where(a > 0, 0.0, -jnp.inf), jnp.where(b > 0, 0.0, -jnp.inf)
     (f, g), _ = jax.lax.scan(iterate, start, length=iterations)
