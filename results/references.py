@@ -110,6 +110,14 @@ def in_double(ours: types.ModuleType) -> types.ModuleType:
     return ours
 
 
+def constants_in_double(peer: types.ModuleType) -> types.ModuleType:
+    """A reference's module, whose numpy and torch have no other precision, where it says float32."""
+    for name in ("np", "torch"):
+        if package := getattr(peer, name, None):
+            setattr(peer, name, types.SimpleNamespace(**{**vars(package), "float32": package.float64}))
+    return peer
+
+
 class StandIn(types.ModuleType):
     """A package, class or function of which only names are looked up; as a decorator it changes nothing."""
 
@@ -266,6 +274,69 @@ def tie(tree: Any, network: Any, others: dict[str, Any] | None = None) -> list[T
     if lacking or wrong or len(tied) != len(jax.tree.leaves(tree)):
         raise InputError(f"{len(lacking)} parameters of the reference have no partner, {len(wrong)} another shape.")
     return tied
+
+
+def tie_by_name(tree: Any, partners: dict[str, Any], network: Any, unused: tuple = ()) -> list[Tied]:
+    """As `tie`, where the sides' layers come in other orders: a transformer's, say.
+
+    Args:
+      tree: flax parameters of one network.
+      partners: {path in our tree: a torch layer, or, of a single parameter, (tensor, ours -> its layout)}.
+      network: the torch module, each of whose parameters must be somebody's partner.
+      unused: layers of it that no loss depends on.
+    """
+    own, tied, left = dict(_flat(tree["params"])), [], {id(p) for p in network.parameters() if p.requires_grad}
+    left -= {id(p) for layer in unused for p in layer.parameters()}
+
+    def pair(path: str, tensor: Any, laid: Callable) -> None:
+        if path not in own:
+            raise InputError(f"Our network has no {path}; it has {sorted(own)}.")
+        tied.append(Tied(laid(np.asarray(own.pop(path))), tensor))
+        left.discard(id(tensor))
+
+    for path, partner in partners.items():
+        if isinstance(partner, tuple):
+            pair(path, *partner)
+            continue
+        name = next(n for n in ("kernel", "scale", "embedding") if f"{path}/{n}" in own or n == "embedding")
+        as_ours = name != "kernel" or type(partner).__name__ == "Conv1D"  # GPT-2's layers are [in, out]
+        pair(f"{path}/{name}", partner.weight, (lambda x: x) if as_ours else np.transpose)
+        if getattr(partner, "bias", None) is not None:
+            pair(f"{path}/bias", partner.bias, lambda x: x)
+    if wrong := [tuple(t.tensor.shape) for t in tied if t.array.shape != tuple(t.tensor.shape)]:
+        raise InputError(f"The reference's parameters of shapes {wrong} have partners of others.")
+    if own or left:
+        raise InputError(f"Without a partner: {sorted(own)} of ours, {len(left)} parameters of the reference.")
+    return tied
+
+
+def gpt_of_2021() -> None:
+    """transformers (4.30) takes what files made for its 4.5 decorate their GPT-2 with."""
+    try:
+        from transformers import file_utils
+    except ModuleNotFoundError:
+        raise InputError("This comparison needs the package transformers: pip install transformers==4.30.2.") from None
+    replace(file_utils, "add_code_sample_docstrings", lambda *_, **__: lambda function: function)
+
+
+def gpt_partners(gpt: Any, path: str) -> dict[str, Any]:
+    """Of the blocks `path`/Block_i of our transformers, those of a GPT-2 of the package transformers: `tie_by_name`."""
+    layers = {"LayerNorm_0": "ln_1", "Dense_0": "attn.c_attn", "Dense_1": "attn.c_proj"}
+    layers |= {"LayerNorm_1": "ln_2", "Dense_2": "mlp.c_fc", "Dense_3": "mlp.c_proj"}
+    blocks = enumerate(gpt.h)
+    return {f"{path}/Block_{i}/{a}": block.get_submodule(b) for i, block in blocks for a, b in layers.items()}
+
+
+def encoder_partners(encoder: Any, path: str) -> dict[str, Any]:
+    """The same, and of the last normalisation, those of a torch.nn.TransformerEncoder."""
+    names = {"LayerNorm_0": "norm1", "Dense_1": "self_attn.out_proj", "LayerNorm_1": "norm2"}
+    names |= {"Dense_2": "linear1", "Dense_3": "linear2"}
+    found = {f"{path}/LayerNorm_0": encoder.norm}
+    for i, layer in enumerate(encoder.layers):
+        found |= {f"{path}/Block_{i}/{ours}": layer.get_submodule(theirs) for ours, theirs in names.items()}
+        found[f"{path}/Block_{i}/Dense_0/kernel"] = layer.self_attn.in_proj_weight, np.transpose
+        found[f"{path}/Block_{i}/Dense_0/bias"] = layer.self_attn.in_proj_bias, np.asarray
+    return found
 
 
 def split_last(tree: dict) -> dict:

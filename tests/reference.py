@@ -40,7 +40,13 @@ def relu(x):
 
 
 def gelu(x):
+    """JAX's, by a tanh."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def exact_gelu(x):
+    """PyTorch's."""
+    return x * norm.cdf(x)
 
 
 def mlp(params, *inputs, activation=relu, layer_norm=False):

@@ -14,6 +14,7 @@ none). Augmentation is done once per run, before the first update.
 Choose it when data of a maze are few or poor, its dynamics are the same everywhere, and the way to the goal is known.
 Random augmentation is the better choice where recovery from mistakes counts: mixed has a fifth of it.
 
+Parity: guided transitions of PointMaze's U are those of Badger-RL/Guided-Data-Augmentation (results/parity.md).
 Deviations from the released code (Badger-RL/Guided-Data-Augmentation):
 - directions are those of shortest ways over cells, there tables made by hand;
 - transitions that may have touched a wall are not augmented, since free ground would move them otherwise;

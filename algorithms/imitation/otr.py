@@ -12,9 +12,10 @@ update.
 Choose it when there are one or a few whole demonstrations, also without their actions, and much data without rewards.
 For single good transitions, or long episodes, seabo.py is cheaper.
 
+Parity: labels are equal to ethanluoyc/optimal_transport_reward's, but for 1e-8 in the cost (results/parity.md).
 Deviations from the released code (ethanluoyc/optimal_transport_reward):
-- the weights of an episode sum to one (eq. 2). There every step has the weight 1/1000: episodes of fewer steps are
-  coupled with marginals of different mass. A distance is a step's mean cost (1000 times its cost there);
+- the weights of an episode sum to one (eq. 2), and a distance is a step's mean cost. There every step has the weight
+  1/1000 and its cost counts 1000 times, which is the same: an iteration ends with the episode's potential;
 - with --normalize-return rewards of episodes that all have one return are left as they are;
 - on AntMaze demonstrations are chosen by return alone, there by return over the start's distance to the origin.
 

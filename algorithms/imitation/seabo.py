@@ -11,6 +11,7 @@ Choose it when there are a few demonstrations, whole or not, also without their 
 without rewards. Dimensions of large scale decide: there is no other measure of likeness than the distance. Where it is
 the course of an episode that counts, see otr.py.
 
+Parity: the labels are equal to dmksjfl/SEABO, and so is IQL's update but for the policy (results/parity.md).
 Deviations from the released code (dmksjfl/SEABO):
 - the policy is IQL's Gaussian, cloned by its log-likelihood; there it is deterministic, with a squared error;
 - actions are in [-1, 1], also in the distance;

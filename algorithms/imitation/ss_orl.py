@@ -10,7 +10,11 @@ With --unlabelled none the trajectories without actions are left out: what imput
 Choose it when states and rewards are plenty and actions are few: logs of other robots of the same body, video with
 tracked states. Trajectories with actions may be worse than the others; they must cover the same actions.
 
+Parity: the inverse model's fit is equal to facebookresearch/ssorl, update for update, but for the tanh and the mean
+(results/parity.md).
 Deviations from the released code (facebookresearch/ssorl):
+- the inverse model's action is a Gaussian, clipped where it is used; there it is the tanh of one. Its loss is the mean
+  over the action's dimensions, there the sum;
 - the learner is IQL; the paper has TD3+BC, CQL and Decision Transformer (--write-dataset, then those scripts);
 - the last step of a trajectory takes its recorded next state; there the window is moved back by one;
 - what lies before a trajectory's first state is the data's mean state; there it is the state 0;

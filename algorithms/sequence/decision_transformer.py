@@ -10,6 +10,8 @@ late cost it nothing, luck in the data misleads it.
 
 Choose it when rewards are sparse or late, the dynamics are not left to chance, and good episodes are in the data.
 
+Parity: equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - biases of the embeddings and of the head start at zero (PyTorch's default draws them like the weights);
 - the paper reports the better of two target returns; here each is a lane (--target-return 3600 1800), or another

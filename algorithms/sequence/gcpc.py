@@ -8,10 +8,17 @@ the state, the goal and the slots is cloned (section 3.3).
 
 Choose it when goals are far and cloning by goal loses its way: the plan is learned apart from the actions.
 
-Deviations from the paper:
+Parity: both stages are equal to the authors' code, update for update, but for the order of the sines and cosines of a
+place (results/parity.md).
+
+Deviations from the paper (and the authors' code):
 - what is drawn is what each state achieves, in goals of any kind (the authors choose coordinates for each task);
 - goals are later states of the episode, uniformly, also where few of the last steps are kept; the way is drawn to the
   end of the window, also beyond the goal (the authors draw it up to the goal);
+- where few of the last steps are kept, they end where the future begins and its places stay (they begin the window, and
+  the future follows them);
+- the code of a place has its sines first (sines and cosines by turns); slots and blocks begin with GPT-2's weights
+  (PyTorch's default ones), and the tokens that go into a transformer pass dropout (the hidden units of its blocks);
 - no return-conditioned variant (gym), and no choice of the best of five evaluations.
 
     python algorithms/sequence/gcpc.py --dataset point-medium-navigate --seeds 4 --updates 50000
@@ -99,8 +106,8 @@ class Block(nn.Module):
         weights = drop(nn.softmax(jnp.where(visible[:, None], scores, -1e9)))
         seen = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         x = x + drop(nn.Dense(width, kernel_init=gpt_init)(seen))
-        hidden = nn.gelu(nn.Dense(4 * width, kernel_init=gpt_init)(nn.LayerNorm(epsilon=1e-5)(x)))
-        return x + drop(nn.Dense(width, kernel_init=gpt_init)(hidden))
+        hidden = nn.Dense(4 * width, kernel_init=gpt_init)(nn.LayerNorm(epsilon=1e-5)(x))
+        return x + drop(nn.Dense(width, kernel_init=gpt_init)(nn.gelu(hidden, approximate=False)))
 
 
 class Transformer(nn.Module):

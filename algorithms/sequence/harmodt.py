@@ -11,10 +11,15 @@ With --sparsity 0 it is Prompt-DT, with --mask-change 0 the masks are random one
 
 Choose it when one policy shall do many tasks that disagree about the same states, and the task is known.
 
+Parity: one task's update, and the exchange of weights by given gradients, are equal to the authors' code, but for the
+prompt's normalisation and what is clipped (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - each update is of all tasks, their masked gradients averaged (one task after the other);
 - the masks are of the weights of the attention and feed-forward layers, everywhere of the same density (of all
-  parameters, denser in small layers; those of embeddings and heads have no effect there);
+  parameters, denser in small layers; those of embeddings and heads hide nothing there, but keep entries as they are);
+- the prompt's tokens are normalised before the transformer, as the window's (these alone);
+- gradients are clipped to a norm after the masks (before; hidden weights count);
 - what is taken in is chosen by gradients without the mask (those of hidden weights are zero in the code, so that the
   choice is arbitrary); the mean gradient is no task's own (the code's sum overwrites that of the first);
 - the number of changed weights is a share of all (0 to 100 of millions);

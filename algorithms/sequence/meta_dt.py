@@ -20,6 +20,8 @@ Deviations from the paper (and the authors' code):
   too, where the code's errors are summed up to the end of the try;
 - the encoder sees standardised states, and of a try's first steps those that there are (in the code's evaluation z is 0
   at the first, and comes from zeros at the next ones); the reward of a try's last step is not learned;
+- the prompt's tokens are normalised before the transformer, as the window's (these alone); the gates of the encoder's
+  GRU have one bias (two that add up, so that their step is twice as large);
 - the world model's gradients are not clipped (to a norm of 1), and --context is 10 (20);
 - the world model's last parameters are used (the best ones on held-out tasks);
 - everyone is asked for the same return (each task for the best one of its own data).

@@ -10,6 +10,9 @@ network does it all. Steps without an action teach it, too: their actions are hi
 Choose it when one model shall predict and act, or when few episodes of many have actions (--labelled-fraction 0.05
 --act-as two-stage: first which states follow when a return is asked for, then the action between them).
 
+Parity: equal to the authors' code, update for update, under one mask for a batch, but for the step size's warm-up
+(results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - each window has a mask of its own (one for a batch); steps beyond an episode's end are hidden from everything and
   count nothing (such windows are left out);
@@ -18,7 +21,9 @@ Deviations from the paper (and the authors' code):
 - the forward mask shows the states and actions up to a random step, the last one, too (earlier states, all actions);
 - where some steps have no action, at least half of the windows begin at one that has;
 - cloning sees the last steps, too (the present state alone);
-- the tokens that go into a transformer pass dropout; no representations for TD3, and no discrete tokens.
+- the tokens that go into a transformer pass dropout (the hidden units of its blocks); blocks begin with GPT-2's
+  weights (PyTorch's default ones); the first update has a step size (zero);
+- no representations for TD3, and no discrete tokens.
 
     python algorithms/sequence/mtm.py --dataset hopper-medium-replay --seeds 4 --target 0.8
     python algorithms/sequence/mtm.py --dataset pendulum-mixed --seeds 8 --updates 10000 --warmup-updates 500 \\
@@ -120,8 +125,8 @@ class Block(nn.Module):
         weights = drop(nn.softmax(jnp.where(visible[:, None], scores, -1e9)))
         seen = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         x = x + drop(nn.Dense(width, kernel_init=gpt_init)(seen))
-        hidden = nn.gelu(nn.Dense(4 * width, kernel_init=gpt_init)(nn.LayerNorm(epsilon=1e-5)(x)))
-        return x + drop(nn.Dense(width, kernel_init=gpt_init)(hidden))
+        hidden = nn.Dense(4 * width, kernel_init=gpt_init)(nn.LayerNorm(epsilon=1e-5)(x))
+        return x + drop(nn.Dense(width, kernel_init=gpt_init)(nn.gelu(hidden, approximate=False)))
 
 
 class Transformer(nn.Module):
@@ -186,7 +191,7 @@ class MaskedModel(nn.Module):
         flat, whole = x.reshape(batch, 3 * steps, width), jnp.tile(there, (1, 3))
         x = Transformer(1, self.heads, self.dropout, name="decoder")(flat, whole, training)
         x = of_kind(nn.LayerNorm)(epsilon=1e-5, name="norm")(x.reshape(batch, 3, steps, width))
-        x = nn.gelu(of_kind(nn.Dense)(width, kernel_init=dense_init, name="last")(x))
+        x = nn.gelu(of_kind(nn.Dense)(width, kernel_init=dense_init, name="last")(x), approximate=False)
         return Parts(*(dense(y.shape[-1], name=f"{n}_head")(x[:, i]) for i, (n, y) in enumerate(named(parts))))
 
 

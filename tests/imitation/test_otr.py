@@ -61,6 +61,15 @@ def test_a_plan_has_its_marginals_and_the_least_cost():
     np.testing.assert_allclose((plan * cosine(x, y)).sum(), cosine(x, y)[rows, columns].mean(), atol=1e-3)
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_each_step_of_an_episode_has_its_weight_before_the_plan_converges(iterations):
+    """Else a step that no demonstration is near to would weigh little, and its cost be taken for a small one."""
+    otr, (x, y) = load("otr"), two()
+    plan = np.asarray(otr.transport_plan(cosine(x, y), np.full(4, 0.25), np.full(3, 1 / 3), 0.01, iterations))
+    np.testing.assert_allclose(plan.sum(1), 0.25, atol=1e-5)
+    assert np.abs(plan.sum(0) - 1 / 3).max() > 1e-3
+
+
 def test_zeros_behind_an_episode_change_nothing():
     otr, (x, y) = load("otr"), two()
     costs = np.asarray(otr.step_costs(x, 4, y, 3, 0.1, 500))

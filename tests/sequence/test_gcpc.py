@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load, timeless, write_goals
 from jobs import agents, small
-from reference import agent_of, close, gelu
+from reference import agent_of, close, exact_gelu
 from transformer_in_numpy import B, dense, relu, transformer, window
 
 from shared.data import load_dataset
@@ -49,7 +49,7 @@ def plan(agent, obs, mask, goal):
         tokens = [*np.float64(p["slot"]), dense(p["embed_goal"], goal[b]), *dense(p["embed_obs"], obs[b])]
         known = np.array([1] * (S + 1) + [*mask[b]])
         tokens = np.stack(tokens) + sinusoid(S + 1 + K)
-        found.append(transformer(p["encoder"], tokens, known, 2, causal=False, activation=gelu)[:S])
+        found.append(transformer(p["encoder"], tokens, known, 2, causal=False, activation=exact_gelu)[:S])
     return np.stack(found)
 
 
@@ -57,7 +57,7 @@ def drawn(agent, slots):
     p, found = agent.autoencoder["params"], []
     for one in slots:
         tokens = np.concatenate([one, np.repeat(np.float64(p["hidden"])[None], K + F, 0)]) + sinusoid(S + K + F)
-        x = transformer(p["decoder"], tokens, np.ones(S + K + F), 2, causal=False, activation=gelu)
+        x = transformer(p["decoder"], tokens, np.ones(S + K + F), 2, causal=False, activation=exact_gelu)
         found.append(dense(p["head"], x[S:]))
     return np.stack(found)
 
@@ -67,6 +67,16 @@ def acts(agent, obs, goal, slots):
     now = relu(dense(p["Dense_0"], np.concatenate([obs, goal], -1)))
     x = np.concatenate([now, relu(dense(p["Dense_1"], slots.reshape(len(obs), -1)))], -1)
     return dense(p["Dense_4"], relu(dense(p["Dense_3"], relu(dense(p["Dense_2"], x)))))
+
+
+def test_blocks_have_the_exact_gelu():
+    """As the released code has it; JAX's default differs by 1e-4 here."""
+    block, x = load("gcpc").Block(1, 0.0), jnp.zeros((1, 1, 2))
+    p = block.init(jax.random.key(0), x, jnp.ones((1, 1, 1), bool), False)["params"]
+    p["Dense_2"] = {"kernel": jnp.zeros((2, 8)), "bias": jnp.full(8, -2.0)}
+    p["Dense_3"] = {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}
+    out = block.apply({"params": p}, x, jnp.ones((1, 1, 1), bool), False)
+    np.testing.assert_allclose(out, np.full((1, 1, 2), 8 * exact_gelu(-2.0)), rtol=1e-5)
 
 
 def test_the_whole_way_is_drawn_from_the_slots_alone():

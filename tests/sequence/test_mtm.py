@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load, write_pendulum
 from jobs import small
-from reference import agent_of, close, gelu
+from reference import agent_of, close, exact_gelu
 from transformer_in_numpy import SPEC, B, T, dense, norm, transformer
 
 from shared.data import load_dataset
@@ -36,7 +36,7 @@ def filled(agent, parts, kept, there):
         for i, t in at:
             kind = np.float64(p["encoder_kinds"])[i, 0] + sinusoid(T)[t] / 2
             tokens.append(dense(p[f"embed_{NAMES[i]}"], np.float64(parts[i][b, t])) + kind)
-        seen = transformer(p["encoder"], np.stack(tokens), np.ones(len(at)), 2, causal=False, activation=gelu)
+        seen = transformer(p["encoder"], np.stack(tokens), np.ones(len(at)), 2, causal=False, activation=exact_gelu)
         tokens = []
         for i in range(3):
             for t in range(T):
@@ -44,9 +44,9 @@ def filled(agent, parts, kept, there):
                 tokens.append(
                     dense(of_kind(p["decode"], i), x) + np.float64(p["decoder_kinds"])[i, 0] + sinusoid(T)[t] / 2
                 )
-        x = transformer(p["decoder"], np.stack(tokens), np.tile(there[b], 3), 2, causal=False, activation=gelu)
+        x = transformer(p["decoder"], np.stack(tokens), np.tile(there[b], 3), 2, causal=False, activation=exact_gelu)
         heads = [norm(of_kind(p["norm"], i), x[i * T : i * T + T]) for i in range(3)]
-        heads = [gelu(dense(of_kind(p["last"], i), h)) for i, h in enumerate(heads)]
+        heads = [exact_gelu(dense(of_kind(p["last"], i), h)) for i, h in enumerate(heads)]
         found.append([dense(p[f"{n}_head"], h) for n, h in zip(NAMES, heads, strict=True)])
     return [np.stack(x) for x in zip(*found, strict=True)]
 
@@ -62,6 +62,16 @@ def setting():
     kept = np.float32(r.random((B, 3, T)) < 0.6)
     kept[:, 0, 0] = 1.0
     return mtm, args, agent_of(mtm, args, SPEC), parts, known, there, kept
+
+
+def test_blocks_have_the_exact_gelu():
+    """As the released code has it; JAX's default differs by 1e-4 here."""
+    block, x = load("mtm").Block(1, 0.0), jnp.zeros((1, 1, 2))
+    p = block.init(jax.random.key(0), x, jnp.ones((1, 1, 1), bool), False)["params"]
+    p["Dense_2"] = {"kernel": jnp.zeros((2, 8)), "bias": jnp.full(8, -2.0)}
+    p["Dense_3"] = {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}
+    out = block.apply({"params": p}, x, jnp.ones((1, 1, 1), bool), False)
+    np.testing.assert_allclose(out, np.full((1, 1, 2), 8 * exact_gelu(-2.0)), rtol=1e-5)
 
 
 def test_the_loss_is_the_error_of_all_that_is_there_from_what_is_kept(setting):
