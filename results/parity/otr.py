@@ -36,7 +36,8 @@ def compare(checkout, undo):
     def data_of(some):
         ends = np.cumsum([len(x) for x in some])
         starts = np.r_[0, ends[:-1]]
-        return types.SimpleNamespace(obs=np.concatenate(some), starts=lambda: starts, ends=lambda: ends - 1)
+        starts_and_ends = {"starts": lambda: starts, "ends": lambda: ends - 1}
+        return types.SimpleNamespace(obs=np.concatenate(some), spec=ref.SPEC, id="made", **starts_and_ends)
 
     for i, episode in enumerate([None, *episodes]):
         if episode is not None:
@@ -71,7 +72,7 @@ CASES = {
         FILE,
         compare,
         DEVIATIONS,
-        note=f"The labels of {EPISODES} episodes, one per update, by {DEMOS} demonstrations; always 100 iterations. "
+        note=f"The labels of {EPISODES} episodes, one per update, by {DEMOS} demonstrations; theirs always 100 iterations. "
         "The learner, acme's IQL, is not compared.",
     )
 }
