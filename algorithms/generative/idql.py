@@ -13,11 +13,14 @@ of actions that are drawn, of which none is chosen, and modes_covered.
 
 Choose it when the data's actions have several modes and the policy shall be improved after training, by N alone.
 
+Parity: IFQL is equal to its authors' code, update for update, but for the target critic (results/parity.md).
+
 Deviations from the papers:
 - offline training only;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; no part of the data is held out;
 - the paper sweeps N in evaluation and reports the best one of a domain; here it is 64, IFQL's 32;
-- IFQL's losses have an Adam each, of the same rate; one Adam for all would be the same.
+- IFQL's losses have an Adam each, of the same rate; one Adam for all would be the same. Its target critic follows the
+  critics after their step, in the authors' code before it.
 
     python algorithms/generative/idql.py --dataset hopper-medium --updates 50000 --hidden-dims 128 128 --seeds 4
     python algorithms/generative/idql.py --dataset point-umaze-mixed --preset ifql --hidden-dims 64 64 --seeds 4

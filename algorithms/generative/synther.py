@@ -221,12 +221,12 @@ def diffusion_loss(denoiser, agent: Agent, rows, key):
 
 
 def ema_step(fitted, args: Args):
-    """Polyak step of the average after `fitted` updates: none but at every tenth, all of it at the first ten of these.
+    """Polyak step of the average after `fitted` updates: none but after 1, 11, 21, ..., all of it up to the 101st.
 
     The decay grows to --ema-decay as 1 - (1 + n)^(-2/3), n the updates since the 101st (ema_pytorch's defaults).
     """
     decay = 1.0 - (1.0 + jnp.maximum(fitted - 101, 0)) ** (-2.0 / 3.0)
-    return jnp.where(fitted % 10 == 0, 1.0 - jnp.minimum(args.ema_decay, decay), 0.0)
+    return jnp.where(fitted % 10 == 1, 1.0 - jnp.minimum(args.ema_decay, decay), 0.0)
 
 
 def denoiser_optimizer(args: Args) -> optax.GradientTransformation:

@@ -13,6 +13,9 @@ model is from it after one step and after a whole rollout (error_1, error_h).
 
 Choose it when a model of the dynamics can be learned from your data, and no uncertainty of it is to be trusted.
 
+Parity: equal to OfflineRL-Kit's model phase, rollouts and update, but for the order of steps, the soft maximum and the
+form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - the setting is that of OfflineRL-Kit (no code of the authors' is known): a target without entropy, actions weighted
   by their densities in the soft maximum, a cosine for the actor, its weights for D4RL's v2 data;

@@ -13,9 +13,13 @@ model is from it after one step and after a whole rollout (error_1, error_h).
 
 Choose it when a model of the dynamics can be learned from your data, and its penalty shall need no scale of its own.
 
+Parity: equal to OfflineRL-Kit's (its authors') model phase, rollouts and update, but for the sum over critics and the
+form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - the setting is that of OfflineRL-Kit, with its values for D4RL's v2 data; its bound of targets from below by 0 is
   --target-floor here, and off unless a preset has it: it is wrong wherever returns are negative;
+- the critics' errors are summed (the authors average them), which is the same but for Adam's epsilon;
 - the temperature may not be fixed (the authors fix it at 0.2 on hopper-medium and hopper-medium-replay);
 - no setting for Adroit and NeoRL, whose rewards are standardised, or which back up entropy;
 - of the model: as in mopo.py (the hold-out, and bootstrap samples drawn with replacement).

@@ -15,6 +15,9 @@ job: the search.
 
 Choose it when a model of the dynamics can be learned from your data, and you want the simplest way to use it.
 
+Parity: equal to OfflineRL-Kit's model phase, rollouts and update, but for the form of log(1 - tanh(u)^2)
+(results/parity.md).
+
 Deviations from the paper:
 - the setting is that of OfflineRL-Kit (Gaussian over (s' - s, r), elites by squared error, 5 of 7; a cosine for the
   actor), with its penalties for D4RL's v2 data; its hold-out is drawn anew for every seed, here it is the same one;

@@ -128,19 +128,20 @@ def test_synther_samples_a_known_distribution(churn):
 
 
 def test_synther_average_follows_every_tenth_update():
+    """From the first on, as ema_pytorch does it."""
     module, args = load("synther"), args_of(ema_decay=0.9)
-    steps = {n: float(module.ema_step(n, args)) for n in (1, 9, 10, 100, 105, 110, 200, 10_000)}
-    grown = {n: 1 - (1 - (1 + n - 101) ** (-2 / 3)) for n in (110, 200)}
-    expected = {1: 0, 9: 0, 10: 1, 100: 1, 105: 0, 110: grown[110], 200: max(grown[200], 0.1), 10_000: 0.1}
-    assert steps == pytest.approx(expected, rel=1e-4) and 0.1 < grown[110] < 1
-    agent = tiny_agent().replace(fitted=jnp.int32(119))
-    for decay, fitted in ((0.9, 119), (0.9, 120)):
+    steps = {n: float(module.ema_step(n, args)) for n in (1, 9, 10, 11, 101, 110, 111, 201, 10_001)}
+    grown = {n: 1 - (1 - (1 + n - 101) ** (-2 / 3)) for n in (111, 201)}
+    expected = {1: 1, 9: 0, 10: 0, 11: 1, 101: 1, 110: 0, 111: grown[111], 201: max(grown[201], 0.1), 10_001: 0.1}
+    assert steps == pytest.approx(expected, rel=1e-4) and 0.1 < grown[111] < 1
+    agent = tiny_agent()
+    for decay, fitted in ((0.9, 120), (0.9, 121)):
         args = args_of(ema_decay=decay)
         new, _ = jax.jit(module.update_denoiser)(
             agent.replace(fitted=jnp.int32(fitted)), rows_of(), jax.random.key(0), args
         )
         tau = float(module.ema_step(fitted + 1, args))
-        assert int(new.fitted) == fitted + 1 and (tau > 0) == (fitted == 119)
+        assert int(new.fitted) == fitted + 1 and (tau > 0) == (fitted == 120)
         expected = jax.tree.map(lambda o, n, tau=tau: (1 - tau) * o + tau * n, agent.ema_denoiser, new.denoiser)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), new.ema_denoiser, expected)
 
