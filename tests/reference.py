@@ -20,8 +20,7 @@ class Compiled:
     Operation by operation each new shape of each is a program of its own. What is no tree of numbers is static.
     """
 
-    def __init__(self, name: str):
-        module = load(name)
+    def __init__(self, module):
         functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f)}
         self.__dict__.update(_module=module, _functions=functions)
 
@@ -54,9 +53,14 @@ def _hashable(x) -> bool:
     return True
 
 
-@functools.cache
 def compiled(name: str) -> Compiled:
-    return Compiled(name)
+    return _compiled(load(name))
+
+
+@functools.cache
+def _compiled(module) -> Compiled:
+    """By module, not by name: with a defect (mutate.py) it is another one of the same name."""
+    return Compiled(module)
 
 
 @functools.cache
