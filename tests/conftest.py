@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import gc
 import importlib.util
 import os
 import shutil
@@ -70,6 +71,7 @@ def programs_of_a_module():
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > 4_000:
         jax.clear_caches()
+        gc.collect()
 
 
 def write_pendulum(path: Path, n: int = 300, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> str:
@@ -176,6 +178,13 @@ def batch() -> Batch:
 
 def pytest_addoption(parser):
     parser.addoption("--whole-faults", action="store_true", help="the whole of tests/test_faults.py (make test-faults)")
+
+
+def pytest_collection_finish(session):
+    """Tracing makes many objects and few cycles: looking for these took up to a seventh of a contract's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_configure(config):

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from scipy.special import log_softmax, logsumexp
 
 from shared.errors import InputError
@@ -28,7 +28,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("h2o"), tiny()).replace(log_alpha=jnp.float32(-0.5))
+    return agent_of(compiled("h2o"), tiny()).replace(log_alpha=jnp.float32(-0.5))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def log_ratio_of(agent, *sas):
 
 
 def test_h2o_discriminators_minimise_the_cross_entropies_of_both_classifications(agent, batch, other):
-    h2o, key, args = load("h2o"), jax.random.key(3), tiny(input_noise=0.2)
+    h2o, key, args = compiled("h2o"), jax.random.key(3), tiny(input_noise=0.2)
     expected, gaps = 0.0, []
     for data, label, k in zip((batch, other), (0, 1), jax.random.split(key), strict=True):
         inputs = (data.obs, data.action, data.next_obs)
@@ -84,7 +84,7 @@ def test_h2o_discriminators_minimise_the_cross_entropies_of_both_classifications
 
 def test_h2o_discriminators_see_no_next_observation_that_is_not_known(agent, batch):
     """A terminal row whose successor was not stored: whatever stands there changes nothing."""
-    h2o, key, args = load("h2o"), jax.random.key(4), tiny(batch_size=B)
+    h2o, key, args = compiled("h2o"), jax.random.key(4), tiny(batch_size=B)
     known = np.float32([1, 0, 1, 1, 0])
     losses = []
     for filling in (0.0, 30.0):
@@ -103,13 +103,13 @@ def test_h2o_discriminators_see_no_next_observation_that_is_not_known(agent, bat
 
 def test_h2o_ratio_is_that_of_the_four_probabilities(agent, batch):
     sas = (batch.obs, batch.action, batch.next_obs)
-    ratio = load("h2o").log_ratio(agent, *sas)
+    ratio = compiled("h2o").log_ratio(agent, *sas)
     close(ratio, log_ratio_of(agent, *sas))
     assert np.ptp(ratio) > 0.1 and np.abs(ratio).max() <= 4.0
 
 
 def test_h2o_dynamics_gap_is_a_mean_over_noisy_next_observations_and_has_a_logarithm(agent, batch):
-    h2o, key, std = load("h2o"), jax.random.key(5), np.float32([0.5, 1.0, 2.0])
+    h2o, key, std = compiled("h2o"), jax.random.key(5), np.float32([0.5, 1.0, 2.0])
     args, agent = tiny(next_obs_noise=0.7), leaning(agent, -0.08)
     noise = 0.7 * std * np.asarray(jax.random.normal(key, (3, B, 3)))
     gap = -np.mean([log_ratio_of(agent, batch.obs, batch.action, batch.next_obs + n) for n in noise], axis=0)
@@ -124,7 +124,7 @@ def test_h2o_dynamics_gap_is_a_mean_over_noisy_next_observations_and_has_a_logar
 
 @pytest.mark.parametrize("backup_entropy", [False, True])
 def test_h2o_critic_weighs_simulated_errors_and_penalises_over_the_batch(agent, batch, backup_entropy):
-    h2o, key = load("h2o"), jax.random.key(9)
+    h2o, key = compiled("h2o"), jax.random.key(9)
     args = tiny(discount=0.9, penalty_weight=0.3, backup_entropy=backup_entropy)
     weight, omega = np.float32([0.2, 0.9]), np.float32([0.7, 0.3])
     next_action, log_prob = tanh_normal(*actor(agent.actor, batch.next_obs), np.asarray(jax.random.normal(key, (B, 2))))
@@ -140,7 +140,7 @@ def test_h2o_critic_weighs_simulated_errors_and_penalises_over_the_batch(agent, 
 
 
 def test_h2o_penalty_pushes_down_the_pair_of_the_largest_gap_and_pushes_up_the_data(agent, batch):
-    h2o, key, args = load("h2o"), jax.random.key(9), tiny()
+    h2o, key, args = compiled("h2o"), jax.random.key(9), tiny()
 
     def penalty(shift, omega):
         """Where Q is a table: row b's is obs[b, 0] + shift[b]."""
@@ -156,7 +156,7 @@ def test_h2o_penalty_pushes_down_the_pair_of_the_largest_gap_and_pushes_up_the_d
 
 
 def test_h2o_policy_learns_in_real_and_simulated_states(agent, batch):
-    h2o, key, args = load("h2o"), jax.random.key(9), tiny()
+    h2o, key, args = compiled("h2o"), jax.random.key(9), tiny()
     action, lp = tanh_normal(*actor(agent.actor, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
     expected = (np.exp(-0.5) * lp - heads(agent.critic, batch.obs, action).min(0)).mean()
     loss, info = h2o.actor_loss(agent.actor, agent, batch, key, args)
@@ -169,7 +169,7 @@ def test_h2o_policy_learns_in_real_and_simulated_states(agent, batch):
 @pytest.mark.parametrize("lean", [-0.5, 0.5])
 @pytest.mark.parametrize("switches", [{}, {"weights": False, "adaptive": False}])
 def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agent, batch, other, switches, lean):
-    h2o, key, agent = load("h2o"), jax.random.key(2), leaning(agent, lean)
+    h2o, key, agent = compiled("h2o"), jax.random.key(2), leaning(agent, lean)
     args = tiny(discriminator_lr=0.05, penalty_weight=0.3, **switches)
     new, info = h2o.update(agent, h2o.Batches(batch, other, batch), key, args)
     stepped = agent.replace(d_sa=new.d_sa, d_sas=new.d_sas)
@@ -205,7 +205,7 @@ def test_h2o_with_simulated_data_only_is_sac(agent, batch):
 
 
 def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
-    h2o, width = load("h2o"), 2 * 3 + 2 + 2
+    h2o, width = compiled("h2o"), 2 * 3 + 2 + 2
     data = Transitions(jnp.zeros((7, width)), None, None, SPEC, FIELDS)
     replay = init_replay(1, 16, SPEC, SingleDeviceSharding(jax.devices()[0]))
     replay = jax.tree.map(lambda x: x[0], replay).insert(jnp.ones(width))
@@ -222,7 +222,7 @@ def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
 
 def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
     """Pairs differ in both cases; in the second s' follows from them in the same way, and the weights stay near one."""
-    h2o, n = load("h2o"), 256
+    h2o, n = compiled("h2o"), 256
     args = tiny(batch_size=n, hidden_dims=(32, 32), discriminator_lr=3e-3, sim_share=0.5)
 
     def draws(key, shift, gap):

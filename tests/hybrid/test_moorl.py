@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions
@@ -26,7 +26,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("moorl"), tiny()).replace(log_alpha=jnp.float32(-0.5))
+    return agent_of(compiled("moorl"), tiny()).replace(log_alpha=jnp.float32(-0.5))
 
 
 def same(a, b):
@@ -51,7 +51,7 @@ def sources(batch, updates=1):
 
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_moorl_losses_are_those_of_the_adapted_networks(agent, batch, layer_norm):
-    module, args, key = load("moorl"), tiny(critic_layer_norm=layer_norm), jax.random.key(9)
+    module, args, key = compiled("moorl"), tiny(critic_layer_norm=layer_norm), jax.random.key(9)
     agent = agent_of(module, args).replace(log_alpha=jnp.float32(-0.5))
     alpha, noise = np.exp(-0.5), np.asarray(jax.random.normal(key, (B, 2)))
     ensemble = partial(heads, layer_norm=layer_norm)
@@ -71,7 +71,7 @@ def test_moorl_losses_are_those_of_the_adapted_networks(agent, batch, layer_norm
 
 
 def test_moorl_outer_step_is_reptile_and_targets_follow_the_meta_critics(agent):
-    module, args = load("moorl"), tiny(reptile_step=0.3, tau=0.1)
+    module, args = compiled("moorl"), tiny(reptile_step=0.3, tau=0.1)
     new = jax.jit(module.reptile)(agent, args)
     for name in ("actor", "critic"):
         meta, adapted = getattr(agent, f"meta_{name}"), getattr(agent, name)
@@ -85,7 +85,7 @@ def test_moorl_outer_step_is_reptile_and_targets_follow_the_meta_critics(agent):
 @pytest.mark.parametrize("reset", [False, True])
 def test_moorl_round_is_k_steps_from_one_source(agent, batch, reset):
     """From the first update on, whatever environment step it follows; Adam's state outlives the round."""
-    module = load("moorl")
+    module = compiled("moorl")
     args = tiny(learning_starts=7, reset_optimizer=reset)
     update = jax.jit(module.update)
     agent = agent.replace(actor=agent.meta_actor, critic=agent.meta_critic)
@@ -118,7 +118,7 @@ def test_moorl_learns_from_the_rounds_source_alone(agent, batch, monkeypatch):
 
 def test_moorl_many_updates_per_environment_step(agent, batch):
     """Algorithm 1: a whole round after every environment step."""
-    module, key = load("moorl"), jax.random.key(0)
+    module, key = compiled("moorl"), jax.random.key(0)
     args = tiny(utd=K, offline_probability=1.0)
     agent = agent.replace(actor=agent.meta_actor, critic=agent.meta_critic)
     new, _ = jax.jit(module.update)(agent, sources(batch, K), key, args, 5)
@@ -144,7 +144,7 @@ def buffers():
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_moorl_mixtures(updates):
-    module, (data, replay) = load("moorl"), buffers()
+    module, (data, replay) = compiled("moorl"), buffers()
     draw = partial(module.sample, jax.random.key(0), data, replay)
     args = tiny(batch_size=6, utd=updates)
     batch = draw(args)
@@ -157,7 +157,7 @@ def test_moorl_mixtures(updates):
 
 
 def test_moorl_without_data_and_averaging_is_sac(batch):
-    module, sac, key = load("moorl"), load("sac"), jax.random.key(4)
+    module, sac, key = compiled("moorl"), compiled("sac"), jax.random.key(4)
     args = tiny(inner_steps=1, reptile_step=1.0, batches="online", critic_layer_norm=False)
     agent = module.init(jax.random.key(0), args, SPEC)
     plain_args = sac.Args(hidden_dims=(8, 8), batch_size=B, learning_rate=1e-2)
@@ -177,7 +177,7 @@ def test_moorl_without_data_and_averaging_is_sac(batch):
 
 
 def test_moorl_meta_actor_acts(agent, batch):
-    module, args, key = load("moorl"), tiny(), jax.random.key(1)
+    module, args, key = compiled("moorl"), tiny(), jax.random.key(1)
     mean, log_std = policy(agent.meta_actor, batch.obs)
     close(module.act(agent, batch.obs, key, args), np.tanh(mean))
     noise = np.asarray(jax.random.normal(key, (B, 2)))

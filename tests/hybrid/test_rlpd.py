@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
@@ -40,7 +40,7 @@ def normed(critics, *inputs):
 
 @pytest.mark.parametrize(("subset_size", "entropy"), [(2, True), (1, False)])
 def test_critic_loss(subset_size, entropy, batch):
-    rlpd = load("rlpd")
+    rlpd = compiled("rlpd")
     args, key = args_of(subset_size=subset_size, backup_entropy=entropy), jax.random.key(9)
     agent = agent_of(rlpd, args).replace(log_alpha=jnp.float32(-0.5))
     subset_key, action_key = jax.random.split(key)
@@ -55,7 +55,7 @@ def test_critic_loss(subset_size, entropy, batch):
 
 
 def test_actor_loss_takes_the_mean_of_the_ensemble(batch):
-    rlpd = load("rlpd")
+    rlpd = compiled("rlpd")
     args, key = args_of(critic_layer_norm=False), jax.random.key(9)
     agent = agent_of(rlpd, args).replace(log_alpha=jnp.float32(-0.5))
     action, lp = tanh_normal(*policy(agent.actor, batch.obs), np.asarray(jax.random.normal(key, (B, 2))))
@@ -64,19 +64,19 @@ def test_actor_loss_takes_the_mean_of_the_ensemble(batch):
 
 
 def test_the_target_entropy_is_minus_half_the_action_dimensions():
-    slope = jax.grad(load("rlpd").alpha_loss)
+    slope = jax.grad(compiled("rlpd").alpha_loss)
     assert slope(jnp.float32(0.0), -1.6, 3) < 0 < slope(jnp.float32(0.0), -1.4, 3)
 
 
 def test_target_critics_are_drawn_without_replacement_and_anew():
-    rlpd, critics, args = load("rlpd"), jnp.arange(10), load("rlpd").Args(n_critics=10, subset_size=2)
+    rlpd, critics, args = compiled("rlpd"), jnp.arange(10), load("rlpd").Args(n_critics=10, subset_size=2)
     drawn = np.array([rlpd.random_subset(critics, jax.random.key(s), args) for s in range(200)])
     assert (drawn[:, 0] != drawn[:, 1]).all() and set(drawn.ravel()) == set(range(10))
 
 
 @pytest.mark.parametrize(("share", "offline"), [(0.5, 4), (1.0, 0), (0.75, 2)])
 def test_every_minibatch_has_the_stated_share_of_data(share, offline):
-    rlpd = load("rlpd")
+    rlpd = compiled("rlpd")
     args = rlpd.Args(batch_size=8, utd=G, online_share=share)
     width = 2 * 3 + 2 + 2
     data = Transitions(jnp.full((50, width), 1.0), None, None, SPEC, FIELDS)
@@ -90,7 +90,7 @@ def test_every_minibatch_has_the_stated_share_of_data(share, offline):
 
 
 def test_one_step_is_g_critic_updates_and_one_of_the_actor_on_the_last_minibatch(batch):
-    rlpd = load("rlpd")
+    rlpd = compiled("rlpd")
     args, key = args_of(), jax.random.key(3)
     agent = agent_of(rlpd, args)
     batches = Batch(*(None if x is None else jnp.stack([x, 0.5 * x, -x]) for x in batch))
@@ -113,7 +113,7 @@ def test_one_step_is_g_critic_updates_and_one_of_the_actor_on_the_last_minibatch
 
 def test_layer_norm_bounds_what_critics_say_far_from_the_data(batch):
     """The norm of the last layer's weights bounds Q (section 4.2); without LayerNorm it grows with the input."""
-    rlpd = load("rlpd")
+    rlpd = compiled("rlpd")
     far = 1e4 * np.ones_like(batch.action)
     spread = {}
     for layer_norm in (True, False):

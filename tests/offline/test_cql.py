@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, settings, wrong_settings
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -32,7 +32,7 @@ BOTH = pytest.mark.parametrize("name", ["cql", "cql_finetune"])
 @BOTH
 @pytest.mark.parametrize("lagrange", [False, True])
 def test_cql_critic(name, batch, lagrange):
-    cql = load(name)
+    cql = compiled(name)
     n = 3
     args = cql.Args(
         hidden_dims=(8, 8), batch_size=B, n_actions=n, cql_alpha=2.0, cql_temperature=0.7, lagrange=lagrange,
@@ -70,7 +70,7 @@ def test_cql_critic(name, batch, lagrange):
 
 @BOTH
 def test_cql_penalty_does_not_reach_the_policy(name, batch):
-    cql = load(name)
+    cql = compiled(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3)
     agent = agent_of(cql, args)
     grads = jax.grad(
@@ -81,7 +81,7 @@ def test_cql_penalty_does_not_reach_the_policy(name, batch):
 
 @BOTH
 def test_cql_multiplier_ascends_the_penalty(name):
-    cql = load(name)
+    cql = compiled(name)
     args = cql.Args(target_gap=1.0)
     assert (
         jax.grad(cql.alpha_prime_loss)(jnp.float32(0.3), 2.0, args)
@@ -92,7 +92,7 @@ def test_cql_multiplier_ascends_the_penalty(name):
 
 @BOTH
 def test_cql_max_target_backup_takes_the_best_of_the_least(name, batch):
-    cql = load(name)
+    cql = compiled(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=4, max_q_backup=True)
     agent, key = agent_of(cql, args), jax.random.key(1)
     noise = np.asarray(jax.random.normal(key, (4, B, 2)))
@@ -102,7 +102,7 @@ def test_cql_max_target_backup_takes_the_best_of_the_least(name, batch):
 
 
 def test_cql_policy_and_its_cloning_phase(batch):
-    cql = load("cql")
+    cql = compiled("cql")
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, bc_steps=10)
     agent, key = agent_of(cql, args), jax.random.key(4)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
@@ -117,7 +117,7 @@ def test_cql_policy_and_its_cloning_phase(batch):
 
 
 def test_cql_discrete_is_double_dqn_plus_the_gap(batch):
-    cql = load("cql")
+    cql = compiled("cql")
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, cql_alpha=0.6, discount=0.9)
     agent = agent_of(cql, args, Spec((3,), 4, True))
     action, rows = np.array([0, 3, 1, 1, 2]), np.arange(B)
@@ -164,7 +164,7 @@ def test_cql_settings_are_those_released():
 @pytest.mark.parametrize("name", ["cql", "e2o"])
 def test_cql_begins_with_small_outputs(name):
     """Of last layers, as in CORL: Xavier's uniform of gain 0.01 (policy), orthogonal of gain 0.01 (critics)."""
-    module = load(name)
+    module = compiled(name)
     agent = module.init(jax.random.key(0), module.Args(hidden_dims=(64, 64)), SPEC)
     layers = agent.actor["params"]
     last, first = np.asarray(layers["Dense_2"]["kernel"]), np.asarray(layers["Dense_0"]["kernel"])
@@ -178,7 +178,7 @@ def test_cql_begins_with_small_outputs(name):
 
 
 def test_cql_in_antmaze_only_the_critics_have_five_layers():
-    cql = load("cql")
+    cql = compiled("cql")
     args = dataclasses.replace(settings(cql, "antmaze-umaze-v2"), hidden_dims=(8,) * 3, critic_hidden_dims=(8,) * 5)
     agent = cql.init(jax.random.key(0), args, SPEC)
     depth = [sum(k.startswith("Dense") for k in net["params"]) for net in (agent.actor, agent.critic)]
@@ -187,7 +187,7 @@ def test_cql_in_antmaze_only_the_critics_have_five_layers():
 
 @BOTH
 def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(name, batch):
-    cql, n = load(name), 3
+    cql, n = compiled(name), 3
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=n, importance_sampling=False)
     agent, key = agent_of(cql, args), jax.random.key(2)
     q = heads(agent.critic, batch.obs, batch.action)
@@ -203,7 +203,7 @@ def test_cql_without_importance_sampling_the_datas_action_is_one_of_them(name, b
 
 @BOTH
 def test_cql_gaps_are_clipped_on_both_sides(name, batch):
-    cql = load(name)
+    cql = compiled(name)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2)
     agent, key = agent_of(cql, args), jax.random.key(2)
     alone = batch._replace(obs=batch.obs[:1], action=batch.action[:1], next_obs=batch.next_obs[:1])
@@ -221,7 +221,7 @@ def test_cql_gaps_are_clipped_on_both_sides(name, batch):
 
 @BOTH
 def test_cql_temperature_stays_where_it_is_not_tuned(name, batch):
-    cql = load(name)
+    cql = compiled(name)
     sizes = {"hidden_dims": (8, 8), "batch_size": B, "n_actions": 2}
     fixed = cql.Args(**sizes, init_temperature=0.3, tune_temperature=False)
     agent = cql.init(jax.random.key(0), fixed, SPEC)
@@ -256,7 +256,7 @@ def both(*arrays):
 
 
 def test_the_bottleneck_costs_its_divergence_and_is_noise_in_the_critics_loss_alone(batch):
-    cql = load("cql")
+    cql = compiled("cql")
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2, bottleneck_dim=3, bottleneck_weight=0.2)
     agent, key = agent_of(cql, args), jax.random.key(2)
     q, kl, features = through_bottleneck(agent.critic, batch.obs, batch.action)
@@ -291,7 +291,7 @@ def test_the_bottleneck_costs_its_divergence_and_is_noise_in_the_critics_loss_al
 
 
 def test_dropout_takes_units_of_the_critics_in_training(batch):
-    cql = load("cql")
+    cql = compiled("cql")
     args = cql.Args(hidden_dims=(64,), batch_size=B, critic_dropout=0.25)
     agent = agent_of(cql, args)
     rows = both(batch.obs, batch.action)
@@ -306,7 +306,7 @@ def test_dropout_takes_units_of_the_critics_in_training(batch):
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_further_penalties_of_the_critics(batch, discrete):
-    cql, key = load("cql"), jax.random.key(5)
+    cql, key = compiled("cql"), jax.random.key(5)
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, critic_penalty_weight=0.3)
     agent = agent_of(cql, args, *([Spec((3,), 4, True)] if discrete else []))
     now, following = [batch.obs], [batch.next_obs]
@@ -336,7 +336,7 @@ def test_further_penalties_of_the_critics(batch, discrete):
 
 
 def test_episodes_held_out_are_judged_and_not_trained_on(pendulum):
-    cql = load("cql")
+    cql = compiled("cql")
     data = load_dataset(pendulum, env="none")
     kept, parts = cql.parted(data, 0.3)
     assert len(kept.ends()) == 7 and parts["holdout"].obs.shape == (90, 3) and parts["train"].obs.shape == (210, 3)

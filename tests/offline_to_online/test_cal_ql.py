@@ -7,7 +7,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from released import ANTMAZE, KITCHEN, every, wrong_settings
 from scipy.special import logsumexp
 
@@ -30,7 +30,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("cal_ql"), tiny()).replace(log_alpha=jnp.float32(-0.4), log_alpha_prime=jnp.float32(0.4))
+    return agent_of(compiled("cal_ql"), tiny()).replace(log_alpha=jnp.float32(-0.4), log_alpha_prime=jnp.float32(0.4))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_cal_ql_critic(agent, batch, calibrate, importance, lagrange):
     bellman = ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
     gaps, under = gaps_of(agent, batch, gap_key, calibrate, importance)
     penalty = (np.exp(0.4) * (gaps - 0.5)).sum() if lagrange else gaps.sum()
-    loss, info = load("cal_ql").critic_loss(agent.critic, agent, batch, key, args)
+    loss, info = compiled("cal_ql").critic_loss(agent.critic, agent, batch, key, args)
     close(loss, bellman + 2.0 * penalty)
     close([info["bound_rate"], info["gap"]], [under, gaps.mean()])
     assert 0.3 < under < 0.9
@@ -95,7 +95,7 @@ def test_cal_ql_critic(agent, batch, calibrate, importance, lagrange):
 
 def test_cal_ql_does_not_push_down_what_is_under_the_return(agent, batch):
     """Nor does any action carry a gradient to the policy."""
-    module, args, key = load("cal_ql"), tiny(), jax.random.key(0)
+    module, args, key = compiled("cal_ql"), tiny(), jax.random.key(0)
     low, high = (batch._replace(return_to_go=np.full(B, r, np.float32)) for r in (-1e3, 1e3))
 
     def push(critic, batch, args):
@@ -116,11 +116,11 @@ def test_cal_ql_bootstraps_from_the_best_of_the_least(agent, batch):
     noise = np.asarray(jax.random.normal(key, (N, B, 2)))
     mean, log_std = distribution(agent.actor, batch.next_obs)
     q = [heads(agent.target_critic, batch.next_obs, tanh_normal(mean, log_std, e)[0]).min(0) for e in noise]
-    close(load("cal_ql").bootstrapped_q(agent, batch, key, tiny()), np.max(q, axis=0))
+    close(compiled("cal_ql").bootstrapped_q(agent, batch, key, tiny()), np.max(q, axis=0))
 
 
 def test_cal_ql_policy_temperature_and_multiplier(agent, batch):
-    module, key = load("cal_ql"), jax.random.key(4)
+    module, key = compiled("cal_ql"), jax.random.key(4)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
     action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), noise)
     expected = (np.exp(-0.4) * log_prob - heads(agent.critic, batch.obs, action).min(0)).mean()
@@ -132,7 +132,7 @@ def test_cal_ql_policy_temperature_and_multiplier(agent, batch):
 
 @pytest.mark.parametrize("share, online", [(0.5, 4), (0.25, 2), (1.0, 8), (0.0, 0)])
 def test_cal_ql_batches_are_half_finished_episodes(share, online):
-    module = load("cal_ql")
+    module = compiled("cal_ql")
     args = tiny(batch_size=8, online_share=share)
     obs, last = np.arange(18, dtype=np.float32).reshape(6, 3), np.arange(6) == 5
     log = Dataset(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from scipy.special import expit, logsumexp
 
 from shared.errors import InputError
@@ -44,7 +44,7 @@ REDUCED = {"pair_min": pairs, "min": lambda q: q.min(0), "mean": lambda q: q.mea
 
 @pytest.mark.parametrize("entropy", [False, True])
 def test_e2o_offline_critics_are_cqls(batch, entropy):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES, cql_alpha=2.0, backup_entropy=entropy)
     agent, key = general(e2o, args), jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
@@ -66,7 +66,7 @@ def test_e2o_offline_critics_are_cqls(batch, entropy):
 
 @pytest.mark.parametrize("name", ["critic_loss", "online_critic_loss"])
 def test_e2o_critic_losses_do_not_reach_the_policy(batch, name):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES)
     agent, loss = general(e2o, args), getattr(e2o, name)
     grad = jax.grad(lambda p: loss(agent.critic, agent.replace(actor=p), batch, jax.random.key(0), args)[0])
@@ -75,7 +75,7 @@ def test_e2o_critic_losses_do_not_reach_the_policy(batch, name):
 
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_e2o_pairs_are_less_pessimistic_than_all(n):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     q = np.random.default_rng(n).normal(size=(n, B))
     close(e2o.pair_min(jnp.float32(q)), pairs(q))
     assert (pairs(q) < q.mean(0)).all()
@@ -93,7 +93,7 @@ def online_loss_of(agent, batch, key, reduce, weigh):
 
 @pytest.mark.parametrize("target", ["pair_min", "min", "mean"])
 def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, target):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES, online_q_aggregation=target, reweight="none")
     agent, key = general(e2o, args), jax.random.key(3)
     loss, info = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
@@ -102,7 +102,7 @@ def test_e2o_online_critics_have_no_penalty_and_the_target_asked_for(batch, targ
 
 
 def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES, reweight_temperature=1.5)
     agent, key = general(e2o, args), jax.random.key(3)
     loss, _ = e2o.online_critic_loss(agent.critic, agent, batch, key, args)
@@ -113,7 +113,7 @@ def test_e2o_weights_fall_with_the_disagreement_of_the_target_critics(batch):
 
 
 def test_e2o_weight_of_the_whole_batch_is_of_the_critics_means(batch):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES, reweight_temperature=1.5, reweight="batch")
     agent, key = general(e2o, args), jax.random.key(3)
 
@@ -127,7 +127,7 @@ def test_e2o_weight_of_the_whole_batch_is_of_the_critics_means(batch):
 
 
 def test_e2o_policy_ascends_the_least_of_all_critics(batch):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES)
     agent, key = general(e2o, args), jax.random.key(4)
     (action,), (log_prob,) = policy_sample(agent.actor, batch.obs, key, 1)
@@ -137,7 +137,7 @@ def test_e2o_policy_ascends_the_least_of_all_critics(batch):
 
 
 def test_e2o_online_update_is_that_of_the_online_losses(batch):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     agent, key = general(e2o, e2o.Args(**SIZES)), jax.random.key(4)
     online, info = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SIZES), jnp.int32(3))
     other, _ = jax.jit(e2o.update_online)(agent, batch, key, e2o.Args(**SIZES, cql_alpha=0.0))
@@ -151,7 +151,7 @@ def test_e2o_online_update_is_that_of_the_online_losses(batch):
 
 
 def test_e2o_explores_with_the_highest_upper_confidence_bound(batch):
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     args = e2o.Args(**SIZES, ucb=2.0)
     agent, key = general(e2o, args), jax.random.key(6)
     actions, _ = policy_sample(agent.actor, batch.obs, key, E)
@@ -165,7 +165,7 @@ def test_e2o_explores_with_the_highest_upper_confidence_bound(batch):
 
 
 def test_e2o_learns_online_from_what_it_collected_only():
-    e2o = load("e2o")
+    e2o = compiled("e2o")
     replay = jax.tree.map(lambda x: x[0], init_replay(1, 16, SPEC, jax.devices()[0]))
     for i in range(3):
         replay = replay.insert(jnp.full(replay.rows.shape[-1], i + 1.0))

@@ -9,7 +9,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close, heads, log_std_of, mlp
+from reference import SPEC, B, agent_of, close, compiled, heads, log_std_of, mlp
 from scipy.stats import norm
 
 from shared.replay import init_replay
@@ -25,7 +25,7 @@ def tiny(**changes):
 @pytest.fixture
 def agent():
     """With V in the midst of the target critics' Q."""
-    agent = agent_of(load("famo2o"), tiny(), seed=7)
+    agent = agent_of(compiled("famo2o"), tiny(), seed=7)
     p = agent.value["params"]
     value = {"params": {**p, "Dense_2": {**p["Dense_2"], "bias": p["Dense_2"]["bias"] - 1.5}}}
     return agent.replace(value=value, log_alpha=jnp.float32(-0.7))
@@ -53,11 +53,11 @@ def balance(agent, obs, key, args):
 
 
 def test_famo2o_encodes_beta_in_sines_and_cosines():
-    close(load("famo2o").encode(jnp.array(BETA), 6), code_of(BETA))
+    close(compiled("famo2o").encode(jnp.array(BETA), 6), code_of(BETA))
 
 
 def test_famo2o_actor_clones_with_the_weight_of_its_beta(agent, batch):
-    famo2o, args = load("famo2o"), tiny(max_weight=3.0)
+    famo2o, args = compiled("famo2o"), tiny(max_weight=3.0)
     adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
     weight = np.minimum(np.exp(BETA * adv), 3.0)
     assert (weight == 3.0).any() and (weight < 1.0).any() and weight[0] == 1.0
@@ -67,7 +67,7 @@ def test_famo2o_actor_clones_with_the_weight_of_its_beta(agent, batch):
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_famo2o_balance_maximises_q_of_the_policy_that_it_chooses(agent, batch, entropy):
-    famo2o, args, key = load("famo2o"), tiny(beta_min=2.0, beta_max=9.0, balance_entropy=entropy), jax.random.key(4)
+    famo2o, args, key = compiled("famo2o"), tiny(beta_min=2.0, beta_max=9.0, balance_entropy=entropy), jax.random.key(4)
     beta_key, action_key = jax.random.split(key)
     beta, log_prob = balance(agent, batch.obs, beta_key, args)
     assert beta.min() >= 2.0 and beta.max() <= 9.0 and np.ptp(beta) > 0.5
@@ -81,7 +81,7 @@ def test_famo2o_balance_maximises_q_of_the_policy_that_it_chooses(agent, batch, 
 
 def test_famo2o_balance_learns_through_the_policys_action(agent, batch):
     """Without its entropy nothing else moves it; the slope is that of the loss by finite differences."""
-    famo2o, args, key = load("famo2o"), tiny(balance_entropy=False), jax.random.key(4)
+    famo2o, args, key = compiled("famo2o"), tiny(balance_entropy=False), jax.random.key(4)
 
     def loss(shift):
         p = agent.balance["params"]
@@ -94,7 +94,7 @@ def test_famo2o_balance_learns_through_the_policys_action(agent, batch):
 
 
 def test_famo2o_value_and_critic_are_those_of_iql(agent, batch):
-    famo2o, args = load("famo2o"), tiny(expectile=0.9, discount=0.9)
+    famo2o, args = compiled("famo2o"), tiny(expectile=0.9, discount=0.9)
     u = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]
     assert (u > 0).any() and (u < 0).any()
     close(famo2o.value_loss(agent.value, agent, batch, args)[0], (np.where(u < 0, 0.1, 0.9) * u**2).mean())
@@ -104,7 +104,7 @@ def test_famo2o_value_and_critic_are_those_of_iql(agent, batch):
 
 
 def test_famo2o_temperature_grows_while_the_entropy_is_too_low():
-    famo2o, args = load("famo2o"), tiny()
+    famo2o, args = compiled("famo2o"), tiny()
     slope = jax.grad(famo2o.alpha_loss)
     assert slope(jnp.float32(0.0), -2.0, args) < 0 < slope(jnp.float32(0.0), 0.5, args)
     assert args.target_entropy == -0.5
@@ -112,7 +112,7 @@ def test_famo2o_temperature_grows_while_the_entropy_is_too_low():
 
 def test_famo2o_learns_random_betas_offline_and_chosen_ones_online(agent, batch):
     """And V's step comes first; each policy's is taken with the other one as it was."""
-    famo2o, key = load("famo2o"), jax.random.key(4)
+    famo2o, key = compiled("famo2o"), jax.random.key(4)
     args = tiny(beta_min=1.0, beta_max=3.0, value_lr=0.1, actor_lr=0.1, balance_lr=0.1)
     beta_key, actor_key, balance_key = jax.random.split(key, 3)
     uniform = 1.0 + (np.asarray(jax.random.uniform(beta_key, (B,), minval=-1.0, maxval=1.0)) + 1.0)
@@ -130,12 +130,12 @@ def test_famo2o_learns_random_betas_offline_and_chosen_ones_online(agent, batch)
 
 
 def test_famo2o_random_betas_fill_the_range():
-    famo2o, args = load("famo2o"), tiny(beta_min=8.0, beta_max=14.0)
+    famo2o, args = compiled("famo2o"), tiny(beta_min=8.0, beta_max=14.0)
     close(famo2o.to_range(jnp.float32([-1.0, 0.0, 1.0]), args), [8.0, 11.0, 14.0])
 
 
 def test_famo2o_acts_at_the_mode_of_the_balance_policy(agent, batch):
-    famo2o, args = load("famo2o"), tiny(beta_min=2.0, beta_max=9.0)
+    famo2o, args = compiled("famo2o"), tiny(beta_min=2.0, beta_max=9.0)
     beta = 2.0 + 3.5 * (np.tanh(mlp(agent.balance, batch.obs)[:, 0]) + 1.0)
     mean = policy(agent, batch.obs, beta)
     close(famo2o.act(agent, batch.obs, None, args), mean)
@@ -145,7 +145,7 @@ def test_famo2o_acts_at_the_mode_of_the_balance_policy(agent, batch):
 
 
 def test_famo2o_samples_uniformly_from_data_and_experience():
-    famo2o, width = load("famo2o"), 2 * 3 + 2 + 2
+    famo2o, width = compiled("famo2o"), 2 * 3 + 2 + 2
     data = Transitions(jnp.zeros((30, width)), None, None, SPEC, FIELDS)
     replay = init_replay(1, 16, SPEC, SingleDeviceSharding(jax.devices()[0]))
     replay = jax.tree.map(lambda x: x[0], replay)
@@ -169,7 +169,7 @@ def test_famo2o_becomes_a_family_and_chooses_the_improvement_where_it_pays():
 
     A policy that overlooks beta has no width; one that has it is chosen at the range's upper half.
     """
-    famo2o, n = load("famo2o"), 64
+    famo2o, n = compiled("famo2o"), 64
     spec = SPEC._replace(obs_shape=(1,), action_dim=1, action_low=(-1.0,), action_high=(1.0,))
     rates = {f"{name}_lr": 3e-3 for name in ("actor", "critic", "value", "balance")}
     args = tiny(batch_size=n, hidden_dims=(32, 32), beta_min=0.0, beta_max=5.0, tau=0.05, expectile=0.5, **rates)

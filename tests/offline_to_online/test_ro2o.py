@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
 from shared.replay import init_replay
 
@@ -80,7 +80,7 @@ def general(ro2o, args):
 
 
 def test_ro2o_has_its_common_parts_from_rorl_to_the_letter():
-    ro2o, rorl = load("ro2o"), load("rorl")
+    ro2o, rorl = compiled("ro2o"), compiled("rorl")
     for name in (
         "Actor", "Critic", "Agent", "sample_tanh_gaussian", "q_values", "perturbed", "symmetric_kl",
         "policy_smoothing", "q_smoothing", "ood_loss", "alpha_loss", "init", "update",
@@ -93,7 +93,7 @@ def test_ro2o_has_its_common_parts_from_rorl_to_the_letter():
 
 
 def test_ro2o_critics(batch):
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     args = ro2o.Args(**SIZES, **FAR, q_smooth_reg=0.7, uncertainty=1.5, uncertainty_decay=0.1, uncertainty_min=1.0)
     agent, key = general(ro2o, args).replace(step=jnp.int32(2)), jax.random.key(3)
     target_key, smooth_key, ood_key = jax.random.split(key, 3)
@@ -105,7 +105,7 @@ def test_ro2o_critics(batch):
 
 
 def test_ro2o_policy(batch):
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     args = ro2o.Args(**SIZES, **FAR, policy_smooth_reg=0.6)
     agent, key = general(ro2o, args), jax.random.key(4)
     action_key, smooth_key = jax.random.split(key)
@@ -139,7 +139,7 @@ def parameters(agent):
 
 
 def test_ro2o_goes_on_online_as_it_was_with_the_least_uncertainty(batch):
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     args = ro2o.Args(**SIZES, **FAR, uncertainty=3.0, uncertainty_decay=0.1, uncertainty_min=1.2)
     agent, key = general(ro2o, args), jax.random.key(5)
     online, info = jax.jit(ro2o.update_online)(agent, batch, key, args, jnp.int32(7))
@@ -150,7 +150,7 @@ def test_ro2o_goes_on_online_as_it_was_with_the_least_uncertainty(batch):
 
 @pytest.mark.parametrize("terms", [("policy", "q", "ood"), ("policy", "ood", "bc")])
 def test_ro2o_without_its_terms_online_is_sac_n_there(batch, terms):
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     left = tuple(term for term in terms if term == "bc")
     args = ro2o.Args(**SIZES, **FAR, terms=terms, online_reg=False)
     plain, full = ro2o.Args(**SIZES, terms=left), ro2o.Args(**SIZES, **FAR, terms=terms)
@@ -165,7 +165,7 @@ def test_ro2o_without_its_terms_online_is_sac_n_there(batch, terms):
 
 
 def test_ro2o_learns_online_from_what_it_collected_only():
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     replay = jax.tree.map(lambda x: x[0], init_replay(1, 16, SPEC, jax.devices()[0]))
     for i in range(3):
         replay = replay.insert(jnp.full(replay.rows.shape[-1], i + 1.0))
@@ -174,7 +174,7 @@ def test_ro2o_learns_online_from_what_it_collected_only():
 
 
 def test_ro2o_explores_with_samples_and_is_evaluated_with_the_mean(batch):
-    ro2o = load("ro2o")
+    ro2o = compiled("ro2o")
     args = ro2o.Args(**SIZES)
     agent, key = general(ro2o, args), jax.random.key(6)
     mean, log_std = distribution(agent.actor, batch.obs)

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
@@ -25,7 +25,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("sung"), tiny(), seed=3)
+    return agent_of(compiled("sung"), tiny(), seed=3)
 
 
 def bound(vae, obs, action, key, kl_weight=0.5, squash=True):
@@ -40,7 +40,7 @@ def bound(vae, obs, action, key, kl_weight=0.5, squash=True):
 
 
 def test_sung_uncertainty_is_the_negative_bound_of_the_pair(agent, batch):
-    sung, key, args = load("sung"), jax.random.key(1), tiny(kl_weight=0.7)
+    sung, key, args = compiled("sung"), jax.random.key(1), tiny(kl_weight=0.7)
     expected = bound(agent.vae, batch.obs, batch.action, key, 0.7)
     close(sung.uncertainty(agent.vae, agent, batch.obs, batch.action, key, args), expected)
     close(sung.vae_loss(agent.vae, agent, batch, key, args)[0], expected.mean())
@@ -52,7 +52,7 @@ def test_sung_uncertainty_is_the_negative_bound_of_the_pair(agent, batch):
 
 
 def test_sung_critic_is_td3s(agent, batch):
-    sung, key, args = load("sung"), jax.random.key(5), tiny(discount=0.9)
+    sung, key, args = compiled("sung"), jax.random.key(5), tiny(discount=0.9)
     q = heads(agent.target_critic, batch.next_obs, smoothed_next_action(agent, batch, key, args)).min(0)
     y = batch.reward + 0.9 * (1 - batch.terminal) * q
     expected = ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
@@ -61,7 +61,7 @@ def test_sung_critic_is_td3s(agent, batch):
 
 def test_sung_clones_everywhere_offline_and_where_it_is_uncertain_online(agent, batch):
     """Of five actions the two most uncertain ones; the mean over them and their dimensions."""
-    sung, key, args = load("sung"), jax.random.key(2), tiny(alpha=1.7, online_bc=0.3, constrained_share=0.4)
+    sung, key, args = compiled("sung"), jax.random.key(2), tiny(alpha=1.7, online_bc=0.3, constrained_share=0.4)
     pi = np.tanh(mlp(agent.actor, batch.obs))
     q = heads(agent.critic, batch.obs, pi)[0]
     error = ((pi - batch.action) ** 2).mean(-1)
@@ -78,7 +78,7 @@ def test_sung_clones_everywhere_offline_and_where_it_is_uncertain_online(agent, 
 
 def test_sung_actor_follows_q_and_the_chosen_clones_only(agent, batch):
     """No gradient through U, through the choice, or through lambda."""
-    sung, key, args = load("sung"), jax.random.key(2), tiny(online_bc=3.0, constrained_share=0.4)
+    sung, key, args = compiled("sung"), jax.random.key(2), tiny(online_bc=3.0, constrained_share=0.4)
     pi = np.tanh(mlp(agent.actor, batch.obs))
     rows = np.argsort(-bound(agent.vae, batch.obs, pi, key))[:2]
     scale = 2.5 / np.abs(heads(agent.critic, batch.obs, pi)[0]).mean()
@@ -92,7 +92,7 @@ def test_sung_actor_follows_q_and_the_chosen_clones_only(agent, batch):
 
 
 def test_sung_finalists_are_the_candidates_of_highest_q(agent, batch):
-    sung, key, args = load("sung"), jax.random.key(6), tiny(exploration_noise=0.4)
+    sung, key, args = compiled("sung"), jax.random.key(6), tiny(exploration_noise=0.4)
     noise_key, vae_key = jax.random.split(key)
     obs = batch.obs[0]
     candidates = np.tanh(mlp(agent.actor, obs)) + 0.4 * np.asarray(jax.random.normal(noise_key, (12, 2)))
@@ -117,12 +117,12 @@ def test_sung_explores_finalists_in_proportion_to_exp_u(agent, batch, monkeypatc
 
 
 def test_sung_evaluates_the_policy_itself(agent, batch):
-    close(load("sung").act(agent, batch.obs, None, tiny()), np.tanh(mlp(agent.actor, batch.obs)))
+    close(compiled("sung").act(agent, batch.obs, None, tiny()), np.tanh(mlp(agent.actor, batch.obs)))
 
 
 def test_sung_batches_are_mostly_new_but_never_more_than_there_is():
     """Data rows are 1, the ring's -1, -2, ... by age of insertion."""
-    sung, args = load("sung"), tiny(batch_size=40, recent_size=4)
+    sung, args = compiled("sung"), tiny(batch_size=40, recent_size=4)
     width = 2 * 3 + 2 + 2
     data = Transitions(jnp.ones((7, width)), None, None, SPEC, FIELDS)
     replay = jax.tree.map(lambda x: x[0], init_replay(1, 100, SPEC, SingleDeviceSharding(jax.devices()[0])))
@@ -142,7 +142,7 @@ def test_sung_batches_are_mostly_new_but_never_more_than_there_is():
 
 
 def test_sung_one_step_of_each_and_the_actor_at_every_second(agent, batch):
-    sung, args = load("sung"), tiny()
+    sung, args = compiled("sung"), tiny()
     step = jax.jit(sung.update_online)
     new, info = step(agent, batch, jax.random.key(0), args, 4)
     counts = [int(o[0].count) for o in (new.critic_opt, new.vae_opt, new.actor_opt)]
@@ -160,7 +160,7 @@ def test_sung_one_step_of_each_and_the_actor_at_every_second(agent, batch):
 
 def test_sung_actor_steps_stay_conditional_over_lanes(agent, batch):
     """A step counter that were one per lane would make every lane compute both branches."""
-    sung, args, keys = load("sung"), tiny(), jax.random.split(jax.random.key(0))
+    sung, args, keys = compiled("sung"), tiny(), jax.random.split(jax.random.key(0))
     agents, batches = jax.tree.map(lambda x: jnp.stack([x, x]), (agent, batch))
     lanes = jax.vmap(sung.update_online, (0, 0, 0, None, None))
     assert " cond[" in str(jax.make_jaxpr(lanes)(agents, batches, keys, args, jnp.int32(3)))
@@ -168,7 +168,7 @@ def test_sung_actor_steps_stay_conditional_over_lanes(agent, batch):
 
 def test_sung_uncertainty_tells_strange_actions_from_the_datas():
     """Data with a = (s_1, -s_1): after some training U ranks pairs with other actions above them."""
-    sung, args = load("sung"), tiny(vae_hidden_dims=(64, 64), batch_size=64, kl_weight=0.05)
+    sung, args = compiled("sung"), tiny(vae_hidden_dims=(64, 64), batch_size=64, kl_weight=0.05)
     agent = sung.init(jax.random.key(0), args, SPEC)
     obs = jax.random.uniform(jax.random.key(1), (256, 3), minval=-1.0, maxval=1.0)
     action = 0.8 * jnp.stack([obs[:, 0], -obs[:, 0]], axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import load, write_pendulum
 from jobs import train
-from reference import SPEC, B, agent_of, close, heads, mlp
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp
 from released import ANTMAZE, every, table, wrong_settings
 from scipy.stats import norm
 from test_online import final, stop_after
@@ -42,7 +42,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("uni_o4"), tiny())
+    return agent_of(compiled("uni_o4"), tiny())
 
 
 def member(params, i):
@@ -81,7 +81,7 @@ def ppo(ratio, adv, clip):
 
 
 def test_uni_o4_critics_are_those_of_iql(agent, batch):
-    module, args = load("uni_o4"), tiny(expectile=0.8, discount=0.9)
+    module, args = compiled("uni_o4"), tiny(expectile=0.8, discount=0.9)
     q = heads(agent.target_critic, batch.obs, batch.action).min(0)
     u = q - value_of(agent, batch.obs)
     close(module.value_loss(agent.value, agent, batch, args)[0], (np.where(u < 0, 0.2, 0.8) * u**2).mean())
@@ -92,7 +92,7 @@ def test_uni_o4_critics_are_those_of_iql(agent, batch):
 
 @pytest.mark.parametrize("disagreement", ["kl", "data"])
 def test_uni_o4_clones_are_kept_from_the_most_likely_other(agent, batch, disagreement):
-    module, key = load("uni_o4"), jax.random.key(2)
+    module, key = compiled("uni_o4"), jax.random.key(2)
     args = tiny(disagreement_weight=0.3, disagreement=disagreement)
     dists = [policy_of(member(agent.actors, i), batch.obs) for i in range(P)]
     noise, expected, apart = noise_of(key, P, B, 2), 0.0, []
@@ -114,14 +114,14 @@ def test_uni_o4_clones_are_kept_from_the_most_likely_other(agent, batch, disagre
 
 
 def test_uni_o4_one_policy_is_plain_cloning(batch):
-    module, args = load("uni_o4"), tiny(n_actors=1)
+    module, args = compiled("uni_o4"), tiny(n_actors=1)
     agent = agent_of(module, args)
     expected = -log_prob_of(*policy_of(member(agent.actors, 0), batch.obs), batch.action).mean()
     close(module.clone_loss(agent.actors, agent, batch, jax.random.key(0), args)[0], expected)
 
 
 def test_uni_o4_model_predicts_the_step_and_the_end(agent, batch):
-    module, expected = load("uni_o4"), 0.0
+    module, expected = compiled("uni_o4"), 0.0
     batches = jax.tree.map(lambda x: np.stack([x, x[::-1]]), batch)  # each member has its own
     for i in range(M):
         b = member(batches, i)
@@ -134,7 +134,7 @@ def test_uni_o4_model_predicts_the_step_and_the_end(agent, batch):
 
 def test_uni_o4_model_learns_no_successor_that_is_not_known(batch):
     """It learns that the episode ends there, and nothing of what stands in next_obs."""
-    module, args = load("uni_o4"), tiny()
+    module, args = compiled("uni_o4"), tiny()
     agent = module.init(jax.random.key(0), args, SPEC)
     known, losses = np.float32([1, 0, 1, 1, 1]), []
     for filling, terminal in ((0.0, 1.0), (30.0, 1.0), (0.0, 0.0)):
@@ -157,7 +157,7 @@ def transitions(n=40):
 
 
 def test_uni_o4_stage_1_counts_and_old_policies_are_the_clones():
-    module, args = load("uni_o4"), tiny(critic_per_clone=3)
+    module, args = compiled("uni_o4"), tiny(critic_per_clone=3)
     old = module.init(jax.random.key(0), args, SPEC)
     keys = jax.random.split(jax.random.key(1), 6)
     new, info = jax.jit(module.fit)(old, keys, args, transitions(), transitions())
@@ -169,7 +169,7 @@ def test_uni_o4_stage_1_counts_and_old_policies_are_the_clones():
 
 
 def test_uni_o4_only_the_policies_learn_from_the_cloned_rows():
-    module, args = load("uni_o4"), tiny(critic_per_clone=3)
+    module, args = compiled("uni_o4"), tiny(critic_per_clone=3)
     old, keys, data = module.init(jax.random.key(0), args, SPEC), jax.random.split(jax.random.key(1), 6), transitions()
     others = dataclasses.replace(data, rows=jnp.flip(data.rows, 0) * 0.5)
     first, second = (jax.jit(module.fit)(old, keys, args, data, cloned)[0] for cloned in (data, others))
@@ -187,14 +187,14 @@ def test_uni_o4_clones_the_rows_from_which_a_reward_is_reached(tmp_path, monkeyp
         train("uni_o4", path, tmp_path / "none", clone_successes=True)
     arrays["rewards"][70] = 1.0
     np.savez(path, **arrays)
-    data, module, sizes = load_dataset(path), load("uni_o4"), []
+    data, sizes = load_dataset(path), []
     first = int(data.starts()[data.episode()[70]])
 
     def fit(agent, keys, args, transitions, cloned):
         sizes.append((len(transitions.rows), len(cloned.rows)))
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(load("uni_o4"), "fit", fit)
     with pytest.raises(RuntimeError, match="seen"):
         train("uni_o4", path, tmp_path / "some", clone_successes=True)
     assert sizes[0] == (len(data.obs), 71 - first)
@@ -205,7 +205,7 @@ def test_uni_o4_clones_the_rows_from_which_a_reward_is_reached(tmp_path, monkeyp
 
 def test_uni_o4_offline_ppo_asks_old_policies_own_actions(agent, batch):
     """Sampled from the old policy, judged by Q - V of the data, the advantage normalised for each policy."""
-    module, args, key = load("uni_o4"), tiny(), jax.random.key(5)
+    module, args, key = compiled("uni_o4"), tiny(), jax.random.key(5)
     noise, expected, advs = noise_of(key, P, B, 2), 0.0, []
     for i in range(P):
         old = policy_of(member(agent.old_actors, i), batch.obs)
@@ -222,13 +222,13 @@ def test_uni_o4_offline_ppo_asks_old_policies_own_actions(agent, batch):
 
 
 def test_uni_o4_clip_falls_then_stays_and_the_learning_rate_falls_to_zero(agent, batch, monkeypatch):
-    module, args, clips, moves = load("uni_o4"), tiny(clip=0.25, actor_lr=1e-3), [], []
+    module, args, clips, moves = compiled("uni_o4"), tiny(clip=0.25, actor_lr=1e-3), [], []
 
     def actor_loss(actors, agent, batch, key, clip, args):
         clips.append(float(clip))
         return 100.0 * sum(x.sum() for x in jax.tree.leaves(actors)), {}
 
-    monkeypatch.setattr(module, "actor_loss", actor_loss)
+    monkeypatch.setattr(load("uni_o4"), "actor_loss", actor_loss)
     for t in (0, 100, 200, 201, 500, 1000):
         new, _ = module.update(agent, batch, jax.random.key(0), args, t)
         kernel = new.actors["params"]["Dense_0"]["kernel"] - agent.actors["params"]["Dense_0"]["kernel"]
@@ -239,7 +239,7 @@ def test_uni_o4_clip_falls_then_stays_and_the_learning_rate_falls_to_zero(agent,
 
 def test_uni_o4_gradients_are_clipped_policy_by_policy(agent, batch, monkeypatch):
     """A policy's step does not depend on the size of another one's gradient."""
-    module, args = load("uni_o4"), tiny()
+    module, args = compiled("uni_o4"), tiny()
 
     def steps(factor):
         def actor_loss(actors, *_):
@@ -247,7 +247,7 @@ def test_uni_o4_gradients_are_clipped_policy_by_policy(agent, batch, monkeypatch
             total = sum((jnp.sin(x) * scale.reshape(-1, *[1] * (x.ndim - 1))).sum() for x in jax.tree.leaves(actors))
             return 1e-6 * total, {}
 
-        monkeypatch.setattr(module, "actor_loss", actor_loss)
+        monkeypatch.setattr(load("uni_o4"), "actor_loss", actor_loss)
         return module.update(agent, batch, jax.random.key(0), args, 0)[0].actors
 
     small, large = steps(1.0), steps(1e12)
@@ -258,7 +258,7 @@ def test_uni_o4_gradients_are_clipped_policy_by_policy(agent, batch, monkeypatch
 @pytest.mark.parametrize("form", ["sum", "mean"])
 def test_uni_o4_am_q_is_q_along_the_models_rollouts(agent, form):
     """All policies have the same starts, noise and members; nothing counts after the end."""
-    module, args, key, data = load("uni_o4"), tiny(am_q=form), jax.random.key(3), transitions()
+    module, args, key, data = compiled("uni_o4"), tiny(am_q=form), jax.random.key(3), transitions()
     model = jax.tree.map(lambda x: x, agent.model)
     for name in ("kernel", "bias"):  # ends that depend on the state
         model["params"]["Dense_1"][name] = model["params"]["Dense_1"][name].at[..., -1].multiply(3.0)
@@ -293,7 +293,7 @@ def with_scores(monkeypatch, scores):
 
 @pytest.mark.parametrize("gate", [True, False])
 def test_uni_o4_old_policies_are_replaced_where_am_q_has_risen(agent, monkeypatch, gate):
-    module, seed = load("uni_o4"), jax.random.key_data(jax.random.key(0))
+    module, seed = compiled("uni_o4"), jax.random.key_data(jax.random.key(0))
     agent = agent.replace(score=jnp.float32([2.0, 5.0, 3.0]))
     with_scores(monkeypatch, [4.0, 4.0, np.nan])
     new = module.judge(agent, seed, tiny(gate=gate), None)
@@ -308,7 +308,7 @@ def test_uni_o4_old_policies_are_replaced_where_am_q_has_risen(agent, monkeypatc
 
 def test_uni_o4_actor_is_the_policy_of_highest_am_q(agent, monkeypatch, batch):
     """As it was accepted, or as it is; the first judgement accepts every clone."""
-    module, seed = load("uni_o4"), jax.random.key_data(jax.random.key(0))
+    module, seed = compiled("uni_o4"), jax.random.key_data(jax.random.key(0))
     agent = agent.replace(score=jnp.float32([2.0, 5.0, 3.0]))
     with_scores(monkeypatch, [4.0, 1.0, np.nan])
     for deploy, expected in (("accepted", member(agent.old_actors, 1)), ("last", member(agent.actors, 0))):
@@ -323,13 +323,13 @@ def test_uni_o4_actor_is_the_policy_of_highest_am_q(agent, monkeypatch, batch):
 
 def test_uni_o4_judges_after_every_so_many_updates_of_the_stage(agent, monkeypatch):
     """Counted from the stage's first update, whatever the chunk; the same starts and noise at every judgement."""
-    module, seed, seen = load("uni_o4"), jax.random.key_data(jax.random.key(7)), []
+    module, seed, seen = compiled("uni_o4"), jax.random.key_data(jax.random.key(7)), []
 
     def am_q(actors, agent, key, args, transitions):
         jax.debug.callback(lambda k: seen.append(k.tolist()), jax.random.key_data(key))
         return jnp.full(P, 1.0)
 
-    monkeypatch.setattr(module, "am_q", am_q)
+    monkeypatch.setattr(load("uni_o4"), "am_q", am_q)
     run = jax.jit(module.train)
     for start, n, judgements in ((0, 3, 1), (3, 3, 2), (6, 1, 0), (7, 3, 2)):  # those numbered 1; 3, 5; none; 7, 9
         keys = jax.random.split(jax.random.key(start), n)
@@ -344,7 +344,7 @@ def test_uni_o4_judges_after_every_so_many_updates_of_the_stage(agent, monkeypat
 
 
 def test_uni_o4_advantages_stop_at_ends_and_bootstrap_at_time_limits():
-    module, args = load("uni_o4"), tiny(discount=0.9, gae_lambda=0.8)
+    module, args = compiled("uni_o4"), tiny(discount=0.9, gae_lambda=0.8)
     reward, v, next_v = np.float32([1, 2, 3, 4, 5]), np.float32([5, 4, 3, 2, 1]), np.float32([4, 9, 2, 8, 7])
     terminal, ended = np.float32([0, 1, 0, 0, 0]), np.float32([0, 1, 0, 1, 0])  # a terminal one, then a time limit
     d = [1 + 0.9 * 4 - 5, 2 - 4, 3 + 0.9 * 2 - 3, 4 + 0.9 * 8 - 2, 5 + 0.9 * 7 - 1]
@@ -354,7 +354,7 @@ def test_uni_o4_advantages_stop_at_ends_and_bootstrap_at_time_limits():
 
 @pytest.mark.parametrize("clip_value", [True, False])
 def test_uni_o4_online_losses(agent, batch, clip_value):
-    module, args = load("uni_o4"), tiny(online_clip=0.1, entropy_weight=0.2, clip_value=clip_value)
+    module, args = compiled("uni_o4"), tiny(online_clip=0.1, entropy_weight=0.2, clip_value=clip_value)
     r = np.random.default_rng(1)
     mean, log_std = policy_of(agent.actor, batch.obs)
     log_prob = log_prob_of(mean, log_std, batch.action)
@@ -378,7 +378,7 @@ def rollout_of(n):
 
 def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
     """Every transition once per epoch, in minibatches of another order; the advantage normalised over all of them."""
-    module, args, seen = load("uni_o4"), tiny(steps_per_iteration=7), []
+    module, args, seen = compiled("uni_o4"), tiny(steps_per_iteration=7), []
     n, rollout = 7, rollout_of(7)
     rollout = rollout._replace(obs=jnp.arange(float(n))[:, None] * jnp.ones(3))
     online_actor_loss = module.online_actor_loss
@@ -388,7 +388,7 @@ def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
         return online_actor_loss(actor, agent, batch, old_log_prob, adv, args)
 
     spy.__name__ = "online_actor_loss"
-    monkeypatch.setattr(module, "online_actor_loss", spy)
+    monkeypatch.setattr(load("uni_o4"), "online_actor_loss", spy)
     new, info = module.update_online(agent, rollout, np.zeros(n), jax.random.key(0), args, 0)
     jax.effects_barrier()
     assert module.gradient_steps(args) == 9 == len(seen) == int(new.actor_opt[1][0].count)
@@ -403,7 +403,7 @@ def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
 
 
 def test_uni_o4_online_learning_rates_fall_to_zero(agent):
-    module, args = load("uni_o4"), tiny(env_steps=100, online_actor_lr=1e-2, online_value_lr=1e-2)
+    module, args = compiled("uni_o4"), tiny(env_steps=100, online_actor_lr=1e-2, online_value_lr=1e-2)
     rollout = rollout_of(6)
     moved = []
     for t in (0, 50, 100):
@@ -417,7 +417,7 @@ def test_uni_o4_online_learning_rates_fall_to_zero(agent):
 
 def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_full(pendulum, tmp_path, monkeypatch):
     """Chunks of 2 steps, updates after every 8: rows and ends of the environment, and the axes of the tables."""
-    module, stepped, learned = load("uni_o4"), [], []
+    module, stepped, learned = compiled("uni_o4"), [], []
     step, update = LaneEnvs.step, module.update_online
 
     def spy_step(self, actions):
@@ -431,7 +431,7 @@ def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_ful
         return update(agent, batch, ended, key, args, t)
 
     monkeypatch.setattr(LaneEnvs, "step", spy_step)
-    monkeypatch.setattr(module, "update_online", spy_update)
+    monkeypatch.setattr(load("uni_o4"), "update_online", spy_update)
     train("uni_o4", pendulum, tmp_path / "run", env_steps=20, steps_per_iteration=8, discount=0.9)
     assert [int(x[3]) for x in learned] == [7, 15]
     rows, ends = np.stack([r[0] for r, _ in stepped]), np.stack([e[0] for _, e in stepped])
@@ -486,13 +486,13 @@ def test_uni_o4_goes_online_with_another_runs_agents(pendulum, tmp_path):
 
 
 def test_uni_o4_explores_with_samples(agent, batch):
-    module, key = load("uni_o4"), jax.random.key(1)
+    module, key = compiled("uni_o4"), jax.random.key(1)
     mean, log_std = policy_of(agent.actor, batch.obs)
     close(module.explore(agent, batch.obs, key, tiny()), mean + np.exp(log_std) * noise_of(key, B, 2))
 
 
 def test_uni_o4_initial_policies_differ():
-    agent = load("uni_o4").init(jax.random.key(0), tiny(), Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
+    agent = compiled("uni_o4").init(jax.random.key(0), tiny(), Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
     for trees, n in ((agent.actors, P), (agent.critic, 2), (agent.model, M)):
         first = trees["params"]["Dense_0"]["kernel"]
         assert all(np.abs(first[i] - first[j]).max() > 1e-3 for i in range(n) for j in range(i))

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, tanh_normal
 from released import ANTMAZE, KITCHEN, every, wrong_settings
 from scipy.special import logsumexp
 
@@ -29,7 +29,7 @@ def tiny(**changes):
 
 
 def make(**changes):
-    agent = agent_of(load("wsrl"), tiny(**changes))
+    agent = agent_of(compiled("wsrl"), tiny(**changes))
     return agent.replace(log_alpha=jnp.float32(-0.4), log_alpha_prime=jnp.float32(0.4))
 
 
@@ -85,7 +85,7 @@ def test_wsrl_critics_regress_to_the_least_of_two_random_targets(batch, best_of_
     agent, args = make(), tiny(discount=0.9)
     assert len({tuple(pair(jax.random.key(i))) for i in range(30)}) > 6
     for i in range(3):
-        loss, _ = load("wsrl").critic_loss(agent.critic, agent, batch, jax.random.key(i), args, best_of_actions)
+        loss, _ = compiled("wsrl").critic_loss(agent.critic, agent, batch, jax.random.key(i), args, best_of_actions)
         close(loss, bellman_of(agent, batch, jax.random.key(i), best_of_actions))
 
 
@@ -116,13 +116,13 @@ def test_wsrl_pretrains_two_random_critics_conservatively(batch, calibrate, impo
                     values.append(value - log_density[k, b] if importance else value)
             gaps.append(logsumexp(values) - q[i, b])
     penalty = np.exp(0.4) * (np.mean(gaps) - 0.5) if lagrange else 2.0 * np.mean(gaps)
-    loss, info = load("wsrl").conservative_critic_loss(agent.critic, agent, batch, key, args)
+    loss, info = compiled("wsrl").conservative_critic_loss(agent.critic, agent, batch, key, args)
     close(loss, bellman_of(agent, batch, bellman_key, best_of_actions=True) + penalty)
     close(info["bound_rate"], np.mean(under))
 
 
 def test_wsrl_policy_takes_the_least_of_all_critics_and_temperature_its_entropy(batch):
-    module, agent, key = load("wsrl"), make(), jax.random.key(4)
+    module, agent, key = compiled("wsrl"), make(), jax.random.key(4)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
     action, log_prob = tanh_normal(*distribution(agent.actor, batch.obs), noise)
     expected = (np.exp(-0.4) * log_prob - q_of(agent.critic, batch.obs, action).min(0)).mean()
@@ -131,7 +131,7 @@ def test_wsrl_policy_takes_the_least_of_all_critics_and_temperature_its_entropy(
 
 
 def test_wsrl_networks_without_normalisation_and_with_one_std(batch):
-    module = load("wsrl")
+    module = compiled("wsrl")
     agent = make(layer_norm=False, state_dependent_std=False)
     q = module.q_values(agent.nets.critic, agent.critic, batch.obs, batch.action)
     close(q, q_of(agent.critic, batch.obs, batch.action, layer_norm=False))
@@ -142,7 +142,7 @@ def test_wsrl_networks_without_normalisation_and_with_one_std(batch):
 
 def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(batch):
     """No penalty: the same critics come out of steps along critic_loss alone, one after the other."""
-    module, agent, args, key = load("wsrl"), make(), tiny(), jax.random.key(3)
+    module, agent, args, key = compiled("wsrl"), make(), tiny(), jax.random.key(3)
     batches = jax.tree.map(lambda x: jnp.stack([x, x[::-1] + 0.1]), batch._replace(return_to_go=None))
     new, metrics = jax.jit(module.update_online)(agent, batches, key, args)
     counts = [int(opt[0].count) for opt in (new.critic_opt, new.actor_opt, new.alpha_opt)]
@@ -161,7 +161,7 @@ def test_wsrl_online_step_is_utd_critic_steps_then_one_policy_step_on_all_rows(b
 
 @pytest.mark.parametrize("share, online", [(1.0, 8), (0.5, 4)])
 def test_wsrl_batches_are_online_unless_data_is_retained(share, online):
-    module, args = load("wsrl"), tiny(batch_size=8, online_share=share)
+    module, args = compiled("wsrl"), tiny(batch_size=8, online_share=share)
     rows = jnp.ones((6, 10))
     data = TransitionsWithReturns(Transitions(rows, None, None, SPEC, FIELDS), jnp.array([0.99]), jnp.zeros((1, 6)))
     replay = init_replay(1, 20, SPEC, SingleDeviceSharding(jax.devices()[0]))
@@ -217,7 +217,7 @@ def test_wsrl_settings_are_those_released():
 
 def test_wsrl_the_multiplier_begins_at_one(batch):
     """cql_alpha_lagrange_init of experiments/configs/cql_config.py, without a factor beside it."""
-    wsrl, args = load("wsrl"), tiny(lagrange=True, cql_alpha=5.0, target_gap=0.5)
+    wsrl, args = compiled("wsrl"), tiny(lagrange=True, cql_alpha=5.0, target_gap=0.5)
     agent = wsrl.init(jax.random.key(0), args, SPEC)
     values = [
         wsrl.conservative_critic_loss(agent.critic, agent, batch, jax.random.key(1), a)
