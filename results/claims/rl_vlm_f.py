@@ -52,6 +52,9 @@ CLAIM = Claim(
             end(best)
             > highest(ours, end(many, MANY), ceiling) + noise(highest(ours, end(many, MANY), ceiling), end(best))
         ),
+        "A tenth wrong: it ends above IQL on constant rewards, beyond noise": (
+            ours > end(constant) + noise(ours, end(constant))
+        ),
         "A tenth wrong: it is nearer to true rewards than to cloning": ours > 0.5 * (clone + ceiling),
     },
     finding="Labels made of a thousand answers go with the true rewards, and IQL on them is far above cloning "
