@@ -54,10 +54,11 @@ CASE = ("algorithm", "shape", "lanes", "layout", "precision", "chunk")
 
 
 def candidates() -> list[str]:
-    """The files that update on a dataset: they have --updates."""
+    """The files that update on a dataset: they have --updates, or (sequence models) --offline-updates."""
     found = [path for path in sorted(ROOT.glob("algorithms/*/*.py")) if "(RunArgs" not in path.read_text()]
     bases = ("(OfflineArgs)", "(GoalArgs)", "(DemoArgs)", "(LabelArgs)")
-    return [path.stem for path in found if any(base in path.read_text() for base in bases)]
+    pretrained = [path for path in found if path.parent.name == "sequence" and "(FinetuneArgs)" in path.read_text()]
+    return [path.stem for path in found if path in pretrained or any(base in path.read_text() for base in bases)]
 
 
 def write_log(path: Path, shape: str, rows: int) -> float:
@@ -195,7 +196,7 @@ def run_case(case: dict) -> dict:
         seen: list = []
 
         def call(*args):
-            if run.done < 0:  # a model or an autoencoder comes first
+            if run.done < 0 and not run.offline:  # a model or an autoencoder comes first
                 return program(*args)
             if not seen:
                 counts = products(jax.make_jaxpr(program)(*args).jaxpr)
@@ -226,6 +227,9 @@ def run_case(case: dict) -> dict:
     settings = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), total) | dict.fromkeys(phases, chunk)
     settings |= {"log_every": chunk, "seeds": lanes, "layout": case["layout"], "compile_cache": False}
     settings |= {"dataset": case["log"], "env": "none", "preset": "none", "out": case["out"]}
+    if "offline_updates" in {f.name for f in dataclasses.fields(module.Args)}:  # an environment comes after them
+        settings |= {"offline_updates": settings.pop("updates"), "offline_eval_every": total}
+        settings |= {"env_steps": total, "env": "Hopper-v5"}
     try:
         with contextlib.suppress(Enough):
             module.main(module.Args(**settings))

@@ -32,6 +32,7 @@ from results.checks import (
     degree,
     dip,
     end,
+    end_return,
     fall,
     first_step,
     gain,
@@ -260,6 +261,15 @@ def test_a_finding_has_no_typed_degree_and_no_number_of_its_own(name):
 
 
 # ------------------------------------------------------------------------------- how it is computed
+
+
+def test_a_return_is_of_the_rewards_unit_where_scores_are_of_another():
+    run = next(r for r in CLAIMS["decision_transformer"].runs if (r.algorithm, r.dataset) == ("bc", "pendulum-mixed"))
+    (row,) = FILES.rows(run)
+    low, high = (row.record["task"]["reference"][name] for name in ("min", "max"))
+    assert row.metric == "score"
+    returns = end_return(run).lanes(FILES)
+    np.testing.assert_allclose(100.0 * (returns - low) / (high - low), end(run).lanes(FILES), rtol=1e-3)
 
 
 def constant(x) -> Quantity:

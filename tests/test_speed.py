@@ -62,7 +62,7 @@ def test_the_limits_program_makes_those_products_and_no_others():
 
 def test_every_file_that_updates_on_a_dataset_is_measured():
     found = candidates()
-    assert {"td3_bc", "hiql", "seabo", "otr", "decision_transformer", "mopo"} <= set(found)
+    assert {"td3_bc", "hiql", "seabo", "otr", "decision_transformer", "pdt", "mopo"} <= set(found)
     assert not {"rlpd", "sac", "iql_finetune", "pql"} & set(found)
     assert set(found) <= {path.stem for path in ALGORITHMS}
 
