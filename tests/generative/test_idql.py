@@ -10,6 +10,7 @@ from reference import SPEC, B, agent_of, close, gelu, heads, mlp
 from released import ANTMAZE, MUJOCO, every, wrong_settings
 
 from shared.arguments import preset_for
+from shared.densities import Density
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -195,6 +196,12 @@ def test_idql_finds_the_best_of_four_modes_though_it_is_rare(idql):
         acted = idql.act(agent, obs[:64], jax.random.key(2), idql.Args(**{**vars(args), "n_candidates": n}))
         near[n] = (np.linalg.norm(np.asarray(acted) - modes[0], axis=1) < 0.3).mean()
     assert near[32] > 0.8 and near[1] < 0.4
+    draw = lambda key, n: jnp.asarray(action)[jax.random.randint(key, (n,), 0, 256)]  # noqa: E731
+    judge = jax.jit(lambda agent: idql.judge(agent, jax.random.key(3), args, obs, Density(draw, modes, 0.35)))
+    found = judge(agent)
+    assert float(found["modes_covered"]) == 4 and float(found["energy_distance"]) < 0.1
+    untrained = judge(agent.replace(actor=jax.tree.map(jnp.zeros_like, agent.actor)))
+    assert float(untrained["energy_distance"]) > 2 * float(found["energy_distance"])
 
 
 def test_idql_settings_are_those_released(idql):
