@@ -48,8 +48,8 @@ ROWS = 100_000
 
 def load_rlpd():
     """The algorithm's file as a module."""
-    spec = importlib.util.spec_from_file_location("rlpd", ROOT / "algorithms" / "hybrid" / "rlpd.py")
-    module = sys.modules["rlpd"] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("our_rlpd", ROOT / "algorithms" / "hybrid" / "rlpd.py")
+    module = sys.modules["our_rlpd"] = importlib.util.module_from_spec(spec)  # theirs is a package of that name
     spec.loader.exec_module(module)
     return module
 
