@@ -72,7 +72,7 @@ CASES = {
         FILE,
         compare,
         DEVIATIONS,
-        note=f"The labels of {EPISODES} episodes, one per update, by {DEMOS} demonstrations; theirs always 100 iterations. "
+        note=f"The labels of {EPISODES} episodes, one per update, by {DEMOS} demonstrations; theirs by 100 iterations. "
         "The learner, acme's IQL, is not compared.",
     )
 }

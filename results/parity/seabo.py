@@ -58,8 +58,9 @@ def compare(checkout, undo, key, neighbour, by_dimensions):
         nonlocal agent
         rows, shown = next(data), next(ref.batches(rng, SHOWN))
         parts = {"sas": ("obs", "action", "next_obs"), "sa": ("obs", "action"), "ss": ("obs", "next_obs")}[key]
-        own, demos = (types.SimpleNamespace(**x, successor=np.ones(len(x["obs"]), bool)) for x in (rows, shown))
         spec = types.SimpleNamespace(spec=ref.SPEC)
+        made = partial(types.SimpleNamespace, spec=ref.SPEC)
+        own, demos = (made(**x, successor=np.ones(len(x["obs"]), bool)) for x in (rows, shown))
         found = types.SimpleNamespace(transitions=spec, distance=jnp.asarray(module.distances(own, demos, args)))
         label = module.labels(found, args)
         tree, queried = (np.hstack([x[name] for name in parts]) for x in (shown, rows))
