@@ -13,6 +13,9 @@ one to the next, and is prompted with a piece of one; the first try has no promp
 
 Choose it when episodes are of different tasks, a task is tried more than once, and the first steps tell little of it.
 
+Parity: the model of the reward and the actor are equal to the authors' code, update for update, but for the prompt's
+normalisation, a clip and biases (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - tasks are the data's trials, few tries each (45 tasks of 100 episodes); those of the evaluation are new ones;
 - a prompt is drawn for each window, of any other try of its trial (one for each trajectory, of three good ones);
