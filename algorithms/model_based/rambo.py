@@ -21,6 +21,7 @@ Deviations from the paper:
   actions in cloning, horizons and weights for D4RL's v2 data), with the bounds of the log variance, and the model, of
   mopo.py;
 - rollouts of the game begin anew where they terminate; the authors' code goes on;
+- in the game the bounds of the log variance weigh 0.01, as before it (authors' code: 0.001);
 - the actor is cloned by the number of updates that the model has at most, not for 50 passes over the data.
 
     python algorithms/model_based/rambo.py --dataset hopper-medium-replay --seeds 4 --rollout-batch 10000

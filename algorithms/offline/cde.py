@@ -13,6 +13,7 @@ Deviations from the paper:
 - settings are those of the authors' code (czp16/cde-offline-rl): soft chi-square, E is the advantage itself;
 - the updates of V, E and the data's policy before the first one of the policy are a phase of their own;
 - actions away from the data are drawn at once, uniformly from what is left of [-1, 1], not by up to ten new draws;
+- cloning is weighted by E and its multiplier after their step (the authors': before it);
 - where fewer than 10 rows belong to episodes that end in a positive reward, all rows count alike in the projection;
 - all policies are squashed by tanh (the authors' code leaves it out for Adroit's human demonstrations);
 - observations are divided by std + 1e-3, biases start at zero but in the last layer of V and E;

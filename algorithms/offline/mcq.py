@@ -12,6 +12,8 @@ Deviations from the paper:
   negative, lowers them by 5 and counts only some actions on five of its datasets, and counts only too high values of Q
   on the mazes: the published scores may rest on these;
 - the two critics and the pseudo values share their draws of actions (the authors' code draws for each);
+- the temperature's step has an action of its own (in the authors' code the actor's), and their networks but the VAE's
+  have a third hidden layer: --hidden-dims 400 400 400;
 - lambda is the authors' default of 0.7 but where their README gives another: the paper's table is not in their code;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; biases start at zero.
 
