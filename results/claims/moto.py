@@ -10,7 +10,7 @@ SIZES = (
 
 moto = Entry("moto", DEMOS, f"{SIZES} --clone-weight 0 1", "", "claim")
 free = Entry("moto", DEMOS, f"{SIZES} --reward-penalty 0", "free", "claim")
-scratch = Entry("moto", DEMOS, f"{SIZES} --from-scratch", "scratch", "claim")
+scratch = Entry("moto", DEMOS, f"{SIZES} --from-scratch --offline-updates 0", "scratch", "claim")
 PRIOR, NONE = "clone_weight=1", "clone_weight=0"
 
 
