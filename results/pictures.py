@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import re
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def order_of_arms(rows: list[Row]) -> dict[tuple, int]:
 
 
 def slug(dataset: str) -> str:
-    return dataset.replace("/", "-").strip("-")
+    """Part of a file's name; of many datasets together its beginning and a number, since a name has 255 bytes."""
+    name = dataset.replace("/", "-").strip("-")
+    return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
 
 
 def claim_picture(name: str) -> str:

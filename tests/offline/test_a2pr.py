@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 
 SMALL = {"actor_hidden_dims": (8, 8), "vae_hidden_dims": (8, 8)}
 
@@ -36,13 +36,13 @@ def reconstructed(vae, obs, action, key):
 @pytest.fixture
 def agent(batch):
     """V between the Q of the data's actions: some are better than it."""
-    agent = agent_of(load("a2pr"), args_of(), seed=3)
+    agent = agent_of(compiled("a2pr"), args_of(), seed=3)
     return agent_with(np.median(heads(agent.critic, batch.obs, batch.action)[0]) - 1e-3, agent)
 
 
 def test_a2pr_critic_and_value_have_targets_of_their_own(agent, batch):
     """V's target is the lower of that of the target critics and that of the online ones, with the same a'."""
-    a2pr, key = load("a2pr"), jax.random.key(7)
+    a2pr, key = compiled("a2pr"), jax.random.key(7)
     args = args_of(policy_noise=0.6, noise_clip=0.4, discount=0.9)
     next_action = smoothed_next_action(agent, batch, key, args)
     close(a2pr.next_action_of(agent, batch, key, args), next_action)
@@ -62,7 +62,7 @@ def test_a2pr_critic_and_value_have_targets_of_their_own(agent, batch):
 
 def test_a2pr_an_update_uses_what_the_step_before_has_learned(agent, batch):
     """Critics, then V on the lower target with the new critics, then the VAE with the new critics and V."""
-    a2pr = load("a2pr")
+    a2pr = compiled("a2pr")
     args = args_of(critic_lr=0.01, value_lr=0.02, vae_lr=0.03)
     keys = jax.random.split(jax.random.key(3))
     new, info = a2pr.update_values(agent, batch, keys, args)
@@ -87,7 +87,7 @@ def test_a2pr_an_update_uses_what_the_step_before_has_learned(agent, batch):
 
 
 def test_a2pr_vae_reconstructs_the_better_actions_only_and_keeps_the_whole_kl(agent, batch):
-    a2pr, key = load("a2pr"), jax.random.key(1)
+    a2pr, key = compiled("a2pr"), jax.random.key(1)
     better = heads(agent.critic, batch.obs, batch.action)[0] > mlp(agent.value, batch.obs)[..., 0]
     assert 0 < better.sum() < B
     mean, log_std = encoded(agent.vae, batch.obs, batch.action)
@@ -101,7 +101,7 @@ def test_a2pr_vae_reconstructs_the_better_actions_only_and_keeps_the_whole_kl(ag
 
 @pytest.mark.parametrize("value", ["between", 1e6, -1e6])
 def test_a2pr_actor_is_pulled_to_the_better_guide_where_one_is_better_than_v(agent, batch, value):
-    a2pr, key = load("a2pr"), jax.random.key(5)
+    a2pr, key = compiled("a2pr"), jax.random.key(5)
     args = args_of(alpha=1.7, guide_weight=0.4)
     pi = np.tanh(mlp(agent.actor, batch.obs))
     decoded = reconstructed(agent.vae, batch.obs, pi, key)
@@ -121,7 +121,7 @@ def test_a2pr_actor_is_pulled_to_the_better_guide_where_one_is_better_than_v(age
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_a2pr_gradient_reaches_the_actor_through_the_vae_unless_told_not_to(agent, batch, detach):
-    a2pr, key = load("a2pr"), jax.random.key(5)
+    a2pr, key = compiled("a2pr"), jax.random.key(5)
     agent = agent_with(-1e6, agent)  # every gate is open
     grads = jax.grad(lambda a: a2pr.actor_loss(a, agent, batch, key, args_of(alpha=0.0, detach_guide=detach))[0])
 
@@ -143,7 +143,7 @@ def test_a2pr_gradient_reaches_the_actor_through_the_vae_unless_told_not_to(agen
 
 def test_a2pr_lambda_carries_no_gradient(agent, batch):
     """With lambda differentiated, -lambda Q is the constant -alpha (Q > 0)."""
-    a2pr, args = load("a2pr"), args_of(alpha=50.0, guide_weight=0.0)
+    a2pr, args = compiled("a2pr"), args_of(alpha=50.0, guide_weight=0.0)
     layer = agent.critic["params"]["Dense_2"]
     critic = {"params": {**agent.critic["params"], "Dense_2": {**layer, "bias": layer["bias"] + 1000.0}}}
     agent = agent.replace(critic=critic)
@@ -152,7 +152,7 @@ def test_a2pr_lambda_carries_no_gradient(agent, batch):
 
 
 def test_a2pr_moves_actor_and_targets_once_per_delay(agent, batch):
-    a2pr, args = load("a2pr"), args_of()
+    a2pr, args = compiled("a2pr"), args_of()
     batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
     keys = [jax.random.split(jax.random.key(i)) for i in range(3)]
     new, _ = a2pr.update(agent, batches, keys, args)
@@ -164,9 +164,9 @@ def test_a2pr_moves_actor_and_targets_once_per_delay(agent, batch):
 
 def test_a2pr_vae_generates_the_better_half_of_the_actions():
     """Good and bad actions in every state, V in between: decoded actions end among the good ones."""
-    a2pr = load("a2pr")
+    a2pr = compiled("a2pr")
     args = args_of(batch_size=64, kl_weight=0.05, vae_hidden_dims=(32, 32), vae_lr=1e-2)
-    agent = a2pr.init(jax.random.key(0), args, load("td3_bc").Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
+    agent = a2pr.init(jax.random.key(0), args, compiled("td3_bc").Spec((3,), 2, False, (-1.0,) * 2, (1.0,) * 2))
     r = np.random.default_rng(0)
     obs, sign = r.normal(size=(64, 3)).astype(np.float32), np.where(np.arange(64) % 2, 0.8, -0.8)
     action = (sign[:, None] + r.uniform(-0.1, 0.1, (64, 2))).astype(np.float32)

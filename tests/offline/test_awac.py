@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, log_std_of, mlp
+from reference import B, agent_of, close, compiled, heads, log_std_of, mlp
 from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("name", ["awac", "awac_finetune"])
 @BOTH
 @pytest.mark.parametrize("mode", ["exp", "softmax"])
 def test_awac_actor(name, batch, mode):
-    awac = load(name)
+    awac = compiled(name)
     args = awac.Args(hidden_dims=(8, 8), batch_size=B, temperature=0.5, max_weight=2.0, weight_mode=mode)
     agent, key = agent_of(awac, args), jax.random.key(5)
     noise = np.asarray(jax.random.normal(key, (B, 2)))
@@ -39,7 +39,7 @@ def test_awac_actor(name, batch, mode):
 
 @BOTH
 def test_awac_critic_has_no_entropy_term(name, batch):
-    awac = load(name)
+    awac = compiled(name)
     args = awac.Args(hidden_dims=(8, 8), batch_size=B)
     agent, key = agent_of(awac, args), jax.random.key(5)
     noise = np.asarray(jax.random.normal(key, (B, 2)))

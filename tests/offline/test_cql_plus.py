@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
 SMALL = {"n_actions": 2}
@@ -30,7 +30,7 @@ def args_of(**changes):
 
 @pytest.mark.parametrize("use_target_actor", [False, True])
 def test_cql_plus_critic(batch, use_target_actor):
-    cql_plus, n = load("cql_plus"), 3
+    cql_plus, n = compiled("cql_plus"), 3
     args = args_of(cql_alpha=2.0, discount=0.9, use_target_actor=use_target_actor)
     agent, key = agent_of(cql_plus, args), jax.random.key(2)
     target_key, gap_key = jax.random.split(key)
@@ -56,7 +56,7 @@ def test_cql_plus_critic(batch, use_target_actor):
 
 
 def test_cql_plus_policy(batch):
-    cql_plus = load("cql_plus")
+    cql_plus = compiled("cql_plus")
     args = args_of()
     agent, key = agent_of(cql_plus, args), jax.random.key(4)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
@@ -67,7 +67,7 @@ def test_cql_plus_policy(batch):
 
 
 def test_cql_plus_penalty_does_not_reach_the_policy(batch):
-    cql_plus, args = load("cql_plus"), args_of()
+    cql_plus, args = compiled("cql_plus"), args_of()
     agent = agent_of(cql_plus, args)
 
     def loss(actor):
@@ -77,7 +77,7 @@ def test_cql_plus_penalty_does_not_reach_the_policy(batch):
 
 
 def test_cql_plus_evaluates_its_151_actions_in_as_many_products_as_few(batch):
-    cql_plus = load("cql_plus")
+    cql_plus = compiled("cql_plus")
 
     def products(n):
         args = args_of(n_actions=n)
@@ -89,7 +89,7 @@ def test_cql_plus_evaluates_its_151_actions_in_as_many_products_as_few(batch):
 
 
 def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
-    cql_plus = load("cql_plus")
+    cql_plus = compiled("cql_plus")
     small = cql_plus.init(jax.random.key(0), args_of(hidden_dims=(256, 256)), SPEC)
     large = cql_plus.init(jax.random.key(0), args_of(hidden_dims=(256, 256), last_layer_scale=1.0), SPEC)
     for params, layers in ((small.critic, ("Dense_2",)), (small.actor, ("Dense_2", "Dense_5"))):
@@ -105,7 +105,7 @@ def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
 
 
 def test_cql_plus_target_policy_follows_the_policy(batch):
-    cql_plus, args = load("cql_plus"), args_of(tau=0.25, actor_lr=0.1)
+    cql_plus, args = compiled("cql_plus"), args_of(tau=0.25, actor_lr=0.1)
     agent = agent_of(cql_plus, args)
     new, _ = cql_plus.update(agent, batch, jax.random.key(0), args)
     expected = jax.tree.map(lambda old, actor: 0.75 * old + 0.25 * actor, agent.target_actor, new.actor)
@@ -114,7 +114,7 @@ def test_cql_plus_target_policy_follows_the_policy(batch):
 
 def test_cql_plus_shared_network_and_relu_are_cql(batch):
     """With CQL's choices, and weights as CQL has them, the networks are CQL's."""
-    cql, cql_plus = load("cql"), load("cql_plus")
+    cql, cql_plus = compiled("cql"), compiled("cql_plus")
     args = args_of(critic_activation="relu", separate_std=False)
     cql_args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=3, cql_alpha=args.cql_alpha)
     plain = agent_of(cql, cql_args, seed=1)  # none of its deviations is clipped

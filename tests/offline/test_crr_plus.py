@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, mlp, tanh_normal
 from scipy.stats import norm
 
 SMALL = {"value_samples": 2}
@@ -50,7 +50,7 @@ def advantage(agent, batch, key, n, over):
 
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_crr_critic_punishes_what_is_too_high(batch, layer_norm):
-    crr = load("crr_plus")
+    crr = compiled("crr_plus")
     args = crr.Args(hidden_dims=(8, 8), batch_size=B, critic_expectile=0.8, layer_norm=layer_norm)
     agent, key = agent_of(crr, args), jax.random.key(3)
     noise = np.asarray(jax.random.normal(key, (1, B, 2)))[0]
@@ -65,7 +65,7 @@ def test_crr_critic_punishes_what_is_too_high(batch, layer_norm):
 @pytest.mark.parametrize("mode", ["exp", "indicator", "softmax"])
 @pytest.mark.parametrize("baseline", ["mean", "max"])
 def test_crr_actor(batch, mode, baseline):
-    crr = load("crr_plus")
+    crr = compiled("crr_plus")
     args = crr.Args(
         hidden_dims=(8, 8),
         batch_size=B,
@@ -97,7 +97,7 @@ def test_crr_actor(batch, mode, baseline):
 
 
 def test_crr_losses_are_of_the_old_parameters_and_all_targets_move(batch):
-    crr = load("crr_plus")
+    crr = compiled("crr_plus")
     args = crr.Args(hidden_dims=(8, 8), batch_size=B, value_samples=2, critic_lr=0.1, actor_lr=0.1, tau=0.25)
     agent, key = agent_of(crr, args), jax.random.key(0)
     critic_key, actor_key = jax.random.split(key)
@@ -128,7 +128,7 @@ def test_crr_is_crr_plus_without_its_choices(batch):
 
 
 def test_crr_log_prob_is_finite_at_the_actions_bounds():
-    crr = load("crr_plus")
+    crr = compiled("crr_plus")
     action = jnp.array([[-1.0, 1.0]])
     u, log_std = crr.before_tanh(action), jnp.full((1, 2), -5.0)
     value, grad = jax.value_and_grad(lambda m: crr.tanh_gaussian_log_prob(m, log_std, u).sum())(jnp.zeros((1, 2)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small, train
-from reference import B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 
 from shared.data import load_dataset
 
@@ -52,7 +52,7 @@ def test_prdc_finds_the_nearest_pair(data, beta, how, monkeypatch):
 @pytest.mark.parametrize("beta", [0.3, 0.7])
 def test_prdc_knows_where_few_candidates_are_enough(data, beta):
     """`proven` promises the nearest pair, and promises it where it can; the others are the nearest candidates."""
-    prdc = load("prdc")
+    prdc = compiled("prdc")
     index, pi = queries(200)
     pairs = prdc.pairs_of(data, args_of(neighbours=8))
     found, proven = (np.asarray(x) for x in prdc.nearest_action(data.obs[index], pi, index, pairs, beta))
@@ -68,7 +68,7 @@ def test_prdc_knows_where_few_candidates_are_enough(data, beta):
 
 
 def test_prdc_critic(batch):
-    prdc = load("prdc")
+    prdc = compiled("prdc")
     args = args_of(policy_noise=0.6, noise_clip=0.4)
     agent, key = agent_of(prdc, args), jax.random.key(7)
     next_action = smoothed_next_action(agent, batch, key, args)
@@ -78,7 +78,7 @@ def test_prdc_critic(batch):
 
 
 def test_prdc_actor_is_pulled_to_the_nearest_pair_not_to_the_own_action(batch):
-    prdc = load("prdc")
+    prdc = compiled("prdc")
     args = args_of(alpha=1.7)
     agent = agent_of(prdc, args)
     nearest = np.random.default_rng(2).uniform(-1, 1, batch.action.shape).astype(np.float32)
@@ -90,7 +90,7 @@ def test_prdc_actor_is_pulled_to_the_nearest_pair_not_to_the_own_action(batch):
 
 def test_prdc_searches_for_the_current_policy_and_holds_the_neighbour_still(data):
     """The step of the actor is that on the loss with a constant a', found for the policy before the step."""
-    prdc = load("prdc")
+    prdc = compiled("prdc")
     args = args_of(state_weight=0.5, search="all", actor_lr=0.1, tau=0.3, batch_size=40)
     agent, (index, _) = agent_of(prdc, args, data.spec), queries()
     batch = data.transitions().take(index)
@@ -126,7 +126,7 @@ def test_prdc_searches_agree_over_a_whole_run(pendulum, tmp_path):
 
 
 def test_prdc_does_not_call_the_host(data):
-    prdc = load("prdc")
+    prdc = compiled("prdc")
     for search in ("neighbours", "all"):
         args = small("prdc", "", "", search=search)
         agent = prdc.init(jax.random.key(0), args, data.spec)

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 from released import table, wrong_settings
 
 
 def test_rebrac_critic_penalises_the_next_action(batch):
-    rebrac = load("rebrac")
+    rebrac = compiled("rebrac")
     args = rebrac.Args(hidden_dims=(8, 8), batch_size=B, critic_bc=0.3)
     agent, key = agent_of(rebrac, args), jax.random.key(3)
     next_action = smoothed_next_action(agent, batch, key, args)
@@ -21,7 +21,7 @@ def test_rebrac_critic_penalises_the_next_action(batch):
 
 
 def test_rebrac_actor_sums_over_dimensions_and_takes_the_least_critic(batch):
-    rebrac = load("rebrac")
+    rebrac = compiled("rebrac")
     args = rebrac.Args(hidden_dims=(8, 8), batch_size=B, actor_bc=0.4)
     agent = agent_of(rebrac, args)
     pi = np.tanh(mlp(agent.actor, batch.obs))
@@ -94,7 +94,7 @@ def test_rebrac_settings_are_those_released(name):
 
 @pytest.mark.parametrize("name", ["rebrac", "rebrac_finetune"])
 def test_rebrac_depths_and_layer_norms_are_apart(name, batch):
-    rebrac = load(name)
+    rebrac = compiled(name)
     args = rebrac.Args(
         hidden_dims=(8, 8), critic_hidden_dims=(6, 6, 6), batch_size=B, actor_layer_norm=True, critic_layer_norm=False
     )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, log_std_of, mlp
+from reference import SPEC, B, agent_of, close, compiled, heads, log_std_of, mlp
 from scipy.stats import norm
 
 SMALL = {"n_critics": 3}
@@ -26,7 +26,7 @@ def advantage(agent, batch, alpha):
 
 
 def test_riql_value_is_an_expectile_of_the_quantile_over_target_critics(batch):
-    riql = load("riql")
+    riql = compiled("riql")
     args = riql.Args(**SIZES, expectile=0.9, quantile=0.4)
     agent = agent_of(riql, args, seed=7)
     u = advantage(agent, batch, 0.4)
@@ -38,7 +38,7 @@ def test_riql_value_is_an_expectile_of_the_quantile_over_target_critics(batch):
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_riql_actor_clones_with_weights_of_the_quantile(batch, deterministic):
-    riql = load("riql")
+    riql = compiled("riql")
     args = riql.Args(**SIZES, beta=4.0, max_weight=1.2, quantile=0.4, deterministic=deterministic)
     agent = agent_of(riql, args, seed=7)
     batch = batch._replace(action=1.5 * batch.action)  # corrupted actions leave [-1, 1] and are not clipped
@@ -55,7 +55,7 @@ def test_riql_actor_clones_with_weights_of_the_quantile(batch, deterministic):
 
 
 def test_riql_huber_is_quadratic_up_to_one_over_sigma_squared():
-    riql = load("riql")
+    riql = compiled("riql")
     x = np.float32([-3.0, -0.2, 0.0, 0.1, 0.25, 3.0])
     close(riql.huber(x, 0.1), x**2 / 200)  # a small sigma: squares
     close(riql.huber(x, 100.0), np.abs(x) - 5e-5 * (np.abs(x) > 0))  # a large one: absolute values
@@ -65,7 +65,7 @@ def test_riql_huber_is_quadratic_up_to_one_over_sigma_squared():
 
 
 def test_riql_critic_has_clipped_targets_and_hubers_loss(batch):
-    riql = load("riql")
+    riql = compiled("riql")
     args = riql.Args(**SIZES, discount=0.9, huber_sigma=1.2, min_target=-1.0, max_target=1.0)
     agent = agent_of(riql, args, seed=7)
     batch = batch._replace(reward=2 * batch.reward)
@@ -79,7 +79,7 @@ def test_riql_critic_has_clipped_targets_and_hubers_loss(batch):
 
 
 def test_riql_updates_everything_with_the_old_value_and_targets(batch):
-    riql = load("riql")
+    riql = compiled("riql")
     args = riql.Args(**SIZES, value_lr=0.1, critic_lr=0.1, tau=0.5)
     agent = agent_of(riql, args, seed=7)
     new, metrics = jax.jit(riql.update)(agent, batch, jax.random.key(0), args)
@@ -92,7 +92,7 @@ def test_riql_updates_everything_with_the_old_value_and_targets(batch):
 
 
 def test_riql_actor_learning_rate_decays_to_zero(batch):
-    riql = load("riql")
+    riql = compiled("riql")
     args = riql.Args(**SIZES, updates=3)
     agent, key, update = agent_of(riql, args, seed=7), jax.random.key(0), jax.jit(riql.update)
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_riql_presets_corrupt_what_their_names_say():
 
 def test_riql_begins_as_the_authors_networks_do():
     """RIQL.py of YangRui2015/RIQL at cc07d81: critics within 1 / sqrt(outputs), V and policy plain linear layers."""
-    riql = load("riql")
+    riql = compiled("riql")
     agent = riql.init(jax.random.key(0), riql.Args(hidden_dims=(64, 32), n_critics=3), SPEC)
 
     def largest(tree, layer, kind="kernel"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import SPEC, B, agent_of, close, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
 SMALL = {"n_critics": 3, "n_samples": 2}
 
@@ -41,7 +41,7 @@ def bellman_of(agent, batch, key):
 
 
 def test_rorl_without_terms_is_sac_n(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, terms=())
     agent, key = agent_of(rorl, args), jax.random.key(2)
     agent = agent.replace(log_alpha=jnp.float32(-0.3))
@@ -57,7 +57,7 @@ def test_rorl_without_terms_is_sac_n(batch):
 
 
 def test_rorl_with_zero_weights_trains_as_sac_n(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     off = {"policy_smooth_reg": 0.0, "q_smooth_reg": 0.0, "ood_reg": 0.0}
     weighted, plain = rorl.Args(**SIZES, **off), rorl.Args(**SIZES, terms=())
     update = jax.jit(rorl.update)
@@ -73,7 +73,7 @@ def test_rorl_with_zero_weights_trains_as_sac_n(batch):
 
 
 def test_rorl_policy_smoothing_is_the_largest_divergence_either_way(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, policy_smooth_eps=0.4)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     there = distribution(agent.actor, near(batch.obs, 0.4, key))
@@ -89,7 +89,7 @@ def test_rorl_policy_smoothing_is_the_largest_divergence_either_way(batch):
 
 
 def test_rorl_q_smoothing_punishes_increases_more(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, q_smooth_eps=0.4, q_smooth_tau=0.2)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     q = heads(agent.critic, batch.obs, batch.action)
@@ -101,7 +101,7 @@ def test_rorl_q_smoothing_punishes_increases_more(batch):
 
 
 def test_rorl_lowers_q_by_the_critics_disagreement(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, ood_eps=0.4, uncertainty=1.5)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     near_key, action_key = jax.random.split(key)
@@ -124,7 +124,7 @@ def test_rorl_lowers_q_by_the_critics_disagreement(batch):
 
 
 def test_rorl_weights_the_terms_of_the_critic(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, q_smooth_eps=0.4, q_smooth_reg=0.7, ood_eps=0.3, ood_reg=0.5)
     agent, key = agent_of(rorl, args), jax.random.key(3)
     target_key, smooth_key, ood_key = jax.random.split(key, 3)
@@ -136,7 +136,7 @@ def test_rorl_weights_the_terms_of_the_critic(batch):
 
 
 def test_rorl_uncertainty_falls_with_every_update_to_its_minimum(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     args = rorl.Args(**SIZES, uncertainty=2.0, uncertainty_decay=0.3, uncertainty_min=1.5)
     agent, seen, update = agent_of(rorl, args), [], jax.jit(rorl.update)
     for i in range(4):
@@ -156,7 +156,7 @@ def mean_q(agent, obs, seen):
 
 
 def test_rorl_attacks_choose_the_worst_perturbation(batch):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     agent, key, obs = agent_of(rorl, rorl.Args(**SIZES), seed=1), jax.random.key(4), batch.obs
     attack = {
         name: np.asarray(rorl.attacked(agent, obs, key, rorl.Args(**SIZES, attack=name, attack_scale=0.5)))
@@ -180,7 +180,7 @@ def test_rorl_attacks_choose_the_worst_perturbation(batch):
 
 @pytest.mark.parametrize("name", ["action_diff", "min_q"])
 def test_rorl_gradient_attacks_are_worse_and_stay_within_the_scale(batch, name):
-    rorl = load("rorl")
+    rorl = compiled("rorl")
     agent, key, obs = agent_of(rorl, rorl.Args(**SIZES)), jax.random.key(4), batch.obs
     args = {**SIZES, "attack": name, "attack_scale": 0.3, "attack_samples": 5}
 
@@ -219,7 +219,7 @@ def test_first_layers_begin_within_the_authors_bounds(name, wide):
     lifelong_rl/torch/pytorch_util.py of YangRui2015/RORL at c604043, algorithms/offline/ro2o_mujoco.py of
     BattleWen/RO2O.
     """
-    module = load(name)
+    module = compiled(name)
     agent = module.init(jax.random.key(0), module.Args(hidden_dims=(64, 64), n_critics=3), SPEC)
     for field, inputs in (("actor", 3), ("critic", 5)):
         largest = float(np.abs(getattr(agent, field)["params"]["Dense_0"]["kernel"]).max())

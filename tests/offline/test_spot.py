@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import load
 from jobs import small, train
-from reference import SPEC, B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import SPEC, B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 from released import ANTMAZE, every, table, wrong_settings
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -52,11 +52,11 @@ def elbo(vae, obs, action, key, beta, n=1):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("spot"), tiny(), seed=3)
+    return agent_of(compiled("spot"), tiny(), seed=3)
 
 
 def test_spot_vae_loss_is_reconstruction_plus_kl_in_means(agent, batch):
-    spot, key = load("spot"), jax.random.key(1)
+    spot, key = compiled("spot"), jax.random.key(1)
     expected = elbo(agent.vae, batch.obs, batch.action, key, 0.7).mean()
     close(spot.vae_loss(agent.vae, agent, batch, key, tiny(kl_weight=0.7, latent_samples=3))[0], expected)
 
@@ -81,7 +81,7 @@ def test_spot_log_std_is_clipped(agent, batch):
 
 
 def test_spot_actor_maximises_normalised_q_inside_the_support(agent, batch):
-    spot, key, args = load("spot"), jax.random.key(2), tiny(support_weight=0.3, kl_weight=0.7)
+    spot, key, args = compiled("spot"), jax.random.key(2), tiny(support_weight=0.3, kl_weight=0.7)
     vae_key = jax.random.split(key)[1]
     pi = np.tanh(mlp(agent.actor, batch.obs))
     q = heads(agent.critic, batch.obs, pi)[0]
@@ -90,7 +90,7 @@ def test_spot_actor_maximises_normalised_q_inside_the_support(agent, batch):
 
 
 def test_spot_iwae_is_the_importance_weighted_estimate(agent, batch):
-    spot, key, args = load("spot"), jax.random.key(2), tiny(kl_weight=0.7, latent_samples=6, density="iwae")
+    spot, key, args = compiled("spot"), jax.random.key(2), tiny(kl_weight=0.7, latent_samples=6, density="iwae")
     mean, log_std = encode(agent.vae, batch.obs, batch.action)
     z = latents(mean, log_std, key, 6)
     log_p = norm.logpdf(batch.action, decode(agent.vae, batch.obs, z), np.sqrt(0.7 / 4)).sum(-1) + norm.logpdf(z).sum(
@@ -106,7 +106,7 @@ def test_spot_iwae_is_the_importance_weighted_estimate(agent, batch):
 
 def test_spot_the_penalty_pulls_the_policy_through_the_frozen_vae(agent, batch):
     """The actor's gradient is not that of a penalty on fixed codes, and the VAE stays as it is."""
-    spot, key, args = load("spot"), jax.random.key(2), tiny(support_weight=1e6)
+    spot, key, args = compiled("spot"), jax.random.key(2), tiny(support_weight=1e6)
     with_vae = jax.grad(spot.actor_loss, has_aux=True)(agent.actor, agent, batch, key, args)[0]
     step = 1e-3
     direction = jax.tree.map(lambda g: step * g / optax.global_norm(with_vae), with_vae)
@@ -120,7 +120,7 @@ def test_spot_the_penalty_pulls_the_policy_through_the_frozen_vae(agent, batch):
 
 
 def test_spot_critic_is_td3s(agent, batch):
-    spot, key, args = load("spot"), jax.random.key(5), tiny(discount=0.9)
+    spot, key, args = compiled("spot"), jax.random.key(5), tiny(discount=0.9)
     q = heads(agent.target_critic, batch.next_obs, smoothed_next_action(agent, batch, key, args)).min(0)
     y = batch.reward + 0.9 * (1 - batch.terminal) * q
     expected = ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
@@ -128,7 +128,7 @@ def test_spot_critic_is_td3s(agent, batch):
 
 
 def test_spot_dropout_is_in_the_actors_update_only(agent, batch):
-    spot, args = load("spot"), tiny(dropout=0.5)
+    spot, args = compiled("spot"), tiny(dropout=0.5)
     agent = spot.init(jax.random.key(0), args, SPEC)
     losses = [spot.actor_loss(agent.actor, agent, batch, jax.random.key(k), args)[0] for k in (0, 1)]
     assert losses[0] != losses[1]
@@ -152,7 +152,7 @@ def test_spot_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
 
 def test_spot_stays_on_one_of_two_modes_where_cloning_takes_their_mean():
     """Actions -0.8 and 0.8 in the data and Q(a) = a: neither the actions' mean 0 nor the bound 1 is supported."""
-    spot = load("spot")
+    spot = compiled("spot")
     sizes = {"hidden_dims": (16,), "vae_hidden_dims": (32, 32), "batch_size": 64, "dropout": 0.0}
     rates = dict.fromkeys(("actor_lr", "critic_lr", "vae_lr"), 3e-3)
     args = spot.Args(**sizes, **rates, support_weight=8.0, kl_weight=0.05)
@@ -211,7 +211,7 @@ def test_spot_settings_are_those_released():
 
 @pytest.mark.parametrize("small_last", [True, False])
 def test_spot_last_layers_are_small_where_asked(small_last):
-    spot = load("spot")
+    spot = compiled("spot")
     args = spot.Args(hidden_dims=(64, 64), vae_hidden_dims=(8, 8), small_last_layers=small_last)
     agent = spot.init(jax.random.key(0), args, SPEC)
     for net, bound in ((agent.actor, 1e-3), (agent.critic, 3e-3)):

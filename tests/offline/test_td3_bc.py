@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, mlp, smoothed_next_action
+from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, wrong_settings
 
 from shared.data import load_dataset
 
 
 def test_td3_bc_critic(batch):
-    td3_bc = load("td3_bc")
+    td3_bc = compiled("td3_bc")
     args = td3_bc.Args(hidden_dims=(8, 8), batch_size=B, policy_noise=0.6, noise_clip=0.4)
     agent, key = agent_of(td3_bc, args), jax.random.key(7)
     next_action = smoothed_next_action(agent, batch, key, args)
@@ -22,7 +22,7 @@ def test_td3_bc_critic(batch):
 
 
 def test_td3_bc_actor_uses_the_first_critic_and_means_over_dimensions(batch):
-    td3_bc = load("td3_bc")
+    td3_bc = compiled("td3_bc")
     args = td3_bc.Args(hidden_dims=(8, 8), batch_size=B, alpha=1.7)
     agent = agent_of(td3_bc, args)
     pi = np.tanh(mlp(agent.actor, batch.obs))
@@ -33,7 +33,7 @@ def test_td3_bc_actor_uses_the_first_critic_and_means_over_dimensions(batch):
 
 def test_td3_bc_lambda_carries_no_gradient(batch):
     """With lambda differentiated, -lambda Q is the constant -alpha (Q > 0): only cloning would be left."""
-    td3_bc = load("td3_bc")
+    td3_bc = compiled("td3_bc")
     args = td3_bc.Args(hidden_dims=(8, 8), batch_size=B, alpha=50.0)
     agent = agent_of(td3_bc, args)
     bias = agent.critic["params"]["Dense_2"]["bias"] + 1000.0  # all Q positive
@@ -46,7 +46,7 @@ def test_td3_bc_lambda_carries_no_gradient(batch):
 
 
 def test_td3_bc_moves_actor_and_targets_once_per_delay(batch):
-    td3_bc = load("td3_bc")
+    td3_bc = compiled("td3_bc")
     args = td3_bc.Args(hidden_dims=(8, 8), batch_size=B)
     agent = agent_of(td3_bc, args)
     batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
-from reference import SPEC, B, agent_of, close
+from reference import SPEC, B, agent_of, close, compiled
 from released import ANTMAZE, MAZE2D, MUJOCO, every, settings, wrong_settings
 
 from shared.replay import init_replay
@@ -25,11 +25,11 @@ def tiny(**changes):
 
 @pytest.fixture
 def agent():
-    return agent_of(load("cql_finetune"), tiny(), seed=7)
+    return agent_of(compiled("cql_finetune"), tiny(), seed=7)
 
 
 def test_cql_finetune_batches_are_uniform_over_data_and_experience():
-    module, args = load("cql_finetune"), tiny(batch_size=4000)
+    module, args = compiled("cql_finetune"), tiny(batch_size=4000)
     width = 2 * 3 + 2 + 2
     data = Transitions(jnp.zeros((30, width)), None, None, SPEC, FIELDS)
     replay = jax.tree.map(lambda x: x[0], init_replay(1, 16, SPEC, SingleDeviceSharding(jax.devices()[0])))
@@ -40,7 +40,7 @@ def test_cql_finetune_batches_are_uniform_over_data_and_experience():
 
 
 def test_cql_finetune_has_a_weight_of_the_penalty_for_each_phase(agent, batch):
-    module, key, args = load("cql_finetune"), jax.random.key(3), tiny(cql_alpha=3.0, online_cql_alpha=0.5)
+    module, key, args = compiled("cql_finetune"), jax.random.key(3), tiny(cql_alpha=3.0, online_cql_alpha=0.5)
     step = jax.jit(module.update)
     offline, online = step(agent, batch, key, args), jax.jit(module.update_online)(agent, batch, key, args, 7)
     for metrics, weight in ((offline[1], 3.0), (online[1], 0.5)):
@@ -51,7 +51,7 @@ def test_cql_finetune_has_a_weight_of_the_penalty_for_each_phase(agent, batch):
 
 @pytest.mark.parametrize("lagrange", [False, True])
 def test_cql_finetune_updates_are_those_of_cql(batch, lagrange):
-    cql, module, key = load("cql"), load("cql_finetune"), jax.random.key(3)
+    cql, module, key = compiled("cql"), compiled("cql_finetune"), jax.random.key(3)
     args = tiny(lagrange=lagrange, tau=0.2)
     offline = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2, lagrange=lagrange, tau=0.2)
     theirs = agent_of(cql, offline, seed=7)
@@ -65,7 +65,7 @@ def test_cql_finetune_updates_are_those_of_cql(batch, lagrange):
 
 
 def test_cql_finetune_explores_with_samples_and_is_evaluated_by_the_mean(agent, batch):
-    module, obs = load("cql_finetune"), np.repeat(batch.obs[:1], 2000, axis=0)
+    module, obs = compiled("cql_finetune"), np.repeat(batch.obs[:1], 2000, axis=0)
     mean, log_std = (np.asarray(x) for x in agent.nets.actor.apply(agent.actor, batch.obs[:1]))
     close(module.act(agent, obs[:3], None, tiny()), np.repeat(np.tanh(mean), 3, axis=0))
     noise = np.asarray(jax.random.normal(jax.random.key(0), (2000, 2)))
