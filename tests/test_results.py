@@ -21,7 +21,7 @@ from results.grid import Entry
 from results.pages.claims import evidence
 from results.pages.speeds import share_table, speed_section
 from results.pages.which import which_page
-from results.pictures import order_of_arms, short_labels
+from results.pictures import order_of_arms, short_labels, slug
 from shared.errors import InputError
 
 ALGORITHM = '''"""{title}
@@ -932,3 +932,9 @@ def test_unknown_names_are_one_sentence(grid, capsys, argv, said):
     assert benchmark.main(argv, root) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not log()
+
+
+def test_a_pictures_name_fits_a_file_system():
+    many = ["+".join(f"point-obstacle-s{i}p{j}" for i in range(4) for j in range(n)) for n in (1, 4, 5)]
+    assert slug(many[0]) == many[0] and slug("a/b-v0") == "a-b-v0"
+    assert len({slug(name) for name in many}) == 3 and all(len(slug(name)) <= 100 for name in many)
