@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import re
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def order_of_arms(rows: list[Row]) -> dict[tuple, int]:
 def slug(dataset: str) -> str:
     """Part of a file's name; of many datasets together its beginning and a number, since a name has 255 bytes."""
     name = dataset.replace("/", "-").strip("-")
-    return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
+    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def claim_picture(name: str) -> str:

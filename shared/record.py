@@ -98,6 +98,12 @@ class Means:
     def __init__(self, sums: dict[str, list[float]] | None = None, count: int = 0):
         self.sums, self.count = {name: np.array(total) for name, total in (sums or {}).items()}, count
 
+    @staticmethod
+    def known_and_all(metrics: dict, lanes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """{name: [L]} of the metrics that are not None (not known yet), and of all of them, those with nan."""
+        known = {name: np.asarray(value, np.float64) for name, value in metrics.items() if value is not None}
+        return known, {name: known.get(name, np.full(lanes, np.nan)) for name in metrics}
+
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """Those of one chunk; a name that is not among them is dropped."""
         self.sums = {name: self.sums.get(name, 0.0) + m for name, m in metrics.items()}

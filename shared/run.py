@@ -259,15 +259,12 @@ class Run:
         return -self.offline_updates <= self.done < 0
 
     def log(self, agent: Any, metrics: dict[str, jax.Array], updates: int | None = None, state: Any = None) -> None:
-        """After a chunk: writes its mean metrics {name: [L]}; evaluates and saves when it is time.
+        """After a chunk: writes its mean metrics {name: [L]} (None: not known yet); evaluates and saves in time.
 
-        A metric that is not known yet is None, and nan in the table, whose columns are those of its first row.
         `updates`: gradient updates done since the first environment step, where the schedule counts those.
         `state`: what a checkpoint needs besides `agent` (a replay buffer).
         """
-        unknown = np.full(len(self.padded_settings), np.nan)
-        known = {name: np.asarray(value, np.float64) for name, value in metrics.items() if value is not None}
-        metrics = {name: known.get(name, unknown) for name in metrics}
+        known, metrics = Means.known_and_all(metrics, len(self.padded_settings))
         previous, self.done = self.done, self.done + self.chunk
         early, offline = previous < -self.offline_updates, -self.offline_updates <= previous < 0
         begin = -self.offline_updates - self.before if early else -self.offline_updates if offline else 0

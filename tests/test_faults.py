@@ -386,6 +386,7 @@ LIBRARIES = {
     "numpy",
     "optax",
     "ott",
+    "offlinerlkit",  # by results/kit_references.py and its comparisons only
     "ogbench",
     "pandas",
     "minigrid",  # by datasets/environments/go_to_door.py only, where it is there
@@ -395,6 +396,7 @@ LIBRARIES = {
     "scipy",
     "torch",
     "tqdm",
+    "transformers",  # by results/references.py only
     "tyro",
     "wandb",
 }
