@@ -29,5 +29,6 @@ CLAIM = Claim(
         ),
     },
     finding="From examples of success alone LAEO ends far above learning from a classifier's reward. Cloning all of "
-    "the data always arrives here, which LAEO does not.",
+    "the data always arrives here, and so does IQL on a constant reward, so that the data are good enough to "
+    "clone; LAEO does not always arrive.",
 )
