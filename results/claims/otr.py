@@ -31,6 +31,6 @@ CLAIM = Claim(
         "IQL on true rewards ends more than 250 above OTR": end(true) > ours + 250,
     },
     finding="IQL on OTR's labels ends far above constant rewards and above cloning everything, but not at the level "
-    "of the true rewards, and cloning the ten demonstrations alone is better than both the others' labels and"
-    " OTR's: ten whole episodes of the controller show all that there is to know here.",
+    "of the true rewards, and cloning the ten demonstrations alone is better still: ten whole episodes of the "
+    "controller show all that there is to know here.",
 )
