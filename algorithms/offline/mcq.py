@@ -7,6 +7,9 @@ action outside the data is never worth more than the best one inside, and hardly
 
 Choose it when CQL's values are too low to leave poor data, and a model of the behaviour policy can be learned.
 
+Parity: equal to the authors' code in its plain form, update for update, but for the floor of pseudo values, a draw and
+the form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - the plain form of its loss. The authors' code also holds pseudo values at 0 or above, which is wrong where rewards are
   negative, lowers them by 5 and counts only some actions on five of its datasets, and counts only too high values of Q
