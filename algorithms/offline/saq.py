@@ -17,6 +17,8 @@ methods. Look at the metrics reconstruction, which no policy over the codes can 
 batch has: if it is low, many codes may be dead, and --reseed-updates, which the paper does not have, wakes them.
 Nothing teaches iql and brac the values of codes that no data has: where rewards are costs, these may seem the best.
 
+Parity: --learner iql is equal to the authors' code, update for update (results/parity.md).
+
 Deviations from the paper:
 - the behaviour over codes is learned beside Q instead of before it (iql acts by it alone; brac's first targets see a
   flat one);
