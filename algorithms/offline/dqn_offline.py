@@ -10,7 +10,8 @@ and Levine, NeurIPS 2020, arXiv 2006.04779: log sum_a exp Q(s, a) - Q(s, a_data)
 Choose it when actions are discrete: --method bcq where some of them are rare in the data, cql where all occur, none to
 see what is gained by either.
 
-Parity: --method bcq is equal to the authors' code, update for update (results/parity.md).
+Parity: --method bcq is equal to the authors' code, plain DQN and --method cql with quantiles to d3rlpy's, update for
+update (results/parity.md).
 
 Deviations from the papers:
 - observations are vectors: the settings for Atari's frames, and its clipped rewards, are not here;
