@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import train
-from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action, tanh_normal
+from reference import B, agent_of, close, heads, mlp, smoothed_next_action, tanh_normal
 from scipy.stats import norm
 
 BASES = ["td3_bc", "awac"]
@@ -24,7 +24,7 @@ def log_prob(action, mean, log_std):
 
 @pytest.mark.parametrize("base", BASES)
 def test_mcep_critic_bootstraps_from_the_target_policy(batch, base):
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     args = mcep.Args(base=base, hidden_dims=(8, 8), batch_size=B, policy_noise=0.6, noise_clip=0.4)
     agent, key = agent_of(mcep, args), jax.random.key(7)
     if base == "td3_bc":
@@ -38,7 +38,7 @@ def test_mcep_critic_bootstraps_from_the_target_policy(batch, base):
 
 
 def test_mcep_each_td3_bc_policy_has_its_own_alpha_and_normaliser(batch):
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     args = mcep.Args(hidden_dims=(8, 8), batch_size=B, alpha=1.7, evaluation_alpha=6.0)
     agent, key = agent_of(mcep, args), jax.random.key(0)
     losses = []
@@ -51,7 +51,7 @@ def test_mcep_each_td3_bc_policy_has_its_own_alpha_and_normaliser(batch):
 
 
 def test_mcep_awac_target_policy_is_weighted_cloning(batch):
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     args = mcep.Args(base="awac", hidden_dims=(8, 8), batch_size=B, temperature=0.02, max_weight=2.0)
     agent, key = agent_of(mcep, args), jax.random.key(5)
     mean, log_std = gaussian(agent.actor, batch.obs)
@@ -72,7 +72,7 @@ def test_mcep_awac_target_policy_is_weighted_cloning(batch):
 
 @pytest.mark.parametrize("max_q", [1e4, 0.3])
 def test_mcep_awac_evaluation_policy_climbs_the_mean_q(batch, max_q):
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     args = mcep.Args(base="awac", hidden_dims=(8, 8), batch_size=B, evaluation_temperature=0.7, max_q=max_q)
     agent, key = agent_of(mcep, args), jax.random.key(5)
     mean, log_std = gaussian(agent.evaluation, batch.obs)
@@ -96,7 +96,7 @@ def test_mcep_awac_evaluation_policy_climbs_the_mean_q(batch, max_q):
 @pytest.mark.parametrize("base", BASES)
 def test_mcep_nothing_depends_on_the_evaluation_policy(batch, base):
     """Were it in the target, MCEP would be the base algorithm with a mild constraint."""
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     args = mcep.Args(base=base, hidden_dims=(8, 8), batch_size=B, actor_lr=0.1, awac_actor_lr=0.1, tau=0.5)
     agent = agent_of(mcep, args)
     other = agent.replace(evaluation=agent_of(mcep, args, seed=5).evaluation)
@@ -124,7 +124,7 @@ def test_mcep_target_policy_is_td3_bc(pendulum, tmp_path):
 
 @pytest.mark.parametrize("base", BASES)
 def test_mcep_acts_with_either_policy_of_the_same_training(pendulum, tmp_path, base):
-    mcep = compiled("mcep")
+    mcep = load("mcep")
     with jax.debug_key_reuse(True):
         trained = train("mcep", pendulum, tmp_path / "evaluation", base=base)
     target = train("mcep", pendulum, tmp_path / "target", base=base, act_with="target")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, compiled, heads, mlp, tanh_normal
+from reference import B, agent_of, close, heads, mlp, tanh_normal
 
 from shared.errors import Interrupted
 from shared.run import Run
@@ -19,7 +19,7 @@ def sac_policy(params, obs):
 
 
 def test_sac_losses(batch):
-    sac = compiled("sac")
+    sac = load("sac")
     args = sac.Args(hidden_dims=(8, 8), batch_size=B)
     agent, key = agent_of(sac, args), jax.random.key(9)
     agent = agent.replace(log_alpha=jnp.float32(-0.5))
@@ -36,13 +36,13 @@ def test_sac_losses(batch):
 
 
 def test_sac_temperature_grows_while_the_entropy_is_too_low():
-    sac = compiled("sac")
+    sac = load("sac")
     slope = jax.grad(sac.alpha_loss)
     assert slope(jnp.float32(0.0), -5.0, 3) < 0 < slope(jnp.float32(0.0), -1.0, 3)
 
 
 def test_sac_exported_policy_is_the_actor(batch):
-    sac = compiled("sac")
+    sac = load("sac")
     args = sac.Args(hidden_dims=(8, 8))
     agent = agent_of(sac, args)
     p = sac.export_policy(agent)
@@ -76,7 +76,7 @@ def test_sac_policies_are_kept_also_where_the_run_is_stopped(every, steps, tmp_p
 
 def test_sac_steps_critics_then_actor_then_temperature(batch):
     """The actor's loss is of the new critics; targets go a tenth of the way; Adam's first step is its rate's size."""
-    sac = compiled("sac")
+    sac = load("sac")
     args = sac.Args(hidden_dims=(8, 8), batch_size=B, learning_rate=0.05, tau=0.1)
     agent, key = agent_of(sac, args), jax.random.key(3)
     new, info = sac.update(agent, batch, key, args)
