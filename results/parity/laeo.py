@@ -1,7 +1,13 @@
-"""LAEO beside its authors' code, with acme's own policy head; its rewards, counters and logs are stand-ins."""
+"""LAEO beside its authors' code, with the policy's head of acme, the rest of which no longer imports.
 
+Needs dm-haiku and, of dm-acme (0.4; pip install --no-deps), one file.
+"""
+
+import importlib.util
 import sys
 import types
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,12 +16,14 @@ import numpy as np
 
 from results.jax_references import HIDDEN, double, packages, pairs, same_numbers, start
 from results.ogbench_references import nth, of_network
-from results.references import ACTION, OBS, ROWS, Case, Step, _Finder, batches, in_double, ours
+from results.references import ACTION, OBS, ROWS, Case, Step, _Finder, batches, in_double, module, ours
+from shared.errors import InputError
 
 FILE = "contrastive/learning_goals.py"
 SHOWN, LATENT, KEPT = 40, 8, -1.5
 EDGE, LEAST = 0.999, 1e-6
-UNUSED = ("reverb", "launchpad", "rlax", "trfl", "sonnet", "tensorflow", "wandb", "acme.utils.loggers")
+UNUSED = ("acme", "reverb", "wandb", "jax.experimental.host_callback")
+HEAD = "jax/networks/distributional.py"
 DEVIATIONS = {
     "deviation": "the actor's last layer is the logarithm of the standard deviation, clipped, not an inverse softplus",
     "edge": "log pi of an action beyond 0.999 is that of 0.999, or the action's own where the policy drew it, not the "
@@ -29,7 +37,7 @@ def compare(checkout, undo):
         code.Actor = softplus(code.Actor)
     if "edge" in undo:
         code.tanh_gaussian_log_prob = as_in_acme
-    sys.meta_path.insert(0, _Finder((*UNUSED, "jax.experimental.host_callback")))
+    stand_in_for_acme()
     package = types.ModuleType("contrastive")  # its own imports files that are not in the repository
     package.__path__ = [str(checkout / "contrastive")]
     sys.modules["contrastive"] = package
@@ -51,7 +59,7 @@ def compare(checkout, undo):
     adam, rows = peer.optax.adam(args.learning_rate), []
     both = (types.SimpleNamespace(data=x) for x in iter(rows.pop, None))
     learner = peer.ContrastiveLearnerGoals(
-        networks, jax.random.key(0), adam, adam, both, both, Counter(), seen, None, config, examples
+        networks, jax.random.PRNGKey(0), adam, adam, both, both, Counter(1), seen, None, config, examples
     )
     actor, critic, target = (
         jax.tree.map(jnp.asarray, f(x))
@@ -105,6 +113,34 @@ def compare(checkout, undo):
         yield Step({a: ([np.asarray(info[a])], [np.asarray(seen.last[b])]) for a, b in names.items()}, view())
 
 
+def stand_in_for_acme():
+    """What the reference's update calls of acme, about its head."""
+    if "acme" in sys.modules:
+        return
+    if (found := importlib.util.find_spec("acme")) is None:
+        raise InputError("This comparison needs the package dm-acme: pip install --no-deps dm-acme.")
+    head = module(Path(found.submodule_search_locations[0]) / HEAD, "acme_head")
+    sys.meta_path.insert(0, _Finder(UNUSED))
+    networks, utils = (importlib.import_module(f"acme.jax.{name}") for name in ("networks", "utils"))
+    networks.NormalTanhDistribution, networks.FeedForwardNetwork = head.NormalTanhDistribution, Network
+    utils.zeros_like, utils.add_batch_dim = np.zeros_like, lambda x: x[None]
+    utils.process_multiple_batches = lambda step, number: step
+    importlib.import_module("acme.types").Transition = Transition
+
+
+class Network(NamedTuple):
+    init: Any
+    apply: Any
+
+
+class Transition(NamedTuple):
+    observation: Any
+    action: Any
+    reward: Any
+    discount: Any
+    next_observation: Any
+
+
 class Log:
     """What the reference logs."""
 
@@ -112,14 +148,11 @@ class Log:
         self.last = values
 
 
-class Counter:
+class Counter(int):
     """Of steps, which no update asks for."""
 
     def increment(self, **_):
         return {}
-
-    def __str__(self):
-        return "0"
 
 
 def shaken(tree, rng):
