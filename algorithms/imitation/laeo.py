@@ -10,8 +10,6 @@ Choose it when success can be shown but not scored. There is no reward model and
 classifier there are both, for comparison (the learned reward of ORIL, Zolna et al., arXiv 2011.13885, with TD3's
 critics).
 
-Parity: the contrastive arm is equal to the authors' code, update for update, but for the standard deviation and log pi
-beyond 0.999 (results/parity.md).
 Deviations from the released code (khatch31/laeo):
 - a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
 - the last layer is the log standard deviation of actions, between -5 and 2, as everywhere here; there the standard
