@@ -10,9 +10,12 @@ Choose it when success can be shown but not scored. There is no reward model and
 classifier there are both, for comparison (the learned reward of ORIL, Zolna et al., arXiv 2011.13885, with TD3's
 critics).
 
-Deviations from the released code:
+Deviations from the released code (khatch31/laeo):
 - a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
-- the standard deviation of actions lies between exp(-5) and exp(2), as everywhere here; its minimum is 1e-6 there;
+- the last layer is the log standard deviation of actions, between -5 and 2, as everywhere here; there the standard
+  deviation is its softplus plus 1e-6;
+- log pi of an action beyond 0.999 is that of 0.999, or the action's own where pi drew it; there the logarithm of the
+  mean density beyond 0.999;
 - with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor.
 
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --seeds 8 --updates 10000

@@ -12,8 +12,12 @@ Choose it when there are a few demonstrations with actions, and much data of any
 behaviour like theirs is hidden. Where it holds nothing like the demonstrations, clone them: the policy only ever
 sees actions of the data. A pair that was demonstrated and is in the data is pulled both ways.
 
-Deviations from the released code:
+Parity: equal to the authors' code, update for update, but for the Gumbel loss's scale and, with the expectile, V's
+second term (results/parity.md).
+Deviations from the released code (kept in chufanchen/ReCOIL with its authors' history):
 - the Gumbel loss is rescaled by the largest (Q - V) of the data, there by that of data and demonstrations;
+- with --maximizer expectile V's loss is the expectile's alone, there with 0.1 (mean V of data - of demonstrations);
+- V always has layer norm, there where a setting says so;
 - no noise or uniform actions in V's loss, no gradient penalty of Q (all off there).
 
     python algorithms/imitation/recoil.py --dataset pendulum-rare --seeds 8 --updates 20000
