@@ -74,8 +74,9 @@ CLAIM = Claim(
             end(tenth, SAMPLES) > end(tenth, DATA) + 100
         ),
     },
-    finding="With a tenth of the rows samples help, and with all of them they stand for the data. But TD3+BC, at its "
-    "usual weight of cloning, ends here below the mean return of these mixed data, whatever it learns from: "
-    "the gains are those of a poor policy. A hundredth of the rows (one episode) is too little for the "
-    "diffusion model as well, and more rows did not bring its next states nearer to the environment's.",
+    finding="Where the density is known samples cover all of its modes and lie close to it. On Pendulum, with a tenth"
+    " of the rows samples help, and with all of them they stand for the data. But TD3+BC, at its usual weight"
+    " of cloning, ends here below the mean return of these mixed data, whatever it learns from: the gains are"
+    " those of a poor policy. A hundredth of the rows (one episode) is too little for the diffusion model as "
+    "well, and more rows did not bring its next states nearer to the environment's.",
 )
