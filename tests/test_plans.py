@@ -119,7 +119,7 @@ def test_plans_are_drawn_into_the_page_of_the_claim(tmp_path):
 @pytest.mark.parametrize("name", read_plans(ROOT))
 def test_paths_of_the_raw_file_are_whole(name):
     for case in read_plans(ROOT)[name]:
-        assert case["command"].startswith("python algorithms/") and {*"".join(case["maze"])} == {"#", "."}
+        assert case["command"].startswith("python algorithms/") and {*"".join(case["maze"])} <= {"#", "."}
         for paths in case["panels"].values():
             assert np.ndim(paths) == 3 and np.shape(paths)[-1] == 2
 
