@@ -198,3 +198,13 @@ def pytest_configure(config):
 @pytest.fixture
 def whole_faults(request) -> bool:
     return request.config.getoption("--whole-faults")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of a dataset, and of runs on it that several tests of a module look at."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_pendulum(folder / "pendulum.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
+        yield folder

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load, timeless, write_pendulum
+from conftest import load, timeless
 from jax.sharding import SingleDeviceSharding
 
 from shared import checks, online
@@ -304,16 +304,6 @@ def stop_after(monkeypatch, steps: int):
         return log(self, *args, **kwargs)
 
     monkeypatch.setattr(Run, "log", log_then_stop)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Of a dataset, and of runs that several tests look at."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_pendulum(folder / "pendulum.npz")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
-        yield folder
 
 
 def stopped(monkeypatch, steps: int, main, args) -> None:

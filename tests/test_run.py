@@ -150,16 +150,6 @@ def toy(out: Path, task: Task | None = None, during=None, before: int = 0, **cha
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Of a dataset, and of runs on it that were never killed."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_pendulum(folder / "pendulum.npz")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def logged(folder) -> list[dict]:
     """The metrics of each chunk of the run `bc`."""
     seen, log = [], Run.log

@@ -11,22 +11,13 @@ from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.experimental.functional import FuncEnv
 
 
-class BanditFunctional(FuncEnv):
-    """In JAX; the state is what the last choice paid, -1 before it."""
+class OneStep(FuncEnv):
+    """In JAX: one action, and what it paid, which is the state; -1 before it. `transition` says what it pays."""
 
     observation_space = gym.spaces.Box(0.0, 0.0, (1,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
 
     def initial(self, rng, params=None):
         return jnp.float32(-1.0)
-
-    def transition(self, state, action, rng, params=None):
-        pays = jnp.where(action == 0, self.p, 1.0 - self.p)
-        return jnp.float32(jax.random.uniform(rng) < pays)
 
     def observation(self, state, rng, params=None):
         return jnp.zeros(1)
@@ -36,6 +27,20 @@ class BanditFunctional(FuncEnv):
 
     def terminal(self, state, rng, params=None):
         return state >= 0.0
+
+
+class BanditFunctional(OneStep):
+    """Two arms."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def transition(self, state, action, rng, params=None):
+        pays = jnp.where(action == 0, self.p, 1.0 - self.p)
+        return jnp.float32(jax.random.uniform(rng) < pays)
 
 
 class BernoulliBandit(FunctionalJaxEnv):

@@ -10,22 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
-from gymnasium.experimental.functional import FuncEnv
+
+from environments.bandit import OneStep
 
 STD = 0.08
 RADIUS = 0.7
 RINGS = (0.4, 0.8)
 
 
-class PlaneFunctional(FuncEnv):
-    """In JAX; the state is what the action paid, -1 before it.
+class PlaneFunctional(OneStep):
+    """An action in the plane.
 
     Attributes:
       centres: [K, 2] of the modes; none of the rings.
       reach: how far a mode reaches.
     """
 
-    observation_space = gym.spaces.Box(0.0, 0.0, (1,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def __init__(self, density: str):
@@ -56,20 +56,8 @@ class PlaneFunctional(FuncEnv):
         apart = jnp.abs(jnp.linalg.norm(action) - jnp.float32(RINGS))
         return jnp.where(apart.min() < self.reach, (apart.argmin() + 1) / 2, 0.0)
 
-    def initial(self, rng, params=None):
-        return jnp.float32(-1.0)
-
     def transition(self, state, action, rng, params=None):
         return jnp.float32(self.pays(action))
-
-    def observation(self, state, rng, params=None):
-        return jnp.zeros(1)
-
-    def reward(self, state, action, next_state, rng, params=None):
-        return next_state
-
-    def terminal(self, state, rng, params=None):
-        return state >= 0.0
 
 
 class PlaneBandit(FunctionalJaxEnv):
