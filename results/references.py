@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shared.errors import InputError
+from shared.sequences import Window
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -317,6 +318,29 @@ def gpt_of_2021() -> None:
     except ModuleNotFoundError:
         raise InputError("This comparison needs the package transformers: pip install transformers==4.30.2.") from None
     replace(file_utils, "add_code_sample_docstrings", lambda *_, **__: lambda function: function)
+
+
+def windows(rng, rows: int, steps: int, limit: int, scale: float) -> Window:
+    """Windows [rows, steps] of episodes of `limit` steps, of which some begin with padding; returns of size `scale`."""
+    shape = rows, steps
+    mask = (np.arange(steps) >= rng.integers(0, steps, rows)[:, None]).astype(float)
+    first = rng.integers(0, limit - steps + 1, rows)[:, None]
+    arrays = {
+        "timestep": np.where(mask > 0, first + np.arange(steps), 0),
+        "obs": mask[..., None] * rng.standard_normal((*shape, OBS)),
+        "action": mask[..., None] * np.tanh(rng.standard_normal((*shape, ACTION))),
+        "return_to_go": mask * scale * rng.standard_normal(shape),
+    }
+    return Window(mask=jnp.asarray(mask), **jax.tree.map(jnp.asarray, arrays))
+
+
+def prompted(torch, window: Window, scale: float, one_more: bool = False) -> list:
+    """A window as code that stems from Prompt-DT takes it; `one_more`: its returns have a step that it leaves out."""
+    to_go = np.asarray(window.return_to_go)[..., None] / scale
+    to_go = np.concatenate([to_go, np.ones_like(to_go[:, :1])], 1) if one_more else to_go
+    nothing = np.zeros(window.mask.shape)
+    arrays = window.obs, window.action, nothing, nothing, to_go, window.timestep, window.mask
+    return [torch.tensor(np.asarray(x)) for x in arrays]
 
 
 def gpt_partners(gpt: Any, path: str) -> dict[str, Any]:

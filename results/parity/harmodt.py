@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from results import references as ref
-from shared.sequences import Window
 
 FILE = "prompt_dt/prompt_seq_trainer.py"
 TASKS, CONTEXT, PROMPT, LIMIT, SCALE = 3, 4, 2, 9, 10.0
@@ -53,7 +52,7 @@ def compare(checkout, undo):
     )  # fmt: skip
     weights, put = module.weights_of(agent.actor)
     masks = jnp.asarray((rng.random((TASKS, weights.size)) > args.sparsity).astype(float))
-    prompts = [windows(rng, 1, PROMPT) for _ in range(TASKS)]
+    prompts = [ref.windows(rng, 1, PROMPT, LIMIT, SCALE) for _ in range(TASKS)]
     update_one = jax.jit(lambda agent, window: module.update(agent, window, jax.random.key(0), args))
     exchange = jax.jit(lambda masks, grads: module.exchanged(masks, grads, 40, args))
     theirs_masks, task = [torch.tensor(np.asarray(x)) for x in masks], -1
@@ -73,8 +72,8 @@ def compare(checkout, undo):
     def update():
         nonlocal agent, masks, task
         task = (task + 1) % TASKS
-        window, prompt = windows(rng, ref.ROWS, CONTEXT), prompts[task]
-        given["batch"] = peer_form(torch, prompt, False), [*peer_form(torch, window, True), "task"]
+        window, prompt = ref.windows(rng, ref.ROWS, CONTEXT, LIMIT, SCALE), prompts[task]
+        given["batch"] = ref.prompted(torch, prompt, SCALE), [*ref.prompted(torch, window, SCALE, True), "task"]
         known = {"masks": masks[task][None], "prompts": prompt}
         agent, info = update_one(agent.replace(**known), jax.tree.map(lambda x: x[None], window))
         log, _ = trainer.pure_train_iteration_mix(1, masks=layout(theirs_masks[task]), env_name="task")
@@ -123,29 +122,6 @@ def unclipped(module):
 
     real = module.optimizer
     return lambda args: real(dataclasses.replace(args, max_grad_norm=0.0))
-
-
-def windows(rng, rows, steps):
-    """Windows of which some begin with padding."""
-    shape = rows, steps
-    mask = (np.arange(steps) >= rng.integers(0, steps, rows)[:, None]).astype(float)
-    first = rng.integers(0, LIMIT - steps + 1, rows)[:, None]
-    arrays = {
-        "timestep": np.where(mask > 0, first + np.arange(steps), 0),
-        "obs": mask[..., None] * rng.standard_normal((*shape, ref.OBS)),
-        "action": mask[..., None] * np.tanh(rng.standard_normal((*shape, ref.ACTION))),
-        "return_to_go": mask * SCALE * rng.standard_normal(shape),
-    }
-    return Window(mask=jnp.asarray(mask), **jax.tree.map(jnp.asarray, arrays))
-
-
-def peer_form(torch, window, one_more):
-    """A window as the reference takes it; `one_more`: its returns-to-go have a step that it leaves out."""
-    to_go = np.asarray(window.return_to_go)[..., None] / SCALE
-    to_go = np.concatenate([to_go, np.ones_like(to_go[:, :1])], 1) if one_more else to_go
-    reward = np.zeros(window.mask.shape)
-    arrays = window.obs, window.action, reward, reward, to_go, window.timestep, window.mask
-    return [torch.tensor(np.asarray(x)) for x in arrays]
 
 
 def partners(model):

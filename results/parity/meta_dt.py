@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from results import references as ref
-from shared.sequences import Window
 
 FILE = "meta_dt/model.py"
 CONTEXT, PROMPT, HISTORY, LIMIT, LATENT, HIDDEN, SCALE = 4, 2, 3, 9, 6, 12, 10.0
@@ -60,7 +59,7 @@ def compare(checkout, undo):
 
     def update():
         nonlocal agent
-        steps = windows(rng, HISTORY + 2)
+        steps = ref.windows(rng, ref.ROWS, HISTORY + 2, LIMIT, SCALE)
         steps = steps._replace(
             mask=jnp.ones_like(steps.mask), reward=jnp.asarray(rng.standard_normal(steps.mask.shape))
         )
@@ -75,11 +74,11 @@ def compare(checkout, undo):
             torch.nn.utils.clip_grad_norm_(world.parameters(), 1.0)
         adam.step()
 
-        window, prompt = windows(rng, CONTEXT), windows(rng, PROMPT)
+        window, prompt = (ref.windows(rng, ref.ROWS, n, LIMIT, SCALE) for n in (CONTEXT, PROMPT))
         told = rng.standard_normal((ref.ROWS, CONTEXT, LATENT))
         agent, acted = act(agent, module.Batch(window, jnp.asarray(told), prompt))
-        states, *rest = peer_form(torch, window, True)
-        prompt_form = [x for i, x in enumerate(peer_form(torch, prompt, False)) if i != 3]
+        states, *rest = ref.prompted(torch, window, SCALE, one_more=True)
+        prompt_form = [x for i, x in enumerate(ref.prompted(torch, prompt, SCALE)) if i != 3]
         cloned = trainer.train_step(states, torch.tensor(told), *rest, prompt_form)
         schedule.step()
         return {
@@ -97,29 +96,6 @@ class LayerNorm(nn.LayerNorm):
         if type(self.parent).__name__ != "MetaTransformer":
             return super().__call__(x)
         return jnp.concatenate([x[:, : 3 * PROMPT], super().__call__(x[:, 3 * PROMPT :])], 1)
-
-
-def windows(rng, steps):
-    """Windows of which some begin with padding."""
-    shape = ref.ROWS, steps
-    mask = (np.arange(steps) >= rng.integers(0, steps, ref.ROWS)[:, None]).astype(float)
-    first = rng.integers(0, LIMIT - steps + 1, ref.ROWS)[:, None]
-    arrays = {
-        "timestep": np.where(mask > 0, first + np.arange(steps), 0),
-        "obs": mask[..., None] * rng.standard_normal((*shape, ref.OBS)),
-        "action": mask[..., None] * np.tanh(rng.standard_normal((*shape, ref.ACTION))),
-        "return_to_go": mask * SCALE * rng.standard_normal(shape),
-    }
-    return Window(mask=jnp.asarray(mask), **jax.tree.map(jnp.asarray, arrays))
-
-
-def peer_form(torch, window, one_more):
-    """A window as the reference takes it; `one_more`: its returns-to-go have a step that it leaves out."""
-    to_go = np.asarray(window.return_to_go)[..., None] / SCALE
-    to_go = np.concatenate([to_go, np.ones_like(to_go[:, :1])], 1) if one_more else to_go
-    nothing = np.zeros(window.mask.shape)
-    arrays = window.obs, window.action, nothing, nothing, to_go, window.timestep, window.mask
-    return [torch.tensor(np.asarray(x)) for x in arrays]
 
 
 def partners(model):
