@@ -41,6 +41,7 @@ from results.grid import Entry, evaluation_file, full_grid, grid
 from shared.checkpoint import holds_checkpoint
 from shared.errors import InputError, nearest
 from shared.record import status_of
+from shared.task import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,9 +87,7 @@ def make_jobs(entries: list[Entry], name: str, more: list[str], root: Path) -> l
 
 def check_dataset(dataset: str, root: Path) -> None:
     """A recipe's name, a file or directory, or a possible Minari id (those end in a version)."""
-    recipes = root / "datasets" / "recipes.txt"
-    lines = recipes.read_text().splitlines() if recipes.exists() else []
-    names = [line.split("\t")[0] for line in lines if line and not line.startswith("#")]
+    names = recipes(root)
     if dataset not in names and not (root / dataset).exists() and not re.search(r"-v\d+$", dataset):
         raise InputError(f"There is no dataset '{dataset}'; {nearest(dataset, names)}.")
 

@@ -88,6 +88,24 @@ def benchmark(
     return Entry(algorithm, dataset, f"{length} {dims} {more}".strip(), variant)
 
 
+def ogbench(algorithm: str, dataset: str, more: str = "", updates: int = 50_000) -> Entry:
+    """A run on OGBench's own data, in networks of the published sizes and batches of 256: four seeds.
+
+    Of the published million updates a part; ten episodes of each task, not fifty.
+    """
+    length = f"--seeds 4 --batch-size 256 --updates {updates} --eval-every {updates // 2} --eval-episodes 10"
+    return Entry(algorithm, dataset, f"{length} {more}".strip())
+
+
+OGBENCH_GOALS = [
+    f"ogbench-{data}"
+    for data in ("pointmaze-medium-navigate", "pointmaze-large-navigate", "pointmaze-medium-stitch", "cube-single-play")
+]
+"""What the goal-conditioned algorithms are held against published figures on."""
+OGBENCH_TASK = "ogbench-cube-single-play-singletask"
+"""What the others are."""
+
+
 def offline(
     algorithm: str, dataset: str, more: str = "", variant: str = "", updates: int = 30_000, evaluations=()
 ) -> Entry:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from functools import cache, cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -313,9 +314,9 @@ def env_task(env_id: str) -> Task:
     return Task(env_spec.id, "", spec, env_spec, reference=reference, env_module=module)
 
 
-def recipes() -> dict[str, str]:
+def recipes(root: Path = ROOT) -> dict[str, str]:
     """{name: environment id} of datasets/recipes.txt, and of the variants of OGBench's data."""
-    path = ROOT / "datasets" / "recipes.txt"
+    path = root / "datasets" / "recipes.txt"
     return dict(_recipes_of(path.read_text() if path.exists() else ""))
 
 

@@ -767,6 +767,10 @@ def test_the_name_says_how_long_each_phase_was():
 def test_a_dataset_that_is_not_there_is_said_before_anything_runs(grid):
     with pytest.raises(benchmark.InputError, match="no dataset 'a-lock'"):
         benchmark.make_jobs([benchmark.Entry("bc", "a-lock", "--updates 2000")], "", [], grid[0])
+    with (grid[0] / "datasets" / "recipes.txt").open("a") as file:
+        file.write("ogbench-cube-single-play\tcube-single-v0\n")
+    for name in ("ogbench-cube-single-play", "ogbench-cube-single-play-singletask-task2"):  # the variants are no lines
+        assert benchmark.make_jobs([benchmark.Entry("bc", name, "--updates 2000")], "", [], grid[0])
 
 
 def test_checkpoints_are_resumed_and_remains_removed(grid):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 
 from results.checks import Claim, end, noise, rank_correlation
-from results.grid import goals
+from results.grid import OGBENCH_GOALS, goals, ogbench
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 LATENT = "--latent-dim 64"
@@ -21,6 +21,8 @@ def value(module, agent, obs, goal, args):
     ]
     return jnp.minimum(*f)
 
+
+BENCHMARK = [ogbench("crl", d) for d in OGBENCH_GOALS]
 
 CLAIM = Claim(
     title="Contrastive values beat cloning, and put no two episodes together",

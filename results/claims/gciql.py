@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task
-from results.grid import goals
+from results.grid import OGBENCH_GOALS, goals, ogbench
 
 STITCH = "point-medium-stitch"
 
@@ -10,6 +10,8 @@ def value(module, agent, obs, goal, args):
     """V(s, g)."""
     return agent.nets.value.apply(agent.value, obs, goal)
 
+
+BENCHMARK = [ogbench("gciql", d) for d in OGBENCH_GOALS]
 
 CLAIM = Claim(
     title="GCIQL puts short ways together, which cloning cannot",

@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task, rank_correlation
-from results.grid import goals
+from results.grid import OGBENCH_GOALS, goals, ogbench
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 
@@ -12,6 +12,8 @@ def value(module, agent, obs, goal, args):
     """V(s, g)."""
     return module.values(agent.nets.value, agent.value, obs, goal).mean(0)
 
+
+BENCHMARK = [ogbench("gcivl", d) for d in OGBENCH_GOALS]
 
 CLAIM = Claim(
     title="A value puts short ways together, which cloning cannot",

@@ -1,5 +1,5 @@
 from results.checks import Claim, noise, of_task, rank_correlation
-from results.grid import goals
+from results.grid import OGBENCH_GOALS, goals, ogbench
 
 LARGE = "point-large-navigate"
 
@@ -10,6 +10,8 @@ def value(module, agent, obs, goal, args):
     """V(s, phi([s; g]))."""
     return module.mean_value(agent, obs, goal)
 
+
+BENCHMARK = [ogbench("hiql", d) for d in OGBENCH_GOALS]
 
 CLAIM = Claim(
     title="Two policies of one value reach farther than one",

@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task, rank_correlation
-from results.grid import goals
+from results.grid import OGBENCH_GOALS, goals, ogbench
 
 STITCH, TELEPORT = "point-medium-stitch", "point-teleport-navigate"
 LATENT = "--latent-dim 64"
@@ -15,6 +15,8 @@ def value(module, agent, obs, goal, args):
     z, goal_z = (agent.nets.encoder.apply(agent.encoder, x) for x in (obs, goal))
     return -module.DISTANCES[args.distance](z, goal_z, mixing=agent.mixing)
 
+
+BENCHMARK = [ogbench("qrl", d) for d in OGBENCH_GOALS]
 
 CLAIM = Claim(
     title="A quasimetric finds the shortest ways where nothing is left to chance",
