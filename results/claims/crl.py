@@ -22,16 +22,21 @@ def value(module, agent, obs, goal, args):
     return jnp.minimum(*f)
 
 
+OGBENCH = OGBENCH_GOALS[0]
 BENCHMARK = [ogbench("crl", d) for d in OGBENCH_GOALS]
+gcbc_there = ogbench("gcbc", OGBENCH)
 
 CLAIM = Claim(
     title="Contrastive values beat cloning, and put no two episodes together",
     paper="OGBench (arXiv 2410.20092, table 2) has CRL above GCBC on navigate data of point mazes, and near 0 on their "
     "stitch data, far below GCIVL: it values the data's own behaviour, without dynamic programming.",
-    runs=[gcbc, *crl.values(), gcivl],
+    runs=[gcbc, *crl.values(), gcivl, BENCHMARK[0], gcbc_there],
     checks={
         f"{NAVIGATE}: CRL ends above GCBC, beyond noise": (
             end(crl[NAVIGATE]) > end(gcbc) + noise(end(crl[NAVIGATE]), end(gcbc))
+        ),
+        f"{OGBENCH}: CRL ends above GCBC, beyond noise": (
+            end(BENCHMARK[0]) > end(gcbc_there) + noise(end(BENCHMARK[0]), end(gcbc_there))
         ),
         f"{STITCH}: CRL ends below GCIVL, beyond noise": (
             end(crl[STITCH]) < end(gcivl) - noise(end(crl[STITCH]), end(gcivl))
@@ -40,6 +45,12 @@ CLAIM = Claim(
             rank_correlation(crl[NAVIGATE]) > 0.9
         ),
     },
-    finding="At this length, on whole ways, contrastive values are no better than cloning, on stitched ones they end "
-    "at GCIVL's level, not below it; and they rank the ways less well than asked for.",
+    observed={
+        f"{OGBENCH}: more than twice the published share of goals is reached": end(BENCHMARK[0]) > 2 * 29.0,
+    },
+    finding="On OGBench's own data contrastive values are far above cloning, and above what was published of them "
+    "after twenty times as many updates, with a code that cut the values in the actor's loss; why, was not "
+    "found out. On the small world at this length, on whole ways, contrastive values are no better than "
+    "cloning, on stitched ones they end at GCIVL's level, not below it; and they rank the ways less well than"
+    " asked for.",
 )

@@ -13,18 +13,26 @@ def value(module, agent, obs, goal, args):
     return module.values(agent.nets.value, agent.value, obs, goal).mean(0)
 
 
+OGBENCH = OGBENCH_GOALS[:2]
 BENCHMARK = [ogbench("gcivl", d) for d in OGBENCH_GOALS]
+there = dict(zip(OGBENCH, BENCHMARK, strict=False))
+gcbc_there = {d: ogbench("gcbc", d) for d in OGBENCH}
 
 CLAIM = Claim(
     title="A value puts short ways together, which cloning cannot",
     paper="OGBench (arXiv 2410.20092, tables 2 and 5) has GCIVL far above GCBC where long ways must be put together "
     "from episodes that end 4 cells from their start (stitch), and above it where episodes lead on (navigate).",
-    runs=[*gcbc.values(), *gcivl.values()],
+    runs=[*gcbc.values(), *gcivl.values(), *there.values(), *gcbc_there.values()],
     checks={
         **{
             f"{d}: GCIVL ends above GCBC, beyond noise": end(gcivl[d])
             > end(gcbc[d]) + noise(end(gcivl[d]), end(gcbc[d]))
             for d in gcbc
+        },
+        **{
+            f"{d}: GCIVL ends above GCBC, beyond noise": end(there[d])
+            > end(gcbc_there[d]) + noise(end(there[d]), end(gcbc_there[d]))
+            for d in OGBENCH
         },
         f"{STITCH}: GCIVL reaches the farthest goal more often, beyond noise": (
             of_task(5, gcivl[STITCH])
@@ -34,7 +42,8 @@ CLAIM = Claim(
             rank_correlation(gcivl[NAVIGATE]) > 0.9
         ),
     },
-    finding="On stitched ways the value's policy reaches more goals than the cloned one, on whole ways no more beyond "
-    "noise. The farthest goal, four episodes away, neither reaches with these small networks, and the value "
-    "ranks the ways a little less well than asked for.",
+    finding="On OGBench's own medium maze the value's policy is far above the cloned one, on the large one not beyond"
+    " noise. On stitched ways the value's policy reaches more goals than the cloned one, on whole ways no "
+    "more beyond noise. The farthest goal, four episodes away, neither reaches with these small networks, and"
+    " the value ranks the ways a little less well than asked for.",
 )
