@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.arguments import float_fields
 from shared.data import Dataset
 from shared.errors import InputError
+from shared.goals import GoalDataset
 from shared.lanes import make_mesh, over_lanes, use_cpu_devices
 from shared.task import Spec, Task
 
@@ -124,15 +125,18 @@ def prepare_peers(packages: Path | None) -> None:
         raise InputError(f"The peers need a package: {error}; see the top of {__file__}.") from None
 
 
-def ours(algorithm: str, lanes: int, data: Dataset, updates: int) -> Side:
-    module = load(ROOT / "algorithms" / "offline" / f"{algorithm}.py", f"ours_{algorithm}")
-    args, mesh = module.Args(), make_mesh(lanes)
+def ours(
+    algorithm: str, lanes: int, data: Dataset | GoalDataset, updates: int, fields: Iterable[str] = (), **settings: Any
+) -> Side:
+    """`fields`: of a batch, where they are not the usual ones; `settings`: arguments other than the file's defaults."""
+    module = load(next(ROOT.glob(f"algorithms/*/{algorithm}.py")), f"ours_{algorithm}")
+    args, mesh = module.Args(**settings), make_mesh(lanes)
     args = dataclasses.replace(
         args, **{name: jnp.full(lanes, getattr(args, name)) for name in float_fields(type(args))}
     )
-    transitions = data.transitions()
+    transitions = data.transitions(*fields)
     keys = jax.random.split(jax.random.key(0), lanes)
-    agent = over_lanes(partial(module.init, spec=data.spec), mesh, (0, 0))(keys, args)
+    agent = over_lanes(partial(module.init, spec=data.task.spec), mesh, (0, 0))(keys, args)
     train = over_lanes(module.train, mesh, (0, 0, 0, None), donate=True)
 
     def call(state, f):

@@ -53,6 +53,9 @@ CLAIM = Claim(
         f"{ICE}: DT obtains less than half of the 1 that it is asked for": end_return(dt[ICE]) < 0.5,
     },
     finding="Asked for the best return, DT chooses as the data did where it was lucky, and finds the better arm only "
-    "where the data chose it often enough. DoC finds it with either pair of odds and obtains what it promises; without "
-    "its constraint it promises more than it obtains and chooses worse.",
+    "where the data chose it often enough. DoC finds it with either pair of odds and obtains what it "
+    "promises; without its constraint it promises more than it obtains and chooses worse. On ice luck "
+    "misleads nobody so far: on the frozen lake all stay near cloning, where what DoC promises is what it "
+    "obtains, with and without the constraint; on the point lake DoC and DT both end above cloning, and DoC "
+    "promises more than it obtains.",
 )
