@@ -1,6 +1,7 @@
-"""results/speed.md: the measurements of speed.py, {peer,ensemble,online}_speed.py and action_time.py."""
+"""results/speed.md: the measurements of speed.py, {peer,agent,ensemble,online}_speed.py and action_time.py."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from results.pages.text import markdown, rate
 
 
 def speed_section(root: Path) -> str:
-    """The measurements of speed.py, {peer,ensemble,online}_speed.py and action_time.py, where they exist."""
-    made = {"speed": speed_table, "peer_speed": peer_table, "ensemble_speed": ensemble_table}
+    """The measurements of speed.py, {peer,agent,ensemble,online}_speed.py and action_time.py, where they exist."""
+    made = {"speed": speed_table}
+    made |= {name: partial(beside, name) for name in ("peer_speed", "agent_speed", "ensemble_speed")}
     made |= {"online_speed": online_table, "action_time": action_table}
     paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
@@ -83,18 +85,8 @@ def lanes_in_words(n: int) -> str:
     return f"{n} lane{'s' * (n > 1)}"
 
 
-def peer_table(measured: dict) -> str:
-    """Beside other collections, in one process."""
-    return beside("peer_speed", measured)
-
-
-def ensemble_table(measured: dict) -> str:
-    """Beside other collections' ensembles of critics, each in a process of its own."""
-    return beside("ensemble_speed", measured)
-
-
 def beside(program: str, measured: dict) -> str:
-    """Median of the rounds' rates, and of their ratios: both sides of a round ran back to back."""
+    """Beside others' code: median of the rounds' rates, and of their ratios; both sides of a round ran back to back."""
     body, memory = [], any("peak_mib" in case for case in measured["cases"])
     for case in measured["cases"]:
         ours = np.array(case["updates_per_s"]["ours"])
