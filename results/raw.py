@@ -134,6 +134,15 @@ def read_plans(root: Path) -> dict[str, list[dict]]:
     return found
 
 
+def read_values(root: Path) -> dict[str, list[dict]]:
+    """{algorithm: its cases of results/goal_distances.json}, which results/goal_distances.py writes."""
+    path, found = root / "results" / "goal_distances.json", {}
+    for case in json.loads(path.read_text())["cases"] if path.exists() else []:
+        if "over_the_maze" in case:
+            found.setdefault(case["algorithm"], []).append(case)
+    return found
+
+
 def runs_of(rows: list[Row]) -> dict[Path, dict]:
     return {row.run: row.record for row in rows}
 

@@ -50,8 +50,19 @@ from results.pictures import (
     selection_picture,
     slug,
 )
-from results.plan_pictures import plans_picture, plans_picture_name
-from results.raw import Row, baselines, labels, lane_notes, online, read_plans, read_run, read_runs, runs_of
+from results.plan_pictures import plans_picture, plans_picture_name, values_picture, values_picture_name
+from results.raw import (
+    Row,
+    baselines,
+    labels,
+    lane_notes,
+    online,
+    read_plans,
+    read_run,
+    read_runs,
+    read_values,
+    runs_of,
+)
 from shared.checkpoint import replacing
 from shared.errors import InputError, nearest
 
@@ -114,6 +125,9 @@ def drawings(rows: list[Row], root: Path, files: Raw) -> dict[Path, bytes]:
     for name, cases in read_plans(root).items():
         path = folder / plans_picture_name(name)
         found[path] = plans_picture(cases, path)
+    for name, cases in read_values(root).items():
+        path = folder / values_picture_name(name)
+        found[path] = values_picture(cases, path)
     return found
 
 

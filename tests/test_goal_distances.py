@@ -15,12 +15,14 @@ from jobs import small
 from results import goal_distances
 from results.checks import Raw, rank_correlation
 from results.grid import ROOT, goals
+from results.pages.claims import values_section
+from results.plan_pictures import values_picture
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
 from shared.task import Task, registered_env
 
-NAMES = ("gcivl", "gciql", "hiql", "ota", "dwsl", "qrl", "crl")
+NAMES = ("gcivl", "gciql", "hiql", "ota", "dwsl", "qrl", "crl", "goat", "tacorl")
 
 
 def policies(env: str, spec) -> SimpleNamespace:
@@ -53,6 +55,32 @@ def test_walls_count(spec):
     exact = [path_length(World(layout="medium"), g)(s) for g, s in zip(goal, start, strict=True)]
     assert np.abs(np.array(exact) / 0.25 - steps).max() < 4
     assert goal_distances.correlations(policies("PointMediumGoals-v0", spec), straight, None)[0] < 0.9
+
+
+def test_values_over_the_maze_stand_where_they_belong(spec, tmp_path):
+    """[rows, columns], y downwards: nothing in walls, 0 steps and the highest value at the goal."""
+    over = goal_distances.over_the_maze(policies("PointMediumGoals-v0", spec), straight, None)
+    maze, goal = over["maze"], np.array(over["goal"])
+    free = np.array([[cell == "." for cell in row] for row in maze]).repeat(4, 0).repeat(4, 1)
+    for name in ("steps", "values"):
+        found = np.array(over[name], float)
+        np.testing.assert_array_equal(np.isfinite(found), free)
+    here = tuple(np.floor(4 * goal[::-1]).astype(int))
+    assert over["steps"][here[0]][here[1]] == 0 and over["values"][here[0]][here[1]] > -0.2
+    x, y = 0.25 * (np.argwhere(free)[0][::-1] + 0.5)
+    np.testing.assert_allclose(np.array(over["values"], float)[free][0], -max(abs(goal - [x, y])), atol=1e-3)
+
+    case = {
+        "algorithm": "qrl",
+        "dataset": "a maze",
+        "run": "runs/qrl",
+        "correlation": [0.9, 1.0],
+        "over_the_maze": over,
+    }
+    assert values_picture([case], tmp_path / "values.png").startswith(b"\x89PNG")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "goal_distances.json").write_text(json.dumps({"cases": [case]}))
+    assert "values-qrl.png" in (text := "\n".join(values_section("qrl", tmp_path))) and "`runs/qrl` 0.95." in text
 
 
 def test_other_worlds_are_refused(spec):

@@ -11,6 +11,12 @@ gcsl = goals(
     "goat", RIGHT, f"{SIZES} --no-uncertainty-weight --no-best-weight --no-exponential-weight", "gcsl", updates=5_000
 )
 
+
+def value(module, agent, obs, goal, args):
+    """The mean of Q_k(s, g, pi(s, g))."""
+    return module.q_of_policy(agent.nets, agent.actor, agent.critic, obs, goal).mean(0)
+
+
 CLAIM = Claim(
     title="Weights by advantage and uncertainty carry cloning to goals that were never reached",
     paper="GOAT (arXiv 2305.18882) claims higher success than WGCSL, and both than plain cloning (GCSL), where goals "

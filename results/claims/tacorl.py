@@ -1,3 +1,5 @@
+import jax.numpy as jnp
+
 from results.checks import Claim, end, noise, of_task
 from results.grid import goals
 
@@ -7,6 +9,13 @@ PLANS = "--plan-updates 5000 --latent-dim 4"
 gcbc = goals("gcbc", STITCH)
 tacorl = goals("tacorl", STITCH, PLANS)
 cloned = goals("tacorl", STITCH, f"{PLANS} --bc-steps 1000000", "cloned")
+
+
+def value(module, agent, obs, goal, args):
+    """min_k Q_k(s, g, plan) of the mean's plan."""
+    plan = jnp.tanh(agent.nets.actor.apply(agent.actor, obs, goal)[0])
+    return module.q_values(agent, agent.critic, obs, goal, plan).min(0)
+
 
 CLAIM = Claim(
     title="Values of latent plans put short ways together, which cloned plans do not",

@@ -1,6 +1,7 @@
 """results/claims/: each paper's claim, its checks, and the runs side by side."""
 
 from pathlib import Path
+from statistics import fmean
 
 from results.amount_pictures import amounts_name
 from results.checks import DEGREES, RULE, Claim, Comparison, Missing, Quantity, Raw, Table, degree, holds
@@ -9,8 +10,8 @@ from results.pages.algorithms import Algorithm, algorithms
 from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
 from results.pictures import claim_picture
-from results.plan_pictures import plans_picture_name
-from results.raw import Row, baselines, online, read_evaluation, read_plans
+from results.plan_pictures import plans_picture_name, values_picture_name
+from results.raw import Row, baselines, online, read_evaluation, read_plans, read_values
 from shared.evaluation import fine_tuning
 
 NO_CLAIM = "no claim yet"
@@ -101,6 +102,7 @@ def claim_page(name: str, claim: Claim, files: Raw) -> str:
         *([f"![{claim.title}](../curves/{claim_picture(name)})"] if drawn(rows) else []),
         *([table] if (table := fine_tuning_table(rows)) else []),
         *plans_section(name, files.root),
+        *values_section(name, files.root),
     ]
     missing = [e for e in claim.runs if not (files.root / e.directory() / "run.json").exists()]
     if missing:
@@ -139,6 +141,20 @@ def plans_section(name: str, root: Path) -> list[str]:
     picture = f"![Plans or samples of {name}](../curves/{plans_picture_name(name)})"
     note = "A dot: where a path begins; a cross: where it ends. Made by `results/plans.py` of these runs:"
     return ["## Over the maze", picture, note, how]
+
+
+def values_section(name: str, root: Path) -> list[str]:
+    """The picture of an algorithm's values over the maze; or nothing."""
+    cases = read_values(root).get(name, [])
+    if not cases:
+        return []
+    picture = f"![Values of {name}](../curves/{values_picture_name(name)})"
+    note = (
+        "For the goal at the cross, of the first lane: the lighter, the nearer. How well they rank the ways to goals "
+    )
+    note += "(Spearman, mean of the lanes), by `results/goal_distances.py`: "
+    ranked = "; ".join(f"`{case['run']}` {fmean(case['correlation']):.2f}" for case in cases)
+    return ["## Values over the maze", picture, f"{note}{ranked}."]
 
 
 def drawn(rows: list[Row]) -> list[Row]:
