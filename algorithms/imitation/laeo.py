@@ -10,13 +10,20 @@ Choose it when success can be shown but not scored. There is no reward model and
 classifier there are both, for comparison (the learned reward of ORIL, Zolna et al., arXiv 2011.13885, with TD3's
 critics).
 
+Parity: the contrastive update is equal to khatch31/laeo but for the deviation of actions and log pi beyond 0.999, with
+a learned temperature and without entropy (results/parity.md).
 Deviations from the released code (khatch31/laeo):
+- the entropy's temperature is learned; their command lines have no entropy (--first-alpha 0), and with their learned
+  temperature the code does not start: its loss gives the policy, made for states, the later state, too;
+- every state is given one example per update; there two, its own and its neighbour's;
 - a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
 - the last layer is the log standard deviation of actions, between -5 and 2, as everywhere here; there the standard
   deviation is its softplus plus 1e-6;
 - log pi of an action beyond 0.999 is that of 0.999, or the action's own where pi drew it; there the logarithm of the
   mean density beyond 0.999;
-- with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor.
+- with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor. Its
+  networks are those of the rest; there (learning_td3.py) critics have layer norm and tanh, weights begin uniform with
+  fan_in, not fan_avg, and the target adds the logged reward where the learned one is meant.
 
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --seeds 8 --updates 10000
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --bc-share 0 0.05 0.5 --examples 20
@@ -60,6 +67,8 @@ class Args(OfflineArgs):
     """Share of -log pi(a|s) in the actor's loss, in [0, 1]."""
     kept_entropy: Float = 0.0
     """Entropy of the policy that the temperature keeps."""
+    first_alpha: Float = 1.0
+    """Entropy temperature at the start; 0: there is none, and none is learned."""
     latent_dim: int = 64
     """Size of the representations."""
     discount: Fraction = 0.99
@@ -230,8 +239,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
     actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map((lambda k: nets.scalar.init(k, obs, action)) if classifies else pair, keys)
     classifier = nets.scalar.init(classifier_key, obs) if classifies else None
-    opt = optax.adam(args.learning_rate).init((actor, critic, classifier, jnp.zeros(())))
-    return Agent(nets, actor, critic, critic, classifier, jnp.zeros(()), opt)
+    log_alpha = jnp.log(jnp.asarray(args.first_alpha, jnp.float32))  # of 0 it stays -inf: its gradient is 0
+    opt = optax.adam(args.learning_rate).init((actor, critic, classifier, log_alpha))
+    return Agent(nets, actor, critic, critic, classifier, log_alpha, opt)
 
 
 class Shown(NamedTuple):

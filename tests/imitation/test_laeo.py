@@ -106,6 +106,17 @@ def test_all_losses_take_the_networks_of_before(reward):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_critic, half)
 
 
+def test_a_temperature_of_0_is_none_and_stays_so():
+    laeo, args, _, batch = setting(first_alpha=0.0)
+    agent, key = agent_of(laeo, args), jax.random.key(0)
+    new, metrics = jax.jit(laeo.update)(agent, batch, key, args)
+    assert new.log_alpha == -np.inf and metrics["alpha"] == 0.0
+    action, _ = tanh_normal(*actor(agent, batch.obs), normals(jax.random.split(key)[0]))
+    f = similarities(agent, batch, action, batch.example).diagonal(axis1=1, axis2=2).min(0)
+    np.testing.assert_allclose(metrics["actor_loss"], -f.mean(), rtol=1e-3)
+    assert agent_of(laeo, laeo.Args(hidden_dims=(8, 8), first_alpha=np.e)).log_alpha == 1.0
+
+
 def test_futures_lie_k_steps_ahead_up_to_the_last_observation(tmp_path):
     laeo, data = load("laeo"), load_dataset(write_pendulum(tmp_path / "pendulum.npz"))
     examples = np.float32([[1, 2, 3], [4, 5, 6]])
