@@ -29,6 +29,7 @@ Deviations from the released code (khatch31/laeo):
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --bc-share 0 0.05 0.5 --examples 20
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,9 +45,10 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset
 from shared.errors import InputError
 from shared.goals import GoalDataset, GoalTransitions, geometric
+from shared.parts import every, load_all, with_parts
 from shared.run import Run, launch
 from shared.task import Spec
 
@@ -306,14 +308,16 @@ def train(agent: Agent, keys, args: Args, data: Shown) -> tuple[Agent, dict]:
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
-def success_examples(data: Dataset, args: Args) -> np.ndarray:
-    """[at most --examples, O] states in which the task is solved, spread evenly over all that there are.
+def success_examples(data: Dataset, args: Args) -> tuple[np.ndarray, Dataset]:
+    """[at most --examples, O] states in which the task is solved, spread evenly over all that there are; and `data`,
+    whose task names both parts if the examples are another dataset's.
 
     Raises:
       InputError: there is none, or they are no observations of this data.
     """
     if args.examples_from:
-        found, source, least = load_dataset(args.examples_from).obs, f"'{args.examples_from}'", ""
+        shown = load_all(dataclasses.replace(args, env="none"), [args.examples_from], [args.dataset])
+        found, source, least = shown.obs, f"'{args.examples_from}'", ""
         if found.shape[1:] != data.obs.shape[1:]:
             sizes = f"{found.shape[1:]}, not {data.obs.shape[1:]}"
             raise InputError(f"--examples-from: observations of {source} have the shape {sizes}.")
@@ -323,18 +327,22 @@ def success_examples(data: Dataset, args: Args) -> np.ndarray:
     if args.examples < 1 or not len(found):
         raise InputError(f"--examples {args.examples}: {source} has {len(found)} rows{least}; at least one is needed.")
     chosen = np.unique(np.linspace(0, len(found) - 1, min(args.examples, len(found))).round().astype(int))
+    if args.examples_from:
+        parts = {"examples": (shown, np.isin(np.arange(len(found)), chosen)), "unlabelled": (data, every(data))}
+        data = with_parts(data, parts)
     print(f"examples: {len(chosen)} of {len(found):,} states of {source}; no other use is made of rewards", flush=True)
-    return found[chosen]
+    return found[chosen], data
 
 
 def main(args: Args) -> None:
     if args.reward == "classifier" and np.max(args.discount) >= 1.0:
         raise InputError("--reward classifier: with --discount 1 a terminal state has no finite value.")
-    data = load_dataset(args).require(discrete=False, reward=not args.examples_from)
-    examples = jnp.asarray(success_examples(data, args))
+    beside = [args.examples_from] if args.examples_from else []
+    data = load_all(args, [args.dataset], beside).require(discrete=False, reward=not args.examples_from)
+    examples, data = success_examples(data, args)
     with Run(__file__, args, data.task, act) as run:
         terminal = jnp.asarray(data.terminal[data.successor].astype(np.float32))
-        shown = run.replicate(Shown(GoalDataset(data, None).transitions(), terminal, examples))
+        shown = run.replicate(Shown(GoalDataset(data, None).transitions(), terminal, jnp.asarray(examples)))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

@@ -180,7 +180,7 @@ def windows(x, size: int, stride: int):
 
 
 class Reward(nn.Module):
-    """r [B]: of standardised vectors [B, D], in [-1, 1]; of pictures [B, H, W, C] uint8, any number."""
+    """r [B] in [-1, 1]: of standardised vectors [B, D], or of pictures [B, H, W, C] uint8."""
 
     hidden_dims: tuple[int, ...]
 
@@ -190,7 +190,7 @@ class Reward(nn.Module):
             x = x / 255.0
             for size, channels, stride in ((5, 16, 3), (3, 32, 2), (3, 64, 2), (3, 128, 2)):
                 x = nn.relu(nn.Dense(channels)(windows(x, size, stride)))
-            return nn.Dense(1)(x.reshape(len(x), -1))[..., 0]
+            return jnp.tanh(nn.Dense(1)(x.reshape(len(x), -1))[..., 0])
         for size in self.hidden_dims:
             x = nn.leaky_relu(nn.Dense(size)(x))
         return jnp.tanh(nn.Dense(1)(x)[..., 0])
