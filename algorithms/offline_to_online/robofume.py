@@ -604,7 +604,7 @@ def load_datasets(args: Args) -> list[Dataset | None]:
     data = load_all(args, names[:1], there).require(discrete=False)
     found = [data]
     for name in names[1:]:
-        other = load_all(dataclasses.replace(args, env="none"), [name], there) if name else None
+        other = load_all(args, [name], there) if name else None
         if other and other.require(discrete=False).spec != data.spec:
             raise InputError(f"'{name}' has other observations or actions than '{data.task.id}'.")
         found.append(other)
