@@ -11,9 +11,14 @@ policy is cloned from batches of which half are demonstrations, half are retriev
 Choose it when there are a few demonstrations of a task, and much data of other tasks or of mixed quality, parts of
 which look like it. There are no rewards; what is retrieved is only as good as the embedding.
 
+Parity: autoencoder and similarities are equal to MaxDu17/BehaviorRetrieval but for the scale and the two next points
+(results/parity.md).
 Deviations from the released code (MaxDu17/BehaviorRetrieval):
-- the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five;
-- states and actions are standardised, in the autoencoder and in the distance, so that neither decides by its scale.
+- states and actions are standardised, in the autoencoder and in the distance, so that neither decides by its scale;
+- the reconstruction's error is the mean over all numbers; there of the states' mean and the actions' mean;
+- a latent may be drawn with a log standard deviation below -4;
+- the decoder's hidden layers are the encoder's backwards; there in the same order;
+- the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five.
 
     python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \\
         --demos point-umaze-demos --demo-episodes 2 --seeds 8 --updates 10000 --threshold 0 0.9

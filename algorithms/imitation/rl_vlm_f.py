@@ -17,8 +17,12 @@ Choose it when nobody can write a reward, but a model or a person can see which 
 counts cannot be seen in one picture (speed, what was done before), no answer tells it; --segment-length compares pieces
 of episodes, for an oracle or a file.
 
-Deviations from the papers, of which the offline one has no released code (RL-VLM-F: yufeiwang63/RL-VLM-F):
+Parity: a pass of the reward models is equal to yufeiwang63/RL-VLM-F but for the convolutions' padding, and IQL to
+corl-team/CORL but for its order (results/parity.md). Of the offline method there is a draft of its first author
+(vsreyas/RL-VLM-F) with the same reward models and CORL's IQL.
+Deviations from the papers and their code:
 - the reward models' inputs are standardised; of pictures, their convolutions are padded, so that small ones do;
+- states are standardised there for IQL; here they are as they are;
 - the number of pairs and of epochs, and labels of mean 0 and standard deviation 1, are choices of this file;
 - the oracle makes mistakes and skips near ties; other simulated teachers (myopic, of bounded rationality) are not here;
 - the policy and its values see vectors; pictures of the same rows are the reward models' alone.
