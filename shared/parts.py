@@ -66,9 +66,11 @@ def load_demos(args: DemoArgs, data: Dataset) -> Dataset:
     Raises:
       InputError: as `load_demonstrated`.
     """
-    if args.demo_episodes < 0 or not (args.demos or args.demo_episodes):
-        raise InputError(f"--demo-episodes {args.demo_episodes}: without --demos at least one episode must be chosen.")
+    if not (args.demos or args.demo_episodes):
+        raise InputError("--demo-episodes 0: without --demos at least one episode must be chosen.")
     demos = data
+    if not args.demos and not data.task.data.get("rewards", True):
+        raise InputError(f"'{data.task.id}' has no rewards to choose its best episodes by; name --demos.")
     if args.demos:
         demos = load_all(args, args.demos, (args.dataset, *args.more_data))
         refuse_another_task(data, demos)

@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated
@@ -52,7 +52,7 @@ from shared.transitions import Batch, Transitions
 class Args(DemoArgs):
     dataset: str = "point-umaze-expert"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    demo_episodes: int = 10
+    demo_episodes: Count = 10
     """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
     threshold: Fraction = 0.9
     """Least similarity of what is retrieved, in [0, 1]; 0: everything is."""
