@@ -15,7 +15,6 @@ a learned temperature and without entropy (results/parity.md).
 Deviations from the released code (khatch31/laeo):
 - the entropy's temperature is learned; their command lines have no entropy (--first-alpha 0), and with their learned
   temperature the code does not start: its loss gives the policy, made for states, the later state, too;
-- every state is given one example per update; there two, its own and its neighbour's;
 - a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
 - the last layer is the log standard deviation of actions, between -5 and 2, as everywhere here; there the standard
   deviation is its softplus plus 1e-6;

@@ -12,7 +12,7 @@ LENGTH = "--seeds 8 --updates 1500 --eval-every 1500 --log-every 1500 --eval-epi
 SIZES = f"{LENGTH} --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3"
 WATCHED = f"{SIZES} --expert environments.point_behaviour:expert --watch-envs 5 --watch-steps 80"
 FORM = f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} {WATCHED}"
-LONGER = "--seeds 8 --updates 5000 --eval-every 5000 --log-every 5000 --eval-episodes 20"
+LONGER = "--seeds 8 --updates 15000 --eval-every 15000 --log-every 15000 --eval-episodes 20"
 TOGETHER = f"--more-data {' '.join(GRID[1:])} --preset none {SIZES.replace(LENGTH, LONGER)}"
 """All sixteen datasets. Observations are not standardised there, so that 1,500 updates are too few even to clone."""
 LEARNER = "--expectile 0.9 --discount 0.95 --tau 0.02 --critic-lr 2e-3 --value-lr 2e-3"

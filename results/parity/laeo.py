@@ -223,13 +223,8 @@ CASES = {
         FILE,
         partial(compare, learned=not name),
         DEVIATIONS,
-        note="The draw of later states is left out, and the arm with a learned reward. Every state counts once (by "
-        "default twice there, the second time with its neighbour's example). "
-        + (
-            "There is no entropy."
-            if name
-            else "Temperature and actor see the same noise; theirs is given states alone."
-        ),
+        note="The draw of later states is left out, and the arm with a learned reward. "
+        + ("There is no entropy." if name else "Temperature and actor see the same noise, and theirs states alone."),
     )
     for name in ("", "no entropy")
 }
