@@ -126,7 +126,7 @@ class DemoArgs(OfflineArgs):
     """Further datasets of the same environment; their episodes follow those of --dataset."""
     demos: tuple[str, ...] = ()
     """Datasets of the same environment whose episodes are demonstrations; empty: those of --dataset."""
-    demo_episodes: int = 1
+    demo_episodes: Count = 1
     """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
 
 

@@ -54,19 +54,32 @@ def load_demonstrated(args: DemoArgs, hide: Iterable[str] = ("rewards",)) -> Dem
     Raises:
       InputError: as `load_dataset`; demonstrations of another environment; no rewards to choose them by.
     """
-    names = (args.dataset, *args.more_data)
-    data = load_all(args, names, args.demos)
-    if args.demo_episodes < 0 or not (args.demos or args.demo_episodes):
-        raise InputError(f"--demo-episodes {args.demo_episodes}: without --demos at least one episode must be chosen.")
-    demos = data
-    if args.demos:
-        demos = load_all(args, args.demos, names)
-        refuse_another_task(data, demos)
-    if args.demo_episodes:
-        demos = best_episodes(demos, args.demo_episodes)
+    data = load_all(args, (args.dataset, *args.more_data), args.demos)
+    demos = load_demos(args, data)
     parts = {"demonstrations": (demos, every(demos)), "unlabelled": (data, every(data))}
-    returns = data.episode_returns() if data.task.data.get("rewards", True) else None
-    return Demonstrated(with_parts(hidden(data, hide), parts), demos, returns)
+    return Demonstrated(with_parts(hidden(data, hide), parts), demos, true_returns(data))
+
+
+def load_demos(args: DemoArgs, data: Dataset) -> Dataset:
+    """The demonstrations beside (or in) the data of `args`, of which nothing was hidden.
+
+    Raises:
+      InputError: as `load_demonstrated`.
+    """
+    if not (args.demos or args.demo_episodes):
+        raise InputError("--demo-episodes 0: without --demos at least one episode must be chosen.")
+    demos = data
+    if not args.demos and not data.task.data.get("rewards", True):
+        raise InputError(f"'{data.task.id}' has no rewards to choose its best episodes by; name --demos.")
+    if args.demos:
+        demos = load_all(args, args.demos, (args.dataset, *args.more_data))
+        refuse_another_task(data, demos)
+    return best_episodes(demos, args.demo_episodes) if args.demo_episodes else demos
+
+
+def true_returns(data: Dataset) -> np.ndarray | None:
+    """[E] of the episodes of data of which nothing was hidden; None: it has no rewards."""
+    return data.episode_returns() if data.task.data.get("rewards", True) else None
 
 
 def load_labelled(args: LabelArgs) -> Labelled:

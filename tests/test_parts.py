@@ -145,6 +145,7 @@ def test_bad_parts_are_one_sentence(pendulum, goals, other, tmp_path):
         (DemoArgs(dataset=pendulum, demos=(maze,)), r"'.*maze.npz' has other observations than '.*': \(2,\) and 2"),
         (DemoArgs(dataset=pendulum, more_data=(maze,)), "has other observations"),
         (DemoArgs(dataset=goals, demos=(maze,), env="none"), "has no rewards to choose its best episodes by; pass"),
+        (DemoArgs(dataset=goals, env="none"), "has no rewards to choose its best episodes by; name --demos"),
         (DemoArgs(dataset=pendulum, demo_episodes=0), "--demo-episodes 0: without --demos"),
     ):
         with pytest.raises(InputError, match=message):

@@ -11,9 +11,14 @@ policy is cloned from batches of which half are demonstrations, half are retriev
 Choose it when there are a few demonstrations of a task, and much data of other tasks or of mixed quality, parts of
 which look like it. There are no rewards; what is retrieved is only as good as the embedding.
 
+Parity: autoencoder and similarities are equal to MaxDu17/BehaviorRetrieval but for the scale and the two next points
+(results/parity.md).
 Deviations from the released code (MaxDu17/BehaviorRetrieval):
-- the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five;
-- states and actions are standardised, in the autoencoder and in the distance, so that neither decides by its scale.
+- states and actions are standardised, in the autoencoder and in the distance, so that neither decides by its scale;
+- the reconstruction's error is the mean over all numbers; there of the states' mean and the actions' mean;
+- a latent may be drawn with a log standard deviation below -4;
+- the decoder's hidden layers are the encoder's backwards; there in the same order;
+- the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five.
 
     python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \\
         --demos point-umaze-demos --demo-episodes 2 --seeds 8 --updates 10000 --threshold 0 0.9
@@ -34,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated
@@ -47,7 +52,7 @@ from shared.transitions import Batch, Transitions
 class Args(DemoArgs):
     dataset: str = "point-umaze-expert"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    demo_episodes: int = 10
+    demo_episodes: Count = 10
     """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
     threshold: Fraction = 0.9
     """Least similarity of what is retrieved, in [0, 1]; 0: everything is."""

@@ -4,7 +4,8 @@ Belkhale, Cui and Sadigh, "Data Quality in Imitation Learning", NeurIPS 2023, ar
 comes to states that the data do not show, and acts there as the expert would not. Its states differ from the expert's
 by no more than the sum of its action divergences, D(pi(.|s), pi_E(.|s)), at the states that it comes to. Two properties
 of data decide about that: how consistent its actions are, and how diverse its transitions. There is no new learner:
-every lane clones one of several datasets (bc.py's deterministic head), and metrics.csv has beside its score, of data:
+every lane clones one of several datasets, or all of them (bc.py's deterministic head), and metrics.csv has beside its
+score, of the data:
 
 - action_variance: of the actions of the --n-neighbours nearest states, summed over dimensions, mean over rows;
 - transition_diversity: of the changes s' - s of the nearest (s, a), likewise;
@@ -66,7 +67,7 @@ class Args(OfflineArgs):
     parts: tuple[str, ...] = ()
     """Further datasets of the same environment."""
     part: Float = 0.0
-    """Number of the dataset that a lane clones: 0 is --dataset, 1 the first of --parts, and so on."""
+    """Number of the dataset that a lane clones: 0 is --dataset, 1 the first of --parts, and so on; -1: all together."""
     part_episodes: Count = 0
     """Episodes of each dataset that are used, its first ones; 0: all."""
     n_neighbours: Size = 10
@@ -260,8 +261,8 @@ def load_parts(args: Args) -> tuple[Dataset, np.ndarray]:
       InputError: as `load_dataset`; the parts are not of one environment, or a lane's part is none of them.
     """
     names = (args.dataset, *args.parts)
-    if wrong := [x for x in np.atleast_1d(args.part) if x not in range(len(names))]:
-        raise InputError(f"--part {wrong[0]:g}: there are {len(names)} datasets, with numbers from 0.")
+    if wrong := [x for x in np.atleast_1d(args.part) if x not in range(-1, len(names))]:
+        raise InputError(f"--part {wrong[0]:g}: there are {len(names)} datasets, with numbers from 0; -1 is all.")
     parts, given = [], given_of(names, args.fields, args.episode_length)
     for name in names:
         data = load_dataset(name, args.env, args.clip_actions, False, *given[name], args.discrete)
@@ -274,14 +275,17 @@ def load_parts(args: Args) -> tuple[Dataset, np.ndarray]:
 
 
 def on_device(data: Dataset, of: np.ndarray, args: Args) -> Parts:
-    """The parts and their measures; `of` [N]: each row's part."""
+    """The parts and their measures; `of` [N]: each row's part. All together are the last, if a lane clones them."""
     std = data.action.std(0)
     action = data.action / np.where(std < 1e-6, 1.0, std)
     size = np.bincount(of)
-    found = [measures_of(data.select(of == p), action[of == p], args) for p in range(len(size))]
+    first, chosen = np.cumsum(size) - size, [of == p for p in range(len(size))]
+    if -1 in np.atleast_1d(args.part):
+        first, size, chosen = np.append(first, 0), np.append(size, len(of)), [*chosen, of >= 0]
+    found = [measures_of(data.select(rows), action[rows], args) for rows in chosen]
     obs = np.concatenate([data.obs, np.zeros((size.max(), data.obs.shape[1]), np.float32)])
     measures = {name: jnp.float32([x[name] for x in found]) for name in found[0]}
-    columns = obs, np.cumsum(size) - size, size, np.arange(size.max())
+    columns = obs, first, size, np.arange(size.max())
     return Parts(data.transitions("obs", "action"), *map(jnp.asarray, columns), measures)
 
 

@@ -10,18 +10,25 @@ Choose it when success can be shown but not scored. There is no reward model and
 classifier there are both, for comparison (the learned reward of ORIL, Zolna et al., arXiv 2011.13885, with TD3's
 critics).
 
+Parity: the contrastive update is equal to khatch31/laeo but for the deviation of actions and log pi beyond 0.999, with
+a learned temperature and without entropy (results/parity.md).
 Deviations from the released code (khatch31/laeo):
+- the entropy's temperature is learned; their command lines have no entropy (--first-alpha 0), and with their learned
+  temperature the code does not start: its loss gives the policy, made for states, the later state, too;
 - a future beyond an episode's end is its last state; there P(k) is that of the steps that are left, scaled to one;
 - the last layer is the log standard deviation of actions, between -5 and 2, as everywhere here; there the standard
   deviation is its softplus plus 1e-6;
 - log pi of an action beyond 0.999 is that of 0.999, or the action's own where pi drew it; there the logarithm of the
   mean density beyond 0.999;
-- with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor.
+- with --reward classifier all unlabelled rows count as failures, and the next action is drawn from the actor. Its
+  networks are those of the rest; there (learning_td3.py) critics have layer norm and tanh, weights begin uniform with
+  fan_in, not fan_avg, and the target adds the logged reward where the learned one is meant.
 
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --seeds 8 --updates 10000
     python algorithms/imitation/laeo.py --dataset point-umaze-mixed --bc-share 0 0.05 0.5 --examples 20
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -37,9 +44,10 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset
 from shared.errors import InputError
 from shared.goals import GoalDataset, GoalTransitions, geometric
+from shared.parts import every, load_all, with_parts
 from shared.run import Run, launch
 from shared.task import Spec
 
@@ -60,6 +68,8 @@ class Args(OfflineArgs):
     """Share of -log pi(a|s) in the actor's loss, in [0, 1]."""
     kept_entropy: Float = 0.0
     """Entropy of the policy that the temperature keeps."""
+    first_alpha: Float = 1.0
+    """Entropy temperature at the start; 0: there is none, and none is learned."""
     latent_dim: int = 64
     """Size of the representations."""
     discount: Fraction = 0.99
@@ -230,8 +240,9 @@ def init(key, args: Args, spec: Spec) -> Agent:
     actor = nets.actor.init(actor_key, obs)
     critic = jax.lax.map((lambda k: nets.scalar.init(k, obs, action)) if classifies else pair, keys)
     classifier = nets.scalar.init(classifier_key, obs) if classifies else None
-    opt = optax.adam(args.learning_rate).init((actor, critic, classifier, jnp.zeros(())))
-    return Agent(nets, actor, critic, critic, classifier, jnp.zeros(()), opt)
+    log_alpha = jnp.log(jnp.asarray(args.first_alpha, jnp.float32))  # of 0 it stays -inf: its gradient is 0
+    opt = optax.adam(args.learning_rate).init((actor, critic, classifier, log_alpha))
+    return Agent(nets, actor, critic, critic, classifier, log_alpha, opt)
 
 
 class Shown(NamedTuple):
@@ -296,14 +307,16 @@ def train(agent: Agent, keys, args: Args, data: Shown) -> tuple[Agent, dict]:
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
-def success_examples(data: Dataset, args: Args) -> np.ndarray:
-    """[at most --examples, O] states in which the task is solved, spread evenly over all that there are.
+def success_examples(data: Dataset, args: Args) -> tuple[np.ndarray, Dataset]:
+    """[at most --examples, O] states in which the task is solved, spread evenly over all that there are; and `data`,
+    whose task names both parts if the examples are another dataset's.
 
     Raises:
       InputError: there is none, or they are no observations of this data.
     """
     if args.examples_from:
-        found, source, least = load_dataset(args.examples_from).obs, f"'{args.examples_from}'", ""
+        shown = load_all(dataclasses.replace(args, env="none"), [args.examples_from], [args.dataset])
+        found, source, least = shown.obs, f"'{args.examples_from}'", ""
         if found.shape[1:] != data.obs.shape[1:]:
             sizes = f"{found.shape[1:]}, not {data.obs.shape[1:]}"
             raise InputError(f"--examples-from: observations of {source} have the shape {sizes}.")
@@ -313,18 +326,22 @@ def success_examples(data: Dataset, args: Args) -> np.ndarray:
     if args.examples < 1 or not len(found):
         raise InputError(f"--examples {args.examples}: {source} has {len(found)} rows{least}; at least one is needed.")
     chosen = np.unique(np.linspace(0, len(found) - 1, min(args.examples, len(found))).round().astype(int))
+    if args.examples_from:
+        parts = {"examples": (shown, np.isin(np.arange(len(found)), chosen)), "unlabelled": (data, every(data))}
+        data = with_parts(data, parts)
     print(f"examples: {len(chosen)} of {len(found):,} states of {source}; no other use is made of rewards", flush=True)
-    return found[chosen]
+    return found[chosen], data
 
 
 def main(args: Args) -> None:
     if args.reward == "classifier" and np.max(args.discount) >= 1.0:
         raise InputError("--reward classifier: with --discount 1 a terminal state has no finite value.")
-    data = load_dataset(args).require(discrete=False, reward=not args.examples_from)
-    examples = jnp.asarray(success_examples(data, args))
+    beside = [args.examples_from] if args.examples_from else []
+    data = load_all(args, [args.dataset], beside).require(discrete=False, reward=not args.examples_from)
+    examples, data = success_examples(data, args)
     with Run(__file__, args, data.task, act) as run:
         terminal = jnp.asarray(data.terminal[data.successor].astype(np.float32))
-        shown = run.replicate(Shown(GoalDataset(data, None).transitions(), terminal, examples))
+        shown = run.replicate(Shown(GoalDataset(data, None).transitions(), terminal, jnp.asarray(examples)))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)

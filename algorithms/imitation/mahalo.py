@@ -11,6 +11,11 @@ transition that is unlike the rewarded ones is worth as little as the data allow
 rewards without actions (rlfo) and with (rl), or rewards of a few random episodes of the first part (rl_sample). With
 --adversarial 0 the reward function is fitted first and left as it is: two steps, reward prediction and ATAC.
 
+All three kinds of data may be there at once: with --labelled-fraction a share of the data keeps its labels, beside the
+demonstrations of the scenario (in rl_sample: in place of the random episodes), and --hide says what the rest is
+without. Every row whose action is known is in the first part, every row whose reward is known (or that is demonstrated)
+in the second, in which all rows count alike.
+
 Choose it when rewards or demonstrations come without actions and cover little of what the other data do. Bounds of the
 values follow the rewards' range; where episodes end by success, keep --no-remove-terminals.
 
@@ -41,17 +46,27 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, DemoArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, DemoArgs, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
-from shared.parts import hidden, joined, load_all, load_demonstrated, rank_correlation, with_parts
+from shared.parts import (
+    every,
+    hidden,
+    joined,
+    labelled_rows,
+    load_all,
+    load_demos,
+    rank_correlation,
+    true_returns,
+    with_parts,
+)
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
 
 
 @hyperparameters
-class Args(DemoArgs):
+class Args(DemoArgs, LabelArgs):
     dataset: str = "hopper-medium-replay"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     scenario: Literal["il", "ilfo", "rl", "rlfo", "rl_sample"] = "rl_sample"
@@ -59,8 +74,8 @@ class Args(DemoArgs):
     is --demo-episodes random episodes of the data itself."""
     adversarial: Float = 1.0
     """Weight of the reward function's part in the game; 0: it is fitted in the warm start and left as it is."""
-    split_seed: int = 0
-    """Of the draw of what keeps its labels, which all lanes share."""
+    labelled_fraction: StaticFraction = 0.0
+    """Share of the data that keeps its labels, in [0, 1]; of the rest (D_U) they are hidden."""
     consistency_weight: Float = 10.0
     """beta >= 0: weight of Bellman's errors against pessimism; 0: pessimism alone."""
     reward_weight: Float = 1e5
@@ -353,43 +368,69 @@ def train(agent: Agent, keys, args: Args, parts: Parts, warm: bool) -> tuple[Age
     return agent, metrics
 
 
-def load_parts(args: Args) -> tuple[Dataset, Dataset, Dataset, np.ndarray | None]:
-    """The data with actions, that with rewards, the former before anything was joined or left out, its true returns.
+def labelled_part(data: Dataset, args: Args) -> np.ndarray:
+    """[N] bool: rows of the data that keep their labels.
 
     Raises:
-      InputError: as `load_demonstrated`; a scenario without --demos; no row is left.
+      InputError: rl_sample has none.
     """
-    if args.scenario == "rl_sample":
-        truth = load_all(args, (args.dataset, *args.more_data)).require(discrete=False)
-        returns = truth.episode_returns()
-        chosen = np.random.default_rng(args.split_seed).permutation(len(returns))[: args.demo_episodes]
-        rows = np.isin(truth.episode(), chosen)
-        if not rows.any():
-            raise InputError(f"--demo-episodes {args.demo_episodes}: rl_sample needs one whose rewards are known.")
-        rewarded = truth.select(rows)
-        whole = with_parts(hidden(truth, ("rewards",)), {"labelled": (truth, rows), "unlabelled": (truth, ~rows)})
-    else:
-        if not args.demos:
-            raise InputError(f"--scenario {args.scenario} needs --demos: demonstrations apart from the data.")
-        whole, rewarded, returns = load_demonstrated(args)
-        whole = whole.require(discrete=False, reward=False)
-    if args.scenario.startswith("il"):
-        rewarded = rewarded.replace({}, reward=np.ones(len(rewarded.obs), np.float32))
-    known = args.scenario in ("il", "rl")
-    kept = ~whole.terminal if args.remove_terminals else np.ones(len(whole.obs), bool)
-    if not (kept & whole.usable("obs", "action", "next_obs")).any():
-        raise InputError(f"'{whole.task.id}' has no row that is not its episode's last; pass --no-remove-terminals.")
-    data = whole.select(kept)
-    data = joined([data, hidden(rewarded, ("rewards",))]) if known else data
-    return data, rewarded, whole, returns
+    if args.labelled_fraction:
+        return labelled_rows(data, args)
+    if args.scenario != "rl_sample":
+        return ~every(data)
+    chosen = np.random.default_rng(args.split_seed).permutation(len(data.ends()))[: args.demo_episodes]
+    rows = np.isin(data.episode(), chosen)
+    if not rows.any():
+        raise InputError(f"--demo-episodes {args.demo_episodes}: rl_sample needs one whose rewards are known.")
+    return rows
+
+
+def load_parts(args: Args) -> tuple[Dataset, Dataset, Dataset, np.ndarray | None]:
+    """The rows with actions, those with rewards, the data before anything was joined or left out, its true returns.
+
+    Raises:
+      InputError: as `load_all` and `load_demos`; a scenario without --demos; no row is left.
+    """
+    demonstrates = args.scenario != "rl_sample"
+    if demonstrates and not args.demos:
+        raise InputError(f"--scenario {args.scenario} needs --demos: demonstrations apart from the data.")
+    truth = load_all(args, (args.dataset, *args.more_data), args.demos if demonstrates else ())
+    needs_rewards = not demonstrates or args.labelled_fraction > 0 or "rewards" not in args.hide
+    truth = truth.require(discrete=False, reward=needs_rewards)
+    labelled, parts, rewarded = labelled_part(truth, args), {}, []
+    if demonstrates:
+        demos, shows = load_demos(args, truth), args.scenario.startswith("il")
+        parts["demonstrations"] = demos, every(demos)
+        demos = demos.require(discrete=False, reward=not shows)
+        rewarded.append(demos.replace({}, reward=np.ones(len(demos.obs), np.float32)) if shows else demos)
+    if labelled.any():
+        parts["labelled"] = truth, labelled
+    parts["unlabelled"] = truth, ~labelled
+    with_action, with_reward = (labelled | (what not in args.hide) for what in ("actions", "rewards"))
+    if with_reward.any():
+        rewarded.append(truth.select(with_reward).replace({}, {"baselines": {}}))  # rows are no episodes
+    rewarded, whole = joined(rewarded), with_parts(hidden(truth, ("rewards",)), parts)
+    if "actions" in args.hide:
+        whole = hidden(whole, ("actions",), ~labelled)
+    whole = whole.replace({"hidden": sorted(args.hide)})
+    kept = ~whole.terminal if args.remove_terminals else every(whole)
+    data = [whole.select(kept & with_action)] if with_action.any() else []
+    if args.scenario in ("il", "rl"):
+        data.append(hidden(demos, ("rewards",)))
+    if not any(x.usable("obs", "action", "next_obs").any() for x in data):
+        raise InputError(
+            f"'{whole.task.id}' has no row of known action that is not its episode's last; pass --no-remove-terminals "
+            "or --hide rewards."
+        )
+    return joined(data), rewarded, whole, true_returns(truth)
 
 
 def parts_of(args: Args) -> tuple[Dataset, Parts]:
     """The data whose task is trained on, and what lies on the device."""
     data, rewarded, whole, returns = load_parts(args)
     fields = ("obs", "action", "terminal", "next_obs")
-    low, high = (0.0, 1.0) if args.scenario.startswith("il") else (rewarded.reward.min(), rewarded.reward.max())
-    bounds = Bounds(jnp.float32(low), jnp.float32(high))
+    known = [rewarded.reward, [0.0, 1.0] if args.scenario.startswith("il") else []]
+    bounds = Bounds(*(jnp.float32(end(np.concatenate(known))) for end in (np.min, np.max)))
     episode = jnp.asarray(whole.episode()[whole.usable(*fields)])
     true = jnp.asarray(np.zeros(0) if returns is None else returns, jnp.float32)
     shown = rewarded.transitions("obs", "reward", "terminal", "next_obs")

@@ -13,7 +13,7 @@ logs. It finds what is not predictable, not what is useless: bad behaviour that 
 good, an expert whose world is noisy weighs less, and an error that is the same in whole episodes (mirrored frames)
 is learned as another rule where nothing else is seen.
 
-Deviations from the paper, which gives neither code nor, in what could be read here, its settings:
+Deviations from the paper, whose code (BeingBeyond/PTR) and settings could not be had here:
 - actions are single, with a Gaussian policy; there chunks of them, by diffusion or flow matching;
 - a consequence is the change of the observation in one step, standardised, in random features that stay as they are;
   there a latent of the image after the chunk. The next observation itself would give the state away: any action would

@@ -17,8 +17,12 @@ Choose it when nobody can write a reward, but a model or a person can see which 
 counts cannot be seen in one picture (speed, what was done before), no answer tells it; --segment-length compares pieces
 of episodes, for an oracle or a file.
 
-Deviations from the papers, of which the offline one has no released code (RL-VLM-F: yufeiwang63/RL-VLM-F):
+Parity: a pass of the reward models is equal to yufeiwang63/RL-VLM-F but for the convolutions' padding, and IQL to
+corl-team/CORL but for its order (results/parity.md). Of the offline method there is a draft of its first author
+(vsreyas/RL-VLM-F) with the same reward models and CORL's IQL.
+Deviations from the papers and their code:
 - the reward models' inputs are standardised; of pictures, their convolutions are padded, so that small ones do;
+- states are standardised there for IQL; here they are as they are;
 - the number of pairs and of epochs, and labels of mean 0 and standard deviation 1, are choices of this file;
 - the oracle makes mistakes and skips near ties; other simulated teachers (myopic, of bounded rationality) are not here;
 - the policy and its values see vectors; pictures of the same rows are the reward models' alone.
@@ -180,7 +184,7 @@ def windows(x, size: int, stride: int):
 
 
 class Reward(nn.Module):
-    """r [B]: of standardised vectors [B, D], in [-1, 1]; of pictures [B, H, W, C] uint8, any number."""
+    """r [B] in [-1, 1]: of standardised vectors [B, D], or of pictures [B, H, W, C] uint8."""
 
     hidden_dims: tuple[int, ...]
 
@@ -190,7 +194,7 @@ class Reward(nn.Module):
             x = x / 255.0
             for size, channels, stride in ((5, 16, 3), (3, 32, 2), (3, 64, 2), (3, 128, 2)):
                 x = nn.relu(nn.Dense(channels)(windows(x, size, stride)))
-            return nn.Dense(1)(x.reshape(len(x), -1))[..., 0]
+            return jnp.tanh(nn.Dense(1)(x.reshape(len(x), -1))[..., 0])
         for size in self.hidden_dims:
             x = nn.leaky_relu(nn.Dense(size)(x))
         return jnp.tanh(nn.Dense(1)(x)[..., 0])

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, DemoArgs, Float, Fraction, Size, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated
@@ -51,7 +51,7 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(DemoArgs):
-    demo_episodes: int = 0
+    demo_episodes: Count = 0
     """Demonstrations: that many episodes of highest return; 0: all that --demos have."""
     n_guides: Size = 200
     """Expert pairs: rows of the demonstrations, drawn once."""

@@ -48,9 +48,10 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset
 from shared.errors import InputError
 from shared.online import Interaction
+from shared.parts import load_all
 from shared.replay import Replay
 from shared.run import Run, launch
 from shared.task import Spec, Task
@@ -592,18 +593,22 @@ def sources(data: Dataset, back: Dataset | None, prior: Dataset | None, args: Ar
     return Sources(jax.tree.map(lambda *x: np.concatenate(x), *demos), more, ends, others, home)
 
 
-def more_data(name: str, args: Args, task: Task) -> Dataset | None:
-    """Another dataset of the same observations and actions; none without a name.
+def load_datasets(args: Args) -> list[Dataset | None]:
+    """--dataset, and --back-dataset and --prior-dataset where they are named; --fields tell of those that have them.
 
     Raises:
-      InputError: its observations or actions are others.
+      InputError: as `load_dataset`; observations or actions of one are others.
     """
-    if not name:
-        return None
-    data = load_dataset(dataclasses.replace(args, dataset=name, env="none")).require(discrete=False)
-    if data.spec != task.spec:
-        raise InputError(f"'{name}' has other observations or actions than '{task.id}'.")
-    return data
+    names = args.dataset, args.back_dataset, args.prior_dataset
+    there = [name for name in names if name]
+    data = load_all(args, names[:1], there).require(discrete=False)
+    found = [data]
+    for name in names[1:]:
+        other = load_all(args, [name], there) if name else None
+        if other and other.require(discrete=False).spec != data.spec:
+            raise InputError(f"'{name}' has other observations or actions than '{data.task.id}'.")
+        found.append(other)
+    return found
 
 
 def practice_task(task: Task, args: Args) -> Task:
@@ -619,8 +624,7 @@ def main(args: Args) -> None:
         raise InputError(
             f"--discount must be below 1, not {args.discount}: what a step costs for ever has no sum else."
         )
-    data = load_dataset(args).require(discrete=False)
-    back, prior = (more_data(name, args, data.task) for name in (args.back_dataset, args.prior_dataset))
+    data, back, prior = load_datasets(args)
     with Run(__file__, args, data.task, act, before=args.classifier_updates) as run:
         known = run.replicate(sources(data, back, prior, args))
         agent = run.init(partial(init, spec=data.spec))

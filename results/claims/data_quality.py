@@ -2,7 +2,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from results import raw
-from results.checks import Claim, Quantity, combined, end, logged, noise
+from results.checks import Claim, Quantity, combined, end, logged, lowest, noise
 from results.grid import Entry
 
 LEVELS = (0, 25, 50, 75)
@@ -10,18 +10,22 @@ GRID = [f"point-obstacle-s{system}p{policy}" for system in LEVELS for policy in 
 """Noise of the system, then of the policy, in percent of an action."""
 LENGTH = "--seeds 8 --updates 1500 --eval-every 1500 --log-every 1500 --eval-episodes 20"
 SIZES = f"{LENGTH} --batch-size 64 --hidden-dims 32 32 --actor-lr 2e-3"
-FORM = (
-    f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} {SIZES} "
-    "--expert environments.point_behaviour:expert --watch-envs 5 --watch-steps 80"
-)
-TOGETHER = f"--more-data {' '.join(GRID[1:])} --preset none {SIZES}"
+WATCHED = f"{SIZES} --expert environments.point_behaviour:expert --watch-envs 5 --watch-steps 80"
+FORM = f"--parts {' '.join(GRID[1:])} --part {' '.join(map(str, range(len(GRID))))} {WATCHED}"
+LONGER = "--seeds 8 --updates 15000 --eval-every 15000 --log-every 15000 --eval-episodes 20"
+TOGETHER = f"--more-data {' '.join(GRID[1:])} --preset none {SIZES.replace(LENGTH, LONGER)}"
+"""All sixteen datasets. Observations are not standardised there, so that 1,500 updates are too few even to clone."""
 LEARNER = "--expectile 0.9 --discount 0.95 --tau 0.02 --critic-lr 2e-3 --value-lr 2e-3"
 
 run = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 5", "5-episodes", "claim")
+whole = Entry(
+    "data_quality", GRID[0], f"--parts {' '.join(GRID[1:])} --part -1 {WATCHED} --part-episodes 5", "all", "claim"
+)
+"""One clone of all that the sixteen of `run` have, with as many updates as each of them."""
 many = Entry("data_quality", GRID[0], f"{FORM} --part-episodes 25", "25-episodes", "claim")
 TRUE = f"{TOGETHER} --impute none --labelled-fraction 1 --no-unit-reward-std {LEARNER} --beta 0 10"
 together = Entry("imputed_rewards", GRID[0], TRUE, "together", "claim")
-"""All sixteen datasets: cloned (beta 0), and IQL on true rewards."""
+"""Cloned (beta 0), and IQL on true rewards."""
 constant = Entry("seabo", GRID[0], f"{TOGETHER} --squash-alpha 0 {LEARNER} --beta 10", "together-constant", "claim")
 
 
@@ -55,9 +59,9 @@ CLAIM = Claim(
     "at the states that the clone comes to, that inconsistent actions make it large, and that noise of the system at "
     "collection helps by diverse transitions where noise of the policy does not. Here sixteen datasets of one planner, "
     "four levels of each noise, five episodes of each, are cloned, and tested under noise of the system. Each is what "
-    "is demonstrated; all sixteen together are cloned beside it, and IQL learns from their true rewards, or from a "
-    "constant 0.",
-    runs=[run, many, together, constant],
+    "is demonstrated; beside it all sixteen together are cloned with as many updates, and, whole and with more, they "
+    "are cloned, or IQL learns from them with true rewards, or a constant 0.",
+    runs=[run, whole, many, together, constant],
     checks={
         "The score falls with the action divergence at visited states (Spearman below -0.5)": (
             correlation("action_divergence") < -0.5
@@ -72,6 +76,9 @@ CLAIM = Claim(
         ),
     },
     observed={
+        "All sixteen together arrive, cloned, with as many updates and with more, and by IQL on true rewards": (
+            lowest(end(whole), end(together, "beta=0"), end(together, "beta=10")) > 99.0
+        ),
         "Noise of the policy, 0.5, ends above none, beyond noise": policy > clean + noise(policy, clean),
         "At its visited states the clone of data without noise diverges most": (
             gap[CLEAN] > gap[POLICY] + noise(gap[CLEAN], gap[POLICY])

@@ -95,6 +95,22 @@ def test_a_lane_draws_all_rows_of_its_part_and_no_others(three, monkeypatch):
 # ------------------------------------------------------------------------------- on the clone's way
 
 
+def test_a_lane_may_clone_all_parts_together(three, monkeypatch):
+    module, args, data, of = three
+    args = dataclasses.replace(args, part=jnp.float32(-1), batch_size=2000)
+    parts = module.on_device(data, of, args)
+    np.testing.assert_array_equal(parts.size, [300, 90, 150, 540])
+    monkeypatch.setattr(module, "update", lambda agent, batch, args: (batch.obs, {}))
+    agent = jnp.zeros((2000, data.obs.shape[1]))
+    drawn, metrics = module.train(
+        agent, jax.random.split(jax.random.key(0), 1), args, parts, module.Watched(None, None)
+    )
+    assert {tuple(x) for x in np.asarray(drawn)} <= {tuple(x) for x in data.obs}
+    assert all((np.asarray(drawn)[:, None] == data.obs[of == p]).all(-1).any(1).mean() > 0.1 for p in range(3))
+    close(metrics["horizon"], 540 / len(data.ends()))
+    close(module.distance_to_data(data.obs[::7], parts, -1), 0.0)
+
+
 def test_the_distance_is_to_the_nearest_row_of_the_part_itself(three):
     """Rows of other parts, and what fills up a smaller one, are no data of it."""
     module, args, data, of = three
@@ -136,7 +152,8 @@ def test_the_clone_is_watched_where_it_comes_to(monkeypatch):
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
     module, goals = load("data_quality"), write_goals(tmp_path / "maze.npz")
     for dataset, changes, message in (
-        (pendulum, {"part": 1.0}, "--part 1: there are 1 datasets, with numbers from 0"),
+        (pendulum, {"part": 1.0}, "--part 1: there are 1 datasets, with numbers from 0; -1 is all"),
+        (pendulum, {"part": -2.0}, "--part -2: there are 1 datasets"),
         (pendulum, {"part": (0.0, 0.5), "parts": (pendulum,)}, r"--part 0\.5: there are 2 datasets"),
         (pendulum, {"parts": (goals,)}, "has other observations"),
         (pendulum, {"n_neighbours": 1}, "--n-neighbours must be at least 2"),

@@ -1,5 +1,7 @@
 """The losses of laeo against the equations in plain numpy, and what its examples are."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -106,6 +108,17 @@ def test_all_losses_take_the_networks_of_before(reward):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_critic, half)
 
 
+def test_a_temperature_of_0_is_none_and_stays_so():
+    laeo, args, _, batch = setting(first_alpha=0.0)
+    agent, key = agent_of(laeo, args), jax.random.key(0)
+    new, metrics = jax.jit(laeo.update)(agent, batch, key, args)
+    assert new.log_alpha == -np.inf and metrics["alpha"] == 0.0
+    action, _ = tanh_normal(*actor(agent, batch.obs), normals(jax.random.split(key)[0]))
+    f = similarities(agent, batch, action, batch.example).diagonal(axis1=1, axis2=2).min(0)
+    np.testing.assert_allclose(metrics["actor_loss"], -f.mean(), rtol=1e-3)
+    assert agent_of(laeo, laeo.Args(hidden_dims=(8, 8), first_alpha=np.e)).log_alpha == 1.0
+
+
 def test_futures_lie_k_steps_ahead_up_to_the_last_observation(tmp_path):
     laeo, data = load("laeo"), load_dataset(write_pendulum(tmp_path / "pendulum.npz"))
     examples = np.float32([[1, 2, 3], [4, 5, 6]])
@@ -134,11 +147,27 @@ def test_examples_are_states_that_good_rewards_came_to(tmp_path):
     data = load_dataset(path)
     good = data.next_obs[data.reward >= 1.5]
     assert 5 < len(good) < 100
-    np.testing.assert_array_equal(laeo.success_examples(data, laeo.Args(success_reward=1.5)), good)
-    few = laeo.success_examples(data, laeo.Args(success_reward=1.5, examples=3))
+    all_good, own = laeo.success_examples(data, laeo.Args(success_reward=1.5))
+    np.testing.assert_array_equal(all_good, good)
+    assert own is data
+    few, _ = laeo.success_examples(data, laeo.Args(success_reward=1.5, examples=3))
     np.testing.assert_array_equal(few, good[[0, round((len(good) - 1) / 2), -1]])
-    every = laeo.success_examples(data, laeo.Args(examples_from=path, examples=1000))
-    np.testing.assert_array_equal(every, data.obs)
+
+
+def test_examples_of_another_dataset_are_named_and_have_arrays_of_their_own_names(tmp_path):
+    laeo, path = load("laeo"), write_pendulum(tmp_path / "pendulum.npz")
+    with np.load(write_pendulum(tmp_path / "other.npz", n=60, seed=1)) as file:
+        arrays = {("seen" if name == "observations" else name): file[name] for name in file.files}
+    np.savez(tmp_path / "shown.npz", **arrays)
+    args = laeo.Args(dataset=path, examples_from=str(tmp_path / "shown.npz"), fields=("obs=seen",), examples=1000)
+    data = load_dataset(path)
+    found, named = laeo.success_examples(data, args)
+    np.testing.assert_array_equal(found, arrays["seen"])
+    parts = named.task.data["parts"]
+    assert parts["examples"]["rows"] == 60 and parts["unlabelled"]["rows"] == 300
+    assert len({named.task.hash, data.task.hash, *(part["hash"] for part in parts.values())}) == 4
+    fewer = laeo.success_examples(data, dataclasses.replace(args, examples=5))[1].task.data["parts"]
+    assert fewer["examples"]["rows"] == 5 and fewer["unlabelled"] == parts["unlabelled"]
 
 
 def test_bad_input_is_one_sentence(tmp_path):

@@ -11,6 +11,7 @@ from jobs import small
 from reference import B, agent_of, close, heads, relu, tanh_normal
 from scipy.stats import spearmanr
 
+from shared.data import load_dataset
 from shared.errors import InputError
 
 SMALL = {"warm_updates": 4, "demo_episodes": 2}
@@ -215,6 +216,37 @@ def test_rewards_of_a_few_episodes_of_the_data_itself(paths, monkeypatch):
     assert np.isfinite(metrics["r"])
 
 
+@pytest.mark.parametrize("unit", ["episodes", "transitions"])
+@pytest.mark.parametrize("hide", [("rewards",), ("actions",), ("rewards", "actions")])
+@pytest.mark.parametrize("scenario", ["il", "ilfo", "rlfo", "rl_sample"])
+def test_demonstrations_labelled_and_unlabelled_rows_at_once(scenario, hide, unit, paths):
+    """Of 300 rows 60 keep their labels, 60 others are shown."""
+    mahalo, demonstrates = load("mahalo"), scenario != "rl_sample"
+    args = mahalo.Args(
+        dataset=paths[0], demos=paths[1:], demo_episodes=2, scenario=scenario, env="Pendulum-v1", hide=hide,
+        labelled_fraction=0.2, labelled_unit=unit,
+    )  # fmt: skip
+    data, rewarded, whole, returns = mahalo.load_parts(args)
+    truth = load_dataset(paths[0], "Pendulum-v1")
+    kept = [i for i in range(300) if (rewarded.obs == truth.obs[i]).all(1).any()]
+    shown = 60 * demonstrates
+    assert len(kept) == (60 if "rewards" in hide else 300) and len(rewarded.obs) == shown + len(kept)
+    np.testing.assert_array_equal(rewarded.reward[shown:], truth.reward[kept])
+    assert not demonstrates or (rewarded.reward[:shown] == 1).all() == scenario.startswith("il")
+    assert len(data.obs) == (60 if "actions" in hide else 300) + 60 * (scenario == "il")
+    assert np.isfinite(data.action).all() and np.isnan(data.reward).all() and len(returns) == 10
+    if hide == ("rewards", "actions"):
+        np.testing.assert_array_equal(data.obs[:60], truth.obs[kept])
+        assert np.isnan(whole.action).any(1).sum() == 240
+    counts = {name: part["rows"] for name, part in data.task.data["parts"].items()}
+    assert counts == {"labelled": 60, "unlabelled": 240} | ({"demonstrations": 60} if demonstrates else {})
+    assert len({part["hash"] for part in data.task.data["parts"].values()}) == len(counts)
+    assert whole.task.options["hidden"] == sorted(hide)
+    low, high = mahalo.parts_of(args)[1].bounds
+    expected = np.r_[rewarded.reward, 0, 1] if scenario.startswith("il") else rewarded.reward
+    close([low, high], [expected.min(), expected.max()])
+
+
 def test_ends_are_left_out_of_the_data(tmp_path):
     mahalo, path = load("mahalo"), write_pendulum(tmp_path / "pendulum.npz")
     with np.load(path) as file:
@@ -230,12 +262,21 @@ def test_ends_are_left_out_of_the_data(tmp_path):
 
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
-    mahalo, goals = load("mahalo"), write_goals(tmp_path / "maze.npz")
+    mahalo, goals, unpaid = load("mahalo"), write_goals(tmp_path / "maze.npz"), str(tmp_path / "pendulum-unpaid.npz")
+    with np.load(pendulum) as file:
+        np.savez(unpaid, **{name: file[name] for name in file.files if name != "rewards"})
     for dataset, changes, message in (
         (pendulum, {"scenario": "ilfo"}, "--scenario ilfo needs --demos"),
         (pendulum, {"scenario": "ilfo", "demos": (goals,)}, "has other observations"),
         (pendulum, {"demo_episodes": 0}, "--demo-episodes 0: rl_sample needs one"),
         (pendulum, {"discount": 1.0}, "--discount must be below 1"),
+        (pendulum, {"labelled_fraction": 0.01}, "--labelled-fraction 0.01: none of the 10 episodes of"),
+        (pendulum, {"scenario": "ilfo", "demos": (pendulum,), "hide": ("actions",)}, "has no row of known action"),
+        (
+            pendulum,
+            {"scenario": "rlfo", "demos": (unpaid,), "demo_episodes": 0},
+            "learns from rewards; '.*unpaid.npz' has none",
+        ),
         (cartpole, {}, "needs continuous actions"),
     ):
         with pytest.raises(InputError, match=message):

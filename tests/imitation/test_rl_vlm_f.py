@@ -180,6 +180,10 @@ def test_pictures_pass_through_convolutions():
     sizes = [params["params"][f"Dense_{i}"]["kernel"].shape for i in range(5)]
     assert sizes == [(75, 16), (144, 32), (288, 64), (576, 128), (3 * 3 * 128, 1)]  # 64, 22, 11, 6, 3
     assert jax.eval_shape(net.apply, params, seen).shape == (2,)
+    seen = r.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    params = jax.jit(net.init)(jax.random.key(0), seen)
+    params["params"]["Dense_4"] = {"kernel": jnp.zeros((128, 1)), "bias": jnp.full(1, 2.0)}
+    close(net.apply(params, seen), np.tanh([2.0, 2.0]))
 
 
 def brighter(first, second, text):

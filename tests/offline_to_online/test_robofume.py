@@ -320,9 +320,32 @@ def test_practice_is_reset_seldom_and_evaluation_ends_as_ever():
     assert robofume.practice_task(task, tiny(reset_every=7)).env_spec.max_episode_steps == 7
 
 
-def test_other_data_and_endless_costs_are_refused(pendulum):
-    assert robofume.more_data("", tiny(), Task("log", "", SPEC)) is None
-    with pytest.raises(InputError, match="has other observations or actions than 'log'"):
-        robofume.more_data(pendulum, tiny(), Task("log", "", SPEC))
+def test_names_of_arrays_are_told_of_the_datasets_that_have_them(pendulum, tmp_path):
+    with np.load(pendulum) as file:
+        usual = {name: file[name] for name in file.files}
+    np.savez(
+        tmp_path / "pendulum-named.npz",
+        **{("payment" if k == "rewards" else k): 2 * v if k == "rewards" else v for k, v in usual.items()},
+    )
+    named = str(tmp_path / "pendulum-named.npz")
+    told = tiny(dataset=named, back_dataset=pendulum, fields=("reward=payment",))
+    data, back, prior = robofume.load_datasets(told)
+    np.testing.assert_array_equal(data.reward, 2 * usual["rewards"])
+    np.testing.assert_array_equal(back.reward, usual["rewards"])
+    assert prior is None
+    data, back, prior = robofume.load_datasets(
+        dataclasses.replace(told, dataset=pendulum, back_dataset="", prior_dataset=named)
+    )
+    np.testing.assert_array_equal(prior.reward, 2 * data.reward)
+    assert back is None
+
+
+def test_other_data_and_endless_costs_are_refused(pendulum, tmp_path):
+    with np.load(pendulum) as file:
+        wider = {name: file[name] for name in file.files} | {"observations": np.zeros((300, 4))}
+    wider |= {"next_observations": np.zeros((300, 4))}
+    np.savez(tmp_path / "wider.npz", **wider)
+    with pytest.raises(InputError, match="wider.npz' has other observations or actions than '.*pendulum.npz'"):
+        robofume.load_datasets(tiny(dataset=pendulum, back_dataset=str(tmp_path / "wider.npz")))
     with pytest.raises(InputError, match="--discount must be below 1, not 1.0: what a step costs for ever"):
         robofume.main(tiny(discount=1.0))
