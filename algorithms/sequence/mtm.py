@@ -393,9 +393,9 @@ def windows_of(data: Dataset, labelled: np.ndarray, args: Args) -> Windows:
     if not high > low:
         raise InputError(f"All rewards to come of '{data.task.id}' are equal: there is no return to be asked for.")
     if np.min(args.target) < 0.0 or np.max(args.target) > 10.0:
+        given = np.ravel(args.target)[np.abs(args.target).argmax()]
         raise InputError(
-            f"--target {np.ravel(args.target)[np.abs(args.target).argmax()]:g} is no share: 0 asks for an average reward "
-            f"to come of {low:g}, 1 for {high:g}."
+            f"--target {given:g} is no share: 0 asks for an average reward to come of {low:g}, 1 for {high:g}."
         )
     known = labelled[rows]
     share = max(WITH_ACTIONS, known.mean())
