@@ -515,7 +515,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for part in args.parts:
             record[part] = PARTS[part](args, given)
-            record[part] |= {"command": " ".join(["results/sequence_speed.py", *given]), "rounds": args.rounds}
+            every = [word for word in given if word != "--files" and word not in args.files]  # the cases of others stay
+            record[part] |= {"command": " ".join(["results/sequence_speed.py", *every]), "rounds": args.rounds}
             record[part] |= {"hardware": {"cores": len(os.sched_getaffinity(0))}}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
     except InputError as error:
