@@ -5,16 +5,18 @@
     python -m venv /tmp/torch && /tmp/torch/bin/pip install torch numpy
     python results/sequence_speed.py --corl /tmp/corl --jax-corl /tmp/jax-corl --torch-python /tmp/torch/bin/python
 
-Three parts, of which --parts names some (the others' cases stay in the file):
+Four parts, of which --parts names some (the others' cases stay in the file):
 
 - beside: decision_transformer beside CORL's dt.py (PyTorch) and JAX-CORL's algos/dt.py, each in a process of its own. A
   lane of theirs would be another process: their rate is that of one;
-- actions: the compiled `act` of every file of algorithms/sequence, of as many lanes (updates: results/speed.py);
+- updates: those of every file of algorithms/sequence as its `main` makes them, of as many lanes, and the share of the
+  limit that their own matrix products set, as results/speed.py measures both;
+- actions: the compiled `act` of the same files, by turns with decision_transformer's;
 - memory: decision_transformer's `act`, which runs the network on a ring of the last K steps, beside the same on all
   that an episode of --history steps has seen, and beside a cache of keys and values, which gives the same actions as
   long as no step leaves the window.
 
-All sides take turns in changing order, so that a busy machine slows all alike; compiling is timed apart.
+What is compared takes turns, so that a busy machine slows all alike; compiling is timed apart.
 Writes results/sequence_speed.json, from which `make report` makes its tables.
 """
 
@@ -22,9 +24,9 @@ import argparse
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from functools import partial
@@ -275,31 +277,76 @@ def acting(module, agent, hyper, mesh, lanes: int, steps: int):
     return lambda agent: jax.block_until_ready(act(agent, keys, hyper)), seconds
 
 
-def actions(args: argparse.Namespace, argv: list[str]) -> dict:
-    """Each case in a process of its own: how many devices a CPU has is fixed when JAX starts."""
+CHOOSING, SEEKING = ("metamon", "more_3s"), ("gcpc",)
+"""Files for discrete actions, and for goals."""
+
+
+def every_file(part: str, args: argparse.Namespace, argv: list[str]) -> dict:
+    """Each case in a process of its own: how many devices a CPU has is fixed when JAX starts.
+
+    Cases of other files stay, where they were measured at the same sizes.
+    """
     cases = []
-    for name in sorted(p.stem for p in ROOT.glob("algorithms/sequence/*.py")):
+    for name in args.files:
         for lanes in args.lanes:
-            command = [sys.executable, str(Path(__file__).resolve()), *argv, "--one", name, str(lanes)]
+            command = [sys.executable, str(Path(__file__).resolve()), *argv, "--one", part, name, str(lanes)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise InputError(f"{name}: {done.stderr[-1000:]}")
             cases.append(json.loads(done.stdout.splitlines()[-1]))
-            print(name, lanes, statistics.median(cases[-1]["actions_per_s"]), flush=True)
-    return {"width": args.width, "layers": args.layers, "context": args.context, "cases": cases}
+            print(json.dumps(cases[-1]), flush=True)
+    sizes = {"width": args.width, "layers": args.layers, "context": args.context, "batch": args.batch}
+    before = json.loads(args.out.read_text()).get(part, {}) if args.out.exists() else {}
+    if sizes.items() <= before.items():
+        made = {(case["algorithm"], case["lanes"]) for case in cases}
+        cases += [case for case in before["cases"] if (case["algorithm"], case["lanes"]) not in made]
+    return {**sizes, "cases": sorted(cases, key=lambda case: (case["algorithm"], case["lanes"]))}
 
 
-def one(name: str, lanes: int, args: argparse.Namespace) -> dict:
+def acts(name: str, lanes: int, args: argparse.Namespace) -> dict:
+    """Rates of rounds in which the file and decision_transformer take turns."""
     import jax
 
-    module, hyper, mesh, over_lanes = prepared(name, lanes, args)
-    spec = spec_of(name in ("metamon", "more_3s"), name == "gcpc")
-    keys = jax.random.split(jax.random.key(0), lanes)
-    agent = over_lanes(partial(module.init, spec=spec), mesh, (0, 0))(keys, hyper)
-    act, compile_s = acting(module, agent, hyper, mesh, lanes, args.actions)
-    act(agent)
-    rates = [lanes * args.actions / seconds(act, agent) for _ in range(args.rounds)]
-    return {"algorithm": name, "lanes": lanes, "actions_per_s": rates, "compile_s": round(compile_s, 2)}
+    sides, compile_s = {}, {}
+    for side in dict.fromkeys((name, "decision_transformer")):
+        module, hyper, mesh, over_lanes = prepared(side, lanes, args)
+        keys = jax.random.split(jax.random.key(0), lanes)
+        spec = spec_of(side in CHOOSING, side in SEEKING)
+        agent = over_lanes(partial(module.init, spec=spec), mesh, (0, 0))(keys, hyper)
+        act, compile_s[side] = acting(module, agent, hyper, mesh, lanes, args.actions)
+        sides[side] = partial(act, agent)
+        sides[side]()
+    rates: dict[str, list] = {side: [] for side in sides}
+    for r in range(args.rounds):
+        for side in list(sides)[:: 1 if r % 2 else -1]:
+            rates[side].append(lanes * args.actions / seconds(sides[side]))
+    found = {"actions_per_s": rates[name], "dt_per_s": rates["decision_transformer"]}
+    return {"algorithm": name, "lanes": lanes, **found, "compile_s": round(compile_s[name], 2)}
+
+
+def updating(name: str, lanes: int, args: argparse.Namespace) -> dict:
+    """Of the file's `main`, on random episodes, at sizes that all files share."""
+    import dataclasses
+
+    from results.speed import load, run_case
+
+    obs, action, _ = rows(args)
+    rng, n = np.random.default_rng(1), obs.shape[0] * LENGTH
+    choice = rng.integers(0, ACTION, n) if name in CHOOSING else action.reshape(n, ACTION)
+    steps = {"observations": obs.reshape(n, OBS), "actions": choice, "rewards": rng.uniform(size=n).astype(np.float32)}
+    ends = {"terminals": np.zeros(n, bool), "timeouts": np.arange(1, n + 1) % LENGTH == 0}
+    chunk = args.updates
+    sizes = {"width": args.width, "layers": args.layers, "heads": 1, "encoder_heads": 1, "context": args.context}
+    sizes |= {"batch_size": args.batch, "n_tasks": 1, "future": args.context, "mask_every": chunk}
+    sizes |= dict.fromkeys(("context_updates", "language_updates", "unprompted_updates"), chunk)
+    known = {field.name for field in dataclasses.fields(load(name).Args)}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/log.npz", **steps, **ends)
+        case = {"algorithm": name, "shape": "hopper", "lanes": lanes, "layout": "auto", "precision": "float32"}
+        case |= {"log": f"{folder}/log.npz", "out": f"{folder}/run", "turn": f"{folder}/turn", "seconds": 0.5}
+        found = run_case(case | {"chunk": chunk, "settings": {k: x for k, x in sizes.items() if k in known}})
+    kept = ("algorithm", "lanes", "layout", "updates_per_s", "share", "mflop_per_update", "compile_s", "memory_mib")
+    return {what: found[what] for what in kept}
 
 
 def seconds(f, *given) -> float:
@@ -368,7 +415,7 @@ def cached_play(agent, obs, wanted):
 def memory(args: argparse.Namespace, argv: list[str]) -> dict:
     cases = []
     for lanes in args.lanes:
-        command = [sys.executable, str(Path(__file__).resolve()), *argv, "--one", "memory", str(lanes)]
+        command = [sys.executable, str(Path(__file__).resolve()), *argv, "--one", "memory", "", str(lanes)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise InputError(done.stderr[-1000:])
@@ -421,7 +468,13 @@ def memories(lanes: int, args: argparse.Namespace) -> list[dict]:
     ]
 
 
-PARTS = {"beside": beside, "actions": actions, "memory": memory}
+PARTS = {
+    "beside": beside,
+    "updates": partial(every_file, "updates"),
+    "actions": partial(every_file, "actions"),
+    "memory": memory,
+}
+ONE = {"updates": updating, "actions": acts, "memory": lambda _, lanes, args: memories(lanes, args)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -432,6 +485,8 @@ def main(argv: list[str] | None = None) -> int:
     option("--corl", type=Path, metavar="DIR", help="CORL's checkout")
     option("--jax-corl", type=Path, metavar="DIR", help="JAX-CORL's checkout")
     option("--torch-python", type=Path, metavar="FILE", help="a Python that has torch")
+    files = sorted(p.stem for p in ROOT.glob("algorithms/sequence/*.py"))
+    option("--files", nargs="+", default=files, choices=files, help="of the parts `updates` and `actions` (all)")
     option("--lanes", type=int, nargs="+", default=[1, 8])
     option("--width", type=int, default=128, help="of a token (%(default)s)")
     option("--layers", type=int, default=3, help="blocks of the transformer (%(default)s)")
@@ -446,21 +501,22 @@ def main(argv: list[str] | None = None) -> int:
     option("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (%(default)s, the cores)")
     option("--out", type=Path, default=ROOT / "results" / "sequence_speed.json", metavar="FILE")
     option("--serve", nargs=2, help=argparse.SUPPRESS)
-    option("--one", nargs=2, help=argparse.SUPPRESS)
+    option("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
     if args.serve:
         serve(*SIDES[args.serve[0]](int(args.serve[1]), args))
         return 0
     if args.one:
-        name, lanes = args.one[0], int(args.one[1])
-        print(json.dumps(memories(lanes, args) if name == "memory" else one(name, lanes, args)))
+        part, name, lanes = args.one
+        print(json.dumps(ONE[part](name, int(lanes), args)))
         return 0
     record = json.loads(args.out.read_text()) if args.out.exists() else {}
     try:
         for part in args.parts:
             record[part] = PARTS[part](args, given)
-            record[part] |= {"command": " ".join(["results/sequence_speed.py", *given]), "rounds": args.rounds}
+            every = [word for word in given if word != "--files" and word not in args.files]  # the cases of others stay
+            record[part] |= {"command": " ".join(["results/sequence_speed.py", *every]), "rounds": args.rounds}
             record[part] |= {"hardware": {"cores": len(os.sched_getaffinity(0))}}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
     except InputError as error:

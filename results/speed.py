@@ -230,6 +230,7 @@ def run_case(case: dict) -> dict:
     if "offline_updates" in {f.name for f in dataclasses.fields(module.Args)}:  # an environment comes after them
         settings |= {"offline_updates": settings.pop("updates"), "offline_eval_every": total}
         settings |= {"env_steps": total, "env": "Hopper-v5"}
+    settings |= case.get("settings", {})
     try:
         with contextlib.suppress(Enough):
             module.main(module.Args(**settings))

@@ -181,6 +181,15 @@ def target_returns(data: Dataset, wanted: float | tuple[float, ...]) -> float | 
 
 
 def return_scale(data: Dataset, wanted: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """What returns are divided by; 0 means the largest magnitude of the data's returns-to-go, or 1."""
+    """What returns are divided by; 0 means the largest magnitude of the data's returns-to-go, or 1.
+
+    Raises:
+      InputError: it is negative.
+    """
     largest = float(np.abs(data.return_to_go()).max()) or 1.0
+    if np.min(wanted) < 0:
+        raise InputError(
+            f"--return-scale {np.min(wanted):g}: returns are divided by it, so it is above 0, or 0 for the largest of "
+            f"'{data.task.id}', {largest:g}."
+        )
     return tuple(x or largest for x in wanted) if isinstance(wanted, tuple) else wanted or largest

@@ -142,6 +142,9 @@ def test_targets_are_of_the_datas_sign_and_scale():
     assert target_returns(nothing, 0.0) == 0.0 and return_scale(nothing, 0.0) == 1.0
     assert return_scale(log(), 0.0) == 100.0 == return_scale(costs, 0.0)
     assert return_scale(log(), 7.0) == 7.0 and return_scale(log(), (7.0, 0.0)) == (7.0, 100.0)
+    for scale in (-7.0, (7.0, -7.0)):
+        with pytest.raises(InputError, match="--return-scale -7: .* or 0 for the largest of 'log', 100"):
+            return_scale(log(), scale)
 
 
 def test_windows_of_a_replay_buffer_end_with_their_episode_and_the_newest_row():

@@ -14,12 +14,15 @@ the language model's own weights are learned, too.
 
 Choose it when data are few, and a language model's weights are at hand.
 
+Parity: equal to the authors' code, update for update, but for a text's places, the form of GELU, Adam's epsilon and the
+step size and decay of what is changed (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - text is a tiny grammar unless a file is given (WikiText-103), and its tokens have places (none there);
 - the change of the weights has no dropout of its own (0.1), and GELU is the tanh form everywhere;
 - the score is of one target return (the best of several): each is a lane;
-- AdamW is optax's for all that is learned (the authors' code: epsilon 1e-6, and its low-rank changes in fact at the
-  rate of the new networks);
+- AdamW is optax's for all that is learned, and what decays of an attention's bias is its change (the authors' code:
+  epsilon 1e-6, the bias itself, and its low-rank changes in fact at the rate of the new networks);
 - no images.
 
     python algorithms/sequence/lamo.py --dataset pendulum-few --seeds 4 --width 64 --layers 2 --updates 10000

@@ -378,7 +378,7 @@ def windows_of(data: Dataset, labelled: np.ndarray, args: Args) -> Windows:
     """`data`, of which the rows `labelled` [N] have actions, without the episodes that are held out, and these.
 
     Raises:
-      InputError: nothing is left to learn from, or all rewards are equal.
+      InputError: nothing is left to learn from, all rewards are equal, or --target is of another scale.
     """
     episode, fields = data.episode(), ("obs", "action", "return_to_go")
     units = np.unique(episode[labelled])
@@ -392,6 +392,11 @@ def windows_of(data: Dataset, labelled: np.ndarray, args: Args) -> Windows:
     low, high = average[~judged].min(), average[~judged].max()
     if not high > low:
         raise InputError(f"All rewards to come of '{data.task.id}' are equal: there is no return to be asked for.")
+    if np.min(args.target) < 0.0 or np.max(args.target) > 10.0:
+        given = np.ravel(args.target)[np.abs(args.target).argmax()]
+        raise InputError(
+            f"--target {given:g} is no share: 0 asks for an average reward to come of {low:g}, 1 for {high:g}."
+        )
     known = labelled[rows]
     share = max(WITH_ACTIONS, known.mean())
     shares = np.where(known, share / known.mean(), (1.0 - share) / max((~known).mean(), 1e-9))

@@ -14,6 +14,9 @@ Choose it when somebody can tell which of two pieces is better, and no reward is
 any window of the present state has are asked of a policy that never saw them: where good and bad pieces are in
 different places, not of different behaviour, z* says little.
 
+Parity: equal to the authors' code, update for update, but for the encoder's normalisation and mean, the weights of the
+errors and what keeps a distance's gradient finite (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - pairs are of pieces as long as --foresee, or up to a terminal row (those that a time limit cuts are compared, too);
 - there is a number of pairs, each of which may come again, and the action error is of other windows, of all the data

@@ -55,7 +55,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, FinetuneArgs, Float, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
-from shared.online import MAX_CHUNK, LaneEnvs
+from shared.jax_envs import jax_env
+from shared.online import MAX_CHUNK, LaneEnvs, move
 from shared.parts import hidden
 from shared.policies import StatefulPolicy, stepped
 from shared.run import Run, launch
@@ -558,27 +559,51 @@ class Rollout:
     """The second phase of all lanes: the environments, what was played, and the rounds of updates."""
 
     def __init__(self, run: Run):
-        run.shorten_chunks(MAX_CHUNK)
-        self.run, self.args, spec = run, run.args, run.task.spec
-        self.envs = LaneEnvs(run.task, [s["seed"] for s in run.padded_settings])
-        lanes, steps = len(run.padded_settings), run.total
+        self.run, self.args, self.env, task = run, run.args, jax_env(require_env(run.task)), run.task
+        lanes, steps, spec = len(run.padded_settings), run.total, run.task.spec
         self.obs = np.zeros((lanes, steps, *spec.obs_shape), np.float32)
         """[L, C, O]"""
         self.action = np.zeros((lanes, steps, spec.action_dim), np.float32)
         self.reward, self.ended = np.zeros((lanes, steps), np.float32), np.zeros((lanes, steps), bool)
-        self.first = np.ones((lanes, 1), bool)
-        """[L, 1] whether an episode begins"""
-        policy = stepped(StatefulPolicy(initial_carry, explore))
-        begin_lanes = run.over_lanes(lambda agent, args: policy.begin(agent, args, 1), in_axes=(0, 0))
-        self._begin_carry, self.carry = begin_lanes, None
+        self.paid = spec.obs_shape[-1] + spec.action_dim
+        """Where a row of a transition has the reward."""
+        if not self.env:
+            run.shorten_chunks(MAX_CHUNK)
+            self.envs = LaneEnvs(task, [s["seed"] for s in run.padded_settings])
+            self.first = np.ones((lanes, 1), bool)
+            """[L, 1] whether an episode begins"""
+        policy, self.carry = stepped(StatefulPolicy(initial_carry, explore)), None
         episode_keys = jax.random.key_data(run.step_keys(run.total))
 
+        def begin_carry(agent, args, key):
+            memory = policy.begin(agent, args, 1)
+            if not self.env:
+                return memory
+            return *self.env.reset(jax.random.split(key)), memory, jnp.float32(0.0), jnp.bool_(True), jnp.int32(0)
+
+        def collect(carry, agent, keys, args, episode_key):
+            """One step for each key [n], with the environment inside; the carry, and what was played."""
+
+            def step(carry, key):
+                env_state, obs, memory, reward, first, episode = carry
+                act_key, _, env_key = jax.random.split(key, 3)
+                pair = jax.random.fold_in(episode_key, episode // 2)
+                seen = obs[None], reward[None], first[None]
+                action, memory = policy.act(memory, agent, *seen, pair, act_key, args)
+                env_state, new, row, ended = move(self.env, task, env_state, obs, action[0], env_key)
+                carry = env_state, new, memory, row[self.paid], ended, episode + ended
+                return carry, (obs, action[0], row[self.paid], ended)
+
+            return jax.lax.scan(step, carry, keys)
+
+        begin_lanes = run.over_lanes(begin_carry, in_axes=(0, 0, 0))
         act_lanes = run.over_lanes(policy.act, in_axes=(0,) * 8)
+        collect_lanes = run.over_lanes(collect, in_axes=(0,) * 5)
         learn_lanes = run.over_lanes(learn, in_axes=(0, 0, 0, 0), donate=True)
         begin_rounds = run.over_lanes(begin, in_axes=(0, 0, 0, 0), donate=True)
 
         def keys_of(key_data, i):
-            return jax.vmap(jax.random.split)(jax.random.wrap_key_data(key_data[:, i]))
+            return jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.wrap_key_data(key_data[:, i]))
 
         @partial(jax.jit, donate_argnums=0)
         def act_at(carry, agent, obs, reward, first, number, key_data, args, i):
@@ -587,6 +612,10 @@ class Rollout:
             return act_lanes(carry, agent, *seen, pair, keys_of(key_data, i)[:, 0], args)
 
         self._act = act_at
+        self._begin_carry = lambda agent: begin_lanes(agent, run.lane_args, run.step_keys(run.total + 1))
+        self._collect = lambda carry, agent, keys: collect_lanes(
+            carry, agent, keys, run.lane_args, jax.random.wrap_key_data(episode_keys)
+        )
         self._learn = lambda agent, played, keys: learn_lanes(agent, played, keys, run.lane_args)
         self._begin = lambda agent, played, keys: begin_rounds(agent, played, keys, run.lane_args)
         self._keys = jax.jit(lambda key_data, i: keys_of(key_data, i)[:, 1])
@@ -599,29 +628,42 @@ class Rollout:
 
     def steps(self, agent: Agent, keys) -> tuple[Agent, dict]:
         """One chunk of environment steps; the mean metrics of its rounds, if there are any."""
-        run, key_data, metrics = self.run, jax.random.key_data(keys), []
+        key_data, metrics, start = jax.random.key_data(keys), [], 0
         if self.carry is None:
-            self.carry = self._begin_carry(agent, run.lane_args)
-        for i in range(keys.shape[1]):
-            t = run.done + i
-            reward = self.reward[:, t - 1] if t else self.reward[:, 0]
-            seen = self.envs.obs, reward, self.first, np.int32(self.envs.episode)
-            action, self.carry = self._act(self.carry, agent, *seen, key_data, run.lane_args, i)
-            self.obs[:, t], self.action[:, t] = self.envs.obs, np.asarray(action)[:, 0]
-            at = self.obs.shape[-1] + self.action.shape[-1]
-            self.reward[:, t] = self.envs.step(self.action[:, t])[:, at]
-            self.ended[:, t] = self.envs.ended
-            self.first = self.envs.ended[:, None].copy()
-            due = t + 1 - self.args.learning_starts
+            self.carry = self._begin_carry(agent)
+        while start < keys.shape[1]:
+            due, every = self.run.done + start - self.args.learning_starts, self.args.learn_every
+            stop = min(keys.shape[1], start + (-due if due < 0 else every - due % every))
+            self._play(agent, keys, key_data, start, stop)
+            due, now = self.run.done + stop - self.args.learning_starts, stop - 1
             if due == 0:
                 last = [o[e] for o, e in zip(self.obs, self.ended, strict=True)]
                 found = np.float32([diversity_of(x) for x in last])
                 agent = agent.replace(diversity=jax.device_put(found, agent.diversity.sharding))
-                agent = self._begin(agent, self._played(), self._keys(key_data, i))
-            elif due > 0 and due % self.args.learn_every == 0:
-                agent, info = self._learn(agent, self._played(), self._keys(key_data, i))
+                agent = self._begin(agent, self._played(), self._keys(key_data, now))
+            elif due > 0 and due % every == 0:
+                agent, info = self._learn(agent, self._played(), self._keys(key_data, now))
                 metrics.append(info)
+            start = stop
         return agent, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) if metrics else {}
+
+    def _play(self, agent: Agent, keys, key_data, start: int, stop: int) -> None:
+        """The steps of the keys from `start` to `stop`."""
+        done = self.run.done
+        if self.env:
+            self.carry, played = self._collect(self.carry, agent, keys[:, start:stop])
+            for kept, new in zip((self.obs, self.action, self.reward, self.ended), played, strict=True):
+                kept[:, done + start : done + stop] = new
+            return
+        for i in range(start, stop):
+            t = done + i
+            reward = self.reward[:, t - 1] if t else self.reward[:, 0]
+            seen = self.envs.obs, reward, self.first, np.int32(self.envs.episode)
+            action, self.carry = self._act(self.carry, agent, *seen, key_data, self.run.lane_args, i)
+            self.obs[:, t], self.action[:, t] = self.envs.obs, np.asarray(action)[:, 0]
+            self.reward[:, t] = self.envs.step(self.action[:, t])[:, self.paid]
+            self.ended[:, t] = self.envs.ended
+            self.first = self.envs.ended[:, None].copy()
 
     def _played(self) -> Played:
         """Of all lanes [L, C]."""
@@ -632,21 +674,23 @@ class Rollout:
         """For a checkpoint."""
         if self.carry is None:
             return {}
-        names = ("obs", "action", "reward", "ended", "first", "carry")
-        return {"env": self.envs.state(), **{name: getattr(self, name) for name in names}}
+        env = {} if self.env else {"env": self.envs.state(), "first": self.first}
+        return {**env, **{name: getattr(self, name) for name in ("obs", "action", "reward", "ended", "carry")}}
 
     def restore(self, agent: Agent) -> Agent:
         """`agent`, and the state here, from the run's checkpoint when --resume was given."""
         if not self.run.args.resume or self.run.done <= 0:
             return self.run.restore(agent)
-        self.carry = self._begin_carry(agent, self.run.lane_args)
+        self.carry = self._begin_carry(agent)
         agent, state = self.run.restore(agent, self.state())
-        for name in ("obs", "action", "reward", "ended", "first"):
+        for name in ("obs", "action", "reward", "ended"):
             setattr(self, name, np.array(state[name]))
         self.carry = state["carry"]
-        lost = ~self.envs.restore(state["env"])
-        self.first[lost] = True
-        self.ended[lost, self.run.done - 1] = True
+        if not self.env:
+            self.first = np.array(state["first"])
+            lost = ~self.envs.restore(state["env"])
+            self.first[lost] = True
+            self.ended[lost, self.run.done - 1] = True
         return agent
 
 

@@ -190,26 +190,52 @@ def over(one: list[float] | np.ndarray, other: list[float] | np.ndarray) -> str:
 
 
 def sequence_tables(measured: dict) -> str:
-    """Of the sequence models: DT beside other code; actions of every file; what acting costs by how it remembers."""
+    """Of the sequence models: DT beside other code; every file's updates and actions; what remembering costs."""
     tables = []
     if "beside" in measured:
         tables.append(taking_turns("sequence_speed", measured["beside"]))
-    for part, table in (("actions", actions_of_sequences), ("memory", memory_of_sequences)):
+    parts = {"updates": updates_of_sequences, "actions": actions_of_sequences, "memory": memory_of_sequences}
+    for part, table in parts.items():
         if found := measured.get(part):
             sizes = f"{found['layers']} block{'s' * (found['layers'] > 1)} of width {found['width']}"
             tables += [table(found, sizes)]
     return "\n\n".join(tables)
 
 
+def updates_of_sequences(found: dict, sizes: str) -> str:
+    """One row per file, the columns by the number of lanes."""
+    cells = {
+        (c["algorithm"], c["lanes"]): f"{rate(c['updates_per_s']['median'])}, {100 * c['share']['median']:.0f} %"
+        for c in found["cases"]
+    }
+    note = (
+        f"Updates of batches of {found['batch']}, {sizes}, windows of {found['context']} steps, the rest as published, "
+    )
+    note += "and their share of the limit that their own matrix products set, made by themselves in turn; on "
+    return by_lanes("updates/s, all lanes", note + made_on(found), cells)
+
+
 def actions_of_sequences(found: dict, sizes: str) -> str:
     """One row per file, the columns by the number of lanes."""
-    lanes = sorted({case["lanes"] for case in found["cases"]})
-    medians = {(c["algorithm"], c["lanes"]): rate(np.median(c["actions_per_s"])) for c in found["cases"]}
-    names = sorted({name for name, _ in medians})
-    body = [[name, *(medians.get((name, n), "") for n in lanes)] for name in names]
-    note = f"Actions of one episode per lane, {sizes}, windows of {found['context']} steps, the rest as published, on "
-    header = ["actions/s, all lanes", *(lanes_in_words(n) for n in lanes)]
-    return "\n\n".join([note + made_on(found), markdown(header, body)])
+    cells = {
+        (
+            c["algorithm"],
+            c["lanes"],
+        ): f"{rate(np.median(c['actions_per_s']))}, {over(c['actions_per_s'], c['dt_per_s'])}"
+        for c in found["cases"]
+    }
+    note = (
+        f"Actions of one episode per lane, {sizes}, windows of {found['context']} steps, the rest as published; over "
+    )
+    note += "decision_transformer's in the same rounds (lowest–highest), on "
+    return by_lanes("actions/s, all lanes", note + made_on(found), cells)
+
+
+def by_lanes(what: str, note: str, cells: dict[tuple[str, int], str]) -> str:
+    """A table of {(algorithm, lanes): text}."""
+    lanes, names = (sorted({key[i] for key in cells}) for i in (1, 0))
+    body = [[name, *(cells.get((name, n), "") for n in lanes)] for name in names]
+    return "\n\n".join([note, markdown([what, *(lanes_in_words(n) for n in lanes)], body)])
 
 
 def memory_of_sequences(found: dict, sizes: str) -> str:

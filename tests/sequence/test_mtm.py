@@ -228,6 +228,8 @@ def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
         ({"hide": ("rewards",)}, "actions alone may be missing"),
         ({"labelled_only": True, "labelled_unit": "transitions"}, "needs --labelled-unit episodes"),
         ({"holdout": 1.0}, "no episode with actions is left"),
+        ({"target": 3600.0}, "--target 3600 is no share: 0 asks for an average reward to come of -"),
+        ({"target": (0.5, -1.0)}, "--target -1 is no share"),
     ):
         with pytest.raises(InputError, match=message):
             load("mtm").main(small("mtm", pendulum, tmp_path / "run", **changes))

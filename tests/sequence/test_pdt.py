@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from reference import agent_of, close
 from scipy.stats import norm as normal
 from transformer_in_numpy import SPEC, B, block, dense, norm, relu, window
 
+from shared.arguments import float_fields
 from shared.errors import InputError
 from shared.sequences import Window
+from shared.task import env_task, registered_env
 
 SMALL = {
     "width": 8, "layers": 1, "heads": 2, "context": 3, "lookahead": 2, "latent_dim": 2, "future_candidates": 4,
@@ -362,6 +365,48 @@ def test_rounds_begin_after_the_first_steps_and_nothing_need_come_before(pendulu
     close(float(rows[-1]["best_return"]), agent["[0].best_return"][0])
     assert agent["[0].diversity"] == 2  # updates of the return predictor; that of a single episode is 0
     close(agent["[0].log_alpha"], np.log(0.1) + 4)
+
+
+def test_environments_in_jax_are_played_compiled_as_stepped_and_go_on_where_they_were(monkeypatch):
+    """Episodes of four steps from one start, without chance but the policy's; rounds after 4, 7 and 10 steps.
+
+    Stopped after six, in an episode and between rounds, a run goes on as if nothing had happened.
+    """
+    pdt, lanes, steps = load("pdt"), 2, 11
+    spec = registered_env("PointHiddenCorner-v0", {"jitter": 0.0}, 4)
+    task = dataclasses.replace(env_task("PointHiddenCorner-v0"), env_spec=spec)
+    args = pdt.Args(**TINY, learning_starts=4, learn_every=3)
+    every = {name: jnp.full(lanes, getattr(args, name)) for name in float_fields(pdt.Args)}
+    lane_args = dataclasses.replace(args, **every)
+    keys, agents = jax.random.split(jax.random.key(0), (lanes, steps + 2)), jax.random.split(jax.random.key(1), lanes)
+    init = jax.jit(jax.vmap(lambda key, args: pdt.init(key, args, task.spec)))
+    fresh = init(agents, lane_args)
+    monkeypatch.setattr(pdt, "begin", lambda agent, played, key, args: agent.replace(tuned=jnp.ones(())))
+    monkeypatch.setattr(pdt, "learn", lambda agent, played, key, args: (agent, {"best": played.best_return}))
+    found = {}
+    for way in ("compiled", "stepped"):
+        if way == "stepped":
+            monkeypatch.setattr(pdt, "jax_env", lambda task: None)
+        run = SimpleNamespace(
+            task=task, padded_settings=[{"seed": i} for i in range(lanes)], total=steps, done=0, chunk=6, args=args,
+            lane_args=lane_args, step_keys=lambda t: keys[:, t], shorten_chunks=lambda n: None,
+            over_lanes=lambda f, in_axes, **_: jax.jit(jax.vmap(f, in_axes)),
+        )  # fmt: skip
+        loop = pdt.Rollout(run)
+        agent, told = loop.steps(fresh, keys[:, :6])
+        assert told == {}  # the return predictor alone has begun
+        saved = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else jnp.array(x), loop.state())
+        run.args, run.done = dataclasses.replace(args, resume=True), 6
+        run.restore = lambda agent, state, saved=saved: (agent, saved)
+        again = pdt.Rollout(run)
+        again.restore(agent)
+        for one in (loop, again):
+            _, told = one.steps(agent, keys[:, 6:steps])
+        jax.tree.map(np.testing.assert_array_equal, loop.state(), again.state())
+        found[way] = [*(getattr(loop, name) for name in ("obs", "action", "reward", "ended")), agent.diversity, told]
+    assert (found["compiled"][3] == (np.arange(steps) % 4 == 3)).all()
+    assert np.abs(np.diff(found["compiled"][1], axis=1)).min() > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found["compiled"], found["stepped"])
 
 
 def test_agents_of_another_pre_training_are_refused(tmp_path):
