@@ -541,7 +541,7 @@ def check(args: Args, chunk: int) -> None:
 def main(args: Args) -> None:
     task = env_task(args.env).require(discrete=False)
     exact = exact_model(task)
-    judged = ("diffusion_loss", "marginal_distance", *(("sample_error", "reward_error") if exact else ()))
+    judged = ("diffusion_loss", "marginal_distance", *(("reward_error", "sample_error") if exact else ()))
     with Run(__file__, args, task, act) as run:
         check(args, run.chunk)
         agent = run.init(partial(init, spec=task.spec))
@@ -556,8 +556,8 @@ def main(args: Args) -> None:
             if run.done and run.done % args.retrain_every == 0:
                 online.replay = refill_lanes(online.replay, run.step_keys(run.total + 2 + run.done), run.lane_args)
             agent, metrics = online.steps(agent, keys)
-            known = run.done >= args.retrain_every
-            metrics |= online.replay.quality if known else dict.fromkeys(judged)
+            if metrics:  # none before --learning-starts
+                metrics |= online.replay.quality if run.done >= args.retrain_every else dict.fromkeys(judged)
             run.log(agent, metrics, updates=online.updates, state=online.state())
 
 

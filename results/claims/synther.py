@@ -9,7 +9,7 @@ MIXED = "pendulum-mixed"
 SIZES = (
     "--seeds 8 --env phys2d/Pendulum-v0 --eval-episodes 20 --batch-size 128 --hidden-dims 64 64 --updates 10000 "
     "--eval-every 5000 --diffusion-updates 5000 --denoiser-batch-size 128 --denoiser-width 128 --denoiser-blocks 2 "
-    "--time-dim 32 --sampling-steps 32 --synthetic-rows 10000 --sampling-batch 10000 --synthetic-share 0 1"
+    "--time-dim 32 --sampling-steps 32 --synthetic-rows 10000 --sampling-batch 10000 --synthetic-share 0 1 --alpha 40"
 )
 DATA, SAMPLES = "synthetic_share=0", "synthetic_share=1"
 

@@ -159,7 +159,7 @@ def test_synther_online_actor_loss_takes_the_mean_of_the_critics(batch):
 
 
 def test_synther_online_has_a_new_model_every_so_many_steps(pendulum, tmp_path, monkeypatch):
-    """After steps 2, 4 and 6 of 8, of what is in the ring by then; nothing is known of samples before."""
+    """After steps 4 and 8 of 10, of what is in the ring by then; nothing is known of samples before."""
     module, seen = load("synther_online"), []
 
     def refill(replay, key, args, exact):
@@ -168,10 +168,10 @@ def test_synther_online_has_a_new_model_every_so_many_steps(pendulum, tmp_path, 
         return dataclasses.replace(replay, models=replay.models + 1, quality=quality)
 
     monkeypatch.setattr(module, "refill", refill)
-    train("synther_online", pendulum, tmp_path / "run", env=SHORT_JAX, log_every=2)
-    assert seen == [2, 4, 6]
+    train("synther_online", pendulum, tmp_path / "run", env=SHORT_JAX, log_every=2, retrain_every=4, env_steps=10)
+    assert seen == [4, 8]
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
-    assert [row["sample_error"] for row in rows] == ["nan", "7", "7", "7"]
+    assert [row["sample_error"] for row in rows] == ["nan", "7", "7", "7"]  # of steps 4, 6, 8, 10
 
 
 @pytest.mark.parametrize(
