@@ -21,9 +21,6 @@ return follows them, and at every step of the diffusion its gradient moves a pla
 
 Choose it when goals are to be reached by long ways whose pieces the data holds, and actions may take their time.
 
-Parity: as Diffuser its training, average and plans, guided too, are equal to the authors' code, update for update, but
-for the average's steps and the upsampling's biases (results/parity.md).
-
 Deviations from the papers:
 - plans are followed with a learned inverse model instead of a PD controller, which knows the environment; kept plans
   take its actions;
