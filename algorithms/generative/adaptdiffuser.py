@@ -30,6 +30,8 @@ Deviations from the papers:
   steps, so that windows may be of another length than plans; the one plan is taken instead of the best by J of 64;
 - extra rewards (coins) that guide the generation, and locomotion without goals, are not here;
 - the step size is that of Diffuser in all rounds, gradients are not accumulated (--batch-size 64 for 2 x 32);
+- the average is the denoiser itself before --ema-start and follows after updates 10, 20, ... (Diffuser's code: after
+  1, 11, 21, ... all along);
 - where goals are not the states, what a state achieves is part of a plan, and its end is given in these columns alone;
 - the upsampling convolution has a bias for each of its two phases.
 

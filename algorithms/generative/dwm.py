@@ -21,6 +21,8 @@ Choose it when rewards are far away and a model of single steps goes astray befo
 Deviations from the paper (no code was released; what it leaves open follows Decision Diffuser, or is ours):
 - the network predicts the clean window instead of the noise, which tells little where sampling steps are few;
 - whether the task has ended is a third part of a window's rows; what follows is worth nothing;
+- the average of weights is that of Diffuser's code, a step every ten updates, but is the model itself before
+  --ema-start;
 - the first reward and its end are the data's; the asked return-to-go is a share of the data's range;
 - PQL's pessimism is over futures, as above, and its policy is TD3+BC's;
 - the one-step model is a network of the mean, of as many updates, with the same clips;

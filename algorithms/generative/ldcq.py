@@ -14,6 +14,9 @@ metrics.csv holds choice_gap, by how much the best plan at a window's end is val
 
 Choose it when ways must be put together of pieces that are longer than a few steps, and rewards are rare.
 
+Parity: the update of both critics and of the windows' priorities is equal to the authors' code, but for the weights and
+1e-6 in the clip of gradients (results/parity.md).
+
 Deviations from the authors' code (ldcq/ldcq):
 - plans to choose from are drawn anew, in --sampling-steps, where the code stores 1,000 of each window and takes 100;
 - the schedule is a cosine, with noise of the posterior's variance; the code's linear one, at 100 steps, leaves 37 % of
@@ -22,7 +25,9 @@ Deviations from the authors' code (ldcq/ldcq):
   window's last state, whose reward counts twice);
 - windows that end in a terminal row are shorter and bootstrap from nothing; the code's mazes learn from whole ones;
 - the encoder is a network on the whole window, not a recurrent one; decoded actions are means, not samples;
-- importance weights reach 1 at the end of training, the rate of Q is constant, and that of diffusion falls once;
+- layers of one width in the diffusion model have normalisations of their own, where the code's share theirs;
+- importance weights are each window's own (the code's shapes give all of a batch the mean) and reach 1 at the end of
+  training, the rate of Q is constant, and that of diffusion falls once;
 - discounts are of a step, so that a window counts gamma^H (the code's mazes and kitchen: gamma), and rewards of
   locomotion are not divided by 10; diffusion begins at half the code's rate, in batches four times as large;
 - standard deviations are at least 0.01; observations are normalised.
@@ -165,6 +170,9 @@ class Decoder(nn.Module):
         return jnp.concatenate(means, axis=-1), jnp.concatenate(stds, axis=-1)
 
 
+gelu = partial(nn.gelu, approximate=False)  # PyTorch's default
+
+
 class NormMLP(nn.Module):
     """Layers of Dense, LayerNorm, GELU."""
 
@@ -173,7 +181,7 @@ class NormMLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         for size in self.sizes:
-            x = nn.gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(x)))
+            x = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(x)))
         return x
 
 
@@ -185,8 +193,8 @@ class ResidualBlock(nn.Module):
         size = x.shape[-1]
         scale, shift = jnp.split(nn.Dense(2 * size)(time), 2, axis=-1)
         h = jnp.concatenate([x, nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(state))], axis=-1)
-        h = nn.gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)) * (scale + 1.0) + shift)
-        return x + nn.gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)))
+        h = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)) * (scale + 1.0) + shift)
+        return x + gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)))
 
 
 class Denoiser(nn.Module):

@@ -18,6 +18,8 @@ Deviations from the paper, of which no code was released:
 - the encoder is an MLP on single transitions, of which the mean is taken, so that acting carries a sum;
 - the denoiser predicts windows, not noise, and both guides are gradients at the predicted window, times the variance
   of the step, with --sampling ddim, too;
+- the average of weights is that of Diffuser's code, a step every ten updates, but is the denoiser itself before
+  --ema-start;
 - sizes of windows, contexts and networks, steps of the diffusion and weights of the guides are ours: the paper's are
   not known to us;
 - what a window would hold behind a terminal row is in no loss.

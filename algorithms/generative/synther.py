@@ -17,8 +17,11 @@ Where the environment knows the density of the data's actions (toy-modes8), ener
 
 Choose it when you have few transitions, and the method that you train would like many.
 
+Parity: the diffusion model, its average and its samples are equal to the authors' code, update for update, but for 1e-6
+in the clip of gradients (results/parity.md).
+
 Deviations from the paper:
-- offline only: the online half, which fits a new model to the replay buffer every 10,000 steps, is not here;
+- offline only: the online half, which fits a new model to the replay buffer every 10,000 steps, is synther_online.py;
 - actions of samples are clipped to [-1, 1], as every dataset's have to be;
 - where the data does not know what follows its terminal rows, the model sees their s in the place of s' (left out, it
   would never terminate); those of samples are no transitions either: written without s', and in no sample_error;

@@ -19,7 +19,8 @@ Deviations from the paper:
 - one task at a time, of vectors: no tokens of images, language or the task; a token for every entry of the observation;
 - only the offline phase; data that the policy collects may be given to another run, with less cloning;
 - no code was released. Sizes are for small problems, where the paper's networks have up to a billion parameters; the
-  scales of inputs, the weights and the step sizes are ours, and eta is a share of the range of values;
+  scales of inputs, the weights and the step sizes are ours, and eta is a share of the range of values; the GELU is by a
+  tanh, JAX's, in which its authors' laboratory has released its Perceivers;
 - V of pac_v has the target of Q, weighted as its policy is, so that it is the weighted policy's value;
 - targets follow by Polyak steps.
 

@@ -9,6 +9,8 @@ constraint is to the whole buffer's actions, so that it loosens by itself while 
 Choose it when AWAC was the offline method and an environment is added; where the dip at the onset matters, see
 iql_finetune.py first.
 
+Parity: equal to CORL's finetune/awac.py, update for update (results/parity.md).
+
 Deviations from the paper:
 - weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch, times
   its size, as the authors' code does;

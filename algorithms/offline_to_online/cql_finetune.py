@@ -9,6 +9,8 @@ of its own. What it costs to come with values that are too low is what Cal-QL, W
 Choose it when CQL was the offline method, as the baseline of cal_ql.py, wsrl.py and e2o.py. (cal_ql.py --no-calibrate
 is CQL under Cal-QL's settings, with half of every batch from the data.)
 
+Parity: equal to CORL's finetune/cql.py, update for update, offline and online (results/parity.md).
+
 Deviations from the paper:
 - settings and first weights as in CORL (arXiv 2210.07105), whose fine-tuning has AntMaze and Adroit; other sets have
   those of its offline runs;

@@ -11,6 +11,8 @@ With --from, the VAE is that of the run.
 
 Choose it when you pre-train with SPOT and go on online, or want a constraint whose weight you can let go by a schedule.
 
+Parity: equal to CORL's finetune/spot.py, update for update, offline and online, without dropout (results/parity.md).
+
 Deviations from the paper:
 - every lane trains a VAE of its own (the authors' code trains one per dataset);
 - settings are CORL's (arXiv 2210.07105), which has Adroit's too; MuJoCo's are those of offline training;

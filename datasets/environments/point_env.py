@@ -43,6 +43,9 @@ IDS = {
     ),
     "PointLake": ({"layout": "lake", "discrete": True, "speed": 1.0, "jitter": 0.0, "deadly": True}, 100),
     "PointHazard": ({"layout": "hazard", "reward": "dense"}, 100),
+    "PointHazardGoals": (
+        {"layout": "hazard", "observation": "goal", "start": "sampled", "goal": "sampled", "reward": "safety"}, 80
+    ),
     "PointGuarded": ({"layout": "hazard", "deadly": True}, 80),
     "PointBridge": (
         {"layout": "bridge", "noise": 1.0, "deadly": True, "reward": ("success", "time"), "weights": (1.0, 0.01)}, 100

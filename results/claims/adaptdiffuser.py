@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from results.checks import Claim, end, gain, logged, noise
+from results.checks import Claim, end, end_return, gain, logged, noise
 from results.grid import Entry
 
 STITCH = "point-medium-stitch"
@@ -15,6 +15,16 @@ ROUND = "--rounds 1 --round-updates 10000 --generated-plans 2048 --reference-row
 diffuser = Entry("adaptdiffuser", STITCH, f"--preset diffuser {SIZES}", "diffuser", "claim")
 adapted = Entry("adaptdiffuser", STITCH, f"{SIZES} {ROUND} --kept-share 0.25", "adapted", "claim")
 unfiltered = Entry("adaptdiffuser", STITCH, f"{SIZES} {ROUND} --kept-share 1", "unfiltered", "claim")
+
+HAZARDS = "point-hazard-goals-explore"
+GUIDED = (
+    "--preset diffuser --seeds 8 --updates 800 --eval-every 800 --log-every 400 --eval-episodes 10 --batch-size 16 "
+    "--hidden-dims 32 32 --channels 8 --channel-factors 1 2 --window-steps 32 --plan-steps 48 --diffusion-steps 10 "
+    "--sampling-steps 10 --ema-decay 0.95 --ema-start 400 --learning-rate 2e-3 --discount 0.95 --guide-steps 2 "
+    "--guide-scale 0 30"
+)
+guided = Entry("adaptdiffuser", HAZARDS, GUIDED, "guided", "claim")
+FREE, LED = "guide_scale=0", "guide_scale=30"
 
 
 def plans(module, policies, run):
@@ -34,8 +44,9 @@ def plans(module, policies, run):
 CLAIM = Claim(
     title="A planner that learns from the best of its own plans goes where no episode of the data went",
     paper="AdaptDiffuser (arXiv 2302.01877) claims that Diffuser becomes better in mazes, and on goals that its data "
-    "do not show, by being fine-tuned on plans of its own that a discriminator keeps.",
-    runs=[diffuser, adapted, unfiltered],
+    "do not show, by being fine-tuned on plans of its own that a discriminator keeps. Diffuser (arXiv 2205.09991) "
+    "claims that the gradient of learned returns leads its plans to high ones.",
+    runs=[diffuser, adapted, unfiltered, guided],
     checks={
         f"{STITCH}: with a round of its own plans it ends above Diffuser, beyond noise": (
             end(adapted) > end(diffuser) + noise(end(adapted), end(diffuser))
@@ -45,6 +56,13 @@ CLAIM = Claim(
         ),
         f"{STITCH}: the plans that are kept are nearer to the data's steps": (
             logged("kept_distance", adapted) < logged("plan_distance", adapted)
+        ),
+        f"{HAZARDS}: Diffuser guided by returns spends fewer steps in hazards than without the guide, beyond noise": (
+            end_return(guided, LED)
+            > end_return(guided, FREE) + noise(end_return(guided, LED), end_return(guided, FREE))
+        ),
+        f"{HAZARDS}: it reaches as many goals, within noise": (
+            end(guided, LED) > end(guided, FREE) - noise(end(guided, LED), end(guided, FREE))
         ),
     },
     observed={

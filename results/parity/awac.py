@@ -8,8 +8,8 @@ from results import references as ref
 FILE = "algorithms/offline/awac.py"
 
 
-def compare(checkout, undo):
-    torch, module, peer = ref.torch_double(), ref.ours("awac"), ref.theirs(checkout, FILE)
+def compare(checkout, undo, algorithm="awac", file=FILE):
+    torch, module, peer = ref.torch_double(), ref.ours(algorithm), ref.theirs(checkout, file)
     rng = np.random.default_rng(0)
     noise, data = ref.Noise(rng), ref.batches(rng)
     args = module.Args(batch_size=ref.ROWS, temperature=1 / 3)

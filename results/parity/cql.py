@@ -10,8 +10,9 @@ from results import references as ref
 FILE = "algorithms/offline/cql.py"
 
 
-def compare(checkout, undo, lagrange):
-    torch, module, peer = ref.torch_double(), ref.ours("cql"), ref.theirs(checkout, FILE)
+def compare(checkout, undo, lagrange, algorithm="cql", file=FILE, layers=None, online=()):
+    """`layers`: arguments of the reference's critics; `online`: the penalty's weight in the environment, or nothing."""
+    torch, module, peer = ref.torch_double(), ref.ours(algorithm), ref.theirs(checkout, file)
     rng = np.random.default_rng(0)
     noise, data = ref.Noise(rng), ref.batches(rng)
     args = module.Args(
@@ -23,9 +24,10 @@ def compare(checkout, undo, lagrange):
         max_q_backup=lagrange,
         backup_entropy=lagrange,
         clip_diff_min=-1.0 if lagrange else -1e9,
+        **({"online_cql_alpha": online[0]} if online else {}),
     )
     agent = ref.agent_of(module, args, rng)
-    critics = [peer.FullyConnectedQFunction(ref.OBS, ref.ACTION) for _ in range(2)]
+    critics = [peer.FullyConnectedQFunction(ref.OBS, ref.ACTION, **(layers or {})) for _ in range(2)]
     actor = peer.TanhGaussianPolicy(ref.OBS, ref.ACTION, 1.0).double()
     optimised = [x for net in (*critics, actor) for x in (net, torch.optim.Adam(net.parameters(), lr=3e-4))]
     trainer = peer.ContinuousCQL(
@@ -41,6 +43,8 @@ def compare(checkout, undo, lagrange):
         cql_max_target_backup=lagrange,
         cql_clip_diff_min=args.clip_diff_min,
     )
+    step = partial(module.update_online, t=0) if online else module.update
+    trainer.cql_alpha = online[0] if online else 5.0
     scalars = trainer.log_alpha.double(), trainer.log_alpha_prime.double()
 
     def networks():
@@ -58,7 +62,7 @@ def compare(checkout, undo, lagrange):
         nonlocal agent
         rows = next(data)
         with noise.ours():
-            agent, info = module.update(agent, ref.batch(rows), jax.random.key(0), args)
+            agent, info = step(agent, ref.batch(rows), jax.random.key(0), args)
         with noise.theirs([d._replace(array=d.array.swapaxes(0, -2)) for d in noise.drawn]):  # [n, B, A] is [B, n, A]
             log = trainer.train(ref.tensors(rows, "obs", "action", "reward", "next_obs", "terminal"))
         critic = sum(log[f"{name}_loss"] for name in ("qf1", "qf2", "cql_min_qf1", "cql_min_qf2"))

@@ -20,8 +20,9 @@ def vae_pairs(tree, vae):
     return ref.tie(ref.split_last({"params": encoder}), parts) + ref.tie({"params": decoder}, vae.decoder)
 
 
-def compare(checkout, undo, density):
-    torch, module, peer = ref.torch_double(), ref.ours("spot"), ref.theirs(checkout, FILE)
+def compare(checkout, undo, density, algorithm="spot", online=False):
+    """`online`: the update in the environment, of spot_finetune."""
+    torch, module, peer = ref.torch_double(), ref.ours(algorithm), ref.theirs(checkout, FILE)
     rng = np.random.default_rng(0)
     noise, data = ref.Noise(rng), ref.batches(rng)
     args = module.Args(
@@ -31,6 +32,7 @@ def compare(checkout, undo, density):
         density=density,
         latent_samples=3,
         support_weight=0.3,
+        **({"env_steps": 30, "min_decay": 0.4, "online_discount": 0.9} if online else {}),
     )
     agent = ref.agent_of(module, args, rng)
     actor = peer.Actor(ref.OBS, ref.ACTION, 1.0)
@@ -46,7 +48,12 @@ def compare(checkout, undo, density):
         lambd=0.3,
         num_samples=3,
         iwae=density == "iwae",
+        lambd_cool=online,
+        lambd_end=0.4,
+        max_online_steps=30,
     )
+    trainer.is_online, trainer.discount, t = online, 0.9 if online else trainer.discount, 0
+    names = "obs", "action", "reward", "next_obs", "terminal"
 
     def networks():
         return {
@@ -60,7 +67,6 @@ def compare(checkout, undo, density):
     def update():
         nonlocal agent
         rows = [next(data) for _ in range(args.policy_delay)]
-        names = "obs", "action", "reward", "next_obs", "terminal"
         with noise.ours():
             agent, of_vae = module.update_vae(agent, ref.batch(rows[0]), jax.random.key(0), args)
         with noise.theirs():
@@ -78,7 +84,21 @@ def compare(checkout, undo, density):
             "actor": (ref.scalar(info["actor_loss"]), ref.scalar(logs[-1]["actor_loss"])),
         }
 
-    return ref.side_by_side(networks, update)
+    def update_online():
+        nonlocal agent, t
+        losses = []
+        for rows in (next(data) for _ in range(args.policy_delay)):
+            t += 1
+            with noise.ours():
+                agent, info = module.update_online(agent, ref.batch(rows), jax.random.key(0), args, t)
+            trainer.total_it = trainer.online_it = t - 1
+            with noise.theirs([d._replace(array=d.array.swapaxes(0, -2)) for d in noise.drawn]):
+                log = trainer.train(ref.tensors(rows, *names))
+            losses.append((ref.scalar(info["critic_loss"]), ref.scalar(log["critic_loss"])))
+        actor = ref.scalar(info["actor_loss"] / args.policy_delay), ref.scalar(log["actor_loss"])
+        return {"critic": tuple(sum(side, []) for side in zip(*losses)), "actor": actor}
+
+    return ref.side_by_side(networks, update_online if online else update)
 
 
 NOTE = "Without dropout; one update is one of the VAE, two of the critics and one of the actor; 3 latent samples."

@@ -10,7 +10,7 @@ import pytest
 from conftest import load
 from jobs import small
 from networks_in_numpy import sinusoidal
-from reference import SPEC, B, close, differences, gelu, mlp
+from reference import SPEC, B, close, differences, exact_gelu, mlp
 from scipy.stats import norm
 
 from shared.errors import InputError
@@ -70,7 +70,7 @@ def dense(p, x):
 
 def norm_mlp(p, x):
     for i in range(sum(name.startswith("Dense") for name in p)):
-        x = gelu(layer_norm(p[f"LayerNorm_{i}"], dense(p[f"Dense_{i}"], x)))
+        x = exact_gelu(layer_norm(p[f"LayerNorm_{i}"], dense(p[f"Dense_{i}"], x)))
     return x
 
 
@@ -109,6 +109,17 @@ def test_ldcq_shares_what_it_shares():
     module = load("ldcq")
     assert not differences(module, load("dwm")) & {"alpha_bars", "posteriors", "sinusoidal"}
     assert not differences(module, load("tacorl")) & {"clipped_adam"}
+
+
+def test_ldcq_layers_have_the_exact_gelu():
+    """As the released code has it; JAX's default differs by 1e-4 here."""
+    x = jnp.float32([[1.0, -1.0]])  # what is normalised already
+    p = {
+        "Dense_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)},
+        "LayerNorm_0": {"scale": jnp.ones(2), "bias": -2.0 - x[0]},
+    }
+    out = load("ldcq").NormMLP((2,)).apply({"params": p}, x)
+    np.testing.assert_allclose(out, [exact_gelu(np.float64([-2.0, -2.0]))], rtol=1e-4)
 
 
 def test_ldcq_loss_of_the_autoencoder():
@@ -232,8 +243,8 @@ def test_ldcq_denoiser():
         b = p[f"ResidualBlock_{i}"]
         scale, shift = np.split(dense(b["Dense_0"], time), 2, -1)
         h = np.concatenate([x, layer_norm(b["LayerNorm_0"], dense(b["Dense_1"], state))], -1)
-        h = gelu(layer_norm(b["LayerNorm_1"], dense(b["Dense_2"], h)) * (scale + 1) + shift)
-        return x + gelu(layer_norm(b["LayerNorm_2"], dense(b["Dense_3"], h)))
+        h = exact_gelu(layer_norm(b["LayerNorm_1"], dense(b["Dense_2"], h)) * (scale + 1) + shift)
+        return x + exact_gelu(layer_norm(b["LayerNorm_2"], dense(b["Dense_3"], h)))
 
     first = dense(p["Dense_0"], np.float64(x))
     top = block(0, first)
