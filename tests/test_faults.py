@@ -386,6 +386,7 @@ LIBRARIES = {
     "numpy",
     "optax",
     "ott",
+    "loralib",  # by results/parity/lamo.py only
     "offlinerlkit",  # by results/kit_references.py and its comparisons only
     "ogbench",
     "pandas",
