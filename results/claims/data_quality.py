@@ -79,6 +79,9 @@ CLAIM = Claim(
         "All sixteen together arrive, cloned, with as many updates and with more, and by IQL on true rewards": (
             lowest(end(whole), end(together, "beta=0"), end(together, "beta=10")) > 99.0
         ),
+        "IQL on a constant 0 ends no lower than cloning them, but for noise": (
+            end(constant) > end(together, "beta=0") - noise(end(constant), end(together, "beta=0"))
+        ),
         "Noise of the policy, 0.5, ends above none, beyond noise": policy > clean + noise(policy, clean),
         "At its visited states the clone of data without noise diverges most": (
             gap[CLEAN] > gap[POLICY] + noise(gap[CLEAN], gap[POLICY])
