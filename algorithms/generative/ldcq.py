@@ -14,9 +14,6 @@ metrics.csv holds choice_gap, by how much the best plan at a window's end is val
 
 Choose it when ways must be put together of pieces that are longer than a few steps, and rewards are rare.
 
-Parity: the update of both critics and of the windows' priorities is equal to the authors' code, but for the weights and
-1e-6 in the clip of gradients (results/parity.md).
-
 Deviations from the authors' code (ldcq/ldcq):
 - plans to choose from are drawn anew, in --sampling-steps, where the code stores 1,000 of each window and takes 100;
 - the schedule is a cosine, with noise of the posterior's variance; the code's linear one, at 100 steps, leaves 37 % of

@@ -77,7 +77,7 @@ class Args(OnlineArgs):
     denoiser_lr: Float = 3e-4
     """Adam's step size: diffusion model; a cosine to 0."""
     denoiser_batch_size: int = 256
-    """Rows per update of the diffusion model."""
+    """Rows per update of the diffusion model; 0: 1024 where there are 800,000 or more, else 256."""
     denoiser_width: int = 1024
     """Width of the diffusion model's residual blocks."""
     denoiser_blocks: int = 6
@@ -328,10 +328,11 @@ def fit(key, args: Args, replay: Replay) -> tuple[Model, dict]:
     denoiser = net.init(init_key, jnp.zeros((1, replay.rows.shape[-1])), jnp.zeros(1))
     row_mean, row_std = row_statistics(replay)
     model = Model(net, denoiser, denoiser, jnp.int32(0), row_mean, row_std, denoiser_optimizer(args).init(denoiser))
+    size = args.denoiser_batch_size or (1024 if len(replay.rows) >= 800_000 else 256)
 
     def step(model, key):
         row_key, noise_key = jax.random.split(key)
-        return update_denoiser(model, drawn_rows(replay, row_key, args.denoiser_batch_size), noise_key, args)
+        return update_denoiser(model, drawn_rows(replay, row_key, size), noise_key, args)
 
     model, metrics = jax.lax.scan(step, model, jax.random.split(key, args.diffusion_updates))
     return model, jax.tree.map(jnp.mean, metrics)
@@ -527,10 +528,10 @@ def explore(agent: Agent, obs, key, args: Args):
 
 def check(args: Args, chunk: int) -> None:
     """InputError: sizes that no model has, or a --retrain-every that does not fit the run's other intervals."""
-    sizes = args.diffusion_updates, args.synthetic_rows, args.sampling_batch, args.denoiser_batch_size
-    if min(sizes) < 1:
+    if min(args.diffusion_updates, args.synthetic_rows, args.sampling_batch) < 1 or args.denoiser_batch_size < 0:
         raise InputError(
-            "--diffusion-updates, --synthetic-rows, --sampling-batch and --denoiser-batch-size must be at least 1."
+            "--diffusion-updates, --synthetic-rows and --sampling-batch must be at least 1, --denoiser-batch-size at "
+            "least 0."
         )
     if args.sampling_steps < 2:
         raise InputError(f"--sampling-steps must be at least 2, not {args.sampling_steps}.")
