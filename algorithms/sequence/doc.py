@@ -20,6 +20,8 @@ Deviations from the paper:
   window after, and steers the window;
 - the policy reads the reward of the step before, not the one that has yet to come;
 - the tables of its bandits are these networks, too.
+No update is compared with the released code: its transformer's file names an argument twice in one call, which Python
+refuses, and its tables have no weights that these networks could be given.
 
     python algorithms/sequence/doc.py --dataset bandit-p80-good10 --seeds 8 --updates 2000 --context 1 --future 1
     python algorithms/sequence/doc.py --dataset point-lake-random --seeds 4 --mi-weight 0 1
