@@ -18,9 +18,9 @@ unfiltered = Entry("adaptdiffuser", STITCH, f"{SIZES} {ROUND} --kept-share 1", "
 
 HAZARDS = "point-hazard-goals-explore"
 GUIDED = (
-    "--preset diffuser --seeds 8 --updates 800 --eval-every 800 --log-every 400 --eval-episodes 10 --batch-size 16 "
-    "--hidden-dims 32 32 --channels 8 --channel-factors 1 2 --window-steps 32 --plan-steps 48 --diffusion-steps 10 "
-    "--sampling-steps 10 --ema-decay 0.95 --ema-start 400 --learning-rate 2e-3 --discount 0.95 --guide-steps 2 "
+    "--preset diffuser --seeds 8 --updates 2000 --eval-every 2000 --log-every 1000 --eval-episodes 10 --batch-size 32 "
+    "--hidden-dims 32 32 --channels 16 --channel-factors 1 2 --window-steps 32 --plan-steps 48 --diffusion-steps 10 "
+    "--sampling-steps 10 --ema-decay 0.95 --ema-start 500 --learning-rate 1e-3 --discount 0.95 --guide-steps 2 "
     "--guide-scale 0 30"
 )
 guided = Entry("adaptdiffuser", HAZARDS, GUIDED, "guided", "claim")
