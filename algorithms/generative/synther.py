@@ -5,8 +5,8 @@ whole transitions (s, a, r, terminal, s') is fitted to the data, in the form of 
 "Elucidating the Design Space of Diffusion-Based Generative Models" (EDM), NeurIPS 2022, arXiv 2206.00364: its
 preconditioning (eq. 7), its weighted loss, and its stochastic sampler (algorithm 2). The policy, TD3+BC's, learns from
 the samples alone.
-1. --diffusion-updates of the model, logged to before.csv; of 1024 rows each where there are 800,000 or more, else of 256
-   (--denoiser-batch-size 0).
+1. --diffusion-updates of the model, logged to before.csv, of --denoiser-batch-size rows each; 0: 1024 where there are
+   800,000 or more, else 256.
 2. --synthetic-rows samples; each lane's are written to OUT/samples/lane-<i>.npz, which every other script takes as its
    --dataset (with --env, as the file names no environment).
 3. --updates of TD3+BC, of which --synthetic-share of each batch are samples.
