@@ -15,7 +15,7 @@ from shared.errors import InputError
 from shared.replay import init_replay
 
 SMALL = {
-    "learning_starts": 2, "utd": 2, "retrain_every": 2, "diffusion_updates": 4, "denoiser_batch_size": 8,
+    "learning_starts": 2, "utd": 2, "retrain_every": 4, "diffusion_updates": 4, "denoiser_batch_size": 8,
     "denoiser_width": 8, "denoiser_blocks": 1, "time_dim": 4, "sampling_steps": 4, "synthetic_rows": 6,
     "sampling_batch": 4, "buffer_size": 50,
 }  # fmt: skip
