@@ -5,8 +5,7 @@ whole transitions (s, a, r, terminal, s') is fitted to the data, in the form of 
 "Elucidating the Design Space of Diffusion-Based Generative Models" (EDM), NeurIPS 2022, arXiv 2206.00364: its
 preconditioning (eq. 7), its weighted loss, and its stochastic sampler (algorithm 2). The policy, TD3+BC's, learns from
 the samples alone.
-1. --diffusion-updates of the model, logged to before.csv, of --denoiser-batch-size rows each; 0: 1024 where there are
-   800,000 or more, else 256.
+1. --diffusion-updates of the model, logged to before.csv.
 2. --synthetic-rows samples; each lane's are written to OUT/samples/lane-<i>.npz, which every other script takes as its
    --dataset (with --env, as the file names no environment).
 3. --updates of TD3+BC, of which --synthetic-share of each batch are samples.
@@ -74,7 +73,7 @@ class Args(OfflineArgs):
     denoiser_lr: Float = 3e-4
     """Adam's step size: diffusion model; a cosine to 0."""
     denoiser_batch_size: int = 0
-    """Rows per update of the diffusion model."""
+    """Rows per update of the diffusion model; 0: 1024 where there are 800,000 or more, else 256."""
     denoiser_width: int = 2048
     """Width of the diffusion model's residual blocks."""
     denoiser_blocks: int = 6
