@@ -337,7 +337,13 @@ def updating(name: str, lanes: int, args: argparse.Namespace) -> dict:
     ends = {"terminals": np.zeros(n, bool), "timeouts": np.arange(1, n + 1) % LENGTH == 0}
     chunk = args.updates
     sizes = {"width": args.width, "layers": args.layers, "heads": 1, "encoder_heads": 1, "context": args.context}
-    sizes |= {"batch_size": args.batch, "n_tasks": 1, "future": args.context, "mask_every": chunk}
+    sizes |= {
+        "batch_size": args.batch,
+        "task_batch": args.batch,
+        "n_tasks": 1,
+        "future": args.context,
+        "mask_every": chunk,
+    }
     sizes |= dict.fromkeys(("context_updates", "language_updates", "unprompted_updates"), chunk)
     known = {field.name for field in dataclasses.fields(load(name).Args)}
     with tempfile.TemporaryDirectory() as folder:

@@ -255,7 +255,7 @@ def run_case(case: dict) -> dict:
         "limit_gflop_per_s": summary([per_device * all_devices / limit / 1e9 for limit in rounds["limit"]]),
         "compile_s": record["compile_s"],
         "memory_mib": record["peak_memory_mib"],
-        "batch_size": made["args"].batch_size,
+        "batch_size": getattr(made["args"], "batch_size", None),  # HarmoDT has batches of each task
         "hidden_dims": list(getattr(made["args"], "hidden_dims", ())),
         "devices": made["devices"],
         "cores": len(os.sched_getaffinity(0)),

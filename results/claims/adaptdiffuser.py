@@ -73,5 +73,6 @@ CLAIM = Claim(
     },
     finding="The discriminator does its work: what it keeps is nearer to the data's steps than what was generated. "
     "But all arms have the same number of updates, and Diffuser still gains in those that the others spend on"
-    " plans of their own, so that a round before the planner has converged costs more than it gives.",
+    " plans of their own, so that a round before the planner has converged costs more than it gives. The "
+    "guide by returns leads plans around hazards, and as many of them arrive.",
 )

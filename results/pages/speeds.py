@@ -71,7 +71,8 @@ def share_table(cases: list[dict]) -> str:
         memory = f"{max(c['memory_mib'] for c in of.values()):,.0f} MiB"
         compile_s = f"{max(c['compile_s'] for c in of.values()):.1f} s"
         work = f"{one['mflop_per_update']:,.0f}" if "mflop_per_update" in one else ""
-        body.append([*map(str, key), f"{nets}batch {one['batch_size']}", *shares, *rates, work, compile_s, memory])
+        batch = f"batch {one['batch_size']}" if one["batch_size"] else ""
+        body.append([*map(str, key), f"{nets}{batch}", *shares, *rates, work, compile_s, memory])
     header = ["algorithm", "data", *told, "networks", *(f"share, {lanes_in_words(n)}" for n in lanes)]
     header += [*(f"updates/s, {lanes_in_words(n)}" for n in lanes), "MFLOP per update", "compile", "peak memory"]
     return markdown(header, body)
