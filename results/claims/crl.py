@@ -49,8 +49,8 @@ CLAIM = Claim(
         f"{OGBENCH}: more than twice the published share of goals is reached": end(BENCHMARK[0]) > 2 * 29.0,
     },
     finding="On OGBench's own data contrastive values are far above cloning, and above what was published of them "
-    "after twenty times as many updates, with a code that cut the values in the actor's loss; why, was not "
-    "found out. On the small world at this length, on whole ways, contrastive values are no better than "
-    "cloning, on stitched ones they end at GCIVL's level, not below it; and they rank the ways less well than"
-    " asked for.",
+    "after twenty times as many updates, presumably with a code that cut the values in the actor's loss; why,"
+    " was not found out. On the small world at this length, on whole ways, contrastive values are no better "
+    "than cloning, on stitched ones they end at GCIVL's level, not below it; and they rank the ways less well"
+    " than asked for.",
 )

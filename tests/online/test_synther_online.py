@@ -88,7 +88,7 @@ def test_synther_online_fits_what_is_in_the_ring_alone():
     assert {tuple(row) for row in drawn} == {tuple(row) for row in rows}
 
 
-def test_synther_online_refill_replaces_the_samples(monkeypatch):
+def test_synther_online_refill_replaces_the_samples():
     """All of them, by transitions of the new model; the ring is left alone."""
     module, (replay, _) = load("synther_online"), ring(7)
     old = dataclasses.replace(replay, synthetic=jnp.full((6, D), 9.0), models=jnp.int32(3))
