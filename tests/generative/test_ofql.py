@@ -182,17 +182,17 @@ def test_ofql_one_step_hits_two_modes_where_plain_flow_matching_misses():
             action = 0.7 * jax.random.rademacher(data_key, (128, 1), jnp.float32)
             batch = Batch(jnp.zeros((128, 1)), action)
             grads = jax.grad(ofql.flow_loss)(actor, agent, batch, loss_key, args)
-            updates, opt = optax.adam(3e-3).update(grads, opt)
+            updates, opt = optax.adam(5e-3).update(grads, opt)
             return (optax.apply_updates(actor, updates), opt), None
 
         agent = ofql.init(jax.random.key(0), args, spec)
-        carry = (agent.actor, optax.adam(3e-3).init(agent.actor))
-        (actor, _), _ = jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 8000))
+        carry = (agent.actor, optax.adam(5e-3).init(agent.actor))
+        (actor, _), _ = jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 3000))
         action = ofql.sample_actions(agent, actor, jnp.zeros((1000, 1)), jax.random.key(2))
         return (jnp.abs(jnp.abs(action) - 0.7) < 0.25).mean()
 
-    assert near_a_mode(args_of(**shape)) > 0.8
-    assert near_a_mode(args_of(**shape, flow_ratio=1.0)) < 0.5
+    assert near_a_mode(args_of(**shape)) > 0.6
+    assert near_a_mode(args_of(**shape, flow_ratio=1.0)) < 0.4
 
 
 def test_ofql_rewards_and_presets(pendulum):
