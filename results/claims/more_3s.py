@@ -2,7 +2,7 @@ from results.checks import Claim, end, logged, noise, under
 from results.grid import Entry
 
 DATA, NOTHING = "minigrid-gotodoor-mixed", "target_return=0.01"
-LENGTH = "--seeds 8 --updates 6000 --log-every 1000 --eval-every 6000 --eval-episodes 32"
+LENGTH = "--seeds 8 --updates 24000 --log-every 4000 --eval-every 12000 --eval-episodes 32"
 SIZES = "--context 4 --width 32 --layers 1 --heads 2 --batch-size 32 --learning-rate 3e-3 --warmup-updates 100"
 SAME = f"{LENGTH} {SIZES} --token-dropout 0 --max-grad-norm 5 --weight-decay 1e-4"
 
@@ -40,7 +40,10 @@ CLAIM = Claim(
             above(logged("alignment_loss", more, PLAIN), logged("alignment_loss", more, ALIGNED))
         ),
     },
-    finding="The mission is read, and so is the return that is asked for, which enters through keys and values alone. "
-    "Alignment does what it says to the space, and buys no score here: with it the texts lie nearer to the "
-    "states, and the policy is no better. Decision Transformer beside it has not been run yet.",
+    finding="The mission is read, and so is the return that is asked for, which enters through keys and values alone."
+    " Alignment does what it says to the space, and buys no score here: with it the texts lie nearer to the "
+    "states, and the policy is no better. Decision Transformer, of the same width, depth, context and "
+    "updates, does no worse with the letters as plain numbers, which it reads normalised: 24,000 updates are "
+    "enough to learn which of four doors eleven letters mean. What a text that was learned elsewhere adds "
+    "cannot be seen with a reader that is trained here from nothing.",
 )

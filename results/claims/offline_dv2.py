@@ -13,10 +13,11 @@ dv2 = {
     BROAD: Entry("offline_dv2", BROAD, f"{SIZES} --model-updates 600 --updates 150 --eval-every 150", "", "claim"),
     NARROW: Entry("offline_dv2", NARROW, f"{SIZES} --model-updates 1000 --updates 400 --eval-every 400", "", "claim"),
 }
-SHIFT = "--random-shift 1"
-cloned_pixels = small("bc", SHIFT, dataset=PIXELS, updates=5_000)
-drq = small("td3_bc", f"{SHIFT} --discount 0.95 --tau 0.01 --alpha 2.5 1000", "drq", PIXELS, 5_000)
-DRQ_BC, DRQ = "alpha=2.5", "alpha=1000"
+SHIFT = "--random-shift 1 --batch-size 32 --max-episode-steps 25"
+"""Shifted pictures, and time for a straight way alone: who clones the mixture takes about 40 steps."""
+cloned_pixels = small("bc", SHIFT, dataset=PIXELS, updates=2_000)
+drq = small("td3_bc", f"{SHIFT} --discount 0.95 --tau 0.01 --alpha 10 1000", "drq", PIXELS, 2_000)
+DRQ_BC, DRQ = "alpha=10", "alpha=1000"
 """DrQ+BC, and DrQ: beside a Q of that weight nothing is left of the cloning term."""
 FREE, SHY = "reward_penalty=0", "reward_penalty=10"
 
@@ -48,6 +49,7 @@ CLAIM = Claim(
         ),
     },
     observed={
+        f"{PIXELS}: DrQ without the cloning term arrives sometimes": end(drq, DRQ) > 5.0,
         f"{BROAD}: with the penalty and without it ends above 100, a planner that goes around the hazards": (
             lowest(end(dv2[BROAD], FREE), end(dv2[BROAD], SHY)) > 100.0
         ),
@@ -65,5 +67,6 @@ CLAIM = Claim(
     "cloning always arrives and the world model's policy never does. Without the penalty it is promised what "
     "only arriving is worth. The penalty keeps what is imagined where the heads agree more, but does not "
     "bring the policy to the goal. The two problems differ in world and in the number of updates: each is "
-    "only beside its own baselines.",
+    "only beside its own baselines. From pictures, with time for a straight way alone, DrQ+BC always arrives,"
+    " where cloning the mixture is too slow and DrQ without the cloning term arrives in some seeds.",
 )
