@@ -16,6 +16,10 @@ it.
 
 Choose it when a model of the dynamics can be learned from your data, and no uncertainty of it is to be trusted.
 
+Parity: equal to OfflineRL-Kit's model phase, rollouts, update and game, but for what the game does where a rollout
+terminates, its rows and bounds, the advantage's deviation, temperatures above 1 and the form of log(1 - tanh(u)^2)
+(results/parity.md).
+
 Deviations from the paper:
 - the setting is that of the authors' code where it is known (normalised observations, the likelihood of the data's
   actions in cloning, horizons and weights for D4RL's v2 data), with the bounds of the log variance, and the model, of
