@@ -392,6 +392,7 @@ def load_dataset(
     if data.last.all() and not data.terminal.all():  # single rows that were cut out of episodes: no returns
         return data
     returns = data.episode_returns()
+    understood["episode_returns"] = [float(returns.min()), float(returns.max())]
     if data.task.counts_successes:
         returns = np.maximum.reduceat(data.reward, data.starts()) >= (1.0 if data.reward.min() >= 0.0 else 0.0)
     baselines = {"dataset mean": float(returns.mean()), "dataset best episode": float(returns.max())}

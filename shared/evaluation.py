@@ -260,7 +260,8 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
 
     Raises:
       InputError: no run or no checkpoint there, or of another version of the algorithm, or changes of
-        arguments that it has not, that are swept, or that are no such value.
+        arguments that it has not, that are swept, or that are no such value; or the file's own `CHECKS`, functions
+        of an argument's new value and the task by its name, refuse one.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint" / "state.npz"
@@ -290,8 +291,8 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
                 hint = nearest(name, stored) if name not in stored else "its lanes have values of their own"
                 raise InputError(f"The run in {run_dir} has no one --{name} to change; {hint}.")
             stored[name] = _parse(module.Args, name, text)
-        if "target_return" in (changes or {}):
-            _require_of_scale(stored["target_return"], task)
+            if check := getattr(module, "CHECKS", {}).get(name):
+                check(stored[name], task)
         args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
         keys = jax.random.split(jax.random.key(0), padded)
         init = with_sizes(module.init, header.get("sizes", {}))
@@ -317,14 +318,6 @@ def _parse(cls: type, name: str, text: str) -> Any:
     except (ValueError, KeyError, TypeError):
         wanted = f"choose from {', '.join(values)}" if values else f"it is a {getattr(kind, '__name__', 'number')}"
         raise InputError(f"--set {name}={text}: no such value; {wanted}.") from None
-
-
-def _require_of_scale(target: float, task: Task) -> None:
-    """InputError where the data of `task`, as far as its record tells, has no return of this sign or scale."""
-    known = task.baselines.values()
-    if known and ((max(known) <= 0.0 < target) or abs(target) > 10.0 * max(map(abs, known))):
-        told = ", ".join(f"{name} {value:g}" for name, value in task.baselines.items())
-        raise InputError(f"--set target_return={target:g} is of another sign or scale than the returns known: {told}.")
 
 
 def _vmapped(f: Callable, in_axes: tuple) -> Callable:

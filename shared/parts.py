@@ -121,6 +121,7 @@ def joined(datasets: list[Dataset]) -> Dataset:
     arrays = {n: np.concatenate([getattr(d, n) for d in datasets]) for n in (*ARRAYS, "successor")}
     found = [d.task.data for d in datasets]
     understood = found[0] | {name: sum(x[name] for x in found) for name in SUMMED}
+    understood.pop("episode_returns", None)
     understood |= {"shortest": min(x["shortest"] for x in found), "longest": max(x["longest"] for x in found)}
     understood["datasets"] = [{"id": d.task.id, "hash": d.task.hash, "rows": len(d.obs)} for d in datasets]
     understood |= {"rewards": all(x["rewards"] for x in found), "notes": [n for x in found for n in x["notes"]]}

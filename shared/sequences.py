@@ -13,6 +13,7 @@ import numpy as np
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.replay import Replay
+from shared.task import Task
 from shared.transitions import Transitions
 
 
@@ -168,16 +169,34 @@ def target_returns(data: Dataset, wanted: float | tuple[float, ...]) -> float | 
     low, high = float(returns.min()), float(returns.max())
 
     def checked(target: float) -> float:
-        target = target or high
-        foreign = high <= 0.0 < target or target < 0.0 <= low or abs(target) > 10.0 * max(abs(low), abs(high))
-        if foreign:
-            raise InputError(
-                f"--target-return {target:g} is of another sign or scale than the returns of '{data.task.id}', which "
-                f"are {low:g} to {high:g}."
-            )
-        return target
+        _require_like(target or high, low, high, f"--target-return {target:g}", data.task.id)
+        return target or high
 
     return tuple(map(checked, wanted)) if isinstance(wanted, tuple) else checked(wanted)
+
+
+def require_target(target: float, task: Task) -> None:
+    """InputError where the data of `task` has no returns of the sign or scale of what a trained policy is asked for.
+
+    0 is the return 0 here, since no data is at hand: it must lie among theirs. The record of a run from before they
+    were kept in it refuses nothing.
+    """
+    if not (known := task.data.get("episode_returns")):
+        return
+    low, high = known
+    if target == 0.0 and not low <= 0.0 <= high:
+        raise InputError(
+            f"--set target_return=0 asks for a return of 0, not for the best episode's as in training, and the returns "
+            f"of '{task.id}' are {low:g} to {high:g}."
+        )
+    _require_like(target, low, high, f"--set target_return={target:g}", task.id)
+
+
+def _require_like(target: float, low: float, high: float, given: str, name: str) -> None:
+    if high <= 0.0 < target or target < 0.0 <= low or abs(target) > 10.0 * max(abs(low), abs(high)):
+        raise InputError(
+            f"{given} is of another sign or scale than the returns of '{name}', which are {low:g} to {high:g}."
+        )
 
 
 def return_scale(data: Dataset, wanted: float | tuple[float, ...]) -> float | tuple[float, ...]:

@@ -519,7 +519,9 @@ def test_rewards_that_are_all_equal_have_no_range(tmp_path):
     path = write_pendulum(tmp_path / "pendulum.npz")
     with np.load(path) as file:
         arrays = dict(file)
-    assert load_dataset(path).reward_range() == (arrays["rewards"].min(), arrays["rewards"].max())
+    data = load_dataset(path)
+    assert data.reward_range() == (arrays["rewards"].min(), arrays["rewards"].max())
+    assert data.task.data["episode_returns"] == [data.episode_returns().min(), data.episode_returns().max()]
     np.savez(path, **{**arrays, "rewards": np.zeros_like(arrays["rewards"])})
     with pytest.raises(InputError, match="^All rewards of .* are equal"):
         load_dataset(path).reward_range()

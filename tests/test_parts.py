@@ -70,7 +70,7 @@ def test_several_datasets_are_one(pendulum, other):
     assert len(both.obs) == 420 and both.task.data["rows"] == 420 and both.task.data["episodes"] == 14
     np.testing.assert_array_equal(both.reward, np.r_[one.reward, two.reward])
     np.testing.assert_array_equal(both.episode()[300:], 10 + two.episode())
-    assert both.task.id == f"{pendulum}+{other}"
+    assert both.task.id == f"{pendulum}+{other}" and "episode_returns" not in both.task.data
     assert both.task.data["datasets"] == [
         {"id": pendulum, "hash": one.task.hash, "rows": 300},
         {"id": other, "hash": two.task.hash, "rows": 120},

@@ -18,6 +18,7 @@ from shared.sequences import (
     horizon,
     replay_windows,
     require_context,
+    require_target,
     return_scale,
     sequences,
     target_returns,
@@ -138,6 +139,20 @@ def test_targets_are_of_the_datas_sign_and_scale():
     for data, target in ((log(), -1.0), (log(), 1001.0), (costs, 1.0), (costs, -1001.0), (log(), (1.0, -1.0))):
         with pytest.raises(InputError, match=r"--target-return -?\d+ is of another .* are -?\d+ to -?\d+\."):
             target_returns(data, target)
+    told = log().task
+    require_target(1e6, told)  # nothing is known of its returns
+    for known, fine, foreign in (
+        ([6.0, 100.0], (6.0, 100.0, 1000.0), {1001.0: "another", -1.0: "another", 0.0: "asks for a return of 0, not"}),
+        ([-1500.0, -120.0], (-1.0, -15e3), {1.0: "another", -16e3: "another", 0.0: "asks for a return of 0, not"}),
+        ([0.0, 1.0], (0.0, 10.0), {11.0: "another", -1.0: "another"}),
+        ([-5.0, 5.0], (0.0, -50.0, 50.0), {51.0: "another"}),
+    ):
+        task = dataclasses.replace(told, data={"episode_returns": known})
+        for target in fine:
+            require_target(target, task)
+        for target, message in foreign.items():
+            with pytest.raises(InputError, match=f"--set target_return={target:g} .*{message}.* {known[0]:g} to"):
+                require_target(target, task)
     nothing = log(reward=np.zeros(8, np.float32))
     assert target_returns(nothing, 0.0) == 0.0 and return_scale(nothing, 0.0) == 1.0
     assert return_scale(log(), 0.0) == 100.0 == return_scale(costs, 0.0)

@@ -60,6 +60,7 @@ from shared.sequences import (
     horizon,
     require_context,
     require_heads,
+    require_target,
     return_scale,
     sequences,
     target_returns,
@@ -114,6 +115,9 @@ class Args(OfflineArgs):
 
 
 PRESETS = {}
+
+CHECKS = {"target_return": require_target}
+"""Of arguments that a trained run is given anew (shared.evaluation --set)."""
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default

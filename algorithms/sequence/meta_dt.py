@@ -59,6 +59,7 @@ from shared.sequences import (
     Window,
     require_context,
     require_heads,
+    require_target,
     return_scale,
     sequences,
     target_returns,
@@ -127,6 +128,9 @@ class Args(OfflineArgs):
 
 
 PRESETS = {}
+
+CHECKS = {"target_return": require_target}
+"""Of arguments that a trained run is given anew (shared.evaluation --set)."""
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -596,6 +600,9 @@ def trials_of(data: Dataset, args: Args) -> tuple[Dataset, Trials]:
         raise InputError(f"--try-steps {args.try_steps}: no episode of '{data.task.id}' has two such tries.")
     last = data.last | ((np.arange(len(starts)) - starts + 1) % args.try_steps == 0)
     tries = dataclasses.replace(data, last=last)
+    returns = tries.episode_returns()
+    known = data.task.data | {"episode_returns": [float(returns.min()), float(returns.max())]}
+    tries = dataclasses.replace(tries, task=dataclasses.replace(data.task, data=known))
     on_device = sequences(tries, "obs", "action", "reward", "return_to_go")
     return tries, Trials(on_device, *(jnp.asarray(x, jnp.int32) for x in (starts, count)))
 
@@ -614,7 +621,7 @@ def main(args: Args) -> None:
         raise InputError("--varies: name what the world model learns, rewards or dynamics.")
     asked = {"target_return": target_returns(tries, args.target_return)}
     args = dataclasses.replace(args, **asked, return_scale=return_scale(tries, args.return_scale))
-    with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.context_updates) as run:
+    with Run(__file__, args, tries.task, StatefulPolicy(initial_carry, act), before=args.context_updates) as run:
         trials = run.replicate(trials)
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

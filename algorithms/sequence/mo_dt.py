@@ -54,6 +54,7 @@ from shared.sequences import (
     horizon,
     require_context,
     require_heads,
+    require_target,
     return_scale,
     sequences,
     target_returns,
@@ -107,6 +108,9 @@ PRESETS = {
     "halfcheetah": {"target_return": 12000.0, "return_scale": 1000.0, "eval_episodes": 100},
     "walker2d": {"target_return": 5000.0, "return_scale": 1000.0, "eval_episodes": 100},
 }
+
+CHECKS = {"target_return": require_target}
+"""Of arguments that a trained run is given anew (shared.evaluation --set)."""
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default

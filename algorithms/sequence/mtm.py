@@ -408,6 +408,9 @@ def windows_of(data: Dataset, labelled: np.ndarray, args: Args) -> Windows:
         at = whole[:, None] + np.arange(args.context)
         whole = np.random.default_rng(args.split_seed).permutation(whole[labelled[judged][at].all(1)])[:JUDGED]
         shown = others.take(jnp.asarray(whole), jnp.arange(args.context)) if len(whole) else None
+    if args.holdout and shown is None:
+        told = f"{held.size} of the {len(units)} with actions are held out, none has {args.context} such rows in a row"
+        print(f"--holdout {args.holdout:g}: the model is judged by no episode, since {told}.", flush=True)
     return Windows(kept, shown, *(jnp.float32(x) for x in (horizon(data), low, high)))
 
 

@@ -206,5 +206,5 @@ def test_a_run_acts_as_it_was_evaluated_and_can_be_asked_for_another_return(tmp_
     np.testing.assert_allclose(total, float(last[-1].split(",")[column]), rtol=1e-4)
     other = load_run(tmp_path / "run", {"target_return": "30"})
     assert (np.asarray(other.args.target_return) == 30).all()
-    with pytest.raises(InputError, match="--set target_return=3600 is of another .* known: dataset mean 20, dataset"):
+    with pytest.raises(InputError, match="--set target_return=3600 is of another .* are 20 to 20."):
         load_run(tmp_path / "run", {"target_return": "3600"})

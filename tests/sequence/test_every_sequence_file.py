@@ -12,6 +12,7 @@ from jobs import SHORT, small
 from transformer_in_numpy import DISCRETE, SPEC, B, T, window
 
 from shared.errors import InputError
+from shared.sequences import require_target
 from shared.task import registered_env
 
 FILES = [p.stem for p in ALGORITHMS if p.parent.name == "sequence"]
@@ -131,3 +132,4 @@ def test_a_target_is_of_the_returns_that_the_data_has(name, tmp_path):
     for target in (-5.0, 1e5):
         with pytest.raises(InputError, match=f"--target-return {target:g} is of another sign or scale"):
             load(name).main(small(name, log, tmp_path / "run", env="none", target_return=target))
+    assert load(name).CHECKS["target_return"] is require_target

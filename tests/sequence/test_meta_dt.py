@@ -197,6 +197,7 @@ def test_windows_and_prompts_are_of_one_trial_and_of_different_tries(module, age
     data = log
     tries, trials = module.trials_of(data, args)
     np.testing.assert_array_equal(np.flatnonzero(tries.last[:30]), [6, 13, 20, 27, 29])
+    assert tries.task.data["episode_returns"][0] == tries.episode_returns().min() > data.episode_returns().min()
     own = in_general_position(module, args, data.spec)
     notes, batch = jax.jit(
         lambda key: (lambda notes: (notes, trials.sample(notes, key, args)))(module.noted(own, trials, args))

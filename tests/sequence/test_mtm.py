@@ -174,7 +174,7 @@ def test_an_update_is_adamw_whose_biases_do_not_decay():
     np.testing.assert_allclose(rates, 0.1 * np.array([0.5, 1, 1, 1, 1, 1]) * falling, rtol=1e-5)
 
 
-def test_episodes_without_actions_are_half_of_what_is_drawn_and_returns_are_averages(tmp_path):
+def test_episodes_without_actions_are_half_of_what_is_drawn_and_returns_are_averages(tmp_path, capsys):
     mtm, path = load("mtm"), write_pendulum(tmp_path / "pendulum.npz")
     data = load_dataset(path, "Pendulum-v1")
     labelled = np.isin(data.episode(), [2, 7])
@@ -198,6 +198,16 @@ def test_episodes_without_actions_are_half_of_what_is_drawn_and_returns_are_aver
     expected = 2 * (average[rows] - windows.low) / (windows.high - windows.low) - 1
     close(np.asarray(parts.returns)[there][:, 0], expected[there])
     assert np.isfinite(parts.action).all()
+    assert not capsys.readouterr().out.count("--holdout")
+    for changes, which in (
+        ({"holdout": 0.1}, "0 of the 2 with actions are held out, none has 4"),
+        ({"context": 31}, "1 of the 2 with actions are held out, none has 31"),
+    ):
+        none = mtm.windows_of(hidden, labelled, dataclasses.replace(args, **changes))
+        (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--holdout")]
+        assert none.judged is None and f"the model is judged by no episode, since {which} such rows in a row." in told
+    assert mtm.windows_of(hidden, labelled, dataclasses.replace(args, holdout=0.0)).judged is None
+    assert not capsys.readouterr().out
     alone = mtm.windows_of(hidden, labelled, dataclasses.replace(args, labelled_only=True))
     assert len(alone.data.start) == 30 and alone.data.transitions.table is None
 
