@@ -167,6 +167,20 @@ def small(
     return Entry(algorithm, dataset, arguments, variant, "claim", tuple(evaluations))
 
 
+def replay(algorithm: str, more: str = "", variant: str = "", updates: int = 20_000, batch_size: int = 128) -> Entry:
+    """A run on hopper-medium-replay beside others of its size: eight seeds, two layers of 64, the papers' presets.
+
+    Step sizes are larger than the papers', and the same in all: so few updates of those lead nowhere.
+    """
+    length = f"--seeds 8 --updates {updates} --eval-every {updates // 2}"
+    sizes = f"--batch-size {batch_size} --hidden-dims 64 64 --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01"
+    return Entry(algorithm, "hopper-medium-replay-v0", f"{length} {sizes} {more}".strip(), variant, "claim")
+
+
+MODEL = "--model-hidden-dims 64 64 --model-updates 10000 --rollout-batch 2000"
+"""Of `replay`, where a model is learned."""
+
+
 # ------------------------------------------------------------------ the files of results/claims/
 
 

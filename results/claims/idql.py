@@ -1,5 +1,5 @@
 from results.checks import Claim, end, logged, noise, under
-from results.grid import Entry
+from results.grid import Entry, small
 
 NEAR = "point-hazard-explore"
 SIZES = "--seeds 8 --batch-size 64 --hidden-dims 64 64 --updates 5000 --eval-every 2500 --eval-episodes 20"
@@ -21,11 +21,17 @@ modes, rings = (
 cloned = Entry("bc", MODES, f"--preset none {TOY}", "density", "claim")
 one_of_modes = under("n_candidates=1", modes)
 
+MAZE = "pointmaze-umaze"
+cloned_maze = small("bc", dataset=MAZE)
+AS_CLONED = cloned_maze.arguments.replace("--preset none", "--preset ifql")
+maze = Entry("idql", MAZE, AS_CLONED, "flow", "claim", ("n_candidates=1",))
+one_of_maze = under("n_candidates=1", maze)
+
 CLAIM = Claim(
     title="The best of many cloned actions improves a policy that was never told of rewards",
     paper="IDQL (arXiv 2304.10573) claims that a policy is improved by choosing among candidates of a model of the "
     "data with IQL's Q, and that more candidates improve it more; FQL's paper (arXiv 2502.02538) has its flow form.",
-    runs=[bc, flow, cloned, modes, rings],
+    runs=[bc, flow, cloned, modes, rings, cloned_maze, maze],
     checks={
         f"{NEAR}: the best of 32 candidates ends above one of them, beyond noise": (
             end(flow) > one + noise(end(flow), one)
@@ -38,6 +44,12 @@ CLAIM = Claim(
         ),
         f"{MODES}: it ends above cloning by one action, which is between the modes, beyond noise": (
             end(modes) > end(cloned) + noise(end(modes), end(cloned))
+        ),
+        f"{MAZE}: the best of 32 ends above one of them, beyond noise": (
+            end(maze) > one_of_maze + noise(end(maze), one_of_maze)
+        ),
+        f"{MAZE}: it ends above cloning, beyond noise": (
+            end(maze) > end(cloned_maze) + noise(end(maze), end(cloned_maze))
         ),
     },
     observed={f"{MODES}: the energy distance to the density is below 0.03": logged("energy_distance", modes) < 0.03},
