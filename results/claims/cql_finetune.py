@@ -29,6 +29,6 @@ CLAIM = Claim(
     },
     finding="On Pendulum both the fall and the rise are beyond noise and mean nothing: the policy hangs before it "
     "interacts and after, where returns differ by a few parts in a hundred. CQL has learned nothing offline "
-    "from these few transitions that it could lose online. On the U maze, whose data shows all of it, the "
-    "goal is reached before and after, and there is no fall: what is tried online is what the data had.",
+    "from these few transitions that it could lose online. On the U maze the goal is reached before and "
+    "after, and there is no fall.",
 )
