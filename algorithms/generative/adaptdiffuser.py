@@ -21,6 +21,9 @@ return follows them, and at every step of the diffusion its gradient moves a pla
 
 Choose it when goals are to be reached by long ways whose pieces the data holds, and actions may take their time.
 
+Parity: round 0 is equal to Diffuser's code, update for update, in the denoiser, its average and its plans, with and
+without a guide, but for when the average follows and the upsampling's biases (results/parity.md).
+
 Deviations from the papers:
 - plans are followed with a learned inverse model instead of a PD controller, which knows the environment; kept plans
   take its actions;

@@ -14,6 +14,9 @@ metrics.csv holds choice_gap, by how much the best plan at a window's end is val
 
 Choose it when ways must be put together of pieces that are longer than a few steps, and rewards are rare.
 
+Parity: equal to the authors' code, update for update, in the critics, the diffusion model with its sampler, and the
+autoencoder behind its encoder, but for what is listed below and 1e-6 in the clip of gradients (results/parity.md).
+
 Deviations from the authors' code (ldcq/ldcq):
 - plans to choose from are drawn anew, in --sampling-steps, where the code stores 1,000 of each window and takes 100;
 - the schedule is a cosine, with noise of the posterior's variance; the code's linear one, at 100 steps, leaves 37 % of
@@ -21,7 +24,9 @@ Deviations from the authors' code (ldcq/ldcq):
 - a window's value is sum_h gamma^h r_h + gamma^H max Q at the state after it (the code: undiscounted sums, and the
   window's last state, whose reward counts twice);
 - windows that end in a terminal row are shorter and bootstrap from nothing; the code's mazes learn from whole ones;
-- the encoder is a network on the whole window, not a recurrent one; decoded actions are means, not samples;
+- the encoder is a network on the whole window, not a recurrent one; decoded actions are means, not samples; Gaussians
+  have one last layer for mean and deviation (the code: two each);
+- the likelihood of a window's end shapes plans, too (the code stops its gradient at the plan);
 - layers of one width in the diffusion model have normalisations of their own, where the code's share theirs;
 - importance weights are each window's own (the code's shapes give all of a batch the mean) and reach 1 at the end of
   training, the rate of Q is constant, and that of diffusion falls once;

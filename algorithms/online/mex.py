@@ -11,6 +11,9 @@ The first --learning-starts steps take uniform random actions; one update follow
 
 Choose it when rewards are sparse and a bonus would need a network of its own.
 
+Parity: equal to the authors' code, update for update, but for whose Q of the data's action the second critic's soft
+maximum takes (results/parity.md).
+
 Deviations from the paper:
 - the model-based form is not here;
 - in the soft maximum, pi(s') stands for an action of another state, as in the authors' code, which takes Q_1 of the
