@@ -281,6 +281,10 @@ CHOOSING, SEEKING = ("metamon", "more_3s"), ("gcpc",)
 """Files for discrete actions, and for goals."""
 
 
+REMARK = "; meta_dt's data is one episode of ten tries, since each round begins with its world model's word on all rows"
+"""Of the part `updates`, behind what its table is of."""
+
+
 def every_file(part: str, args: argparse.Namespace, argv: list[str]) -> dict:
     """Each case in a process of its own: how many devices a CPU has is fixed when JAX starts.
 
@@ -345,6 +349,9 @@ def updating(name: str, lanes: int, args: argparse.Namespace) -> dict:
         "mask_every": chunk,
     }
     sizes |= dict.fromkeys(("context_updates", "language_updates", "unprompted_updates"), chunk)
+    sizes |= {"try_steps": LENGTH // 10}
+    if "try_steps" in {field.name for field in dataclasses.fields(load(name).Args)}:  # all rows are read in each round
+        steps, ends = ({what: x[:LENGTH] for what, x in of.items()} for of in (steps, ends))
     known = {field.name for field in dataclasses.fields(load(name).Args)}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/log.npz", **steps, **ends)
@@ -524,6 +531,8 @@ def main(argv: list[str] | None = None) -> int:
             every = [word for word in given if word != "--files" and word not in args.files]  # the cases of others stay
             record[part] |= {"command": " ".join(["results/sequence_speed.py", *every]), "rounds": args.rounds}
             record[part] |= {"hardware": {"cores": len(os.sched_getaffinity(0))}}
+            if part == "updates" and any(case["algorithm"] == "meta_dt" for case in record[part]["cases"]):
+                record[part] |= {"remark": REMARK}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
     except InputError as error:
         print(f"sequence_speed.py: {error}", file=sys.stderr)

@@ -234,7 +234,7 @@ def test_the_sequence_models_speed_has_its_tables(tmp_path):
     ms = {"ring": [2.0, 2.0, 2.0], "cache": [1.0, 2.0, 4.0], "whole": [6.0, 8.0, 10.0]}
     measured = {
         "beside": {"note": "Beside.", "cases": [{"lanes": 8, "per_s": rates, "compile_s": {"ours": 1.5}}]},
-        "updates": {"context": 20, "batch": 16, "cases": updates, **how},
+        "updates": {"context": 20, "batch": 16, "cases": updates, "remark": "; so", **how},
         "actions": {"context": 20, "cases": actions, **how},
         "memory": {"history": 1000, "cases": [{"context": 20, "lanes": 8, "ms": ms}], **how},
     }
@@ -243,6 +243,7 @@ def test_the_sequence_models_speed_has_its_tables(tmp_path):
     assert "Beside. (`python results/sequence_speed.py`)" in text
     assert "| updates, 1 lane | CORL | 2.00 | 4.00 (2.00–8.00) |  |" in text
     assert "| mtm | 50.0, 40 % |" in text and "Updates of batches of 16, 1 block of width 8" in text
+    assert "made by themselves in turn; so; on 2" in text
     assert "| mtm | 10.0, 2.00 (1.00–2.50) | 80.0, 16.00 (8.00–20.00) |" in text and "windows of 20 steps" in text
     assert "| 20, 8 lanes | 2.00 | 4.00 (3.00–5.00) | 1.00 (0.50–2.00) |" in text
     assert "1 block of width 8; an episode has 1,000 steps" in text

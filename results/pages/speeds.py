@@ -212,7 +212,8 @@ def updates_of_sequences(found: dict, sizes: str) -> str:
     note = (
         f"Updates of batches of {found['batch']}, {sizes}, windows of {found['context']} steps, the rest as published, "
     )
-    note += "and their share of the limit that their own matrix products set, made by themselves in turn; on "
+    note += "and their share of the limit that their own matrix products set, made by themselves in turn"
+    note += f"{found.get('remark', '')}; on "
     return by_lanes("updates/s, all lanes", note + made_on(found), cells)
 
 
