@@ -11,8 +11,8 @@ search = Entry("jowa", "maze-small-mixed", f"{SIZES} --context 5 --world-weight 
 game = Entry(
     "jowa",
     "minatar-breakout-mixed",
-    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 1000 --log-every 250 "
-    "--eval-every 1000 --eval-episodes 20",
+    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 4000 --log-every 1000 "
+    "--eval-every 4000 --eval-episodes 20",
     "weights",
     "claim",
 )
