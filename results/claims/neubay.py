@@ -51,7 +51,7 @@ CLAIM = Claim(
             end(bandit, bayesian) > end(bandit, conservative) + noise(end(bandit, bayesian), end(bandit, conservative))
         ),
         f"{ARM}: it ends above 10, which either arm alone pays in the mean, beyond noise": (
-            end(bandit, bayesian) > 10.0 + noise(end(bandit, bayesian))
+            end(bandit, bayesian) - noise(end(bandit, bayesian)) > 10.0
         ),
     },
     observed={
