@@ -61,5 +61,5 @@ def collect_known(steps: int, seed: int) -> list[EpisodeBuffer]:
     """Episodes of STEPS choices of the known arm; the last one is cut at `steps` rows."""
     rng, count = np.random.default_rng(seed), -(-steps // STEPS)
     reward = np.float32(rng.random((count, STEPS)) < KNOWN)
-    obs, action = np.zeros((STEPS + 1, 1), np.float32), np.full((STEPS, 1), -1.0)
-    return [cut(episode(obs, action, reward[e], terminated=False), steps - e * STEPS) for e in range(count)]
+    obs, action = rng.uniform(-1.0, 1.0, (count, STEPS + 1, 1)), np.full((STEPS, 1), -1.0)
+    return [cut(episode(obs[e], action, reward[e], terminated=False), steps - e * STEPS) for e in range(count)]

@@ -1,9 +1,10 @@
 """UnknownArm-v0: twenty choices between an arm that pays in half of the cases and one of which nothing is known.
 
-After Ni et al., arXiv 2512.04341, whose data is of one arm alone. An action is a number: below 0 it is the known
+After Ni et al., arXiv 2512.04341, whose data is of one arm alone. An action is a number: below -0.5 it is the known
 arm, which pays 1 with probability 0.5, else the unknown one, whose probability is drawn from [0, 1] in each episode.
-The observation is always 0. Whoever stays with either arm has 10 in the mean; whoever tries the unknown one, remembers
-what it paid and stays with the better of the two has more, 12.5 if the arm were told.
+The observation is a uniform number that means nothing: without it a normalised layer takes the least difference from
+the data's one action for the unknown arm. Whoever stays with either arm has 10 in the mean; whoever tries the unknown
+one, remembers what it paid and stays with the better of the two has more, 12.5 if the arm were told.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from gymnasium.envs.functional_jax_env import FunctionalJaxEnv
 from gymnasium.experimental.functional import FuncEnv
 
-BORDER = 0.0
+BORDER = -0.5
 """Actions below it are the known arm."""
 KNOWN = 0.5
 """How often the known arm pays."""
@@ -28,23 +29,28 @@ class State(NamedTuple):
     """[] how often the other arm pays"""
     paid: jax.Array
     """[] what the last choice paid"""
+    shown: jax.Array
+    """[] what is observed"""
 
 
 class UnknownArmFunctional(FuncEnv):
     """In JAX."""
 
-    observation_space = gym.spaces.Box(0.0, 0.0, (1,), np.float32)
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def initial(self, rng, params=None) -> State:
-        return State(jax.random.uniform(rng), jnp.float32(0.0))
+        arm_key, shown_key = jax.random.split(rng)
+        return State(jax.random.uniform(arm_key), jnp.float32(0.0), jax.random.uniform(shown_key, minval=-1.0))
 
     def transition(self, state, action, rng, params=None) -> State:
+        pay_key, shown_key = jax.random.split(rng)
         pays = jnp.where(jnp.asarray(action)[0] < BORDER, KNOWN, state.unknown)
-        return State(state.unknown, jnp.float32(jax.random.uniform(rng) < pays))
+        paid = jnp.float32(jax.random.uniform(pay_key) < pays)
+        return State(state.unknown, paid, jax.random.uniform(shown_key, minval=-1.0))
 
     def observation(self, state, rng, params=None):
-        return jnp.zeros(1)
+        return state.shown[None]
 
     def reward(self, state, action, next_state, rng, params=None):
         return next_state.paid
