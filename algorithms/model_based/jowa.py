@@ -32,7 +32,7 @@ Deviations from the paper:
 - fine-tuning on a new game, and the sizes of 70 and 150 million weights, are the same file with other arguments.
 
     python algorithms/model_based/jowa.py --dataset maze-small-mixed --preset small --seeds 4
-    python algorithms/model_based/jowa.py --dataset maze-small-mixed --preset small --seeds 4 --no-planning
+    python algorithms/model_based/jowa.py --dataset minatar-breakout-mixed --seeds 4 --no-planning --world-weight 0.1 1
 """
 
 import dataclasses
@@ -123,14 +123,17 @@ class Args(OfflineArgs):
     """Actions of a plan."""
 
 
-PRESETS = {
-    "small": {  # ours: learns on two cores
-        "token_dims": 4, "codes": 8, "context": 4, "width": 32, "layers": 2, "heads": 2, "token_dropout": 0.0,
-        "critic_hidden_dims": (64,), "critic_dropout": 0.0, "n_atoms": 21, "v_min": -10.0, "v_max": 0.0,
-        "discount": 0.9, "copy_every": 100, "model_lr": 1e-3, "learning_rate": 1e-3, "batch_size": 32,
-        "model_updates": 1_000, "updates": 2_000, "eval_every": 1_000, "eval_episodes": 40,
-    },
+_small = {
+    "token_dims": 4, "codes": 8, "context": 4, "width": 32, "layers": 2, "heads": 2, "token_dropout": 0.0,
+    "critic_hidden_dims": (64,), "critic_dropout": 0.0, "n_atoms": 21, "v_min": -10.0, "v_max": 0.0,
+    "discount": 0.9, "copy_every": 100, "model_lr": 1e-3, "learning_rate": 1e-3, "batch_size": 32,
+    "model_updates": 1_000, "updates": 2_000, "eval_every": 1_000, "eval_episodes": 40,
 }  # fmt: skip
+PRESETS = {  # ours: learn on two cores
+    "small": _small,  # by name
+    # a token is a line of the game: ten cells of four channels, of which the data of Breakout has 134 kinds
+    "minatar": {**_small, "token_dims": 40, "codes": 160, "context": 3, "v_min": 0.0, "v_max": 0.0, "discount": 0.95},
+}
 
 gpt_init = nn.initializers.normal(0.02)
 

@@ -25,7 +25,8 @@ Deviations from the paper (twni2016/neubay):
   normalisation has no weights in ensembles; the temperature is always learned, which is fixed for Hopper: no presets;
 - a layer of the memory is a recurrence, a leaky ReLU and a skip (with layer normalisation, a gated linear unit and an
   input scale that is learned for itself); last layers begin as the others do (at a hundredth);
-- actions are continuous: the paper's bandit, with its recurrent Q-learning, is not here.
+- actions are continuous: the paper's bandit has a form of its own here (bandit-unknown-arm), without its recurrent
+  Q-learning.
 
     python algorithms/model_based/neubay.py --dataset hopper-medium-replay --seeds 2 --n-models 20 --n-elites 16
     python algorithms/model_based/neubay.py --dataset road-free --n-models 10 --n-elites 8 --model-hidden-dims 32 32 \\
@@ -72,6 +73,8 @@ class Args(OfflineArgs):
     """Weight of the data's steps in the losses; the others are the model's."""
     disagreement_quantile: Fraction = 1.0
     """Of the data: where the models disagree more, a rollout is cut."""
+    truncation: bool = True
+    """Rollouts are cut where the models disagree; without it, by --rollout-steps alone."""
     reward_penalty: Float = 0.0
     """lambda: what the reward loses per unit of uncertainty; 0: nothing (MBPO)."""
     rollout_steps: Float = 1000.0
@@ -427,6 +430,20 @@ def disagreement(agent: Agent, mean, args: Args):
     return mean[elites(agent, args)].std(0).mean(-1)
 
 
+def cut_at(u, args: Args):
+    """The disagreement at which rollouts are cut, of that on the data's rows [n]; inf without --truncation."""
+    return jnp.quantile(u, args.disagreement_quantile) if args.truncation else jnp.float32(jnp.inf)
+
+
+def scale_of(inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Means and stds of the model's inputs and outputs [n, D]; what never changes is predicted as it is."""
+    scale = {}
+    for name, x, least in (("input", inputs, 1.0), ("output", outputs, 1e-6)):
+        std = x.std(0)
+        scale |= {f"{name}_mean": x.mean(0), f"{name}_std": np.where(std < 1e-6, least, std)}
+    return scale
+
+
 def fit(agent: Agent, keys, args: Args, data: Sequences, held_out: Batch, rows) -> tuple[Agent, dict]:
     """One lane, model phase: one update per key, unless the hold-out error has stopped falling; its end's metrics.
 
@@ -449,7 +466,7 @@ def fit(agent: Agent, keys, args: Args, data: Sequences, held_out: Batch, rows) 
     _, agent, metrics = jax.lax.while_loop(goes_on, epoch, (0, agent, {"model_loss": 0.0, "model_nll": 0.0}))
     seen = data.transitions.take(rows[:THRESHOLD_ROWS])
     u = disagreement(agent, predict(agent.best_model, agent, seen.obs, seen.action)[0], args)
-    agent = agent.replace(threshold=jnp.quantile(u, args.disagreement_quantile))
+    agent = agent.replace(threshold=cut_at(u, args))
     error = jnp.sort(agent.holdout_error)[: args.n_elites].mean()
     now = squared_error(agent.model, agent, held_out).mean()
     info = {"holdout_error": now, "elites_error": error, "threshold": agent.threshold}
@@ -716,10 +733,7 @@ def main(args: Args) -> None:
     kept = data.select(data.usable())
     inputs = np.concatenate([kept.obs, kept.action], axis=1)[rows]
     outputs = np.concatenate([kept.next_obs, kept.reward[:, None]], axis=1)[rows]
-    scale = {}
-    for name, x in (("input", inputs), ("output", outputs)):
-        std = x.std(0)
-        scale |= {f"{name}_mean": x.mean(0), f"{name}_std": np.where(std < 1e-6, 1.0, std)}
+    scale = scale_of(inputs, outputs)
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     unit = math.lcm(args.rollout_every, args.holdout_every)
     policy = StatefulPolicy(initial_carry, act)

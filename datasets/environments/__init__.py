@@ -16,4 +16,5 @@ from environments import (  # noqa: F401
     rainy_road,
     trial_point,
     turned_point,
+    unknown_arm,
 )

@@ -1,7 +1,7 @@
 from results.checks import Claim, end, highest, logged, noise
 from results.grid import Entry
 
-FREE = "road-free"
+FREE, ARM = "road-free", "bandit-unknown-arm"
 SIZES = (
     "--seeds 8 --preset none --hidden-dims 32 32 --memory-dim 32 --lru-dim 16 --memory-layers 1 --n-critics 4 "
     "--model-hidden-dims 32 32 --n-models 6 --n-elites 5 --model-updates 2000 --holdout-every 500 --history 8 "
@@ -9,14 +9,27 @@ SIZES = (
     "--real-weight 0.5 --updates 1500 --log-every 500 --eval-every 1500 --eval-episodes 20"
 )
 
+ARMS = (
+    "--seeds 8 --preset none --hidden-dims 32 32 --memory-dim 32 --lru-dim 16 --memory-layers 1 --n-critics 2 "
+    "--model-hidden-dims 32 32 --n-models 16 --n-elites 16 --model-updates 500 --holdout-every 100 --holdout-rows 40 "
+    "--history 1 --rollout-batch 100 --rollout-every 100 --rollouts-per-update 8 --rollout-steps 20 --no-truncation "
+    "--no-termination --memory-lr 1e-3 --actor-lr 1e-3 --critic-lr 1e-3 --tau 0.02 --discount 0.9 --real-weight 0.5 "
+    "--updates 10000 --log-every 1000 --eval-every 5000 --eval-episodes 200"
+)
+
+# what the rewards lose by the ensemble's disagreement is all that the two differ in
+bandit = Entry("neubay", ARM, f"{ARMS} --reward-penalty 0 1", "", "claim")
+bayesian, conservative = "reward_penalty=0", "reward_penalty=1"
 neubay = Entry("neubay", FREE, f"{SIZES} --rollout-steps 5 40", "", "claim")
+# the same, cut earlier
+careful = Entry("neubay", FREE, f"{SIZES} --rollout-steps 5 40 --disagreement-quantile 0.9", "cut", "claim")
 short, long = "rollout_steps=5", "rollout_steps=40"
 
 CLAIM = Claim(
     title="Without conservatism it is the long rollouts that learn, and the short ones that overestimate",
     paper="NEUBAY (arXiv 2512.04341) claims that a Bayesian agent needs no conservatism, but rollouts of hundreds of "
     "steps: with the short ones of earlier methods values are overestimated and policies fail.",
-    runs=[neubay],
+    runs=[neubay, careful, bandit],
     checks={
         f"{FREE}: rollouts of 40 steps end above rollouts of 5, beyond noise": (
             end(neubay, long) > end(neubay, short) + noise(end(neubay, long), end(neubay, short))
@@ -29,14 +42,32 @@ CLAIM = Claim(
             > logged("q_pi_real", neubay, long)
             + noise(logged("q_pi_real", neubay, short), logged("q_pi_real", neubay, long))
         ),
+        f"{FREE}, cut beyond 90 % of the data's disagreements: rollouts of 40 steps end above rollouts of 5, "
+        "beyond noise": (end(careful, long) > end(careful, short) + noise(end(careful, long), end(careful, short))),
+        f"{FREE}, 40 steps: cut beyond 90 % of the data's disagreements they end above cut beyond all, beyond noise": (
+            end(careful, long) > end(neubay, long) + noise(end(careful, long), end(neubay, long))
+        ),
+        f"{ARM}: the agent without a penalty ends above the one with it, beyond noise": (
+            end(bandit, bayesian) > end(bandit, conservative) + noise(end(bandit, bayesian), end(bandit, conservative))
+        ),
+        f"{ARM}: it ends above 10, which either arm alone pays in the mean, beyond noise": (
+            end(bandit, bayesian) - noise(end(bandit, bayesian)) > 10.0
+        ),
     },
     observed={
         f"{FREE}: those of 40 steps are longer than 20": logged("rollout_length", neubay, long) > 20,
+        f"{FREE}: a step of them earns more than 0 in the model, though none on the road does": (
+            logged("model_reward", neubay, long) > 0.0
+        ),
         f"{FREE}: with either the policy ends far below uniform actions, whose score is 0": (
             highest(end(neubay, short), end(neubay, long)) < -50.0
         ),
     },
-    finding="Nothing is learned within this budget: with either length the policy is far worse than uniform actions, "
-    "so that the long rollouts' lead says little. Values are not higher with short rollouts than with long ones. The "
-    "authors make over a thousand times as many updates; a longer run was not made.",
+    finding="On the road, with rollouts that are cut beyond all of the data's disagreements, nothing is learned: with "
+    "either length the policy is far worse than uniform actions, so that the long rollouts' lead says little. It is "
+    "the models that are wrong: the policies find where they promise more than any step on the road pays, and the few "
+    "members of the ensemble disagree there by less than on the data's worst row, so that the rollouts go on. Values "
+    "are not higher with short rollouts than with long ones. The authors have many more members, and make over a "
+    "thousand times as many updates. On the bandit no data has the other arm, and each member of the ensemble says "
+    "something else of it.",
 )

@@ -4,6 +4,7 @@ import gymnasium as gym
 import make  # of datasets/
 import numpy as np
 import pytest
+from environments.unknown_arm import STEPS
 
 from shared.data import load_dataset
 from shared.jax_envs import jax_env
@@ -35,3 +36,26 @@ def test_the_data_is_of_the_arms_and_shares_in_its_name():
     )
     assert data.task.make_env().unwrapped.func_env.p == 0.8
     assert data.return_to_go().max() == 1.0
+
+
+def test_the_unknown_arm_is_another_one_in_each_episode_and_the_data_has_none_of_it():
+    env = gym.make("UnknownArm-v0")
+    paid = {action: [] for action in (-1.0, 1.0)}
+    for action, episodes in paid.items():
+        for seed in range(30):
+            env.reset(seed=seed)
+            episodes.append([])
+            truncated = False
+            while not truncated:
+                obs, reward, terminated, truncated, _ = env.step(np.float32([action]))
+                episodes[-1].append(reward)
+                assert -1.0 <= obs[0] <= 1.0 and not terminated
+    known, unknown = (np.array(x) for x in paid.values())
+    assert known.shape == (30, STEPS) and set(np.unique(known)) == {0.0, 1.0}
+    np.testing.assert_allclose([known.mean(), unknown.mean()], 0.5, atol=0.15)
+    assert known.mean(1).std() < 0.2 < unknown.mean(1).std()  # of a binomial 0.11, of one of a uniform rate 0.3
+    assert jax_env(env_task("UnknownArm-v0"))
+    make.make("bandit-unknown-arm", steps=50)
+    data = load_dataset("bandit-unknown-arm")
+    assert len(data.obs) == 50 and (data.action == -1.0).all() and not data.terminal.any() and data.obs.std() > 0.4
+    assert {*data.reward.tolist()} == {0.0, 1.0}

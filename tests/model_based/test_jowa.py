@@ -6,12 +6,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import make  # of datasets/
 import numpy as np
 import pytest
 from conftest import load
+from jobs import train
 from reference import close
 from scipy.special import log_softmax, logsumexp, softmax
 
+from shared.arguments import preset_for
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.sequences import Window
@@ -280,6 +283,24 @@ def test_of_too_many_pieces_means_are_the_codes():
     assert book.shape == (3, 2)
     near = np.abs(book[:, None] - centres).max(-1).argmin(0)
     assert len({*near.tolist()}) == 3 and np.abs(book[near] - centres).max() < 0.05
+
+
+def test_the_preset_for_minatar_tells_the_lines_of_a_game_apart(tmp_path):
+    """A token for each line, without one that is filled up; with pgx, lanes of both weights are trained and played."""
+    preset = jowa.PRESETS[preset_for("minatar-breakout-mixed", jowa.PRESETS)]
+    args, spec = jowa.Args(**preset), Spec((10 * 10 * 4,), A, True)
+    grid = np.float32(np.random.default_rng(0).random((2, 10, 10, 4)) < 0.5)
+    assert jowa.tokens_of(args, spec) == 10
+    np.testing.assert_array_equal(jowa.pieces(grid.reshape(2, 400), args)[0], grid.reshape(2, 10, 40))
+    pytest.importorskip("pgx", reason="an extra: pip install pgx==2.6.0")
+    make.make("minatar-breakout-mixed", steps=300)
+    sizes = {"token_dims": 40, "context": 2, "codes": 160, "n_tasks": 1, "batch_size": 2, "model_updates": 0}
+    train(
+        "jowa", "minatar-breakout-mixed", tmp_path / "run", **sizes, planning=False, world_weight=(0.0, 1.0), seeds=2,
+        v_min=0.0, v_max=0.0, max_episode_steps=4,
+    )  # fmt: skip
+    rows = (tmp_path / "run" / "returns.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4  # an episode of every lane
 
 
 def test_rewards_count_by_their_sign_and_windows_keep_their_masks():

@@ -358,3 +358,18 @@ def test_neubay_fits_and_sets_the_threshold(neubay, agent, data):
     start = compiled(neubay.squared_error)(agent.model, agent, held_out)
     assert info["elites_error"] < np.sort(start)[:2].mean()
     assert optax.tree_utils.tree_get(fitted.model_opt, "count") == fitted.fitted
+
+
+def test_neubay_cuts_at_a_quantile_of_the_datas_disagreement_or_nowhere(neubay, args):
+    u = jnp.arange(11.0)
+    assert neubay.cut_at(u, args) == 10.0 and neubay.cut_at(u, neubay.Args(disagreement_quantile=0.5)) == 5.0
+    assert neubay.cut_at(u, neubay.Args(truncation=False)) == jnp.inf
+
+
+def test_neubay_predicts_what_never_changes_as_it_is(neubay):
+    """A constant input is 0 after its mean; a constant output stays there whatever the model makes of it."""
+    x = np.float32([[3.0, 1.0], [3.0, 5.0]])
+    scale = neubay.scale_of(x, x)
+    np.testing.assert_array_equal(scale["input_std"], [1.0, 2.0])
+    np.testing.assert_allclose(scale["output_std"], [1e-6, 2.0])
+    np.testing.assert_allclose(7.0 * scale["output_std"] + scale["output_mean"], [3.0, 17.0], rtol=1e-5)
