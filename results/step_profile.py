@@ -45,7 +45,7 @@ MOVES |= {"pad", "broadcast", "iota", "reverse", "parameter", "constant", "tuple
 RANDOM = re.compile(r"threefry|random_bits|_randint|_normal|_uniform|_gamma|_shuffle|_permutation|_bernoulli|_split")
 AROUND = {"while", "call", "conditional"}
 """Their time is that of the operations inside."""
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (?:\([^=]*?\)|\S+) ([a-z][\w\-]*)\(")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (?:\([^()]*(?:\([^()]*\)[^()]*)*\)|\S+) ([a-z][\w\-]*)\(")
 
 
 # ------------------------------------------------------------------------------ what a program's operations are
@@ -161,9 +161,8 @@ def measure(algorithm: str, rows: int, updates: int, rounds: int) -> dict:
     """The shares of the kinds; `updates` in a call, `rounds` calls with the profiler and as many without, in turn."""
     one = side(algorithm, rows, updates)
     compiled, compile_s = one.build()
-    return {"algorithm": algorithm, **profile(compiled, partial(one.call, f=compiled), one.state, updates, rounds)} | {
-        "compile_s": compile_s
-    }
+    found = profile(compiled, lambda state: one.call(state, compiled), one.state, updates, rounds)
+    return {"algorithm": algorithm, **found, "compile_s": compile_s}
 
 
 def profile(compiled, call: Callable, state, updates: int, rounds: int) -> dict:
