@@ -172,8 +172,9 @@ def profile_table(measured: dict) -> str:
     cores = sorted({case["cores"] for case in measured["cases"]})
     note = (
         "Where an update's time goes, one lane, networks and batches as published: shares of the time of the "
-        "operations of the compiled program, each counted with the median of its times under JAX's profiler; beside "
-        "them that time, how many operations run, and that time over the fastest update's without the profiler. "
+        "operations of the compiled program, each counted with the lower quartile of its times under JAX's profiler; "
+        "beside them that time, how many operations run, and that time over the processor's of the fastest update "
+        "without the profiler. "
         "Optimiser is what optax does; a target's moving average is elementwise. On "
         f"{' and '.join(map(str, cores))} core{'s' * (cores != [1])} (`python results/step_profile.py`)."
     )
