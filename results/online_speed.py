@@ -6,6 +6,7 @@
   python results/online_speed.py                       UTD 1 and 20, 1 and 8 lanes, into results/online_speed.json
   python results/online_speed.py --rounds 10 --utd 1   other rounds, some of the cases
   python results/online_speed.py --rlpd /tmp/rlpd --packages /tmp/peer-packages     the authors' code, too
+  python results/online_speed.py --compiled            instead, what it gains that a JAX environment is compiled, too
 
 Both step Hopper-v5 and do the same updates at the paper's sizes (10 critics of two layers of 256, batch 256, half of it
 data). The plain loop keeps its transitions in NumPy, samples there, and calls a compiled critic update G times and a
@@ -13,11 +14,16 @@ compiled actor update once per environment step. The authors' agent and buffers 
 script, one environment. Rounds of all are interleaved, so that ratios hold on a busy machine. A profile says what a
 step of ours is made of: the environments (their observations included), the transfer of what they gave, the arithmetic
 of the compiled call, and the host: the call itself (a program that hands the same arrays through) and all the rest.
+
+With --compiled it is PointUMaze-v0, which is written in JAX: a chunk of steps as one program, environment included,
+beside the same steps made one by one through gymnasium, with the paper's sizes and with small ones. These cases stand
+beside the others in the file, which are left as they are.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -28,6 +34,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import gymnasium
 import jax
@@ -36,6 +44,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import shared.online
+from results.peer_speed import commit
 from shared.lanes import use_cpu_devices
 from shared.online import Interaction
 from shared.run import Run
@@ -44,6 +54,8 @@ from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 ROWS = 100_000
 """Synthetic transitions of the dataset."""
+SIZES = {"the paper's": {}, "small": {"n_critics": 2, "hidden_dims": (32, 32), "batch_size": 32}}
+"""Of networks and batches, with --compiled."""
 
 
 def load_rlpd():
@@ -55,12 +67,11 @@ def load_rlpd():
 
 
 def ours(
-    rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Path
+    rlpd, task, rows: np.ndarray, lanes: int, utd: int, steps: int, out: Path, **sizes: Any
 ) -> tuple[Callable[[], None], Interaction]:
     """`steps` environment steps of every lane, as rlpd.py's main makes them; and what makes them."""
-    args = dataclasses.replace(
-        rlpd.Args(), seeds=lanes, utd=utd, env_steps=100 * steps, log_every=steps, learning_starts=0, out=str(out)
-    )
+    args = rlpd.Args(seeds=lanes, utd=utd, env_steps=100 * steps, log_every=steps, learning_starts=0, out=str(out))
+    args = dataclasses.replace(args, **sizes)
     run = Run(rlpd.__file__, args, task, rlpd.act)
     data = run.replicate(Transitions(jnp.asarray(rows), None, None, task.spec, FIELDS))
     agent = run.init(partial(rlpd.init, spec=task.spec))
@@ -68,9 +79,12 @@ def ours(
     state = {"agent": agent}
 
     def work() -> None:
-        state["agent"], metrics = online.steps(state["agent"], next(run.chunks())[:, :steps])
-        jax.block_until_ready(metrics)
-        run.done += steps
+        until = run.done + steps
+        while run.done < until:
+            keys = next(run.chunks())[:, : until - run.done]
+            state["agent"], metrics = online.steps(state["agent"], keys)
+            jax.block_until_ready(metrics)
+            run.done += keys.shape[1]
 
     return work, online
 
@@ -149,6 +163,45 @@ def released(checkout: Path, task, rows: np.ndarray, utd: int, steps: int) -> Ca
     return work
 
 
+def timed(cases: dict, rounds: int) -> dict[Any, list[float]]:
+    """{case: seconds of every round}, after one that compiles; the cases take turns."""
+    for work, _ in cases.values():
+        work()
+    seconds: dict[Any, list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case, (work, _) in cases.items():
+            start = time.perf_counter()
+            work()
+            seconds[case].append(time.perf_counter() - start)
+    return seconds
+
+
+def compiled_beside_stepped(rlpd, lanes: list[int], utd: int, steps: int, rounds: int) -> list[dict]:
+    """Of every size and number of lanes: the whole interaction as one program, and its environment on the host."""
+    task, found = env_task("PointUMaze-v0"), []
+    rows = synthetic_rows(task)
+    for (name, sizes), n in itertools.product(SIZES.items(), lanes):
+        with tempfile.TemporaryDirectory() as folder:
+            make = partial(ours, rlpd, task, rows, n, utd, steps, **sizes)
+            cases = {"compiled": make(Path(folder) / "compiled")}
+            with mock.patch.object(shared.online, "jax_env", lambda task: None):
+                cases["stepped"] = make(Path(folder) / "stepped")
+            seconds = timed(cases, rounds)
+        ratios = [a / b for a, b in zip(seconds["stepped"], seconds["compiled"], strict=True)]
+        ms = {case: 1e3 * statistics.median(times) / steps for case, times in seconds.items()}
+        found.append({"sizes": name, "lanes": n, "utd": utd, "ms": ms, "stepped_over_compiled": ratios})
+        print(name, n, "lanes", ms, f"x{statistics.median(ratios):.2f}", flush=True)
+    return found
+
+
+def synthetic_rows(task) -> np.ndarray:
+    """Random transitions, none terminal."""
+    before = task.spec.obs_shape[0] + task.spec.action_dim
+    rows = np.random.default_rng(0).uniform(-1, 1, (ROWS, before + 2 + task.spec.obs_shape[0])).astype(np.float32)
+    rows[:, before + 1] = 0.0
+    return rows
+
+
 def profile(work: Callable[[], None], online: Interaction, lanes: int, steps: int) -> dict:
     """What a step of all lanes is made of: shares of its time, one thing waiting for the other, and milliseconds."""
     spent = dict.fromkeys(("environment", "transfer", "call", "hand through"), 0.0)
@@ -190,14 +243,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "online_speed.json")
     parser.add_argument("--rlpd", type=Path, help="a checkout of ikostrikov/rlpd")
     parser.add_argument("--packages", type=Path, help="a folder of packages that it needs")
+    parser.add_argument("--compiled", action="store_true", help="an environment in JAX, compiled and on the host")
     options = parser.parse_args()
     if options.packages:
         sys.path.append(str(options.packages))
     use_cpu_devices(max(options.lanes))
     rlpd, task = load_rlpd(), env_task("Hopper-v5")
-    width = 2 * task.spec.obs_shape[0] + task.spec.action_dim + 2
-    rows = np.random.default_rng(0).uniform(-1, 1, (ROWS, width)).astype(np.float32)
-    rows[:, task.spec.obs_shape[0] + task.spec.action_dim + 1] = 0.0
+    earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
+    record: dict[str, Any] = {
+        "command": " ".join(["results/online_speed.py", *sys.argv[1:]]),
+        "hardware": {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()},
+        "device": jax.local_devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    if options.compiled:
+        found = compiled_beside_stepped(rlpd, options.lanes, options.utd[0], options.steps, options.rounds)
+        options.out.write_text(json.dumps(earlier | {"compiled": record | {"cases": found}}, indent=1) + "\n")
+        return
+    rows = synthetic_rows(task)
     cases: dict[tuple, tuple[Callable, int]] = {}
     online: dict[tuple, Interaction] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -211,26 +274,16 @@ def main() -> None:
                     rlpd, task, rows, lanes, utd, steps, Path(folder) / f"{lanes}-{utd}"
                 )  # fmt: skip
                 cases["rlpd", lanes, utd] = work, steps
-        seconds: dict[tuple, list[float]] = {case: [] for case in cases}
-        for work, _ in cases.values():
-            work()  # compiles
-        for _ in range(options.rounds):
-            for case, (work, _) in cases.items():
-                start = time.perf_counter()
-                work()
-                seconds[case].append(time.perf_counter() - start)
+        seconds = timed(cases, options.rounds)
         profiles = [
             {"utd": utd} | profile(cases["rlpd", lanes, utd][0], one, lanes, cases["rlpd", lanes, utd][1])
             for (lanes, utd), one in online.items()
         ]
-    record = {
-        "command": " ".join(["results/online_speed.py", *sys.argv[1:]]),
-        "hardware": {"cores": len(os.sched_getaffinity(0)), "cpu": platform.processor() or platform.machine()},
-        "device": jax.local_devices()[0].device_kind,
-        "jax": jax.__version__,
-        "cases": [],
-        "profiles": profiles,
-    }
+    record |= {"cases": [], "profiles": profiles}
+    if options.rlpd:
+        record["authors"] = commit(options.rlpd)
+    if "compiled" in earlier:
+        record["compiled"] = earlier["compiled"]
     for (name, lanes, utd), times in seconds.items():
         rates = [lanes * cases[name, lanes, utd][1] / t for t in times]
         paired = [a / b for a, b in zip(seconds["plain loop", 1, utd], times, strict=True)]

@@ -8,14 +8,15 @@
         --packages /tmp/peer-packages
 
 Their own update functions run from their checkouts, with stand-ins for the packages that no update
-uses (d4rl, gym, wandb). Data: 1M synthetic rows, 11 observations, 3 actions. Rounds are interleaved
-in changing order, so that a busy machine slows all sides alike; compiling is timed apart.
-Writes results/peer_speed.json, from which `make report` makes its table.
+uses (d4rl, gym, wandb), on batches and networks of one size. Data: 1M synthetic rows, 11 observations,
+3 actions. Rounds are interleaved in changing order, so that a busy machine slows all sides alike;
+compiling is timed apart. Writes results/peer_speed.json, from which `make report` makes its table.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -38,16 +39,48 @@ from shared.errors import InputError
 from shared.goals import GoalDataset
 from shared.lanes import make_mesh, over_lanes, use_cpu_devices
 from shared.task import Spec, Task
+from shared.transitions import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 OBS, ACTION = 11, 3
 NOTE = """\
 Beside other collections' own update functions, in one process on {hardware}, jax {jax}, {rounds}
-interleaved rounds of about {updates} updates. One update is one critic step on a batch of 256,
-networks 256×256. The work is not quite the same: Unifloral ({uf}) takes both critic steps between
-two TD3 actor steps on one batch; JAX-CORL ({jc}) adds layer norm to TD3's critics and IQL's value,
-and returns to Python every 8 updates. Unifloral's lanes are its update vmapped by us; JAX-CORL has
-none."""
+interleaved rounds. One update is one critic step, on batches and networks of one size. The work is
+not quite the same: Unifloral ({uf}) takes both critic steps between two TD3 or ReBRAC actor steps on
+one batch; JAX-CORL ({jc}) adds layer norm to TD3's and AWAC's critics and IQL's value, averages
+AWAC's loss over all pairs of the batch, moves its target once in 8 updates, and returns to Python
+every 8 updates (CQL: 2). Lanes of theirs are their updates vmapped by us."""
+
+
+class Case(NamedTuple):
+    """One algorithm beside the collections that have it."""
+
+    algorithm: str
+    settings: dict[str, Any]
+    """Ours, where they are not the file's defaults."""
+    unifloral: str | None
+    jax_corl: str | None
+    """Their files' names, None where they have none."""
+    share: int = 1
+    """Of so many updates one is made: its updates take longer than TD3+BC's."""
+
+
+CASES = {
+    "TD3+BC": Case("td3_bc", {}, "td3_bc", "td3bc"),
+    "IQL": Case("iql", {}, "iql", "iql"),
+    "AWAC": Case("awac", {}, None, "awac", 2),
+    "XQL": Case("f_dvl", {"divergence": "reverse_kl", "batch_size": 256}, None, "xql"),
+    "ReBRAC": Case("rebrac", {}, "rebrac", None, 4),
+    "CQL": Case("cql", {}, None, "cql", 8),
+    "CQL with one action of a kind": Case("cql", {"n_actions": 1, "importance_sampling": False}, "cql", None, 4),
+}
+UNIFLORAL = {"cql": {"num_critics": 2}}
+JAX_CORL = {
+    "awac": {"actor_hidden_dims": (256,) * 3, "critic_hidden_dims": (256,) * 3},
+    "cql": {"hidden_dims": (256,) * 3, "action_dim": ACTION, "n_jitted_updates": 2},
+    "xql": {"layer_norm": False},
+}
+"""What makes their batches and networks as large as ours; fewer updates in a call compile sooner."""
 
 
 class Side(NamedTuple):
@@ -152,47 +185,46 @@ def ours(
 
 def unifloral(root: Path, algorithm: str, lanes: int, data: Dataset, updates: int) -> Side:
     peer = load(root / "algorithms" / f"{algorithm}.py", f"unifloral_{algorithm}")
-    args = peer.Args()
-    rows = peer.Transition(
-        jnp.asarray(data.obs),
-        jnp.asarray(data.action),
-        jnp.asarray(data.reward),
-        jnp.asarray(data.next_obs),
-        jnp.asarray(data.terminal, jnp.float32),
-    )
+    args = dataclasses.replace(peer.Args(), **UNIFLORAL.get(algorithm, {}))
+    rows = {"obs": data.obs, "action": data.action, "reward": data.reward, "next_obs": data.next_obs}
+    rows |= {"next_action": np.roll(data.action, -1, 0), "done": data.terminal.astype(np.float32)}
+    rows = peer.Transition(*(jnp.asarray(rows[name]) for name in peer.Transition._fields))
     mean, std = rows.obs.mean(0), rows.obs.std(0)
     obs, action = jnp.zeros(OBS), jnp.zeros(ACTION)
-    q = peer.DualQNetwork(mean, std)
+    parts: dict[str, Any] = {}
     if algorithm == "td3_bc":
-        actor, value = peer.DeterministicTanhActor(ACTION, mean, std), None
-        per_step = args.num_critic_updates_per_step
+        parts = {"actor": peer.DeterministicTanhActor(ACTION, mean, std), "dual_q": peer.DualQNetwork(mean, std)}
+    elif algorithm == "rebrac":
+        actor = peer.DeterministicTanhActor(ACTION, mean, std, args.actor_ln, args.norm_obs)
+        parts = {"actor": actor, "dual_q": peer.DualQNetwork(mean, std, args.critic_ln, args.norm_obs)}
+    elif algorithm == "iql":
+        parts = {"actor": peer.TanhGaussianActor(ACTION, mean, std), "dual_q": peer.DualQNetwork(mean, std)}
+        parts["value"] = peer.StateValueFunction(mean, std)
     else:
-        actor, value = peer.TanhGaussianActor(ACTION, mean, std), peer.StateValueFunction(mean, std)
-        per_step = 1
-    networks = {"actor": (actor, [obs]), "actor_target": (actor, [obs])}
-    networks |= {"dual_q": (q, [obs, action]), "dual_q_target": (q, [obs, action])}
-    networks |= {"value": (value, [obs])}
+        parts = {"actor": peer.TanhGaussianActor(ACTION), "vec_q": peer.VectorQ(args.num_critics)}
+        parts["alpha"] = peer.EntropyCoef()
+    inputs = {"actor": [obs], "value": [obs], "dual_q": [obs, action], "vec_q": [obs, action], "alpha": []}
 
     def init(key):
-        parts = {name: peer.create_train_state(args, key, *networks[name]) for name in fields}
-        return key, peer.AgentTrainState(**parts)
+        names = {field: field.removesuffix("_target") for field in peer.AgentTrainState._fields}
+        made = {field: peer.create_train_state(args, key, parts[n], inputs[n]) for field, n in names.items()}
+        return key, peer.AgentTrainState(**made)
 
     def train(state, rows):
-        nets = [net.apply for net in (actor, q, value) if net is not None]
-        step = peer.make_train_step(args, *nets, rows)
-        return jax.lax.scan(step, state, None, updates // per_step)
+        step = peer.make_train_step(args, *(net.apply for net in parts.values()), rows)
+        return jax.lax.scan(step, state, None, updates // getattr(args, "num_critic_updates_per_step", 1))
 
-    fields = peer.AgentTrainState._fields
     keys = jax.random.split(jax.random.PRNGKey(0), lanes)
     state = jax.vmap(init)(keys) if lanes > 1 else init(keys[0])
     train = jax.jit(jax.vmap(train, (0, None)) if lanes > 1 else train)
     return Side(partial(_compiled, train, state, rows), lambda s, f: f(s, rows)[0], state)
 
 
-def jax_corl(root: Path, algorithm: str, data: Dataset, updates: int) -> Side:
-    name = {"td3_bc": "td3bc", "iql": "iql"}[algorithm]
+def jax_corl(root: Path, name: str, lanes: int, data: Dataset, updates: int) -> Side:
     peer = load(root / "algos" / f"{name}.py", f"jax_corl_{name}")
     config = peer.config
+    for field, value in JAX_CORL.get(name, {}).items():
+        setattr(config, field, value)
     rows = {
         "observations": data.obs,
         "actions": data.action,
@@ -202,20 +234,28 @@ def jax_corl(root: Path, algorithm: str, data: Dataset, updates: int) -> Side:
         "dones_float": data.last.astype(np.float32),
     }
     rows = peer.Transition(*(jnp.asarray(rows[name]) for name in peer.Transition._fields))
-    create = peer.create_td3bc_train_state if name == "td3bc" else peer.create_iql_train_state
-    key = jax.random.PRNGKey(0)
-    state = create(key, rows.observations[0], rows.actions[0], config)
-    algo = peer.TD3BC if name == "td3bc" else peer.IQL
-    update = jax.jit(algo.update_n_times, static_argnums=(3,))
+    create = getattr(peer, f"create_{name}_train_state")
+    algo = {"td3bc": "TD3BC"}.get(name, name.upper())
+    n_times = getattr(peer, algo).update_n_times
+    keys = jax.random.split(jax.random.PRNGKey(0), lanes)
+    states = [create(key, rows.observations[0], rows.actions[0], config) for key in keys]
+    form = jax.tree.structure(states[0])  # each has an optimiser of its own in it
+    stacked = map(jnp.stack, zip(*map(jax.tree.leaves, states), strict=True))
+    state = states[0] if lanes == 1 else form.unflatten(stacked)
+
+    def update(state, rows, key):
+        return n_times(state, rows, key, config)
+
+    update = jax.jit(update if lanes == 1 else jax.vmap(update, (0, None, 0)))
 
     def call(state, f):
         state, key = state
         for _ in range(updates // config.n_jitted_updates):
             key, now = jax.random.split(key)
-            state, _ = f(state, rows, now)
+            state, _ = f(state, rows, now if lanes == 1 else jax.random.split(now, lanes))
         return state, key
 
-    return Side(partial(_compiled, update, state, rows, key, config), call, (state, key))
+    return Side(partial(_compiled, update, state, rows, keys[0] if lanes == 1 else keys), call, (state, keys[0]))
 
 
 def _compiled(f: Callable, *args: Any) -> tuple[Callable, float]:
@@ -263,43 +303,42 @@ def main(argv: list[str] | None = None) -> int:
     option("--updates", type=int, default=2000, help="of all lanes in a round (%(default)s)")
     option("--rounds", type=int, default=7, help="timed rounds (%(default)s)")
     option("--lanes", type=int, default=8, help="lanes of the second comparison (%(default)s)")
+    option("--cases", nargs="+", default=list(CASES), choices=CASES, help="(all)")
     option("--out", type=Path, default=ROOT / "results" / "peer_speed.json", metavar="FILE")
     args = parser.parse_args(argv)
     try:
-        if args.updates < 8 * args.lanes:
-            raise InputError("--updates must be at least 8 per lane.")
+        slowest = max(CASES[title].share for title in args.cases)
+        if args.updates < 8 * args.lanes * slowest:
+            raise InputError(f"--updates must be at least {8 * args.lanes * slowest}: 8 for each lane of every case.")
         use_cpu_devices(args.lanes)
         device = jax.local_devices()[0]
         prepare_peers(args.packages)
+        cores = len(os.sched_getaffinity(0))
+        note = NOTE.format(
+            hardware=f"{cores} CPU core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind,
+            jax=jax.__version__,
+            rounds=args.rounds,
+            uf=commit(args.unifloral),
+            jc=commit(args.jax_corl),
+        )
         data, cases = synthetic(args.rows), []
-        for lanes in (1, args.lanes):
-            updates = args.updates // lanes // 8 * 8  # JAX-CORL does 8 in one call
-            for algorithm, title in (("td3_bc", "TD3+BC"), ("iql", "IQL")):
-                sides = {
-                    "ours": ours(algorithm, lanes, data, updates),
-                    "Unifloral": unifloral(args.unifloral, algorithm, lanes, data, updates),
-                }
-                if lanes == 1:
-                    sides["JAX-CORL"] = jax_corl(args.jax_corl, algorithm, data, updates)
-                rates, compile_s = compare(sides, lanes * updates, args.rounds)
-                name = f"{title}, {lanes} lane{'s' * (lanes > 1)}"
-                cases.append({"name": name, "updates_per_s": rates, "compile_s": compile_s})
-                medians = {side: round(float(np.median(r))) for side, r in rates.items()}
-                print(name, medians, compile_s, flush=True)
+        for title, lanes in itertools.product(args.cases, (1, args.lanes)):
+            case = CASES[title]
+            updates = args.updates // case.share // lanes // 8 * 8  # JAX-CORL does 8 in one call
+            fields = (*FIELDS, "next_action") if case.algorithm == "rebrac" else ()
+            sides = {"ours": ours(case.algorithm, lanes, data, updates, fields, **case.settings)}
+            if case.unifloral:
+                sides["Unifloral"] = unifloral(args.unifloral, case.unifloral, lanes, data, updates)
+            if case.jax_corl:
+                sides["JAX-CORL"] = jax_corl(args.jax_corl, case.jax_corl, lanes, data, updates)
+            rates, compile_s = compare(sides, lanes * updates, args.rounds)
+            name = f"{title}, {lanes} lane{'s' * (lanes > 1)}"
+            cases.append({"name": name, "updates_per_s": rates, "compile_s": compile_s, "updates": lanes * updates})
+            args.out.write_text(json.dumps({"note": note, "cases": cases}, indent=1) + "\n")
+            print(name, {side: round(float(np.median(r)), 1) for side, r in rates.items()}, compile_s, flush=True)
     except InputError as error:
         print(f"peer_speed.py: {error}", file=sys.stderr)
         return 2
-    cores = len(os.sched_getaffinity(0))
-    where = f"{cores} CPU core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind
-    note = NOTE.format(
-        hardware=where,
-        jax=jax.__version__,
-        rounds=args.rounds,
-        updates=args.updates,
-        uf=commit(args.unifloral),
-        jc=commit(args.jax_corl),
-    )
-    args.out.write_text(json.dumps({"note": note, "cases": cases}, indent=1) + "\n")
     return 0
 
 

@@ -22,6 +22,7 @@ from results.pages.claims import evidence
 from results.pages.speeds import share_table, speed_section
 from results.pages.which import which_page
 from results.pictures import order_of_arms, short_labels, slug
+from results.step_profile import KINDS
 from shared.errors import InputError
 
 ALGORITHM = '''"""{title}
@@ -184,6 +185,10 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     shares = {"environment": 0.05, "transfer": 0.012, "arithmetic": 0.9, "host": 0.038}
     profiles = [{"lanes": 1, "utd": 20, "ms": 123.45, "shares": shares}]
     measured = {"command": "results/online_speed.py", "cases": cases, "profiles": profiles, "hardware": {"cores": 2}}
+    case = {"sizes": "small", "lanes": 8, "ms": {"stepped": 3.456, "compiled": 1.2}}
+    case["stepped_over_compiled"] = [2.5, 3.0, 4.0]
+    command = "results/online_speed.py --compiled"
+    measured["compiled"] = {"command": command, "cases": [case], "hardware": {"cores": 1}}
     (tmp_path / "results" / "online_speed.json").write_text(json.dumps(measured))
     rates = {"ours": [4.0, 8.0, 6.0], "CORL": [2.0, 2.0, 3.0]}
     case = {"name": "EDAC, 50 critics, 1 lane", "updates_per_s": rates, "compile_s": {"ours": 2.25, "CORL": 0.0}}
@@ -207,6 +212,17 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     assert "| rlpd, 8 lanes | 20 | 1,234 | 24,690 | 3.21 |  |" in text
     assert "| rlpd, 8 lanes | 20 | 1.64 | 32.9 | 3.21 | 1.88 |" in text
     assert "| rlpd, 1 lane | 20 | 123.5 | 5 % | 1 % | 90 % | 4 % |" in text
+    assert "| small, 8 lanes | 3.46 | 1.20 | 3.00 (2.50–4.00) |" in text and f"1 core (`python {command}`)" in text
+
+
+def test_an_updates_parts_have_their_table(tmp_path):
+    (tmp_path / "results").mkdir()
+    shares = dict(zip(KINDS, (0.5, 0.25, 0.125, 0.0625, 0.05, 0.0125), strict=True))
+    case = {"algorithm": "iql", "ms": 1.234, "shares": shares, "operations": 1234.5, "covered": 0.98, "cores": 1}
+    (tmp_path / "results" / "step_profile.json").write_text(json.dumps({"cases": [case]}))
+    text = speed_section(tmp_path)
+    assert "| iql | 50 % | 25 % | 12 % | 6 % | 5 % | 1 % | 1.23 | 1,234 | 98 % |" in text
+    assert "On 1 core (`python results/step_profile.py`)." in text
 
 
 def test_the_planners_speed_has_its_table(tmp_path):

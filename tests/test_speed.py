@@ -9,11 +9,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import ALGORITHMS
 
-from results import action_time, speed
+from results import action_time, online_speed, speed
+from results.peer_speed import _compiled
 from results.speed import alone, arithmetic, candidates, products, run_case, write_log
+from results.step_profile import KINDS, Program, profile
 
 
 def counts(f, *shapes):
@@ -132,3 +135,48 @@ def test_an_episodes_first_actions_are_those_that_act_gives(name, monkeypatch):
     found = np.asarray(act())
     assert found.shape == (2, 3, 3) and calls >= 1
     assert np.abs(found).max() <= 1 and np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_an_updates_time_is_told_by_kind():
+    """A batch drawn, a product, its gradient, Adam: every kind of operation has the one that it is."""
+    adam, table = optax.adam(1e-3), jnp.ones((1000, 30))
+
+    def step(state, key):
+        w, opt = state
+        rows = table[jax.random.randint(key, (50,), 0, len(table))]
+        updates, opt = adam.update(jax.grad(lambda w: (jnp.tanh(rows @ w) ** 2).mean())(w), opt)
+        return (optax.apply_updates(w, updates), opt), None
+
+    state, keys = (jnp.ones((30, 30)), adam.init(jnp.ones((30, 30)))), jax.random.split(jax.random.key(0), 3)
+    compiled, _ = _compiled(jax.jit(lambda state, keys: jax.lax.scan(step, state, keys)[0]), state, keys)
+    program = Program(compiled.as_text())
+    kinds = {name: program.kind(name) for names in program.inside.values() for name in names}
+    assert {program.kind(n) for n, code in program.opcode.items() if code == "dot"} == {"products"}
+    assert {program.kind(n) for n, code in program.opcode.items() if code == "gather"} == {"gather"}
+    adams = [n for n, line in program.lines.items() if "sqrt(" in line]
+    assert adams and {kinds[n] for n in adams} == {"optimiser"}
+    assert {kinds[n] for n, line in program.lines.items() if " xor(" in line} == {"random numbers"}
+    assert {kinds[n] for n, line in program.lines.items() if " tanh(" in line} == {"elementwise"}
+    found = profile(compiled, lambda state: compiled(state, keys), state, 3, 1)
+    assert set(found["shares"]) == set(KINDS) and math.isclose(sum(found["shares"].values()), 1.0)
+    for kind in ("products", "elementwise", "optimiser", "gather", "random numbers"):
+        assert found["shares"][kind] > 0, kind
+    assert found["ms"] > 0 and found["operations"] > 5 and found["covered"] > 0
+
+
+def test_interaction_compiled_and_on_the_host_makes_the_steps_that_are_counted(monkeypatch):
+    """More than one look at the signals waits for, too."""
+    seen = {}
+
+    def timed(cases, rounds):
+        for name, (work, online) in cases.items():
+            work()
+            seen[name] = online.env is not None, int(online.replay.inserted[0])
+        return {"compiled": [1.0, 2.0, 3.0], "stepped": [2.0, 6.0, 12.0]}
+
+    monkeypatch.setattr(online_speed, "timed", timed)
+    monkeypatch.setattr(online_speed, "ROWS", 100)
+    monkeypatch.setattr(online_speed, "SIZES", {"tiny": {"n_critics": 2, "hidden_dims": (4,), "batch_size": 4}})
+    (case,) = online_speed.compiled_beside_stepped(online_speed.load_rlpd(), [1], 1, 60, 3)
+    assert seen == {"compiled": (True, 60), "stepped": (False, 60)}
+    assert case["ms"] == {"compiled": 2000 / 60, "stepped": 6000 / 60} and case["stepped_over_compiled"] == [2, 3, 4]

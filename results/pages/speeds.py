@@ -20,6 +20,8 @@ def speed_section(root: Path) -> str:
     parts += [planner_table(json.loads(planner.read_text()))] if planner.exists() else []
     sequence = root / "results" / "sequence_speed.json"
     parts += [sequence_tables(json.loads(sequence.read_text()))] if sequence.exists() else []
+    parts_of = root / "results" / "step_profile.json"
+    parts += [profile_table(json.loads(parts_of.read_text()))] if parts_of.exists() else []
     accelerator = root / "results" / "speed_gpu.json"
     if accelerator.exists():
         cases = json.loads(accelerator.read_text())["cases"]
@@ -130,7 +132,54 @@ def online_table(measured: dict) -> str:
         ]  # fmt: skip
         tables.append("What a step of all lanes is made of, each part waiting for the one before it:")
         tables.append(markdown(["", "updates per step", "milliseconds", *parts], body))
+    if compiled := measured.get("compiled"):
+        tables.append(compiled_table(compiled))
     return "\n\n".join(tables)
+
+
+def compiled_table(measured: dict) -> str:
+    """Of an environment in JAX: the whole interaction as one program, and its environment on the host."""
+    body = [
+        [
+            f"{case['sizes']}, {lanes_in_words(case['lanes'])}",
+            *(f"{case['ms'][how]:.2f}" for how in ("stepped", "compiled")),
+            over(case["stepped_over_compiled"], [1.0]),
+        ]
+        for case in measured["cases"]
+    ]
+    note = (
+        "A step of all lanes of rlpd at UTD 1 in PointUMaze-v0, an environment in JAX, stepped on the host and as one "
+        "program with the agent, with the paper's sizes and with 2 critics of 32×32 and batches of 32; ratios within "
+        "rounds (lowest–highest), on "
+    )
+    header = ["sizes", "milliseconds, stepped", "milliseconds, compiled", "stepped / compiled"]
+    return "\n\n".join([note + made_on(measured), markdown(header, body)])
+
+
+def profile_table(measured: dict) -> str:
+    """What an update's time goes to."""
+    kinds = ("products", "elementwise", "optimiser", "gather", "random numbers", "copies")
+    body = [
+        [
+            case["algorithm"],
+            *(f"{100 * case['shares'][kind]:.0f} %" for kind in kinds),
+            f"{case['ms']:.2f}",
+            f"{case['operations']:,.0f}",
+            f"{100 * case['covered']:.0f} %",
+        ]
+        for case in measured["cases"]
+    ]
+    cores = sorted({case["cores"] for case in measured["cases"]})
+    note = (
+        "Where an update's time goes, one lane, networks and batches as published: shares of the time of the "
+        "operations of the compiled program, each counted with the lower quartile of its times under JAX's profiler; "
+        "beside them that time, how many operations run, and that time over the processor's of the fastest update "
+        "without the profiler. "
+        "Optimiser is what optax does; a target's moving average is elementwise. On "
+        f"{' and '.join(map(str, cores))} core{'s' * (cores != [1])} (`python results/step_profile.py`)."
+    )
+    header = ["", *kinds, "milliseconds", "operations", "of an update"]
+    return "\n\n".join([note, markdown(header, body)])
 
 
 def action_table(measured: dict) -> str:
