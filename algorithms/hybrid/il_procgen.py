@@ -24,6 +24,9 @@ whole ones.
 
 Choose it when levels differ from episode to episode, rewards are sparse, and a few of the levels are demonstrated.
 
+Parity: PPO's steps and cloning's are equal to the authors' code, update for update, but for the deviation that divides
+advantages (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - point mazes in place of MiniGrid, whose reward does not fall with time, and 32 training levels (10,000);
 - demonstrations are the dataset's; the authors take buffers of RAPID in training;
@@ -32,7 +35,8 @@ Deviations from the paper (and the authors' code):
 - an episode's global term stays as it was when it entered (there it is computed anew for the whole memory);
 - a demonstration's global term is as if each of its states had been seen once;
 - of the memories only the ranked one: not the first-in-first-out one, nor that of one episode per level;
-- cloning moves the policy alone, as by default there (values may be regressed as well).
+- cloning moves the policy alone, as by default there (values may be regressed as well);
+- the advantages' variance divides by the rows of a batch (there: by one less).
 
     python algorithms/hybrid/il_procgen.py --imitation 0 1 2 3 4 5 --eval-env PointMazesUnseen-v0 --env-steps 65536
     python algorithms/hybrid/il_procgen.py --imitation 3 --episodes 2 --seeds 4      # two demonstrations

@@ -469,7 +469,8 @@ def fit(agent: Agent, keys, args: Args, data: Sequences, held_out: Batch, rows) 
     agent = agent.replace(threshold=cut_at(u, args))
     error = jnp.sort(agent.holdout_error)[: args.n_elites].mean()
     now = squared_error(agent.model, agent, held_out).mean()
-    info = {"holdout_error": now, "elites_error": error, "threshold": agent.threshold}
+    info = {"holdout_error": now, "elites_error": error}
+    info |= {"threshold": agent.threshold} if args.truncation else {}  # what is not finite has diverged
     return agent, {**metrics, **info, "fitted": agent.fitted.astype(jnp.float32)}
 
 

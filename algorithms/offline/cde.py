@@ -9,6 +9,9 @@ policy is the projection of w times the data's policy, which is a mixture of Gau
 
 Choose it when rewards are sparse or trajectories few, and values that are bootstrapped from unseen actions break down.
 
+Parity: equal to the authors' code, update for update, but for how actions away from the data are drawn, the age of the
+weights in cloning and the form of log(1 - tanh(u)^2) (results/parity.md).
+
 Deviations from the paper:
 - settings are those of the authors' code (czp16/cde-offline-rl): soft chi-square, E is the advantage itself;
 - the updates of V, E and the data's policy before the first one of the policy are a phase of their own;

@@ -17,6 +17,10 @@ environment steps, as in the paper's budgets. --buffer-size is not used.
 
 Choose it when what is wanted is weighed only after training, and there are few objectives.
 
+Parity: PPO's steps, of a weighted sum and with the barrier, are equal to the authors' code, update for update, but for
+the barrier, the scale of values, the deviation that divides advantages and 1e-6 beside a gradient's norm
+(results/parity.md).
+
 Deviations from the paper:
 - the constraint is on the mean return of the visited states, for which PPO's surrogate of objective j is the estimate,
   relative to the first batch of the round; beneath --least-margin the barrier goes on as its tangent, so that what is
@@ -31,6 +35,7 @@ Deviations from the paper:
 - in stage 1, too, every iteration's policies are candidates for the archive (released code: every tenth);
 - values are scaled by the root mean square of their targets, where the released code scales rewards by the standard
   deviation of discounted returns; episodes bootstrap at time limits;
+- the advantages' variance divides by the steps of an update (released: by one less);
 - the trust-region form (C-MORL-CPO) is not here.
 
     python algorithms/online/c_morl.py --seeds 4 --n-envs 16 --steps-per-iteration 400 --round-iterations 5

@@ -17,6 +17,9 @@ returns-to-go that episodes had; it is asked for its best one so far. --pretrain
 
 Choose it when there is much data of what can be done, nothing says what is good, and episodes can be played later.
 
+Parity: pre-training, the return network alone and the online step are equal to the authors' code, update for update,
+but for the futures, what padding sees, what entropy is averaged over, and LAMB's layers (results/parity.md).
+
 Deviations from the paper (and the authors' code):
 - a step's future begins with the next step and ends --lookahead steps after the window (the authors' step j of a
   window is told the first j steps after its end);
@@ -26,7 +29,8 @@ Deviations from the paper (and the authors' code):
 - all steps count, those before the first update, too (the authors' 210,000 come after them);
 - actions that are learned from are kept away from -1 and 1 by 1e-3 (1e-6);
 - blocks begin with weights of variance 1 / inputs (0.02 squared), so that narrow ones learn, too;
-- entropy is averaged over the steps that are there (over padding, too); LAMB is Optax's;
+- entropy is averaged over the steps that are there (over padding, too), and padding sees itself alone (what it should
+  not, since all that it sees is hidden); LAMB is Optax's, for which a head's mean and deviation are one layer (two);
 - biases and LayerNorms take AdamW's step (LAMB's, which is next to nothing for a bias that begins at 0); the biases of
   blocks and heads begin at 0;
 - f stays as it is in pre-training, which knows no returns;

@@ -358,6 +358,9 @@ def test_neubay_fits_and_sets_the_threshold(neubay, agent, data):
     start = compiled(neubay.squared_error)(agent.model, agent, held_out)
     assert info["elites_error"] < np.sort(start)[:2].mean()
     assert optax.tree_utils.tree_get(fitted.model_opt, "count") == fitted.fitted
+    free = neubay.Args(**{**SIZES, "truncation": False})
+    _, info = jax.eval_shape(neubay.fit, agent, keys, free, data, held_out, rows)
+    assert "threshold" not in info  # a lane whose numbers are not finite has diverged
 
 
 def test_neubay_cuts_at_a_quantile_of_the_datas_disagreement_or_nowhere(neubay, args):
