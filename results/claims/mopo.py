@@ -52,10 +52,10 @@ CLAIM = Claim(
             > end(short, "reward_penalty=0") + noise(end(rambo, refitted), end(short, "reward_penalty=0"))
         ),
     },
-    finding="Not on Pendulum: data of four controllers cover the states, and a penalty for what nobody did costs "
-    "more than it saves. What the model lacks is fitting: the same learner without a penalty whose model goes "
-    "on learning between the rollouts (RAMBO's arm without its game), has a much smaller error and ends much "
+    finding="Not on Pendulum: data of four controllers cover the states, and a penalty for what nobody did costs more"
+    " than it saves. What the model lacks is fitting: the same learner without a penalty whose model goes on "
+    "learning between the rollouts (RAMBO's arm without its game), has a much smaller error and ends much "
     "higher. The std of the ensemble does not rank pairs as the true error does here; other measures do so "
-    "better. On hopper-medium-replay all arms have the same networks, batches and step sizes, and a small part of the "
-    "papers' updates.",
+    "better. On hopper-medium-replay, with the same networks, batches, step sizes and as many updates, a "
+    "small part of the papers', MOPO ends no higher than TD3+BC.",
 )
