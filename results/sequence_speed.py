@@ -281,7 +281,9 @@ CHOOSING, SEEKING = ("metamon", "more_3s"), ("gcpc",)
 """Files for discrete actions, and for goals."""
 
 
-REMARK = "; meta_dt's data is one episode of ten tries, since each round begins with its world model's word on all rows"
+REMARK = (
+    "; meta_dt's data is two episodes of ten tries, since each round begins with its world model's word on all rows"
+)
 """Of the part `updates`, behind what its table is of."""
 
 
@@ -351,7 +353,7 @@ def updating(name: str, lanes: int, args: argparse.Namespace) -> dict:
     sizes |= dict.fromkeys(("context_updates", "language_updates", "unprompted_updates"), chunk)
     sizes |= {"try_steps": LENGTH // 10}
     if "try_steps" in {field.name for field in dataclasses.fields(load(name).Args)}:  # all rows are read in each round
-        steps, ends = ({what: x[:LENGTH] for what, x in of.items()} for of in (steps, ends))
+        steps, ends = ({what: x[: 2 * LENGTH] for what, x in of.items()} for of in (steps, ends))
     known = {field.name for field in dataclasses.fields(load(name).Args)}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/log.npz", **steps, **ends)
