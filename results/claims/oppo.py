@@ -69,10 +69,11 @@ CLAIM = Claim(
             abs(lost(UNIT, oppo, FULL)) < noise(lost(UNIT, oppo, FULL))
         ),
     },
-    finding="What is told decides: with z* the policy ends far above what it does with the mean context, which leaves "
-    "it with both behaviours. With new pairs all the time it is level with DT on true rewards, within noise "
-    "that is large, since both differ much from seed to seed. With a hundred pairs the encoder learns them by "
-    "heart, contexts order the data's pieces less well, and it ends below DT. A random context is not beaten "
-    "beyond noise: contexts are a single number here, so that it is z* or its opposite, but for the length, as "
-    "chance has it; contexts of more numbers were not compared. Hopper has not been run yet.",
+    finding="What is told decides: with z* the policy ends far above what it does with the mean context, which leaves"
+    " it with both behaviours. With new pairs all the time it is level with DT on true rewards, within noise "
+    "that is large, since both differ much from seed to seed. With a hundred pairs the encoder learns them by"
+    " heart, contexts order the data's pieces less well, and it ends below DT. A random context is not beaten"
+    " beyond noise: contexts are a single number here, so that it is z* or its opposite, but for the length, "
+    "as chance has it; contexts of more numbers were not compared. On hopper-medium-replay it is level with "
+    "DT on true rewards, within noise, and nearness to z* orders pieces as their rewards do.",
 )
