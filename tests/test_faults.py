@@ -387,6 +387,8 @@ LIBRARIES = {
     "optax",
     "ott",
     "loralib",  # by results/parity/lamo.py only
+    "torch_ac",  # by results/parity/il_procgen.py only
+    "utils",  # of the reference, by results/parity/cde.py only
     "offlinerlkit",  # by results/kit_references.py and its comparisons only
     "ogbench",
     "pandas",
