@@ -17,7 +17,10 @@ def world(variant, init_steps, more="", env=PEAKS):
 both = world("two-stages", 96000, "--barrier-sharpness 20 1e9")
 first, released = world("first-stage", 240000), world("ratios", 96000, "--barrier ratios")
 # deep-sea treasure: a deeper one is worth more, and farther away; a round has 96000 steps
-DEEP = "--steps-per-iteration 1600 --env-steps 480000 --reference-point 0 -33"
+DEEP = (
+    "--steps-per-iteration 1600 --env-steps 480000 --eval-every 96000 --log-every 96000 --checkpoint-every 288000 "
+    "--reference-point 0 -33"
+)
 deep, deep_first = world("two-stages", 192000, DEEP, TREASURE), world("first-stage", 480000, DEEP, TREASURE)
 KEPT, FREE = "barrier_sharpness=20", "barrier_sharpness=1e+09"
 
