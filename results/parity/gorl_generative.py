@@ -27,8 +27,8 @@ DEVIATIONS = {
     "lambda": "an advantage is the lambda return minus the value; in the reference r + gamma V_lambda(s') - V(s)",
     "mixing": "minibatches are of single steps; in the reference of whole pieces",
     "after": "the statistics of observations move after the update; in the reference before it",
-    "variance": "the running variance is that of all observations; in the reference the last iteration's sum of squares "
-    "over the number of all",
+    "variance": "the running variance is that of all observations; in the reference the last iteration's sum of "
+    "squares over the number of all",
     "norm": "gradients are scaled to the clipped norm exactly; the reference adds 1e-8 to their norm",
 }
 ENVS, STEPS, PIECE, MINIBATCHES = 4, 8, 4, 2
@@ -74,7 +74,7 @@ def compare_encoder(checkout, undo, first):
     agent = ref.agent_of(module, args, rng)
     agent = agent.replace(
         obs_mean=jnp.asarray(rng.standard_normal(ref.OBS)), obs_var=jnp.asarray(1.0 + rng.random(ref.OBS)),
-        obs_count=jnp.asarray(100.0),
+        obs_count=jnp.asarray(float(ENVS * STEPS)),
     )  # fmt: skip
     ref.replace(module, "descend", partial(with_their_advantages, module, module.descend, undo, args))
     ref.replace(jax.random, "permutation", partial(permutation, whole="mixing" in undo))
@@ -114,15 +114,21 @@ def compare_encoder(checkout, undo, first):
         return new, info
 
     @jax.jit
-    def log_prob(agent, batch):
+    def acted(agent, batch, noise):
+        """Latents of the policy as the update sees it, and their log densities."""
+        if "after" in undo:
+            agent = module.observe(agent, batch.obs.reshape(-1, ref.OBS))
         mean, log_std = module.latent(agent.nets.encoder, agent.encoder, module.normalize(agent, batch.obs))
-        return module.gaussian_log_prob(mean, log_std, batch.action)
+        z = mean + jnp.exp(log_std) * noise
+        return z, module.gaussian_log_prob(mean, log_std, z)
 
     def update():
         nonlocal agent, state
         steps, truncated = iteration_of(module, rng)
-        batch = steps.batch
-        old = log_prob(agent, batch) + 0.3 * rng.standard_normal((STEPS, ENVS))  # another policy's: some are clipped
+        z, log_prob = acted(agent, steps.batch, steps.batch.action)
+        batch = steps.batch._replace(action=z)
+        steps = steps._replace(batch=batch)
+        old = log_prob + 0.3 * rng.standard_normal((STEPS, ENVS))  # another policy's: some are clipped
         given = peer.PpoZTransition(
             obs=batch.obs, next_obs=batch.next_obs, action=batch.action,
             action_info=peer.EncoderActionInfo(log_prob=old, mean=batch.action, std=batch.action),
@@ -299,7 +305,7 @@ class From:
 
 NOTE = (
     f"An update is an iteration: {STEPS} steps of {ENVS} environments, two passes in {MINIBATCHES} minibatches; pieces "
-    f"have {PIECE} steps. The steps are given, with their log probabilities."
+    f"have {PIECE} steps. The steps are given, with their log probabilities; the statistics have seen as many before."
 )
 FLOW = "Ours is fitted anew, by one more update each time, to 40 actions; theirs is given each update's rows and draws."
 REFERENCE, ENCODER = "bennidict23/GoRL", f"{FOLDER}/encoder_ppo.py"
