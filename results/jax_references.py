@@ -277,7 +277,7 @@ def lenient_jit(function: Callable | None = None, **options: Any) -> Callable:
     """jax.jit that passes over names of static arguments that the function does not have, as it did before 0.4.40."""
     if function is None:
         return functools.partial(lenient_jit, **options)
-    names = options.get("static_argnames", ())
+    names = options.get("static_argnames") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
     if names:
         own = inspect.signature(function).parameters

@@ -13,14 +13,23 @@ nothing but the last iterations of a stage is kept.
 
 Choose it when the environment is written in JAX and a Gaussian's one mode is in PPO's way.
 
+Parity: the flow's fit and its actions are equal to the authors' code, update for update; PPO's iterations are, but for
+what the deviations say of advantages, minibatches, statistics and the clipped norm (results/parity.md).
+
 Deviations from the paper:
 - the last agent of a stage goes on, not the best by evaluation, and a stage ends by its length; the collected steps
   count as environment steps;
-- the flow is fitted for a number of updates on all that was collected: nothing is held out;
+- the flow is fitted for a number of updates on all that was collected, its rows drawn anew for each: nothing is held
+  out;
 - the diffusion decoder of the paper's other half is not here;
 - advantages are computed once an iteration, over all its steps, and bootstrap at time limits (the released code:
-  anew for every minibatch of pieces of 30 steps, without the last steps before a limit);
-- the running statistics of observations move after the update, so that the ratio begins at 1.
+  anew for every minibatch of pieces of 30 steps, without the last steps before a limit); they are the lambda return
+  minus the value (the released code: r + gamma V_lambda(s') - V(s)), and minibatches are of single steps, not pieces;
+- the running statistics of observations move after the update, so that the ratio begins at 1; their variance is that
+  of all observations (the released code: the last iteration's sum of squares over the number of all, which shrinks as
+  the iterations go on, and what the networks see grows);
+- gradients are clipped to the norm exactly (the released code adds 1e-8 to theirs);
+- a new episode begins in a state of its own (the released code: in the first one of its environment).
 
     python algorithms/online/gorl_generative.py --n-envs 16 --steps-per-iteration 1024 --batch-size 128 --seeds 4
     python algorithms/online/gorl_generative.py --env PointForce-v0 --stages 1 --env-steps 39321600 --seeds 4
