@@ -246,3 +246,13 @@ def parts(sides: Sides, rows: dict) -> dict[str, dict]:
         "real": {name: x[:real] for name, x in columns.items()},
         "fake": {name: x[real:] for name, x in columns.items()},
     }
+
+
+def update_losses(info: dict, log: dict) -> dict[str, ref.Pair]:
+    """Of one update of a policy: ours by their names, theirs of two critics or of all at once."""
+    critic = log["loss/critic"] if "loss/critic" in log else log["loss/critic1"] + log["loss/critic2"]
+    return {
+        "critic": (ref.scalar(info["critic_loss"]), ref.scalar(critic)),
+        "actor": (ref.scalar(info["actor_loss"]), ref.scalar(log["loss/actor"])),
+        "alpha": (ref.scalar(info["alpha"]), ref.scalar(log["alpha"])),
+    }

@@ -14,7 +14,7 @@ dv2 = {
     NARROW: Entry("offline_dv2", NARROW, f"{SIZES} --model-updates 1000 --updates 400 --eval-every 400", "", "claim"),
 }
 SHIFT = "--random-shift 1 --batch-size 32 --max-episode-steps 25"
-"""Shifted pictures, and time for a straight way alone: who clones the mixture takes about 40 steps."""
+"""Shifted pictures, and time for a straight way alone: who clones the mixture walks too slowly."""
 cloned_pixels = small("bc", SHIFT, dataset=PIXELS, updates=2_000)
 drq = small("td3_bc", f"{SHIFT} --discount 0.95 --tau 0.01 --alpha 10 1000", "drq", PIXELS, 2_000)
 DRQ_BC, DRQ = "alpha=10", "alpha=1000"

@@ -50,12 +50,7 @@ def compare(checkout, undo):
         with sides.noise.theirs(drawn if "order" in undo else [drawn[-1], *drawn[:-1]]):
             log = policy.learn(kit.parts(sides, rows))
         cosine.step()
-        critic = log["loss/critic1"] + log["loss/critic2"]
-        return losses | {
-            "critic": (ref.scalar(info["critic_loss"]), ref.scalar(critic)),
-            "actor": (ref.scalar(info["actor_loss"]), ref.scalar(log["loss/actor"])),
-            "alpha": (ref.scalar(info["alpha"]), ref.scalar(log["alpha"])),
-        }
+        return losses | kit.update_losses(info, log)
 
     return ref.side_by_side(networks, update)
 

@@ -47,11 +47,7 @@ def compare(checkout, undo):
         with sides.noise.theirs([*of_model, *others]):
             log = policy.learn(kit.parts(sides, rows))
         cosine.step()
-        return losses | {
-            "critic": (ref.scalar(info["critic_loss"]), ref.scalar(log["loss/critic"])),
-            "actor": (ref.scalar(info["actor_loss"]), ref.scalar(log["loss/actor"])),
-            "alpha": (ref.scalar(info["alpha"]), ref.scalar(log["alpha"])),
-        }
+        return losses | kit.update_losses(info, log)
 
     return ref.side_by_side(networks, update)
 

@@ -96,13 +96,7 @@ def compare(checkout, undo):
             sides.agent, info = module.update(sides.agent, ref.batch(rows), jax.random.key(0), args)
         with sides.noise.theirs():
             log = policy.learn(kit.parts(sides, rows))
-        critic = log["loss/critic1"] + log["loss/critic2"]
-        return losses | {
-            "critic": (ref.scalar(info["critic_loss"]), ref.scalar(critic)),
-            "actor": (ref.scalar(info["actor_loss"]), ref.scalar(log["loss/actor"])),
-            "alpha": (ref.scalar(info["alpha"]), ref.scalar(log["alpha"])),
-            "game": play(data),
-        }
+        return losses | kit.update_losses(info, log) | {"game": play(data)}
 
     return ref.side_by_side(networks, update)
 
