@@ -20,7 +20,8 @@ Deviations from the paper (twni2016/neubay):
   cut a tape of 2,048 steps; histories have at most --history steps; the step at which the models disagree is not
   learned from;
 - between two batches of rollouts lie --rollout-every updates, in place of a twentieth of the steps made;
-- the threshold of disagreement is taken from at most 10,000 rows;
+- the threshold of disagreement, and its mean, the unit of --reward-penalty, are taken from at most 10,000 rows;
+- a rollout from late in an episode may go on beyond the environment's time limit, where the authors' is cut;
 - the hold-out error is looked at as in mopo.py; no gradient is clipped, which the authors do at a norm of 1,000; layer
   normalisation has no weights in ensembles; the temperature is always learned, which is fixed for Hopper: no presets;
 - a layer of the memory is a recurrence, a leaky ReLU and a skip (with layer normalisation, a gated linear unit and an
@@ -267,25 +268,22 @@ class Critic(nn.Module):
 
 
 class Model(nn.Module):
-    """Mean and log variance [E, B, D] of every member for its inputs [E, B, O + A]; the log variance is bounded softly.
-
-    The bounds [D] are learned, and those of all members.
-    """
+    """Mean and log variance [E, B, D] of every member for its inputs [E, B, O + A]; the log std is bounded softly."""
 
     members: int
     hidden_dims: tuple[int, ...]
     outputs: int
+    log_std_range: tuple[float, float] = (-5.0, 0.25)
 
     @nn.compact
     def __call__(self, x):
         for i, size in enumerate(self.hidden_dims):
             x = leaky_norm(EnsembleDense(self.members, size, name=f"Dense_{i}")(x))
         x = EnsembleDense(self.members, 2 * self.outputs, name=f"Dense_{len(self.hidden_dims)}")(x)
-        mean, log_var = jnp.split(x, 2, axis=-1)
-        high = self.param("max_log_var", nn.initializers.constant(0.5), (self.outputs,))
-        low = self.param("min_log_var", nn.initializers.constant(-10.0), (self.outputs,))
-        log_var = high - nn.softplus(high - log_var)
-        return mean, low + nn.softplus(log_var - low)
+        mean, log_std = jnp.split(x, 2, axis=-1)
+        low, high = self.log_std_range
+        log_std = high - nn.softplus(high - log_std)
+        return mean, 2.0 * (low + nn.softplus(log_std - low))
 
 
 class Networks(NamedTuple):
@@ -302,6 +300,8 @@ class Rollouts(NamedTuple):
     action: jax.Array
     reward: jax.Array
     """[C, T]"""
+    seen: jax.Array
+    """[C, T] the reward that the memory is given, as in the environment: without the penalty"""
     terminal: jax.Array
     next_obs: jax.Array
     real: jax.Array
@@ -332,6 +332,8 @@ class Agent(flax.struct.PyTreeNode):
     """Updates of the model."""
     threshold: jax.Array
     """Disagreement of the elites at which a rollout is cut."""
+    usual: jax.Array
+    """Their mean disagreement in the data."""
     input_mean: jax.Array
     """[O + A] of the model's inputs in the data"""
     input_std: jax.Array
@@ -361,9 +363,14 @@ def sample_tanh_gaussian(mean, log_std, key, *n: int):
 
 
 def predict(model, agent: Agent, obs, action):
-    """Mean and log variance [E, B, O + 1] of standardised (s', r); obs, action [B, ...], or [E, B, ...]."""
+    """Mean and log variance [E, B, O + 1] of standardised (s', r); obs, action [B, ...], or [E, B, ...].
+
+    The network gives the change of the standardised observation.
+    """
     x = (jnp.concatenate([obs, action], axis=-1) - agent.input_mean) / agent.input_std
-    return agent.nets.model.apply(model, jnp.broadcast_to(x, (agent.nets.model.members, *x.shape[-2:])))
+    x = jnp.broadcast_to(x, (agent.nets.model.members, *x.shape[-2:]))
+    mean, log_var = agent.nets.model.apply(model, x)
+    return mean.at[..., :-1].add(x[..., : obs.shape[-1]]), log_var
 
 
 def model_target(agent: Agent, batch: Batch):
@@ -375,15 +382,14 @@ def model_target(agent: Agent, batch: Batch):
 def model_loss(model, agent: Agent, batch: Batch, args: Args):
     """(mu - y)^2 / sigma^2 + log sigma^2, mean over rows and dimensions; summed over the members.
 
-    Beside it 0.01 times the bounds of the log variance, which closes them. Each member has a batch [E, B] of its own.
-    What follows an end is learned only where the data has it.
+    Each member has a batch [E, B] of its own. What follows an end is learned only where the data has it, rewards
+    everywhere.
     """
     mean, log_var = predict(model, agent, batch.obs, batch.action)
     nll = (mean - model_target(agent, batch)) ** 2 * jnp.exp(-log_var) + log_var
     chex.assert_shape(nll, (args.n_models, args.batch_size, mean.shape[-1]))
-    bounds = model["params"]["max_log_var"].sum() - model["params"]["min_log_var"].sum()
-    nll = (batch.successor * nll.mean(-1)).mean(1).sum(0)
-    return nll + 0.01 * bounds, {"model_nll": nll}
+    nll = nll.at[..., :-1].multiply(batch.successor[..., None]).mean((1, 2)).sum(0)
+    return nll, {"model_nll": nll}
 
 
 def squared_error(model, agent: Agent, batch: Batch):
@@ -397,7 +403,7 @@ def judge(agent: Agent, held_out: Batch) -> Agent:
     error = squared_error(agent.model, agent, held_out)
     better = error < 0.99 * agent.holdout_error
 
-    def keep(new, old):  # the bounds, which are all members', are the last ones
+    def keep(new, old):
         return jnp.where(better.reshape(-1, 1, 1), new, old) if new.ndim == 3 else new
 
     return agent.replace(
@@ -426,8 +432,8 @@ def elites(agent: Agent, args: Args):
 
 
 def disagreement(agent: Agent, mean, args: Args):
-    """[B]: standard deviation over the elites of standardised means [E, B, D], mean over what is predicted."""
-    return mean[elites(agent, args)].std(0).mean(-1)
+    """[B]: standard deviation over the elites of standardised means [E, B, D], root mean square over D."""
+    return jnp.sqrt(mean[elites(agent, args)].var(0).mean(-1))
 
 
 def cut_at(u, args: Args):
@@ -435,10 +441,14 @@ def cut_at(u, args: Args):
     return jnp.quantile(u, args.disagreement_quantile) if args.truncation else jnp.float32(jnp.inf)
 
 
-def scale_of(inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Means and stds of the model's inputs and outputs [n, D]; what never changes is predicted as it is."""
+def scale_of(obs: np.ndarray, action: np.ndarray, reward: np.ndarray) -> dict[str, np.ndarray]:
+    """Means and stds of the model's inputs (s, a) and outputs (s', r), the same for s and s', of the data's rows [n].
+
+    What never changes is predicted as it is.
+    """
     scale = {}
-    for name, x, least in (("input", inputs, 1.0), ("output", outputs, 1e-6)):
+    for name, x, least in (("input", [obs, action], 1.0), ("output", [obs, reward[:, None]], 1e-6)):
+        x = np.concatenate(x, axis=1)
         std = x.std(0)
         scale |= {f"{name}_mean": x.mean(0), f"{name}_std": np.where(std < 1e-6, least, std)}
     return scale
@@ -466,7 +476,7 @@ def fit(agent: Agent, keys, args: Args, data: Sequences, held_out: Batch, rows) 
     _, agent, metrics = jax.lax.while_loop(goes_on, epoch, (0, agent, {"model_loss": 0.0, "model_nll": 0.0}))
     seen = data.transitions.take(rows[:THRESHOLD_ROWS])
     u = disagreement(agent, predict(agent.best_model, agent, seen.obs, seen.action)[0], args)
-    agent = agent.replace(threshold=cut_at(u, args))
+    agent = agent.replace(threshold=cut_at(u, args), usual=u.mean())
     error = jnp.sort(agent.holdout_error)[: args.n_elites].mean()
     now = squared_error(agent.model, agent, held_out).mean()
     info = {"holdout_error": now, "elites_error": error}
@@ -502,12 +512,13 @@ def rollout(
         noise = jax.random.normal(noise_key, mean.shape[1:])
         outcome = mean[member, jnp.arange(n)] + jnp.exp(0.5 * log_var[member, jnp.arange(n)]) * noise
         outcome = outcome * agent.output_std + agent.output_mean
-        reward = jnp.where(past, known.reward, outcome[:, -1] - args.reward_penalty * u)
+        reward = jnp.where(past, known.reward, outcome[:, -1])
+        penalty = jnp.where(past, 0.0, args.reward_penalty * u / agent.usual)
         next_obs = jnp.where(past[:, None], known.next_obs, outcome[:, :-1])
         terminal = jnp.where(past, known.terminal, ends(next_obs)).astype(jnp.float32)
         alive &= past | ((u <= agent.threshold) & (first + t - row < args.rollout_steps))
         next_obs = jnp.where(alive[:, None], next_obs, obs)  # nothing runs away where nobody looks
-        made = Rollouts(obs, action, reward, terminal, next_obs, past, alive, None)._replace(made=u)
+        made = Rollouts(obs, action, reward - penalty, reward, terminal, next_obs, past, alive, u)
         errors = {}
         if exact:
             errors["error_1"] = jnp.linalg.norm(next_obs - exact(obs, action, exact_key)[0], axis=-1)
@@ -539,7 +550,7 @@ def rollout(
 def inputs_of(batch: Rollouts):
     """[B, T + 1, O + A + 1]: what the memory is given at each step, (s, previous a, previous r), and after the last."""
     obs = jnp.concatenate([batch.obs[:, :1], batch.next_obs], axis=1)
-    before = jnp.concatenate([batch.action, batch.reward[..., None]], axis=-1)
+    before = jnp.concatenate([batch.action, batch.seen[..., None]], axis=-1)
     return jnp.concatenate([obs, jnp.pad(before, ((0, 0), (1, 0), (0, 0)))], axis=-1)
 
 
@@ -633,6 +644,7 @@ def init(key, args: Args, spec: Spec, input_mean=0.0, input_std=1.0, output_mean
         waited=jnp.int32(0),
         fitted=jnp.int32(0),
         threshold=jnp.float32(jnp.inf),
+        usual=jnp.float32(1.0),
         input_mean=jnp.broadcast_to(jnp.float32(input_mean), (obs_dim + action_dim,)),
         input_std=jnp.broadcast_to(jnp.float32(input_std), (obs_dim + action_dim,)),
         output_mean=jnp.broadcast_to(jnp.float32(output_mean), (obs_dim + 1,)),
@@ -712,29 +724,32 @@ def empty_rollouts(args: Args, spec: Spec, steps: int) -> Rollouts:
     """A ring of --rollout-rounds batches, of which none is made yet."""
     shape = (args.rollout_rounds * args.rollout_batch, args.history + steps)
     number, obs = jnp.zeros(shape), jnp.zeros((*shape, spec.obs_shape[0]))
-    return Rollouts(obs, jnp.zeros((*shape, spec.action_dim)), number, number, obs, number, number, jnp.int32(0))
+    action = jnp.zeros((*shape, spec.action_dim))
+    return Rollouts(obs, action, number, number, number, obs, number, number, jnp.int32(0))
 
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     steps, rows = int(np.max(args.rollout_steps)), int(data.usable().sum())
     holdout = min(args.holdout_rows, rows // 5)
-    sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
+    sizes = [holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites]
+    sizes += [args.model_updates, args.patience]
     whole = not np.any(np.mod(args.rollout_steps, 1))
     enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
-    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
+    if not enough or args.n_elites > args.n_models:
         raise InputError(
-            "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            "A model needs 5 rows of data or more; --holdout-rows, --model-updates, --patience, --n-elites, "
+            "--rollout-steps and the like must be at least 1 and whole. "
+            f"Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
             f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
+    if args.n_elites < 2 and (args.truncation or np.any(args.reward_penalty)):
+        raise InputError("One elite disagrees with nobody: --n-elites 2 or more, or --no-truncation and no penalty.")
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     order = np.random.default_rng(0).permutation(rows)
     held_rows, rows = order[:holdout], order[holdout:]
     kept = data.select(data.usable())
-    inputs = np.concatenate([kept.obs, kept.action], axis=1)[rows]
-    outputs = np.concatenate([kept.next_obs, kept.reward[:, None]], axis=1)[rows]
-    scale = scale_of(inputs, outputs)
+    scale = scale_of(kept.obs[rows], kept.action[rows], kept.reward[rows])
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     unit = math.lcm(args.rollout_every, args.holdout_every)
     policy = StatefulPolicy(initial_carry, act)

@@ -63,8 +63,8 @@ def rollouts(neubay):
     valid = np.float32([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
     terminal = np.float32([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
     action = r.uniform(-0.9, 0.9, (B, T, 2)).astype(np.float32)
-    reward = r.normal(size=(B, T)).astype(np.float32)
-    return neubay.Rollouts(obs[:, :-1], action, reward, terminal, obs[:, 1:], real, valid, None)
+    reward, seen = r.normal(size=(2, B, T)).astype(np.float32)
+    return neubay.Rollouts(obs[:, :-1], action, reward, seen, terminal, obs[:, 1:], real, valid, None)
 
 
 def test_neubay_shares_what_the_family_has_in_common(neubay):
@@ -97,7 +97,7 @@ def test_neubay_acts_step_by_step_as_along_a_rollout(neubay, agent, rollouts, ar
     """The carry holds the memory and the action before; actions here are the policy's own."""
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, *x.shape)), neubay.initial_carry(agent, args))
     obs = jnp.concatenate([rollouts.obs[:, :1], rollouts.next_obs], axis=1)
-    reward, actions = jnp.pad(rollouts.reward, ((0, 0), (1, 0))), []
+    reward, actions = jnp.pad(rollouts.seen, ((0, 0), (1, 0))), []
     for t in range(T + 1):
         action, carry = compiled(neubay.act)(agent, carry, obs[:, t], reward[:, t], None, args)
         actions.append(action)
@@ -105,7 +105,7 @@ def test_neubay_acts_step_by_step_as_along_a_rollout(neubay, agent, rollouts, ar
     inputs = neubay.inputs_of(rollouts._replace(action=actions[:, :-1]))
     close(actions, jnp.tanh(applied(agent.nets.actor)(agent.actor, inputs)[0]))
     assert inputs.shape == (B, T + 1, 6)
-    close(inputs[1, 2], np.r_[rollouts.obs[1, 2], actions[1, 1], rollouts.reward[1, 1]])
+    close(inputs[1, 2], np.r_[rollouts.obs[1, 2], actions[1, 1], rollouts.seen[1, 1]])
     close(inputs[1, 0], np.r_[rollouts.obs[1, 0], np.zeros(3)])
 
 
@@ -210,20 +210,35 @@ def test_neubay_model_predicts_standardised_outcomes_with_normalised_layers(neub
     y = (np.concatenate([rows.next_obs, rows.reward[..., None]], -1) - agent.output_mean) / agent.output_std
     for e in range(3):
         one = {k: {n: v[e] for n, v in p.items()} for k, p in params.items() if "Dense" in k}
-        mean, log_var = np.split(mlp({"params": one}, x[e], activation=norm), 2, -1)
-        log_var = params["max_log_var"] - np.logaddexp(0, params["max_log_var"] - log_var)
-        log_var = params["min_log_var"] + np.logaddexp(0, log_var - params["min_log_var"])
-        error = ((mean - y[e]) ** 2 / np.exp(log_var) + log_var).mean(-1)
-        nll += (error * rows.successor[e]).mean()
-    bounds = (params["max_log_var"] - params["min_log_var"]).sum()
+        mean, log_std = np.split(mlp({"params": one}, x[e], activation=norm), 2, -1)
+        mean[:, :3] += x[e][:, :3]  # the network gives the change
+        log_std = 0.25 - np.logaddexp(0, 0.25 - log_std)
+        log_std = -5 + np.logaddexp(0, log_std + 5)
+        error = (mean - y[e]) ** 2 / np.exp(log_std) ** 2 + 2 * log_std
+        error[:, :3] *= rows.successor[e][:, None]  # the reward before an end is known
+        nll += error.mean()
     loss, info = compiled(neubay.model_loss)(agent.model, agent, rows, neubay.Args(**SIZES))
     close(info["model_nll"], nll)
-    close(loss, nll + 0.01 * bounds)
+    close(loss, nll)
+
+
+def test_neubay_a_network_that_says_nothing_predicts_that_nothing_changes(neubay, agent):
+    r = np.random.default_rng(0)
+    obs, action, reward = r.normal(2.0, 3.0, size=(50, 3)), r.uniform(-1, 1, (50, 2)), r.normal(5.0, 2.0, 50)
+    agent = agent.replace(**jax.tree.map(jnp.float32, neubay.scale_of(obs, action, reward)))
+    silent = jax.tree.map(jnp.zeros_like, agent.model)
+    mean = compiled(neubay.predict)(silent, agent, jnp.float32(obs), jnp.float32(action))[0]
+    outcome = np.asarray(mean) * agent.output_std + agent.output_mean
+    np.testing.assert_allclose(outcome[..., :3], np.stack([obs] * 3), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outcome[..., 3], reward.mean(), rtol=1e-4)
 
 
 def test_neubay_disagreement_is_of_the_elites_means(neubay, agent, args):
     mean = np.random.default_rng(0).normal(size=(3, 6, 4))
-    close(neubay.disagreement(agent, jnp.float32(mean), args), mean[[1, 2]].std(0).mean(-1))
+    mean[1, 0, 2] += 100.0  # one dimension alone
+    expected = np.sqrt((mean[[1, 2]].std(0) ** 2).mean(-1))  # of two members half their distance
+    close(neubay.disagreement(agent, jnp.float32(mean), args), expected)
+    close(expected[0], np.linalg.norm(mean[1, 0] - mean[2, 0]) / 2 / np.sqrt(4))
 
 
 # --------------------------------------------------------------------------------------- the rollouts
@@ -243,8 +258,8 @@ def data(neubay):
 @pytest.fixture
 def certain(agent):
     """An agent whose models have no noise."""
-    bounds = {"max_log_var": jnp.full(4, -60.0), "min_log_var": jnp.full(4, -61.0)}
-    return agent.replace(best_model={"params": agent.best_model["params"] | bounds})
+    model = agent.nets.model.clone(log_std_range=(-31.0, -30.0))
+    return agent.replace(nets=agent.nets._replace(model=model), usual=jnp.float32(0.5))
 
 
 @functools.cache
@@ -326,12 +341,14 @@ def test_neubay_a_rollout_is_cut_where_models_disagree_and_ends_where_the_task_d
 def test_neubay_penalty_and_ring(neubay, certain, args, data):
     plain, _ = rolled(neubay, certain, args, data)
     hard, info = rolled(neubay, certain, neubay.Args(**{**SIZES, "reward_penalty": 2.0}), data)
+    for name in ("obs", "action", "seen", "next_obs", "valid"):  # the memory is not told of the penalty
+        np.testing.assert_array_equal(getattr(hard, name), getattr(plain, name))
+    np.testing.assert_array_equal(plain.reward, plain.seen)
     imagined = plain.valid * (1 - plain.real) == 1
-    first = np.argmax(imagined[:4], 1)  # later actions have seen other rewards
-    lost = (plain.reward - hard.reward)[np.arange(4), first]
-    at = plain.obs[np.arange(4), first], plain.action[np.arange(4), first]
+    lost, at = (plain.reward - hard.reward)[imagined], (plain.obs[imagined], plain.action[imagined])
     u = compiled(neubay.disagreement)(certain, compiled(neubay.predict)(certain.best_model, certain, *at)[0], args)
-    np.testing.assert_allclose(lost, 2 * u, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(lost, 2 * u / 0.5, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(lost.shape, imagined.sum())
     np.testing.assert_array_equal((plain.reward == hard.reward)[:4][plain.real[:4] == 1], True)
     turned, _ = rolled(neubay, certain, args, data, rounds=6)
     assert turned.made == 6 and turned.valid.any(1).all()
@@ -344,6 +361,9 @@ def test_neubay_refuses_what_it_cannot_learn_from(neubay, pendulum, tmp_path):
     for change in ({"n_elites": 4}, {"rollout_steps": 2.5}, {"holdout_rows": 0}):
         with pytest.raises(InputError, match="A model needs 5 rows"):
             neubay.main(small("neubay", pendulum, tmp_path / "run", **change))
+    for change in ({}, {"truncation": False, "reward_penalty": (0.0, 1.0)}):
+        with pytest.raises(InputError, match="One elite disagrees with nobody"):
+            neubay.main(small("neubay", pendulum, tmp_path / "run", n_elites=1, **change))
 
 
 def test_neubay_fits_and_sets_the_threshold(neubay, agent, data):
@@ -355,6 +375,7 @@ def test_neubay_fits_and_sets_the_threshold(neubay, agent, data):
     seen = data.transitions.take(rows)
     mean = compiled(neubay.predict)(fitted.best_model, fitted, seen.obs, seen.action)[0]
     close(fitted.threshold, np.quantile(neubay.disagreement(fitted, mean, args), 0.5))
+    close(fitted.usual, np.mean(neubay.disagreement(fitted, mean, args)))
     start = compiled(neubay.squared_error)(agent.model, agent, held_out)
     assert info["elites_error"] < np.sort(start)[:2].mean()
     assert optax.tree_utils.tree_get(fitted.model_opt, "count") == fitted.fitted
@@ -372,7 +393,7 @@ def test_neubay_cuts_at_a_quantile_of_the_datas_disagreement_or_nowhere(neubay, 
 def test_neubay_predicts_what_never_changes_as_it_is(neubay):
     """A constant input is 0 after its mean; a constant output stays there whatever the model makes of it."""
     x = np.float32([[3.0, 1.0], [3.0, 5.0]])
-    scale = neubay.scale_of(x, x)
-    np.testing.assert_array_equal(scale["input_std"], [1.0, 2.0])
-    np.testing.assert_allclose(scale["output_std"], [1e-6, 2.0])
-    np.testing.assert_allclose(7.0 * scale["output_std"] + scale["output_mean"], [3.0, 17.0], rtol=1e-5)
+    scale = neubay.scale_of(x, 2 * x, np.float32([1.0, 9.0]))
+    np.testing.assert_array_equal(scale["input_std"], [1.0, 2.0, 1.0, 4.0])
+    np.testing.assert_allclose(scale["output_std"], [1e-6, 2.0, 4.0])
+    np.testing.assert_allclose(7.0 * scale["output_std"] + scale["output_mean"], [3.0, 17.0, 33.0], rtol=1e-5)
