@@ -274,13 +274,13 @@ def model_loss(model, agent: Agent, batch: Batch, args: Args):
     """(mu - y)^2 / sigma^2 + log sigma^2, mean over rows and dimensions; summed over the members.
 
     Beside it the decay, and 0.01 times the bounds of the log variance, which closes them. Each member has a batch
-    [E, B] of its own. What follows an end is learned only where the data has it.
+    [E, B] of its own. What follows an end is learned only where the data has it, rewards everywhere.
     """
     mean, log_var = predict(model, agent, batch.obs, batch.action)
     nll = (mean - model_target(batch)) ** 2 * jnp.exp(-log_var) + log_var
     chex.assert_shape(nll, (args.n_models, args.batch_size, mean.shape[-1]))
     bounds = model["params"]["max_log_var"].sum() - model["params"]["min_log_var"].sum()
-    nll = (batch.successor * nll.mean(-1)).mean(1).sum(0)
+    nll = nll.at[..., :-1].multiply(batch.successor[..., None]).mean((1, 2)).sum(0)
     return nll + model_decay(model, args) + 0.01 * bounds, {"model_nll": nll}
 
 
@@ -576,13 +576,15 @@ def main(args: Args) -> None:
     usable, steps = np.flatnonzero(data.usable()), int(np.max(args.rollout_steps))
     rows = len(usable)
     holdout = min(args.holdout_rows, rows // 5)
-    sizes = (holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites)
+    sizes = [holdout, args.rollout_batch, args.rollout_every, args.rollout_rounds, args.holdout_every, args.n_elites]
+    sizes += [args.model_updates, args.patience]
     whole = not np.any(np.mod(args.rollout_steps, 1))
     enough = whole and min(*sizes, np.min(args.rollout_steps)) >= 1
-    if not enough or args.n_elites > args.n_models or args.model_updates < 0:
+    if not enough or args.n_elites > args.n_models:
         raise InputError(
-            "A model needs 5 rows of data or more; --holdout-rows, --n-elites, --rollout-steps and the like must be at "
-            f"least 1 and whole. Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
+            "A model needs 5 rows of data or more; --holdout-rows, --model-updates, --patience, --n-elites, "
+            "--rollout-steps and the like must be at least 1 and whole. "
+            f"Here are {rows} rows, {args.holdout_rows} of them held out, {args.n_elites} elites of "
             f"{args.n_models} models and rollouts of {args.rollout_steps} steps."
         )
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)

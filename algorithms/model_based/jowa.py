@@ -612,6 +612,8 @@ def resolved(args: Args, data: Dataset) -> Args:
         raise InputError(f"--context {args.context}: a block and those that follow it are at least {least}.")
     if args.model_updates < 0 or args.copy_every < 0:
         raise InputError("--model-updates and --copy-every must be at least 0.")
+    if args.n_atoms < 2:
+        raise InputError(f"--n-atoms must be at least 2, not {args.n_atoms}.")
     if args.planning and np.any(np.equal(args.world_weight, 0.0)):
         raise InputError("--world-weight 0: a plan needs a model that goes on learning; add --no-planning.")
     if told(args) >= data.spec.obs_shape[0]:

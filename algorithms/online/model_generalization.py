@@ -307,6 +307,8 @@ def possible(task: Task, args: Args) -> Callable | None:
         raise InputError(f"--batch-size {args.batch_size} is no multiple of --imagined-steps {args.imagined_steps}.")
     if args.copy_every < 0:
         raise InputError("--copy-every must be at least 0.")
+    if np.min(args.explore_temperature) <= 0:
+        raise InputError(f"--explore-temperature must be above 0, not {args.explore_temperature}.")
     exact, kinds = exact_model(task), np.atleast_1d(args.experience)
     if not np.isin(kinds, (REPLAYED, LEARNED, PERFECT)).all():
         raise InputError(f"--experience is {REPLAYED}, {LEARNED} or {PERFECT}, not {args.experience}.")

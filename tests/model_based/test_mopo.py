@@ -90,7 +90,9 @@ def test_mopo_model_loss_is_the_gaussian_nll_with_soft_bounds_and_decay(mopo, ag
     x = [gaussians(agent.model, agent, rows.obs[i], rows.action[i]) for i in range(3)]
     mean, log_var = (np.stack([x[i][j][i] for i in range(3)]) for j in (0, 1))
     y = np.concatenate([rows.next_obs - rows.obs, rows.reward[..., None]], -1)
-    nll = ((mean - y) ** 2 / np.exp(log_var) + log_var).mean(-1) * rows.successor
+    nll = (mean - y) ** 2 / np.exp(log_var) + log_var
+    nll[..., :-1] *= rows.successor[..., None]  # the reward before an end is known
+    nll = nll.mean(-1)
     params = agent.model["params"]
     kernels = [np.sum(np.square(params[f"Dense_{i}"]["kernel"])) for i in (0, 1)]
     decay = 0.5 * (2.5e-5 * kernels[0] + 1e-4 * kernels[1])
@@ -354,6 +356,10 @@ def test_mopo_refuses_what_it_cannot_learn_from(mopo, pendulum, tmp_path):
     for name in ("mopo", "combo", "mobile", "morel", "rambo", "ravl"):
         with pytest.raises(InputError, match=r"1 and whole.* rollouts of \(2.0, 2.5\) steps"):
             load(name).main(small(name, pendulum, tmp_path / "run", rollout_steps=(2.0, 2.5)))
+    for name in ("mopo", "combo", "mobile", "morel", "rambo", "ravl", "focus", "neubay"):
+        for change in ({"patience": 0}, {"model_updates": 0}):  # the rollouts of a model that has learned nothing
+            with pytest.raises(InputError, match="at least 1 and whole"):
+                load(name).main(small(name, pendulum, tmp_path / "run", **change))
     with pytest.raises(InputError, match="number from 1 to 6"):
         mopo.main(small("mopo", pendulum, tmp_path / "run", penalty_kind=7.0))
     with np.load(pendulum) as file:

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from jobs import SHORT, train
+from jobs import SHORT, small, train
 from reference import SPEC, B, agent_of, close, differences
+
+from shared.errors import InputError
 
 SMALL = {
     "model_updates": 4, "holdout_every": 2, "holdout_rows": 20, "rollout_every": 2, "rollout_batch": 8,
@@ -59,6 +61,12 @@ def test_morel_an_unknown_pair_leads_to_halt_which_is_worth_less_than_any_return
     np.testing.assert_array_equal(unknown, [False, True, False, True, False])
     np.testing.assert_array_equal(ends, [True, True, False, True, False])  # nothing is bootstrapped beyond
     np.testing.assert_allclose(reward, [7, worth, 7, worth, 7], rtol=1e-5)
+
+
+def test_morel_refuses_what_knows_everything_and_an_end_that_is_worth_seeking(morel, pendulum, tmp_path):
+    for change in ({"n_models": 1, "n_elites": 1}, {"halt_penalty": (50.0, -1.0)}):
+        with pytest.raises(InputError, match="must be at least 2, --halt-penalty .* at least 0"):
+            morel.main(small("morel", pendulum, tmp_path / "run", **change))
 
 
 def test_morel_rollouts_end_at_the_first_unknown_pair(morel, pendulum, tmp_path):

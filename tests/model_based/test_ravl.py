@@ -1,6 +1,7 @@
 """The diversity of ravl's critics against plain numpy, the edge of reach, and what it shares with mopo by lines."""
 
 import csv
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -93,12 +94,13 @@ def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
     rows = jnp.zeros((10, 1 + 2 + 1 + 1 + 1 + 1)).at[:, -1].set(1.0)
     data = ravl.Transitions(rows, None, None, spec, (*ravl.FIELDS, "successor"))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    replay = jax.tree.map(lambda x: x[0], ravl.init_replay(1, 48, spec, sharding))
+    empty = jax.tree.map(lambda x: x[0], ravl.init_replay(1, 48, spec, sharding))
 
     def exact(obs, action, key):
-        return obs + 1.0, jnp.ones(len(obs)), jnp.zeros(len(obs), bool)
+        return obs + 1.0, jnp.ones(len(obs)), obs[:, 0] >= limit
 
-    replay, info = jax.jit(lambda *x: ravl.rollout(*x, args, data, 3, None, exact))(agent, replay, jax.random.key(1))
+    limit = jnp.inf
+    replay, info = jax.jit(lambda *x: ravl.rollout(*x, args, data, 3, None, exact))(agent, empty, jax.random.key(1))
     made = replay.take(jnp.arange(24))
     assert set(np.asarray(made.obs[:, 0])) == {0.0, 1.0, 2.0} and set(np.asarray(made.next_obs[:, 0])) == {
         1.0,
@@ -114,6 +116,11 @@ def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
     close(info["q_edge"], least(3.0))
     close(info["q_start"], least(0.0))
     assert info["error_1"] == 0 and info["error_h"] == 0
+    limit = 1.0  # the second step ends an episode, but not without --termination
+    for termination, rows_made in ((True, 16), (False, 24)):
+        again = dataclasses.replace(args, termination=termination)
+        made = ravl.rollout(agent, empty, jax.random.key(1), again, data, 3, None, exact)[0]
+        assert made.size() == rows_made and made.take(jnp.arange(16)).terminal.any() == termination
 
 
 def test_ravl_runs_in_the_environment_itself(ravl, pendulum, tmp_path):
