@@ -371,7 +371,7 @@ def make_plans(agent: Agent, obs, z, known, key, args: Args, last=None):
         t, z_or_0 = jnp.broadcast_to(p["t"], 2 * shape[0]), jnp.concatenate([z, jnp.zeros_like(z)])
         both = agent.nets.denoiser.apply(agent.ema_denoiser, jnp.concatenate([x, x]), t, z_or_0)
         conditional, unconditional = jnp.split(both, 2)
-        clean = jnp.clip(unconditional + args.guidance * (conditional - unconditional), -1.0, 1.0)
+        clean = inpaint(jnp.clip(unconditional + args.guidance * (conditional - unconditional), -1.0, 1.0), obs)
         mean = p["of_x_0"] * clean + p["of_x_t"] * x + p["variance"] * slope(clean)
         return inpaint(mean + p["std"] * jax.random.normal(key, shape), obs), None
 

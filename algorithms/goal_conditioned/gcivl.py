@@ -80,7 +80,6 @@ def _maze(maze: str, kind: str) -> dict:
 
 PRESETS = {
     **{f"{maze}-{kind}": _maze(maze, kind) for maze in _MAZES for kind in _GOALS},
-    "powderworld": {"beta": 3.0, "batch_size": 256, "updates": 500_000, "eval_temperature": 0.3},
 }
 
 

@@ -17,7 +17,9 @@ Deviations from the released code:
 - targets move a little at every update, not by a twentieth after 20 (Fetch; FetchReach: 5) or a tenth after
   4 (Point);
 - the standard deviations that an uncertainty is scaled by are as many as the advantages (10,000 there);
-- all goals are states that were achieved (FetchSlide keeps half of those that were recorded);
+- all goals are states that were achieved (the authors' critics keep a fifth of those that were recorded, FetchSlide
+  half), and critics and policy learn from one batch;
+- point worlds are trained as long as the others (the authors' for 2,000 updates);
 - of a row whose episode has no later state nothing is learned.
 
     python algorithms/goal_conditioned/goat.py --dataset point-open-right --seeds 8 --updates 10000
@@ -93,7 +95,7 @@ class Args(GoalArgs):
 
 PRESETS = {
     "fetch": {"goal_radius": 0.05},
-    "fetchreach": {"goal_radius": 0.05, "percentile_rise": 0.15, "tau": 0.01},
+    "fetchreach": {"goal_radius": 0.05, "percentile_rise": 0.15, "tau": 0.01, "batch_size": 256, "updates": 2_500},
     "hand": {"goal_radius": 0.01, "max_percentile": 50.0},
     "point": {"goal_radius": 0.5, "percentile_rise": 0.1, "tau": 0.025, "batch_size": 128},
 }

@@ -95,7 +95,6 @@ def _maze(maze: str, kind: str) -> dict:
 PRESETS = {
     **{f"{maze}-{kind}": _maze(maze, kind) for maze in _MAZES for kind in _RANDOM},
     **{f"{task}-{kind}": {"subgoal_steps": 10} for task in _MANIPULATION for kind in ("play", "noisy")},
-    "powderworld": {"subgoal_steps": 10, "batch_size": 256, "updates": 500_000, "eval_temperature": 0.3},
 }
 
 

@@ -99,7 +99,6 @@ PRESETS = {
     **{f"{maze}-{kind}": _maze(maze, kind) for maze in _MAZES for kind in _GOALS},
     **{f"{task}-play": {"bc_weight": 0.3} for task in _MANIPULATION},
     **{f"{task}-noisy": {"bc_weight": 0.03} for task in _MANIPULATION},
-    "powderworld": {"beta": 3.0, "batch_size": 256, "updates": 500_000, "eval_temperature": 0.3},
 }
 
 FAR, SOFTNESS = 500.0, 100.0

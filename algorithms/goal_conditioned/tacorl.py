@@ -58,6 +58,8 @@ class Args(GoalArgs):
     """Size of the representations."""
     kl_weight: Float = 1e-3
     """Weight of the VAE's KL divergence."""
+    kl_balance: Fraction = 0.8
+    """Share of the KL divergence's gradient that the prior gets, in [0, 1]; the posterior has the rest."""
     plan_lr: Float = 1e-4
     """Adam's step size: the plans' autoencoder and prior."""
     decoder_lr: Float = 3e-4
@@ -210,14 +212,24 @@ def decoder_loss(decoder, agent: Agent, batch: WindowBatch, plan):
     return -jax.scipy.stats.norm.logpdf(batch.action, mean).sum(-1).mean()
 
 
+def gaussian_kl(mean, log_std, other_mean, other_log_std):
+    """KL(N(mean, std) || N(other_mean, other_std)) [...], summed over the last axis."""
+    variances = jnp.exp(2.0 * (log_std - other_log_std)) + ((mean - other_mean) / jnp.exp(other_log_std)) ** 2
+    return (other_log_std - log_std + (variances - 1.0) / 2.0).sum(-1)
+
+
 def plan_loss(params, agent: Agent, batch: WindowBatch, key, args: Args):
-    """-log pi(a | s, z) + kl_weight KL(q(z | window) | p(z | first state, what the last achieves))."""
+    """-log pi(a | s, z) + kl_weight KL(q(z | window) | p(z | first state, what the last achieves)).
+
+    The KL's gradient reaches the prior p with the weight kl_balance, the encoder q with the rest of 1.
+    """
     encoder, actor, decoder = params
     plan_key, chance_key = jax.random.split(key)
     mean, log_std = encoded(agent, encoder, batch)
-    prior_mean, prior_log_std = agent.nets.actor.apply(actor, batch.obs[:, 0], batch.achieved)
-    variances = jnp.exp(2.0 * (log_std - prior_log_std)) + ((mean - prior_mean) / jnp.exp(prior_log_std)) ** 2
-    kl = (prior_log_std - log_std + (variances - 1.0) / 2.0).sum(-1)
+    posterior, prior = (mean, log_std), agent.nets.actor.apply(actor, batch.obs[:, 0], batch.achieved)
+    of_prior = gaussian_kl(*jax.lax.stop_gradient(posterior), *prior)
+    of_encoder = gaussian_kl(*posterior, *jax.lax.stop_gradient(prior))
+    kl = args.kl_balance * of_prior + (1.0 - args.kl_balance) * of_encoder
     plan, _ = sample_tanh_gaussian(mean, log_std, plan_key)
     loss = decoder_loss(decoder, agent, batch, plan)
     chance = decoder_loss(decoder, agent, batch, jax.random.uniform(chance_key, plan.shape, minval=-1.0))

@@ -77,7 +77,7 @@ class Args(OnlineArgs):
     denoiser_lr: Float = 3e-4
     """Adam's step size: diffusion model; a cosine to 0."""
     denoiser_batch_size: int = 256
-    """Rows per update of the diffusion model; 0: 1024 where there are 800,000 or more, else 256."""
+    """Rows per update of the diffusion model; 0: 1024 of data or a replay buffer of 800,000 or more, else 256."""
     denoiser_width: int = 1024
     """Width of the diffusion model's residual blocks."""
     denoiser_blocks: int = 6

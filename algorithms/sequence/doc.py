@@ -18,6 +18,8 @@ Deviations from the paper:
   constraint is on);
 - z is of the steps from the present one on and steers this step's action alone; in the released code it is of the
   window after, and steers the window;
+- as in the released code, z is kept from knowing the reward and the state that follow the present step, while eq. 7
+  asks it of every later step, too: with --future above 1 luck in those can be promised;
 - the policy reads the reward of the step before, not the one that has yet to come;
 - the tables of its bandits are these networks, too.
 No update is compared with the released code: its transformer's file names an argument twice in one call, which Python

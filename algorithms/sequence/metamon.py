@@ -85,7 +85,7 @@ class Args(OfflineArgs):
     critic_weight: Float = 10.0
     """Weight of the critics' loss beside the actor's."""
     popart_rate: Fraction = 5e-4
-    """Step of the running moments of the critics' targets, in [0, 1]; the first ones are larger."""
+    """Step of the running moments of the critics' targets, in [0, 1]; the first ones are larger, at 0 none moves."""
     width: int = 512
     """Size of a token."""
     layers: int = 3
@@ -213,7 +213,8 @@ class PopArt(NamedTuple):
 
     def moved(self, y, mask, rate) -> "PopArt":
         """After targets y [B, T, G], of which those where `mask` [B, T] is count; no `value` changes."""
-        step = rate / (1.0 - (1.0 - rate) ** (self.count + 2))
+        so_far = 1.0 - (1.0 - rate) ** (self.count + 2)
+        step = jnp.where(rate > 0, rate / jnp.where(rate > 0, so_far, 1.0), 0.0)
         of_targets = (jnp.einsum("bt,btg->g", mask, x) / mask.sum() for x in (y, y**2))
         mean, square = (old + step * (new - old) for old, new in zip(self[:2], of_targets, strict=True))
         new = PopArt(mean, square, self.scale, self.shift, self.count + 1)

@@ -256,6 +256,7 @@ def chain(module, agent, obs, z, known, key, steps=(2, 1, 0), last=None, ddim=Fa
         beta, at = 1 - abar[t] / before, np.full(B, t)
         without = linear(agent.ema_denoiser, x, at, np.zeros_like(z))
         clean = np.clip(without + 1.5 * (linear(agent.ema_denoiser, x, at, z) - without), -1, 1)
+        clean = given(clean, obs)  # the guides see the state that is there: no loss trains what the network says of it
         variance = beta * (1 - before) / (1 - abar[t])
         mean = beta * np.sqrt(before) / (1 - abar[t]) * clean + (1 - before) * np.sqrt(1 - beta) / (1 - abar[t]) * x
         if ddim:
@@ -283,6 +284,21 @@ def test_metadiffuser_plans_are_the_guided_chain_from_the_state(module, agent, w
     expected = chain(module, agent, obs, np.float64(z), windows.known, key, steps, last, "sampling" in changes)
     np.testing.assert_allclose(made, expected, rtol=1e-2, atol=1e-3)
     np.testing.assert_array_equal(made[:, 0, 2:], obs)
+
+
+def test_metadiffuser_what_the_network_says_of_the_given_state_counts_nothing(module, agent, windows):
+    """No loss trains it, and the guides look at the state itself."""
+    obs, z, key = windows.steps.obs[:, 0], np.float32(context(agent, windows)), jax.random.key(3)
+    plan = jax.jit(module.make_plans)
+    made = plan(agent, obs, z, windows.known, key, args_of(reward_guide=5.0, dynamics_guide=5.0))
+
+    class Other:
+        @staticmethod
+        def apply(params, x, t, z):
+            return agent.nets.denoiser.apply(params, x, t, z).at[:, 0, 2:].add(0.3)
+
+    other = agent.replace(nets=agent.nets._replace(denoiser=Other))
+    close(plan(other, obs, z, windows.known, key, args_of(reward_guide=5.0, dynamics_guide=5.0)), made)
 
 
 @pytest.mark.parametrize("warm", [0, 2])

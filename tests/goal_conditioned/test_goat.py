@@ -147,6 +147,8 @@ def test_settings_are_those_released():
         goat = load("goat")
         args = parse(goat.Args, goat.PRESETS, goat.__doc__, ["--dataset", dataset])
         assert (args.percentile_rise, args.tau) == (rise, pytest.approx(share / n_batches))
+        sizes = {"fetchreach-left": (256, 2_500), "point-open-right": (128, 40_000)}
+        assert (args.batch_size, args.updates) == sizes.get(dataset, (512, 40_000))
 
 
 def test_a_queue_holds_a_batch(tmp_path):

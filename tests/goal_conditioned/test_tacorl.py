@@ -66,6 +66,21 @@ def test_a_plan_is_what_a_window_has_in_common():
     loss, info = tacorl.plan_loss(params, agent, batch, key, args)
     close([info["kl"], info["decoder_loss"]], [kl, decoded(agent, batch, plan)])
     close(loss, decoded(agent, batch, plan) + 0.3 * kl)
+    slopes = {}
+    for balance in (0.0, 0.8, 1.0):  # of the KL alone: what moves the encoder, what the prior
+        changed = [args.__class__(**{**vars(args), "kl_balance": balance, "kl_weight": w}) for w in (0.0, 0.3)]
+        without, with_kl = (
+            jax.grad(lambda p, a=a: tacorl.plan_loss(p, agent, batch, key, a)[0])(params)[:2] for a in changed
+        )
+        slopes[balance] = jax.tree.map(lambda a, b: np.asarray(a - b), with_kl, without)
+    for part, share in ((0, 0.2), (1, 0.8)):
+        whole = slopes[0.0 if part == 0 else 1.0][part]
+        assert max(np.abs(x).max() for x in jax.tree.leaves(whole)) > 1e-3
+        jax.tree.map(
+            lambda a, b, share=share: np.testing.assert_allclose(a, share * b, atol=1e-6), slopes[0.8][part], whole
+        )
+        none = slopes[1.0 if part == 0 else 0.0][part]
+        assert max(np.abs(x).max() for x in jax.tree.leaves(none)) < 1e-6
     any_plan = np.asarray(jax.random.uniform(chance_key, (B, Z), minval=-1.0))
     close(info["any_plan_loss"], decoded(agent, batch, any_plan))
 

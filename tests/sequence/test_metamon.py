@@ -220,6 +220,9 @@ def test_values_stay_where_they_are_when_popart_moves():
         np.abs(moved.mean - agent.popart.mean).min() > 0.5 and np.abs(moved.scale / agent.popart.scale - 1).max() > 0.1
     )
     close(moved.value(x), agent.popart.value(x))
+    for old, still in zip(moved, moved.moved(jnp.float32(y), mask, 0.0), strict=True):
+        if old is not moved.count:
+            close(still, old)  # and none is NaN
     moved = move(moved, 100)
     close(moved.mean, y[mask > 0].mean(0))
     close(moved.std(), y[mask > 0].std(0))
