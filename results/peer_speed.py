@@ -7,10 +7,11 @@
     python results/peer_speed.py --unifloral /tmp/unifloral --jax-corl /tmp/jax-corl \
         --packages /tmp/peer-packages
 
-Their own update functions run from their checkouts, with stand-ins for the packages that no update
-uses (d4rl, gym, wandb), on batches and networks of one size. Data: 1M synthetic rows, 11 observations,
-3 actions. Rounds are interleaved in changing order, so that a busy machine slows all sides alike;
-compiling is timed apart. Writes results/peer_speed.json, from which `make report` makes its table.
+Their own update functions run from their checkouts, with stand-ins for the packages that no update uses (d4rl, gym,
+wandb), on batches and networks of one size. Data: 1M synthetic rows, 11 observations, 3 actions. A call of MOPO and
+COMBO makes rollouts in a model and then the updates that learn from them. Rounds are interleaved in changing order, so
+that a busy machine slows all sides alike; compiling is timed apart. Writes results/peer_speed.json, from which
+`make report` makes its table.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from shared.data import Dataset
 from shared.errors import InputError
 from shared.goals import GoalDataset
 from shared.lanes import make_mesh, over_lanes, use_cpu_devices
+from shared.replay import init_replay
 from shared.task import Spec, Task
 from shared.transitions import FIELDS
 
@@ -47,9 +49,13 @@ NOTE = """\
 Beside other collections' own update functions, in one process on {hardware}, jax {jax}, {rounds}
 interleaved rounds. One update is one critic step, on batches and networks of one size. The work is
 not quite the same: Unifloral ({uf}) takes both critic steps between two TD3 or ReBRAC actor steps on
-one batch; JAX-CORL ({jc}) adds layer norm to TD3's and AWAC's critics and IQL's value, averages
-AWAC's loss over all pairs of the batch, moves its target once in 8 updates, and returns to Python
-every 8 updates (CQL: 2). Lanes of theirs are their updates vmapped by us."""
+one batch, and IQL's advantages from V before its step (15 passes through a network; ours, like the
+authors' code, asks the new V: 16); JAX-CORL ({jc}) adds layer norm to TD3's and AWAC's critics and
+IQL's value, averages AWAC's loss over all pairs of the batch, moves its target once in 8 updates, and
+returns to Python every 8 updates (CQL: 2). A round of MOPO's and COMBO's updates begins with rollouts
+of 5 steps in untrained models of four layers of 200, {rollouts} for each update of a lane; ours asks
+all 7 members, Unifloral its 5 elites, and what its COMBO pushes down has no gradient. Lanes of theirs
+are their updates vmapped by us, of MOPO and COMBO mapped one after the other."""
 
 
 class Case(NamedTuple):
@@ -63,22 +69,32 @@ class Case(NamedTuple):
     """Their files' names, None where they have none."""
     share: int = 1
     """Of so many updates one is made: its updates take longer than TD3+BC's."""
+    fields: tuple[str, ...] = ()
+    """Of our batches, where they are not the usual ones."""
+    model_based: bool = False
+    """A call begins with rollouts in a model."""
 
 
+OF_MODEL = (*FIELDS, "successor")
 CASES = {
     "TD3+BC": Case("td3_bc", {}, "td3_bc", "td3bc"),
     "IQL": Case("iql", {}, "iql", "iql"),
     "AWAC": Case("awac", {}, None, "awac", 2),
     "XQL": Case("f_dvl", {"divergence": "reverse_kl", "batch_size": 256}, None, "xql"),
-    "ReBRAC": Case("rebrac", {}, "rebrac", None, 4),
+    "ReBRAC": Case("rebrac", {}, "rebrac", None, 4, (*FIELDS, "next_action")),
     "CQL": Case("cql", {}, None, "cql", 8),
     "CQL with one action of a kind": Case("cql", {"n_actions": 1, "importance_sampling": False}, "cql", None, 4),
+    "MOPO": Case("mopo", {"hidden_dims": (256,) * 3}, "mopo", None, 4, OF_MODEL, model_based=True),
+    "COMBO with one action of a kind": Case(
+        "combo", {"hidden_dims": (256,) * 3, "n_actions": 1}, "combo", None, 4, OF_MODEL, model_based=True
+    ),
 }
-UNIFLORAL = {"cql": {"num_critics": 2}}
+ROLLOUTS, ROLLOUT_STEPS, KEPT = 20, 5, 5
+"""For each update of a lane; their steps; calls whose rollouts are kept."""
+UNIFLORAL = {name: {"num_critics": 2} for name in ("cql", "mopo", "combo")}
 JAX_CORL = {
     "awac": {"actor_hidden_dims": (256,) * 3, "critic_hidden_dims": (256,) * 3},
     "cql": {"hidden_dims": (256,) * 3, "action_dim": ACTION, "n_jitted_updates": 2},
-    "xql": {"layer_norm": False},
 }
 """What makes their batches and networks as large as ours; fewer updates in a call compile sooner."""
 
@@ -150,6 +166,8 @@ def prepare_peers(packages: Path | None) -> None:
     import jax._src.core
     import jax.interpreters.xla
 
+    jax.tree_map = jax.tree.map  # Unifloral's model-based files call it so
+
     jax.interpreters.xla.pytype_aval_mappings = jax._src.core.pytype_aval_mappings
     try:
         import distrax  # noqa: F401
@@ -181,6 +199,87 @@ def ours(
 
     now = jax.vmap(lambda key: jax.random.split(key, updates))(keys)
     return Side(partial(_compiled, train, agent, now, args, transitions), call, (agent, keys))
+
+
+def ours_with_model(
+    algorithm: str, lanes: int, data: Dataset, updates: int, fields: Iterable[str], **settings: Any
+) -> Side:
+    """A call: rollouts in each lane's untrained model, and `updates` that learn from them and from the data."""
+    module = load(next(ROOT.glob(f"algorithms/*/{algorithm}.py")), f"ours_{algorithm}")
+    rollouts = {"rollout_every": updates, "rollout_batch": ROLLOUTS * updates, "rollout_rounds": KEPT}
+    args, mesh = module.Args(**settings, **rollouts, rollout_steps=float(ROLLOUT_STEPS)), make_mesh(lanes)
+    args = dataclasses.replace(
+        args, **{name: jnp.full(lanes, getattr(args, name)) for name in float_fields(type(args))}
+    )
+    transitions = data.transitions(*fields)
+    keys = jax.random.split(jax.random.key(0), lanes)
+    agent = over_lanes(partial(module.init, spec=data.task.spec), mesh, (0, 0))(keys, args)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lane"))
+    replay = init_replay(lanes, KEPT * ROLLOUTS * updates * ROLLOUT_STEPS, data.task.spec, sharding)
+
+    def never(obs):
+        return jnp.zeros(len(obs), bool)
+
+    make_rollouts = partial(module.rollout, steps=ROLLOUT_STEPS, ends=never, exact=None)
+    train = over_lanes(partial(module.train, make_rollouts=make_rollouts), mesh, (0, 0, 0, None), donate=True)
+
+    def call(state, f):
+        lane, keys = state
+        keys, now = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        lane, _ = f(lane, jax.vmap(lambda key: jax.random.split(key, updates))(now), args, transitions)
+        return lane, keys
+
+    now = jax.vmap(lambda key: jax.random.split(key, updates))(keys)
+    return Side(partial(_compiled, train, (agent, replay), now, args, transitions), call, ((agent, replay), keys))
+
+
+def unifloral_with_model(root: Path, algorithm: str, lanes: int, data: Dataset, updates: int) -> Side:
+    load(root / "algorithms" / "termination_fns.py", "termination_fns")
+    dynamics = load(root / "algorithms" / "dynamics.py", "dynamics")
+    peer = load(root / "algorithms" / f"{algorithm}.py", f"unifloral_{algorithm}")
+    batch = ROLLOUTS * updates
+    rollouts = {"rollout_interval": updates, "rollout_length": ROLLOUT_STEPS, "rollout_batch_size": batch}
+    args = dataclasses.replace(peer.Args(), **UNIFLORAL[algorithm], **rollouts)
+    rows = {"obs": data.obs, "action": data.action, "reward": data.reward, "next_obs": data.next_obs}
+    rows |= {"next_action": np.roll(data.action, -1, 0), "done": data.terminal.astype(np.float32)}
+    rows = dynamics.Transition(*(jnp.asarray(rows[name]) for name in dynamics.Transition._fields))
+    model, sizes = dynamics.Args(), {"obs_dim": OBS, "action_dim": ACTION}
+    sizes |= {"n_layers": model.n_layers, "layer_size": model.layer_size}
+    actor, critics, alpha = peer.TanhGaussianActor(ACTION), peer.VectorQ(args.num_critics), peer.EntropyCoef()
+    obs, action = jnp.zeros(OBS), jnp.zeros(ACTION)
+
+    def init(key):
+        inputs = {"actor": (actor, [obs]), "vec_q": (critics, [obs, action]), "alpha": (alpha, [])}
+        inputs["vec_q_target"] = inputs["vec_q"]
+        made = {name: peer.create_train_state(args, key, *inputs[name]) for name in peer.AgentTrainState._fields}
+        ensemble = dynamics.EnsembleDynamicsModel(num_ensemble=model.num_elites, **sizes)
+        model_params = ensemble.init(key, jnp.zeros(OBS + ACTION))
+        buffer = jax.tree.map(lambda x: jnp.zeros((batch * ROLLOUT_STEPS * KEPT, *x.shape[1:])), rows)
+        return (key, peer.AgentTrainState(**made), buffer), model_params
+
+    def train(state, rows):
+        lane, model_params = state
+        net = dynamics.EnsembleDynamicsModel(num_ensemble=model.num_elites, **sizes)
+        # their class sets the number of members on the network itself, which today's flax forbids
+        ensemble = types.SimpleNamespace(apply=net.apply)
+        elites, never = jnp.arange(model.num_elites), lambda obs, action, next_obs: jnp.zeros((), bool)
+        learned = dynamics.EnsembleDynamics(ensemble, model_params, elites, never)
+        learned.dataset = rows
+        rollout = learned.make_rollout_fn(
+            batch_size=batch, rollout_length=ROLLOUT_STEPS, step_penalty_coef=getattr(args, "step_penalty_coef", 0.0)
+        )
+        step = peer.make_train_step(args, actor.apply, critics.apply, alpha.apply, rows, rollout)
+        lane, metrics = jax.lax.scan(step, lane, None, updates)
+        return (lane, model_params), metrics
+
+    def train_lanes(states, rows):
+        # one after the other: under vmap their `cond` would make the rollouts before every update
+        return jax.lax.map(lambda state: train(state, rows), states)
+
+    keys = jax.random.split(jax.random.PRNGKey(0), lanes)
+    state = jax.vmap(init)(keys) if lanes > 1 else init(keys[0])
+    train = jax.jit(train_lanes if lanes > 1 else train)
+    return Side(partial(_compiled, train, state, rows), lambda s, f: f(s, rows)[0], state)
 
 
 def unifloral(root: Path, algorithm: str, lanes: int, data: Dataset, updates: int) -> Side:
@@ -318,6 +417,7 @@ def main(argv: list[str] | None = None) -> int:
             hardware=f"{cores} CPU core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind,
             jax=jax.__version__,
             rounds=args.rounds,
+            rollouts=ROLLOUTS,
             uf=commit(args.unifloral),
             jc=commit(args.jax_corl),
         )
@@ -325,10 +425,10 @@ def main(argv: list[str] | None = None) -> int:
         for title, lanes in itertools.product(args.cases, (1, args.lanes)):
             case = CASES[title]
             updates = args.updates // case.share // lanes // 8 * 8  # JAX-CORL does 8 in one call
-            fields = (*FIELDS, "next_action") if case.algorithm == "rebrac" else ()
-            sides = {"ours": ours(case.algorithm, lanes, data, updates, fields, **case.settings)}
+            mine, theirs = (ours_with_model, unifloral_with_model) if case.model_based else (ours, unifloral)
+            sides = {"ours": mine(case.algorithm, lanes, data, updates, case.fields, **case.settings)}
             if case.unifloral:
-                sides["Unifloral"] = unifloral(args.unifloral, case.unifloral, lanes, data, updates)
+                sides["Unifloral"] = theirs(args.unifloral, case.unifloral, lanes, data, updates)
             if case.jax_corl:
                 sides["JAX-CORL"] = jax_corl(args.jax_corl, case.jax_corl, lanes, data, updates)
             rates, compile_s = compare(sides, lanes * updates, args.rounds)

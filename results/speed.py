@@ -222,12 +222,12 @@ def run_case(case: dict) -> dict:
         return call
 
     Run.over_lanes = watched
-    phases = {"vae_updates", "autoencoder_updates", "plan_updates"} & {f.name for f in dataclasses.fields(module.Args)}
+    defaults = {f.name: f.default for f in dataclasses.fields(module.Args)}
     total = 100 * chunk  # the calls are enough before that
-    settings = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), total) | dict.fromkeys(phases, chunk)
+    settings = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), total) | before(defaults, chunk)
     settings |= {"log_every": chunk, "seeds": lanes, "layout": case["layout"], "compile_cache": False}
     settings |= {"dataset": case["log"], "env": "none", "preset": "none", "out": case["out"]}
-    if "offline_updates" in {f.name for f in dataclasses.fields(module.Args)}:  # an environment comes after them
+    if "offline_updates" in defaults:  # an environment comes after them
         settings |= {"offline_updates": settings.pop("updates"), "offline_eval_every": total}
         settings |= {"env_steps": total, "env": "Hopper-v5"}
     settings |= case.get("settings", {})
@@ -262,6 +262,19 @@ def run_case(case: dict) -> dict:
         "device": record["hardware"]["device"],
         "jax": record["versions"]["jax"],
     }
+
+
+def before(defaults: dict[str, Any], chunk: int) -> dict[str, Any]:
+    """Settings by which what comes before the updates, or between many of them, is as short as one call.
+
+    Rollouts in a model begin every call, as many for each update as by default; they end nowhere.
+    """
+    phases = [name for name in defaults if name.endswith("_updates") and name != "offline_updates"]
+    settings = {name: chunk for name in phases if isinstance(defaults[name], int) and defaults[name] >= 1000}
+    settings |= {name: chunk for name in ("holdout_every", "rollout_every") if name in defaults}
+    if {"rollout_batch", "rollout_every"} <= defaults.keys():
+        settings["rollout_batch"] = max(1, defaults["rollout_batch"] * chunk // defaults["rollout_every"])
+    return settings | ({"termination": False} if "termination" in defaults else {})
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -401,16 +414,25 @@ def main() -> None:
 
         for case, result in zip(cases, pool.map(one, cases), strict=True):
             told = " ".join(map(str, case.values()))
+            others = [c for c in record.get("left_out", []) if c["asked"] != case]
             if isinstance(result, Exception):
-                why = str(result).strip().splitlines() or [""]
-                print(f"{told} is left out: {why[-1]}", file=sys.stderr, flush=True)
-                continue
-            rate = result.get("env_steps_per_s") or result["updates_per_s"]["median"]
-            share = f", {100 * result['share']['median']:.0f} % of the limit" if "share" in result else ""
-            print(f"{told:>50}: {rate:>10.1f}/s{share}", flush=True)
-            result |= {"asked": case}
-            record["cases"] = [c for c in record["cases"] if c.get("asked") != case] + [result]
+                why = why_not(result)
+                print(f"{told} is left out: {why}", file=sys.stderr, flush=True)
+                record["left_out"] = [*others, {"asked": case, "why": why}]
+            else:
+                rate = result.get("env_steps_per_s") or result["updates_per_s"]["median"]
+                share = f", {100 * result['share']['median']:.0f} % of the limit" if "share" in result else ""
+                print(f"{told:>50}: {rate:>10.1f}/s{share}", flush=True)
+                record["left_out"] = others
+                record["cases"] = [c for c in record["cases"] if c.get("asked") != case] + [result | {"asked": case}]
             args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def why_not(error: Exception) -> str:
+    """In a few words, why a case has no result."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it took longer than {error.timeout:.0f} seconds"
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 if __name__ == "__main__":

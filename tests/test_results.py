@@ -426,12 +426,16 @@ def test_details_and_speed(tmp_path):
         for n in rates
     ]
     cases.append({**cases[0], "algorithm": "awac", "updates_per_s": {"median": 7.0}, "hidden_dims": []})
-    (tmp_path / "results" / "speed.json").write_text(json.dumps({"cases": cases, "hardware": {"cores": 2}}))
+    left_out = [{"asked": {"algorithm": "dwm", "lanes": n}, "why": "it took longer than 7 seconds"} for n in rates]
+    measured = {"cases": cases, "hardware": {"cores": 1, "side_by_side": 2}, "left_out": left_out}
+    (tmp_path / "results" / "speed.json").write_text(json.dumps(measured))
     table_of(tmp_path)
     details = (tmp_path / "results" / "tables.md").read_text().split("## Runs")[1]
     assert "`python algorithms/offline/iql.py --dataset hopper-medium`" in details
     assert "| 1,200 | 2 × cpu on 2 cores | 0.10.2 | `0123456789ab` |" in details  # 4 x 3000 / 10 s
     page = (tmp_path / "results" / "speed.md").read_text()
+    assert "2 cases side by side, each on 1 core of its own" in page
+    assert "Left out, with one lane or with several: dwm: it took longer than 7 seconds." in page
     assert "| iql | hopper | 2 × 256, batch 256 | 40 % | 78 % | 340 | 612 | 404 | 3.0 s | 900 MiB |" in page
     assert "| awac | hopper | batch 256 | 40 % |  | 7.00 |  | 404 | 3.0 s | 900 MiB |" in page
 

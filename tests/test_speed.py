@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from subprocess import TimeoutExpired
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,14 @@ def test_a_case_is_timed_beside_its_limit(tmp_path, monkeypatch, lanes):
     assert found["updates_per_s"]["median"] > 0 and found["layout"] == "map" and found["compile_s"] > 0
 
 
+def test_what_comes_before_the_updates_is_as_short_as_a_call():
+    defaults = {"updates": 5, "offline_updates": 9000, "vae_updates": 9000, "value_updates": 2, "holdout_every": 100}
+    assert speed.before(defaults, 4) == {"vae_updates": 4, "holdout_every": 4}
+    rollouts = {"rollout_every": 1000, "rollout_batch": 50_000, "termination": True}
+    short = {"rollout_every": 4, "rollout_batch": 200, "termination": False}  # as many for each update
+    assert speed.before(rollouts, 4) == short
+
+
 @pytest.mark.parametrize("cores, turns", [(0, 1), (1, 2)])
 def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monkeypatch, capsys, cores, turns):
     seen, running = [], []
@@ -100,7 +109,8 @@ def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monk
         assert not own or [tuple(x) for x in running].count(tuple(own)) == 1
         running.remove(own)
         if case["lanes"] == 8:
-            raise RuntimeError("too large")
+            long = case["algorithm"] == "iql"
+            raise TimeoutExpired("python", limit) if long else RuntimeError("a long story\ntoo large")
         return {"updates_per_s": {"median": 2.0}}
 
     monkeypatch.setattr(speed, "measure", measure)
@@ -114,7 +124,14 @@ def test_cases_side_by_side_take_turns_or_have_cores_of_their_own(tmp_path, monk
     assert record["hardware"]["cores"] == (cores or 2) and record["hardware"]["side_by_side"] == (2 if cores else 1)
     assert len({turn for _, turn in seen}) == turns
     assert {own for own, _ in seen} == ({(4,), (5,)} if cores else {()})
-    assert capsys.readouterr().err.count("is left out: too large") == 2
+    told = {case["asked"]["algorithm"]: case["why"] for case in record["left_out"]}
+    assert told == {"bc": "too large", "iql": "it took longer than 7 seconds"}
+    errors = capsys.readouterr().err
+    assert all(f"is left out: {why}\n" in errors for why in told.values())
+    monkeypatch.setattr(speed, "measure", lambda *_: {"updates_per_s": {"median": 2.0}})
+    speed.main()
+    record = json.loads(out.read_text())
+    assert len(record["cases"]) == 4 and not record["left_out"]
 
 
 def test_a_case_leaves_an_accelerators_memory_to_the_cases_beside_it(tmp_path, monkeypatch):

@@ -36,16 +36,25 @@ def speed_section(root: Path) -> str:
 def speed_table(measured: dict) -> str:
     """One row per algorithm and shape, the columns by the number of lanes; the evaluation's below."""
     cases = [c for c in measured["cases"] if "updates_per_s" in c]
+    hardware = measured["hardware"]
+    cores = f"{hardware['cores']} core{'s' * (hardware['cores'] > 1)}"
+    if hardware.get("side_by_side", 1) > 1:
+        cores = f"{hardware['side_by_side']} cases side by side, each on {cores} of its own"
     note = (
         "The share of the limit is the arithmetic of an algorithm's matrix products per second, over that of the very "
-        "same products made by themselves on all cores, in rounds of which both halves ran back to back: it says the "
-        "same on a slow machine and on a fast one. What is missing from 100 % is everything that is no product "
-        "(drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. A row without it is of an "
-        "earlier measurement on another machine: only its columns compare. Beside it gradient updates "
-        "per second, all lanes together, compile time apart, on 1M synthetic transitions (hopper: obs 11, act 3; ant: "
-        f"obs 111, act 8), {measured['hardware']['cores']} cores, medians of the timed calls (`make speed`). On CPU "
-        "all devices read one copy of the dataset."
+        "same products made by themselves on all cores of the case, in rounds of which both halves ran back to back: "
+        "it says the same on a slow machine and on a fast one. What is missing from 100 % is everything that is no "
+        "product (drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. Beside it gradient "
+        "updates per second, all lanes together, compile time apart, on 1M synthetic transitions (hopper: obs 11, act "
+        f"3; ant: obs 111, act 8), {cores}, medians of the timed calls (`make speed`). On CPU all devices read one "
+        "copy of the dataset."
     )
+    if left_out := measured.get("left_out"):
+        why: dict[str, set[str]] = {}
+        for case in left_out:
+            why.setdefault(case["why"], set()).add(case["asked"]["algorithm"])
+        told = "; ".join(f"{', '.join(sorted(names))}: {reason}" for reason, names in why.items())
+        note += f" Left out, with one lane or with several: {told}."
     evaluation = [
         f"{c['env_steps_per_s']:,.0f} environment steps/s with {lanes_in_words(c['lanes'])}"
         for c in measured["cases"]
