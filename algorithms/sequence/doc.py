@@ -3,8 +3,8 @@
 Yang, Schuurmans, Abbeel and Nachum, "Dichotomy of Control: Separating What You Can Control from What You Cannot", ICLR
 2023, arXiv 2210.13435. A policy that is asked for a high return imitates luck where returns are a matter of luck. Here
 it is asked for a latent z of the future instead, and z is kept from knowing what the environment decides: given the
-past and the action, it must tell nothing of the reward and of the next state (eq. 7). A value V(z) then says what z is
-worth, and what is promised is what is obtained (consistency, theorem 2).
+past of a step and its action, it must tell nothing of the reward and of the next state (eq. 7). A value V(z) then says
+what z is worth, and what is promised is what is obtained (consistency, theorem 2).
 
 The two constraints are one term: a classifier f tells the reward and next state that followed from those of other
 steps, by the past, the action and z; the better it is, the more z knows (a lower bound of the information, eq. 8). f is
@@ -18,8 +18,8 @@ Deviations from the paper:
   constraint is on);
 - z is of the steps from the present one on and steers this step's action alone; in the released code it is of the
   window after, and steers the window;
-- as in the released code, z is kept from knowing the reward and the state that follow the present step, while eq. 7
-  asks it of every later step, too: with --future above 1 luck in those can be promised;
+- the released code keeps z from knowing the reward and the state that follow one step; here it is, as in eq. 7, every
+  step that z is made of, of which each update draws one for each row of its batch;
 - the policy reads the reward of the step before, not the one that has yet to come;
 - the tables of its bandits are these networks, too.
 No update is compared with the released code: its transformer's file names an argument twice in one call, which Python
@@ -266,8 +266,12 @@ class DocBatch(NamedTuple):
     """[B, K]: its rewards are those of the step before each."""
     future: Window
     """[B, F], from the present step on."""
-    next_obs: jax.Array
     return_to_go: jax.Array
+    later: Window
+    """[B, K]: one step of the future, with what came before it, as `past`."""
+    reward: jax.Array
+    """Of that step, which z must not tell."""
+    next_obs: jax.Array
 
 
 class Carry(NamedTuple):
@@ -279,9 +283,12 @@ class Carry(NamedTuple):
 
 
 def information(agent: Agent, classifier, h, batch: DocBatch, z):
-    """E f - E log mean exp f (eq. 8): what z tells of the outcomes, and the past and the action tell without it."""
-    now = batch.past.action[:, -1], z, batch.future.reward[:, 0], batch.next_obs
-    f = agent.nets.classifier.apply(classifier, h, *now)
+    """E f - E log mean exp f (eq. 8): what z tells of a later step's outcome, and its past and action do without it.
+
+    `h` [B, W]: what that past tells.
+    """
+    step = batch.later.action[:, -1], z, batch.reward, batch.next_obs
+    f = agent.nets.classifier.apply(classifier, h, *step)
     chex.assert_shape(f, (len(z), len(z)))
     return (jnp.diagonal(f) - jax.nn.logsumexp(f, axis=1)).mean() + jnp.log(len(z))
 
@@ -302,7 +309,7 @@ def actor_loss(params, agent: Agent, batch: DocBatch, key, args: Args):
     trunk_key, encoder_key, z_key = jax.random.split(key, 3)
     q = agent.nets.encoder.apply(encoder, batch.future, True, rngs={"dropout": encoder_key})
     z = q.sample(z_key)
-    h, prior, out, v = agent.nets.actor.apply(actor, batch.past, z, True, rngs={"dropout": trunk_key})
+    _, prior, out, v = agent.nets.actor.apply(actor, batch.past, z, True, rngs={"dropout": trunk_key})
     action = batch.past.action[:, -1]
     if agent.nets.classifier.spec.discrete:
         loss_pi = optax.softmax_cross_entropy_with_integer_labels(out, action).mean()
@@ -311,7 +318,8 @@ def actor_loss(params, agent: Agent, batch: DocBatch, key, args: Args):
     chex.assert_equal_shape([v, batch.return_to_go])
     loss_v = ((v - batch.return_to_go) ** 2).mean()
     kl = divergence(q, prior).mean()
-    mi = information(agent, agent.classifier, jax.lax.stop_gradient(h), batch, z)
+    h = agent.nets.actor.apply(agent.actor, batch.later, method="seen")
+    mi = information(agent, agent.classifier, h, batch, z)
     loss = loss_pi + args.value_weight * loss_v + args.prior_weight * kl + args.mi_weight * mi
     return loss, ({"actor_loss": loss_pi, "value_loss": loss_v, "kl": kl, "mi": mi}, (h, z))
 
@@ -351,15 +359,28 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 def sample(key, data: Sequences, args: Args) -> DocBatch:
     """Rows, uniformly, with their past and their future."""
-    return batch_of(data, data.rows(key, args.batch_size), args)
+    row_key, later_key = jax.random.split(key)
+    row = data.rows(row_key, args.batch_size)
+    last = jnp.minimum(row + args.future - 1, data.end[row])
+    return batch_of(data, row, jax.random.randint(later_key, row.shape, row, last + 1), args)
 
 
-def batch_of(data: Sequences, row, args: Args) -> DocBatch:
-    """The rows [B] with their past and their future, returns divided by their scale."""
-    past = data.until(row, args.context)
-    past = past._replace(reward=data.take(row, jnp.arange(-args.context, 0)).reward)
-    future = data.take(row, jnp.arange(args.future))
-    return DocBatch(past, future, future.next_obs[:, 0], future.return_to_go[:, 0] / args.return_scale)
+def past_of(data: Sequences, row, args: Args) -> Window:
+    """The rows [B] at the end of windows [B, K] in which rewards are those of the step before each."""
+    return data.until(row, args.context)._replace(reward=data.take(row, jnp.arange(-args.context, 0)).reward)
+
+
+def batch_of(data: Sequences, row, later, args: Args) -> DocBatch:
+    """The rows [B] with their past, their future and its rows `later`, returns divided by their scale."""
+    future, step = data.take(row, jnp.arange(args.future)), data.take(later, jnp.arange(1))
+    return DocBatch(
+        past_of(data, row, args),
+        future,
+        future.return_to_go[:, 0] / args.return_scale,
+        past_of(data, later, args),
+        step.reward[:, 0],
+        step.next_obs[:, 0],
+    )
 
 
 def update(agent: Agent, batch: DocBatch, key, args: Args) -> tuple[Agent, dict]:
@@ -387,7 +408,7 @@ def best_latent(agent: Agent, past: Window, key, args: Args):
 def promised(agent: Agent, data: Sequences, key, args: Args):
     """[] mean return that is promised at 64 first steps of the data's episodes, in the unit of its rewards."""
     row_key, z_key = jax.random.split(key)
-    past = batch_of(data, data.start[data.rows(row_key, 64)], args).past
+    past = past_of(data, data.start[data.rows(row_key, 64)], args)
     return best_latent(agent, past, z_key, args)[2].mean() * args.return_scale
 
 

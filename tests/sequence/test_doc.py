@@ -24,8 +24,9 @@ def setting(spec=SPEC, **changes):
     r = np.random.default_rng(4)
     future = window(spec, seed=1)
     future = future._replace(**{n: getattr(future, n)[:, ::-1] for n in ("mask", "obs", "action", "reward")})
-    next_obs, togo = r.normal(size=(B, 3)).astype(np.float32), r.normal(size=B).astype(np.float32)
-    return doc, args, agent_of(doc, args, spec), doc.DocBatch(window(spec, first=3), future, next_obs, togo)
+    next_obs, (reward, togo) = r.normal(size=(B, 3)).astype(np.float32), r.normal(size=(2, B)).astype(np.float32)
+    batch = doc.DocBatch(window(spec, first=3), future, togo, window(spec, seed=2, first=1), reward, next_obs)
+    return doc, args, agent_of(doc, args, spec), batch
 
 
 def mlp(p, *inputs):
@@ -72,9 +73,9 @@ def parts(doc, args, agent, batch, key):
 
 def information(agent, batch, h, z):
     c, spec = agent.classifier["params"], agent.nets.classifier.spec
-    action = np.asarray(batch.past.action)[:, -1]
+    action = np.asarray(batch.later.action)[:, -1]
     action = np.eye(spec.action_dim)[action] if spec.discrete else action
-    outcome = mlp(c["MLP_1"], np.asarray(batch.future.reward)[:, :1], batch.next_obs)
+    outcome = mlp(c["MLP_1"], batch.reward[:, None], batch.next_obs)
     f = mlp(c["MLP_0"], h, action, z) @ outcome.T
     return (np.diag(f) - np.log(np.exp(f).mean(1))).mean()
 
@@ -92,6 +93,7 @@ def test_the_loss_is_the_sum_of_its_four_parts(spec):
         loss_pi = ((out - action) ** 2).mean()
     loss_v = ((v - batch.return_to_go) ** 2).mean()
     kl = (p[1] - q[1] + (np.exp(2 * q[1]) + (q[0] - p[0]) ** 2) / (2 * np.exp(2 * p[1])) - 0.5).sum(-1).mean()
+    h = tokens(agent.actor["params"]["trunk"], agent.nets.actor.trunk, batch.later)[:, -1, 1]
     mi = information(agent, batch, h, z)
     loss, (info, (seen, latent)) = jax.jit(doc.actor_loss)((agent.actor, agent.encoder), agent, batch, key, args)
     for found, wanted in ((seen, h), (latent, z), (info["actor_loss"], loss_pi), (info["value_loss"], loss_v)):
@@ -119,7 +121,7 @@ def test_the_classifier_and_the_encoder_pull_in_opposite_directions():
 
     def told(encoder):
         q = agent.nets.encoder.apply(encoder, batch.future)
-        h = agent.nets.actor.apply(agent.actor, batch.past, method="seen")
+        h = agent.nets.actor.apply(agent.actor, batch.later, method="seen")
         return doc.information(agent, agent.classifier, h, batch, q.sample(jax.random.split(key, 3)[2]))
 
     before, after = (
@@ -137,14 +139,29 @@ def test_past_and_future_of_a_step():
     doc = load("doc")
     data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go")
     args = doc.Args(context=3, future=2, return_scale=10.0)
-    batch = doc.batch_of(data, np.array([1, 6, 3]), args)
+    batch = doc.batch_of(data, np.array([1, 6, 3]), np.array([2, 6, 4]), args)
     assert batch.past.obs[..., 0].tolist() == [[0, 0, 1], [4, 5, 6], [0, 0, 3]]
     assert batch.past.mask.tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
     assert batch.past.reward.tolist() == [[0, 0, 1], [10, 20, 30], [0, 0, 0]]
     assert batch.future.reward.tolist() == [[2, 3], [40, 0], [10, 20]]
     assert batch.future.mask.tolist() == [[1, 1], [1, 0], [1, 1]]
-    assert batch.next_obs[:, 0].tolist() == [2, 7, 4]
+    assert batch.later.obs[..., 0].tolist() == [[0, 1, 2], [4, 5, 6], [0, 3, 4]]
+    assert batch.later.reward.tolist() == [[0, 1, 2], [10, 20, 30], [0, 0, 10]]
+    assert batch.reward.tolist() == [3, 40, 20] and batch.next_obs[:, 0].tolist() == [3, 7, 5]
     close(batch.return_to_go, [0.5, 4.0, 10.0])
+
+
+def test_every_step_that_z_is_made_of_is_kept_from_it():
+    """Of a step's future, cut where its episode ends, each step is drawn as often as another."""
+    doc = load("doc")
+    data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go")
+    batch = doc.sample(jax.random.key(0), data, doc.Args(context=2, future=3, return_scale=1.0, batch_size=4000))
+    row, later = (np.asarray(w.obs)[:, -1, 0].astype(int) for w in (batch.past, batch.later))
+    end = np.asarray(data.end)
+    for i in range(8):
+        counts = np.bincount(later[row == i], minlength=8)
+        there = (np.arange(8) >= i) & (np.arange(8) <= min(i + 2, end[i]))
+        assert not counts[~there].any() and (counts[there] > 0.8 * counts.sum() / there.sum()).all()
 
 
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
