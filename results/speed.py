@@ -432,7 +432,7 @@ def why_not(error: Exception) -> str:
     """In a few words, why a case has no result."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it took longer than {error.timeout:.0f} seconds"
-    return (str(error).strip().splitlines() or [""])[-1]
+    return (str(error).strip().splitlines() or [""])[-1].removeprefix("shared.errors.InputError: ")
 
 
 if __name__ == "__main__":

@@ -404,7 +404,7 @@ def judge(agent: Agent, held_out: Batch) -> Agent:
     better = error < 0.99 * agent.holdout_error
 
     def keep(new, old):
-        return jnp.where(better.reshape(-1, 1, 1), new, old) if new.ndim == 3 else new
+        return jnp.where(better.reshape(-1, 1, 1), new, old)
 
     return agent.replace(
         best_model=jax.tree.map(keep, agent.model, agent.best_model),

@@ -68,7 +68,7 @@ def rollouts(neubay):
 
 
 def test_neubay_shares_what_the_family_has_in_common(neubay):
-    shared = {"judge", "tanh_gaussian_log_prob", "sample_tanh_gaussian"}
+    shared = {"tanh_gaussian_log_prob", "sample_tanh_gaussian"}
     assert not shared & differences(neubay, load("mopo")) and shared <= vars(neubay).keys()
     assert "temperature" not in differences(neubay, load("ravl"))
 
@@ -214,12 +214,25 @@ def test_neubay_model_predicts_standardised_outcomes_with_normalised_layers(neub
         mean[:, :3] += x[e][:, :3]  # the network gives the change
         log_std = 0.25 - np.logaddexp(0, 0.25 - log_std)
         log_std = -5 + np.logaddexp(0, log_std + 5)
-        error = (mean - y[e]) ** 2 / np.exp(log_std) ** 2 + 2 * log_std
+        error = np.array((mean - y[e]) ** 2 / np.exp(log_std) ** 2 + 2 * log_std)
         error[:, :3] *= rows.successor[e][:, None]  # the reward before an end is known
         nll += error.mean()
     loss, info = compiled(neubay.model_loss)(agent.model, agent, rows, neubay.Args(**SIZES))
     close(info["model_nll"], nll)
     close(loss, nll)
+
+
+def test_neubay_keeps_each_member_as_it_was_at_its_least_error(neubay, agent, data):
+    held_out = data.transitions.take(jnp.arange(12))
+    error = np.asarray(compiled(neubay.squared_error)(agent.model, agent, held_out))
+    old = jax.tree.map(jnp.zeros_like, agent.model)
+    before = agent.replace(best_model=old, holdout_error=jnp.float32(error * [1.02, 1.005, 0.9]), waited=jnp.int32(2))
+    after = jax.jit(neubay.judge)(before, held_out)  # better by 2 %, by half a percent, worse
+    close(after.holdout_error, [error[0], 1.005 * error[1], 0.9 * error[2]])
+    for new, kept in zip(jax.tree.leaves(agent.model), jax.tree.leaves(after.best_model), strict=True):
+        np.testing.assert_array_equal(kept[0], new[0])
+        assert not np.asarray(kept[1:]).any()
+    assert after.waited == 0 and jax.jit(neubay.judge)(after, held_out).waited == 1
 
 
 def test_neubay_a_network_that_says_nothing_predicts_that_nothing_changes(neubay, agent):
