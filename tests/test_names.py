@@ -18,7 +18,7 @@ from reference import SPEC
 
 import shared.arguments
 from results.raw import changed_settings, read_run
-from shared.arguments import Fraction, StaticFraction, float_fields, parse
+from shared.arguments import Count, Fraction, Size, StaticFraction, float_fields, parse
 from shared.checkpoint import comparable, load_lanes, pretrained_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
@@ -153,6 +153,22 @@ def test_every_fraction_lies_between_0_and_1(name, monkeypatch):
             monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
             with pytest.raises(InputError, match=rf"^{flag} must lie in \[0, 1\], not {value}\.$"):
                 parse(module.Args, {}, "", [flag, value])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
+def test_every_size_and_count_is_refused_below_its_least(name, monkeypatch):
+    """Without parsing words, as above."""
+    module = load(name)
+    least_of = {f.name: {Size: 1, Count: 0}.get(f.type) for f in dataclasses.fields(module.Args)}
+    least_of = {n: least for n, least in least_of.items() if least is not None}
+    assert least_of["seed"] == 0 and least_of["seeds"] == 1
+    for argument, least in least_of.items():
+        presets = [preset[argument] for preset in module.PRESETS.values() if argument in preset]
+        assert min(getattr(module.Args(), argument), *presets, least) == least, argument
+        given, flag = dataclasses.replace(module.Args(), **{argument: least - 1}), f"--{argument.replace('_', '-')}"
+        monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
+        with pytest.raises(InputError, match=f"^{flag} must be at least {least}, not {least - 1}\\.$"):
+            parse(module.Args, {}, "", [flag, str(least - 1)])
 
 
 def test_a_fraction_may_be_swept_unless_it_is_static():

@@ -489,6 +489,17 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
 @pytest.mark.parametrize(
     "name, argument, least",
     [
+        ("c_cql", "inverse_updates", 0),
+        ("pac", "warmup_updates", 0),
+        ("pac", "layers", 0),
+        ("semi_pessimistic", "reward_batch", 1),
+        ("imputed_rewards", "reward_batch", 1),
+        ("ptr", "latent_dim", 1),
+        ("bisimulation_history", "latent_dim", 1),
+        ("cocoa", "n_models", 1),
+        ("edp", "target_every", 1),
+        ("crr_plus", "value_samples", 1),
+        ("imputed_rewards", "split_seed", 0),
         ("bcq", "batch_size", 1),
         ("bcq", "n_candidates", 1),
         ("bcq", "target_candidates", 1),
