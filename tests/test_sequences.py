@@ -4,13 +4,19 @@ rows      0 1 2 | 3 4 5 6 | 7
 ends with terminal, time limit, end of the log
 """
 
+import ast
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import ALGORITHMS, ROOT, load
 from jax.sharding import SingleDeviceSharding
 
+from shared.arguments import preset_for
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.replay import init_replay
@@ -24,7 +30,7 @@ from shared.sequences import (
     target_returns,
     window_starts,
 )
-from shared.task import Spec, Task, registered_env
+from shared.task import Spec, Task, recipe_name, registered_env
 
 SPEC = Spec((2,), 1, False, (-1.0,), (1.0,))
 LAST = np.bool_([0, 0, 1, 0, 0, 0, 1, 1])
@@ -181,3 +187,64 @@ def test_windows_of_a_replay_buffer_end_with_their_episode_and_the_newest_row():
     inside = np.asarray(window.mask) > 0
     assert (np.asarray(window.successor)[inside] == 1).all() and window.obs.shape == (300, 3, 2)
     np.testing.assert_array_equal(window.next_obs[inside], np.asarray(window.obs)[inside] + 1)
+
+
+# ------------------------------------------------------------------------- the files' own defaults
+
+ASKS = {"require_context": "--context", "window_starts": "--window-steps", "require_steps": ""}
+"""What refuses more rows than an episode has, and the option that it names where it is told none."""
+
+
+def asked_of_episodes(path: Path) -> dict[str, int]:
+    """{argument of a file: rows beside as many as it says} that an episode must have."""
+    text, found = path.read_text(), {}
+    if not any(f"{name}(" in text for name in ASKS):
+        return {}
+    for function in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)):
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        made = {(getattr(call.func, "attr", getattr(call.func, "id", "")), len(call.args)) for call in calls}
+        if not (asks := {name for name, _ in made} & ASKS.keys()):
+            continue
+        words = [node.value for node in ast.walk(function) if isinstance(node, ast.Constant)]
+        options = {word for word in words if isinstance(word, str) and re.fullmatch(r"--[a-z-]+", word)}
+        options |= {ASKS[name] for name in asks if ASKS[name] and (name, 2) in made}
+        found |= {option[2:].replace("-", "_"): int("require_steps" in asks) for option in options}
+    return found
+
+
+def rows_of_longest(dataset: str) -> int:
+    """Of a recipe's data, the longest episode: by the record of a run on it, by a lock's name, else their mean."""
+    records = (json.loads(path.read_text()) for path in (ROOT / "results" / "runs").glob(f"*/{dataset}/*/run.json"))
+    data = [record["task"].get("data") or {} for record in records]
+    if known := [facts["longest"] for facts in data if "longest" in facts]:
+        return max(known)
+    if steps := re.search(r"combination-lock-h(\d+)", dataset):
+        return int(steps[1])
+    table = json.loads((ROOT / "datasets" / "table.json").read_text())
+    return next(row["steps"] // row["episodes"] for row in table if row["name"] == recipe_name(dataset))
+
+
+def test_what_is_asked_of_episodes_is_found():
+    files = {path.stem: path for path in ALGORITHMS}
+    for name, arguments in {
+        "bc": {},
+        "bisimulation_history": {"context": 0},
+        "deas": {"chunk_length": 0},
+        "gcpc": {"context": 1, "future_steps": 1},
+        "hiql": {"subgoal_steps": 1},
+        "metadiffuser": {"window_steps": 0},
+        "oppo": {"context": 0, "foresee": 0},
+    }.items():
+        assert asked_of_episodes(files[name]) == arguments, name
+    assert (rows_of_longest("combination-lock-h10-trajectory"), rows_of_longest("point-mazes-demos")) == (10, 24)
+    assert rows_of_longest("hopper-medium") == 1_000_000 // 2_414
+
+
+@pytest.mark.parametrize("path", [path for path in ALGORITHMS if asked_of_episodes(path)], ids=lambda path: path.stem)
+def test_the_defaults_of_a_file_fit_the_episodes_of_its_default_data(path):
+    module = load(path.stem)
+    key = preset_for(module.Args.dataset, module.PRESETS)
+    args = dataclasses.replace(module.Args(), **module.PRESETS.get(key, {}))
+    longest = rows_of_longest(args.dataset)
+    for argument, beside in asked_of_episodes(path).items():
+        assert 1 <= getattr(args, argument) + beside <= longest, (argument, args.dataset, longest)

@@ -63,7 +63,7 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     batch_size: Size = 32
     """Transitions per gradient update."""
-    context: int = 20
+    context: int = 10
     """K: steps that the policy sees."""
     episodes: Count = 0
     """Episodes that are trained on, the same for all lanes; 0: all."""
@@ -242,7 +242,8 @@ def loss(params: tuple, agent: Agent, window: Window, partner, args: Args):
     target = jax.lax.stop_gradient(bisimulation_target(one, other, args.discount))
     bisimulation = bisimulation_loss(rows, partner, target, mask * mask[partner])
     info |= {"bisimulation_loss": bisimulation, "distance": masked_mean(target, mask * mask[partner]), **more}
-    info["latent_std"] = jnp.sqrt(masked_mean(((rows - rows.mean(0)) ** 2).mean(-1), mask))
+    middle = (mask[:, None] * rows).sum(0) / jnp.maximum(mask.sum(), 1.0)
+    info["latent_std"] = jnp.sqrt(masked_mean(((rows - middle) ** 2).mean(-1), mask))
     return value + args.bisimulation_weight * bisimulation + fit, info
 
 

@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    context: int = 30
+    context: int = 20
     """K: steps that the policy sees."""
     target_return: Float = 0.0
     """Return that the policy is asked for, in the environment's unit; 0: that of the data's best episode."""

@@ -187,6 +187,22 @@ def test_padding_counts_nothing(window, graded):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), others, grads)
 
 
+def test_the_spread_of_representations_is_that_of_valid_steps(agent, window, graded):
+    """Also where they are all the same, by a cell whose state is the same after every step and 0 before the first."""
+    (_, info), _ = graded[0]()
+    z = representations(agent.history, window)[:, :-1][window.mask > 0]
+    close(info["latent_std"], np.sqrt(z.var(0).mean()))
+    params = agent.history["params"]
+    cell = jax.tree.map(jnp.zeros_like, params["cell"])
+    cell["Dense_0"]["bias"] = jnp.repeat(jnp.float32([0.0, -100.0]), H)  # nothing is kept
+    cell["Dense_1"]["bias"] = jnp.ones(H)
+    history = {"params": {**params, "cell": cell}}
+    z = representations(history, window)[:, :-1]
+    assert np.ptp(z[window.mask > 0], axis=0).max() < 1e-6 < 0.1 < np.ptp(z, axis=(0, 1)).max()
+    (_, info), _ = graded[0](agent=agent.replace(history=history))
+    assert info["latent_std"] < 1e-5
+
+
 # ------------------------------------------------------------------------------------ the metric
 
 
