@@ -335,7 +335,7 @@ def logged_of(data: Dataset, clean: np.ndarray, args: Args) -> Logged:
 
 
 def main(args: Args) -> None:
-    if np.min(args.score_temperature) <= 0.0 or np.any(np.asarray(args.lowest_score) > np.asarray(args.highest_score)):
+    if np.min(args.score_temperature) <= 0.0 or np.max(args.lowest_score) > np.min(args.highest_score):
         raise InputError("--score-temperature must be above 0, and --lowest-score not above --highest-score.")
     data = load_all(args, (args.dataset, *args.more_data)).require(discrete=False, reward=False)
     data, clean = spoilt(data, args)

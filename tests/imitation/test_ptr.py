@@ -173,9 +173,16 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
     for dataset, changes, message in (
         (pendulum, {"score_temperature": 0.0}, "--score-temperature must be above 0"),
         (pendulum, {"lowest_score": (0.1, 60.0)}, "--lowest-score not above --highest-score"),
+        (pendulum, {"lowest_score": (0.1, 10.0), "highest_score": (5.0, 50.0)}, "--lowest-score not above"),  # a grid
+        (pendulum, {"lowest_score": (0.1, 6.0), "highest_score": (5.0, 6.0, 7.0)}, "--lowest-score not above"),
         (pendulum, {"spoilt_share": 0.0}, "--spoilt-share 0: of either kind"),
         (pendulum, {"spoil": "mirrored", "spoilt_share": 1.0}, "--spoilt-share 1: of either kind"),
         (cartpole, {"spoil": "none"}, "needs continuous actions"),
+        (
+            cartpole,
+            {"spoil": "none", "lowest_score": (0.1, 0.2), "highest_score": (0.2, 6.0, 7.0)},
+            "needs continuous actions",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             ptr.main(small("ptr", dataset, tmp_path / "run", **changes))
