@@ -422,6 +422,11 @@ def main(args: Args) -> None:
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     value = oracle_of(args.oracle, data.task)
+    if args.updates <= args.query_every:
+        raise InputError(
+            f"--query-every {args.query_every}: the first questions come after so many updates, and --updates "
+            f"{args.updates} leave none to learn from the answers."
+        )
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         if args.query_every % run.chunk:
             raise InputError(f"--query-every must be a multiple of {run.chunk}, which divides the other intervals.")

@@ -15,7 +15,7 @@ from shared.errors import InputError
 from shared.transitions import Batch, Transitions
 
 SMALL = {
-    "oracle": "random", "query_every": 4, "n_queries": 20, "rank_updates": 2, "rank_hidden_dims": (4, 4)
+    "oracle": "random", "updates": 8, "query_every": 4, "n_queries": 20, "rank_updates": 2, "rank_hidden_dims": (4, 4)
 }  # fmt: skip
 SIZES = {"hidden_dims": (8, 8), "rank_hidden_dims": (16, 16), "batch_size": B}
 N = 60
@@ -227,12 +227,19 @@ def test_oap_a_missing_oracle_is_told(oap, name, said):
 def test_oap_rounds_fall_between_updates_and_are_logged(oap, pendulum, tmp_path):
     with pytest.raises(InputError, match="--query-every must be a multiple of 4"):
         train("oap", pendulum, tmp_path / "odd", updates=8, log_every=4, query_every=2, env="none")
-    train("oap", pendulum, tmp_path / "run", updates=12, log_every=4, n_queries=6, checkpoint_every=12, env="none")
+    sizes = {"updates": 12, "log_every": 4, "query_every": 4, "n_queries": 6, "checkpoint_every": 12}
+    train("oap", pendulum, tmp_path / "run", env="none", **sizes)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert rows[0]["oracle_keeps"] == "nan"  # before the first round
     with np.load(tmp_path / "run" / "checkpoint" / "state.npz") as file:
         count = next(file[k] for k in file.files if k.endswith(".count") and k.startswith("[1]"))
     assert count.tolist() == [4]  # two rounds of two
+
+
+def test_oap_is_refused_where_its_oracle_is_never_asked(oap, pendulum, tmp_path):
+    for updates, query_every in ((8, 8), (8, 100_000)):
+        with pytest.raises(InputError, match=rf"^--query-every {query_every}: .* --updates 8 leave none to learn"):
+            train("oap", pendulum, tmp_path / "run", updates=updates, query_every=query_every, env="none")
 
 
 def test_oap_settings_are_the_papers(oap):
