@@ -384,13 +384,15 @@ def imputable(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args
     """The rows that are trained on, those that the model is fitted to, judged by, and compared with the `truth` [N].
 
     Raises:
-      InputError: too few labelled rows to fit a model to some and to judge it by others.
+      InputError: too few labelled rows to fit a model to some and to judge it by others; none, where there is no model.
     """
     usable = data.usable()
     known = np.random.default_rng(args.split_seed).permutation(np.flatnonzero(usable & labelled & data.successor))
     held = round(len(known) * args.holdout)
-    if not 0 < held < len(known):
+    if args.impute == "model" and not 0 < held < len(known):
         raise InputError(f"Of {len(known)} labelled rows {held} are held out: one of either kind is needed at least.")
+    if held == len(known):
+        raise InputError(f"Of {held} labelled rows all are held out: none is left to know the rewards' scale by.")
     inputs, rewards = inputs_of(data.select(usable & data.successor)), data.reward[known[held:]]
     std = inputs.std(0), rewards.std()
     scales = Scales(inputs.mean(0), np.where(std[0] < 1e-6, 1.0, std[0]), rewards.mean(), std[1] or 1.0)
@@ -416,9 +418,11 @@ def main(args: Args) -> None:
         raise InputError(f"--hide {' '.join(args.hide)}: rewards are what is imputed here, and they alone.")
     if args.write_dataset and args.impute == "none":
         raise InputError("--write-dataset with --impute none: there are no labels to write.")
-    if args.holdout_every < 1 or args.reward_updates < 1 or args.reward_updates % args.holdout_every:
-        raise InputError(f"--reward-updates {args.reward_updates} must be a multiple of --holdout-every, above 0.")
-    before = {"before": args.reward_updates, "unit": args.holdout_every} if args.impute == "model" else {}
+    before = {}
+    if args.impute == "model":
+        if args.holdout_every < 1 or args.reward_updates < 1 or args.reward_updates % args.holdout_every:
+            raise InputError(f"--reward-updates {args.reward_updates} must be a multiple of --holdout-every, above 0.")
+        before = {"before": args.reward_updates, "unit": args.holdout_every}
     shared = imputable(data, labelled, truth.reward, args)
     with Run(__file__, args, data.task, act, **before) as run:
         shared = run.replicate(shared)

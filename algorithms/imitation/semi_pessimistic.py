@@ -17,7 +17,8 @@ Deviations from the paper:
   transitions), the bound by standard deviations, clipped to the rewards that are known, are choices of this file;
 - its model-based form is not here;
 - continuous actions keep TD3+BC's pull to the data and its least of two critics: TD3 alone diverges offline. The actor
-  is updated with every update of the critics.
+  is updated with every update of the critics;
+- TD3+BC's standardised states are not here: the networks of the learner see the states as they are.
 
     python algorithms/imitation/semi_pessimistic.py --dataset point-hazard-explore --seeds 8 --pessimism 0 1 2
     python algorithms/imitation/semi_pessimistic.py --dataset point-grid-mixed --labelled-fraction 0.05 --seeds 8
@@ -415,7 +416,7 @@ def main(args: Args) -> None:
         raise InputError(f"--hide {' '.join(args.hide)}: rewards are what is imputed here, and they alone.")
     if args.write_dataset and args.impute == "none":
         raise InputError("--write-dataset with --impute none: there are no labels to write.")
-    if args.reward_updates < 1 or args.n_models < 1:
+    if args.n_models < 1 or (args.impute == "model" and args.reward_updates < 1):
         raise InputError("--reward-updates and --n-models must be at least 1.")
     before = {"before": args.reward_updates} if args.impute == "model" else {}
     shared = imputable(data, labelled, truth.reward, args)

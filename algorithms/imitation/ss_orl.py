@@ -387,7 +387,7 @@ def watched(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args) 
     usable, states, known = data.usable(), windows(data, args.past), labelled & data.successor
     units = np.unique(data.episode()[known]) if args.labelled_unit == "episodes" else np.flatnonzero(known)
     held = round(len(units) * args.holdout) or min(1, len(units) - 1)
-    if not 0 < held < len(units):
+    if args.unlabelled == "model" and not 0 < held < len(units):
         raise InputError(
             f"Of {len(units)} labelled {args.labelled_unit} {held} are held out: one of either kind is needed at least."
         )
@@ -415,10 +415,14 @@ def main(args: Args) -> None:
     data = data.require(discrete=False)
     if args.write_dataset and args.unlabelled == "none":
         raise InputError("--write-dataset with --unlabelled none: there are no labels to write.")
-    if args.holdout_every < 1 or args.inverse_updates < 1 or args.inverse_updates % args.holdout_every:
-        raise InputError(f"--inverse-updates {args.inverse_updates} must be a multiple of --holdout-every, above 0.")
+    before = {}
+    if args.unlabelled == "model":
+        if args.holdout_every < 1 or args.inverse_updates < 1 or args.inverse_updates % args.holdout_every:
+            raise InputError(
+                f"--inverse-updates {args.inverse_updates} must be a multiple of --holdout-every, above 0."
+            )
+        before = {"before": args.inverse_updates, "unit": args.holdout_every}
     scaled = data.scale_rewards(1000.0 / data.return_range()) if args.normalize_return else data
-    before = {"before": args.inverse_updates, "unit": args.holdout_every} if args.unlabelled == "model" else {}
     shared = watched(scaled, labelled, truth.action, args)
     with Run(__file__, args, scaled.task, act, **before) as run:
         shared = run.replicate(shared)

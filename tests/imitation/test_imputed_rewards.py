@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import load, write_goals, write_pendulum
 from iql_in_numpy import check_iql
-from jobs import small
+from jobs import small, train
 from reference import B, agent_of, close, mlp
 
 from shared.data import load_dataset
@@ -110,12 +110,21 @@ def test_labels_of_a_reward_that_is_learnable(tmp_path):
     assert module.accuracy(None, None, dataclasses.replace(args, impute="none")) == {}  # there are no labels
 
 
+@pytest.mark.parametrize("impute", ["zero", "none"])
+def test_without_a_model_nothing_is_asked_of_its_fit(impute, pendulum, tmp_path):
+    sizes = {"holdout": 0.0, "reward_updates": 3, "holdout_every": 2}
+    agents = train("imputed_rewards", pendulum, tmp_path / "run", impute=impute, env="none", **sizes)
+    trained = [x for name, x in agents.items() if name.startswith(("[0].actor[", "[0].critic["))]
+    assert trained and all(np.isfinite(x).all() for x in trained)
+
+
 def test_bad_input_is_one_sentence(pendulum, tmp_path):
     module, goals = load("imputed_rewards"), write_goals(tmp_path / "maze.npz")
     for dataset, changes, message in (
         (pendulum, {"labelled_fraction": 0.0}, "none of the 300 transitions of .* keeps its labels"),
         (pendulum, {"labelled_fraction": 0.01}, "Of 3 labelled rows 0 are held out"),
         (pendulum, {"hide": ("actions",)}, "--hide actions: rewards are what is imputed here"),
+        (pendulum, {"impute": "none", "holdout": 1.0}, "Of 150 labelled rows all are held out"),
         (pendulum, {"reward_updates": 3}, "--reward-updates 3 must be a multiple of --holdout-every"),
         (pendulum, {"impute": "none", "write_dataset": "x.npz"}, "there are no labels to write"),
         (goals, {"env": "none"}, "learns from rewards"),

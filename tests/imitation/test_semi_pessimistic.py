@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load, write_goals
-from jobs import small
+from jobs import small, train
 from reference import B, agent_of, close, heads, mlp, smoothed_next_action
 
 from shared.data import load_dataset
@@ -181,12 +181,19 @@ def test_discrete_actions_have_no_actor(batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_critic, half)
 
 
+def test_without_models_nothing_is_asked_of_their_fit(pendulum, tmp_path):
+    agents = train("semi_pessimistic", pendulum, tmp_path / "run", impute="zero", reward_updates=0, env="none")
+    trained = [x for name, x in agents.items() if name.startswith(("[0].actor[", "[0].critic["))]
+    assert trained and all(np.isfinite(x).all() for x in trained)
+
+
 def test_bad_input_is_one_sentence(pendulum, tmp_path):
     module, goals = load("semi_pessimistic"), write_goals(tmp_path / "maze.npz")
     for dataset, changes, message in (
         (pendulum, {"labelled_fraction": 0.0}, "none of the 10 episodes of .* keeps its labels"),
         (pendulum, {"hide": ("actions",)}, "--hide actions: rewards are what is imputed here"),
         (pendulum, {"n_models": 0}, "--reward-updates and --n-models must be at least 1"),
+        (pendulum, {"reward_updates": 0}, "--reward-updates and --n-models must be at least 1"),
         (pendulum, {"impute": "none", "write_dataset": "x.npz"}, "there are no labels to write"),
         (goals, {"env": "none"}, "learns from rewards"),
     ):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import load, write_pendulum
 from iql_in_numpy import check_iql
-from jobs import SHORT, small
+from jobs import SHORT, small, train
 from reference import B, agent_of, close, mlp
 from scipy.stats import norm
 
@@ -138,6 +138,14 @@ def test_actions_of_learnable_dynamics(tmp_path):
         float(last["label_r2"]), 1 - (gap**2).mean() / truth.action[~labelled].var(), rtol=1e-3
     )  # fmt: skip
     assert module.accuracy(None, None, dataclasses.replace(args, unlabelled="none")) == {}  # there is no model
+
+
+def test_without_a_model_nothing_is_asked_of_its_fit(pendulum, tmp_path):
+    """One labelled episode, of which none can be held out, is enough to learn from it alone."""
+    sizes = {"labelled_fraction": 0.1, "inverse_updates": 3, "holdout_every": 2}
+    agents = train("ss_orl", pendulum, tmp_path / "run", unlabelled="none", env="none", **sizes)
+    trained = [x for name, x in agents.items() if name.startswith(("[0].actor[", "[0].critic["))]
+    assert trained and all(np.isfinite(x).all() for x in trained)
 
 
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
