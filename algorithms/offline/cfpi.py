@@ -26,6 +26,7 @@ Deviations from the released code (cfpi-icml23/cfpi):
 - the heaviest component always takes part, --min-component-weight notwithstanding;
 - means are not clipped in cloning (there at 9, where tanh is 1), so that a clone that diverges is seen;
 - --critic mse does not occur there; a round of --multi-step keeps its first critics, in place of its actions;
+- with --critic iql V steps before Q, whose target is the new V, as in IQL's own code (there both losses see the old V);
 - a component's step is divided by its norm over action dimensions (there, of a mixture, over the components);
 - hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place.
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
@@ -129,11 +130,17 @@ class Args(OfflineArgs):
 
 _antmaze = {"normalize_obs": False, "reward_shift": -1.0, "eval_episodes": 100, "n_components": 12}
 _one_action = {"n_components": 1, "operator": "jensen", "delta": 0.5, "delta_range": 0.5, "n_deltas": 5}
+_validated = {  # thousands of updates of the critics, by the authors' validation
+    "halfcheetah-medium": 200, "halfcheetah-medium-replay": 1500, "halfcheetah-medium-expert": 400,
+    "hopper-medium": 400, "hopper-medium-replay": 300, "hopper-medium-expert": 400,
+    "walker2d-medium": 700, "walker2d-medium-replay": 1100, "walker2d-medium-expert": 400,
+}  # fmt: skip
 PRESETS = {
     "antmaze": {
         **_antmaze, "critic": "iql", "critic_hidden_dims": (256, 256), "expectile": 0.9, "delta": 0.0,
         "min_component_weight": 0.03,
     },
+    **{name: {"updates": 1000 * thousands} for name, thousands in _validated.items()},
     # by name
     "multi-step-antmaze": {
         **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "policy_round_updates": 200_000,

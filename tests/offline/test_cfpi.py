@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from shared.arguments import preset_for
 from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
@@ -515,3 +516,15 @@ def test_cfpi_settings_are_those_released(cfpi):
         50 * 20_000,
     )
     assert cfpi.Args().vae_hidden_dims == (750, 750)
+
+
+def test_cfpi_trains_critics_as_long_as_the_authors_found_best(cfpi):
+    """Q_IQN.validation_optimal_epochs in cfpi/checkpoint_config.py of cfpi-icml23/cfpi, of a thousand updates each."""
+    epochs = {"halfcheetah": (200, 1500, 400), "hopper": (400, 300, 400), "walker2d": (700, 1100, 400)}
+    for body, of in epochs.items():
+        for kind, n in zip(("medium", "medium-replay", "medium-expert"), of, strict=True):
+            name = f"{body}-{kind}"
+            assert cfpi.PRESETS[name] == {"updates": 1000 * n}
+            ids = name, f"local/{name}-v1", f"{name.replace('-', '_')}-v2.hdf5"
+            assert {preset_for(x, cfpi.PRESETS) for x in ids} == {name}
+    assert preset_for("hopper-random", cfpi.PRESETS) is None and cfpi.Args().updates == 500_000  # AntMaze's
