@@ -345,10 +345,11 @@ def actor_loss(actor, agent: Agent, batch: Batch, demo, key, args: Args):
     mean, log_std = agent.nets.actor.apply(actor, batch.obs)
     action, log_prob = sample_tanh_gaussian(mean, log_std, key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    alpha = jnp.exp(jnp.where(args.rl_weight == 0.0, 0.0, agent.log_alpha))  # finite: 0 times infinity is none
     of_data = tanh_gaussian_log_prob(mean, log_std, jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-3, 1.0 - 1e-3)))
     chex.assert_equal_shape([q, log_prob, of_data, demo])
     cloning = -(demo * of_data).sum() / jnp.maximum(demo.sum(), 1.0)
-    loss = args.rl_weight * (jnp.exp(agent.log_alpha) * log_prob - q).mean() + args.cloning_weight * cloning
+    loss = args.rl_weight * (alpha * log_prob - q).mean() + args.cloning_weight * cloning
     return loss, {"entropy": -log_prob.mean(), "q_pi": q.mean(), "cloning_loss": cloning}
 
 
@@ -462,7 +463,10 @@ def fit(agent: Agent, keys, args: Args, data: Sources) -> tuple[Agent, dict]:
 
 
 def update(agent: Agent, rows: Rows, key, args: Args) -> tuple[Agent, dict]:
-    """One gradient step of critics, policy and temperature; all losses are of the old parameters."""
+    """One gradient step of critics, policy and temperature; all losses are of the old parameters.
+
+    The temperature stays where `rl_weight` is 0: a cloned policy's entropy does not follow it, and it would drift.
+    """
     critic_key, actor_key = jax.random.split(key)
     batch = batch_of(rows, agent, args)
     (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(
@@ -478,13 +482,15 @@ def update(agent: Agent, rows: Rows, key, args: Args) -> tuple[Agent, dict]:
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], batch.action.shape[-1])
     updates, alpha_opt = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
+    old, new = (agent.log_alpha, agent.alpha_opt), (optax.apply_updates(agent.log_alpha, updates), alpha_opt)
+    log_alpha, alpha_opt = jax.tree.map(partial(jnp.where, args.rl_weight == 0.0), old, new)
     agent = agent.replace(
         critic=critic,
         target_critic=optax.incremental_update(critic, agent.target_critic, args.tau),
         critic_opt=critic_opt,
         actor=actor,
         actor_opt=actor_opt,
-        log_alpha=optax.apply_updates(agent.log_alpha, updates),
+        log_alpha=log_alpha,
         alpha_opt=alpha_opt,
     )
     return agent, {"critic_loss": loss_q, "actor_loss": loss, **info_q, **info}

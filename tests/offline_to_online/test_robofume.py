@@ -166,6 +166,20 @@ def test_an_update_takes_all_losses_of_the_old_parameters(agent, rows):
     jax.tree.map(np.testing.assert_array_equal, new.classifier, agent.classifier)
 
 
+def test_cloning_alone_leaves_the_temperature_where_it_is(agent, rows):
+    """However large: nothing would hold it, and 0 times infinity is no number."""
+    update, key = jax.jit(robofume.update), jax.random.key(5)
+    for log_alpha in (-0.4, 100.0):
+        old = agent.replace(log_alpha=jnp.float32(log_alpha))
+        new, metrics = update(old, rows, key, tiny(rl_weight=0.0))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((new.actor, new.actor_opt, metrics)))
+        assert new.log_alpha == old.log_alpha
+        jax.tree.map(np.testing.assert_array_equal, new.alpha_opt, old.alpha_opt)
+        close(metrics["actor_loss"], metrics["cloning_loss"])
+    new, _ = update(agent, rows, key, tiny(actor_lr=0.01))
+    close(abs(new.log_alpha + 0.4), 0.01)
+
+
 def log(rewards, last, seed=0):
     n, r = len(rewards), np.random.default_rng(seed)
     arrays = {"obs": r.normal(size=(n, 3)), "action": r.uniform(-1, 1, (n, 2)), "next_obs": r.normal(size=(n, 3))}
