@@ -33,6 +33,7 @@ Deviations from the paper:
     python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/runs/td3_bc/hopper-medium/RUN
 """
 
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -394,11 +395,19 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def vae_updates(args: Args) -> int:
+    """Updates of the VAE before the first ones of the agent: none with --from a run that brings its own."""
+    record = Path(args.from_run) / "run.json"
+    if not args.from_run or not record.exists():
+        return args.vae_updates
+    return 0 if "vae_updates" in json.loads(record.read_text())["args"] else args.vae_updates
+
+
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.vae_updates) as run:
+    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=vae_updates(args)) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)
