@@ -57,7 +57,7 @@ class Args(HybridArgs):
     """epsilon: how far the meta parameters go towards the adapted ones, in (0, 1]; 1 replaces them."""
     offline_probability: Fraction = 0.5
     """Probability that a round's source is the dataset, in [0, 1]."""
-    inner_steps: int = 5
+    inner_steps: Size = 5
     """K: updates of a round; all from one source, after which the meta parameters move."""
     utd: Size = 1
     """Gradient updates of the critics per environment step."""
@@ -288,8 +288,8 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
-    if np.min(args.reptile_step) < 0.0 or np.max(args.reptile_step) > 1.0:
-        raise InputError(f"--reptile-step must lie in [0, 1], not {args.reptile_step}.")
+    if np.min(args.reptile_step) <= 0.0 or np.max(args.reptile_step) > 1.0:
+        raise InputError(f"--reptile-step must lie in (0, 1], not {args.reptile_step}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
