@@ -142,7 +142,7 @@ class LabelArgs(OfflineArgs):
     """What is drawn to keep its labels: whole episodes, or single transitions of any episode."""
     labelled_below: StaticFraction = 1.0
     """Episodes that are labelled are of the lowest returns, of this share of all, in [0, 1]."""
-    split_seed: int = 0
+    split_seed: Count = 0
     """Of the draw of what keeps its labels, which all lanes share."""
     hide: tuple[Literal["rewards", "actions"], ...] = ("rewards",)
     """What is hidden of the data without labels."""

@@ -113,7 +113,7 @@ class Args(GoalArgs):
     """Multiples of them at its levels; from one to the next the steps are halved."""
     ema_decay: Fraction = 0.995
     """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""
-    ema_start: int = 2000
+    ema_start: Count = 2000
     """Updates before which that average is the model itself."""
     learning_rate: Float = 2e-4
     """Adam's step size: everything that is learned."""

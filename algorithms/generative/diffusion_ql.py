@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -61,9 +61,9 @@ class Args(OfflineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    target_every: int = 5
+    target_every: Size = 5
     """Updates between two Polyak steps of the target actor."""
-    target_start: int = 1000
+    target_start: Count = 1000
     """Updates before the first Polyak step of the target actor."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -75,7 +75,7 @@ class Args(OfflineArgs):
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    time_dim: int = 16
+    time_dim: Size = 16
     """Size of the embedding of a time (of a diffusion step)."""
     reward_tuning: Literal["none", "antmaze", "normalize"] = "none"
     """How rewards are changed for training, suite by suite: see above."""

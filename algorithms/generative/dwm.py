@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -96,7 +96,7 @@ class Args(OfflineArgs):
     """Multiples of them at its levels; from one to the next the steps are halved."""
     ema_decay: Fraction = 0.995
     """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""
-    ema_start: int = 2000
+    ema_start: Count = 2000
     """Updates before which that average is the model itself."""
     alpha: Float = 2.5
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""

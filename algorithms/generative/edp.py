@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -64,7 +64,7 @@ class Args(OfflineArgs):
     """crr: the advantage is divided by this, in units of Q; small follows it, large clones."""
     crr_max_weight: Float = 20.0
     """crr: the weights are clipped here."""
-    value_samples: int = 10
+    value_samples: Size = 10
     """Actions of the policy that the value of a state is estimated from."""
     iql_beta: Float = 3.0
     """iql: the advantage is multiplied by this; 0 clones."""
@@ -74,7 +74,7 @@ class Args(OfflineArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     diffusion_steps: Size = 1000
     """T: steps of the diffusion."""
-    solver_steps: int = 15
+    solver_steps: Size = 15
     """Steps of the ODE solver, one network call each."""
     n_candidates: Size = 50
     """Candidate actions at each step of an episode, of which one is taken."""
@@ -82,9 +82,9 @@ class Args(OfflineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    target_every: int = 5
+    target_every: Size = 5
     """Updates between two Polyak steps of the target actor."""
-    target_start: int = 1000
+    target_start: Count = 1000
     """Updates before the first Polyak step of the target actor."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
@@ -96,7 +96,7 @@ class Args(OfflineArgs):
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    time_dim: int = 16
+    time_dim: Size = 16
     """Size of the embedding of a time (of a diffusion step)."""
     reward_tuning: Literal["none", "antmaze", "range", "returns"] = "none"
     """How rewards are changed for training, suite by suite: see above."""

@@ -82,11 +82,11 @@ class Args(OfflineArgs):
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    residual_dim: int = 256
+    residual_dim: Size = 256
     """Width of the diffusion model's residual blocks."""
-    residual_blocks: int = 3
+    residual_blocks: Size = 3
     """Their number."""
-    time_dim: int = 128
+    time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""
     normalize_return: bool = False
     """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""

@@ -70,7 +70,7 @@ class Args(OfflineArgs):
     """Steps of a window of the data."""
     replan_every: Count = 10
     """Steps of an episode after which a new plan is made; 0: at a plan's end."""
-    latent_dim: int = 16
+    latent_dim: Size = 16
     """Size of the representations."""
     kl_weight: Float = 0.05
     """Weight of the VAE's KL divergence."""
@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Exponent of the windows' priorities, their last squared errors, in [0, 1]; 0: all alike."""
     priority_weight: Fraction = 0.3
     """Exponent of the weights that undo the priorities; it grows to 1 over training, in [0, 1]."""
-    plan_updates: int = 500_000
+    plan_updates: Count = 500_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
     diffusion_updates: int = 500_000
     """Updates of the diffusion model before the first of the policy."""
@@ -116,7 +116,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     denoiser_dims: tuple[int, ...] = (128, 32, 16, 8)
     """Widths of the diffusion model's levels, down and up again."""
-    embedding_dim: int = 256
+    embedding_dim: Size = 256
     """Size of the diffusion model's embeddings of time and state."""
     normalize_obs: bool = True
     """Observations to mean 0 and standard deviation 1."""

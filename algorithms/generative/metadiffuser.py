@@ -62,7 +62,7 @@ class Args(OfflineArgs):
     """Gradient updates of the encoder and the models before all others."""
     context_rows: Size = 20
     """Transitions of a context, drawn from those of the episode before a window."""
-    latent_dim: int = 16
+    latent_dim: Size = 16
     """Size of the representations."""
     window_steps: int = 16
     """Steps of a window of the data."""
@@ -90,7 +90,7 @@ class Args(OfflineArgs):
     """Multiples of them at its levels; from one to the next the steps are halved."""
     ema_decay: Fraction = 0.995
     """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""
-    ema_start: int = 2000
+    ema_start: Count = 2000
     """Updates before which that average is the model itself."""
     learning_rate: Float = 2e-4
     """Adam's step size: everything that is learned."""

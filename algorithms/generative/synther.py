@@ -74,11 +74,11 @@ class Args(OfflineArgs):
     """Adam's step size: diffusion model; a cosine to 0."""
     denoiser_batch_size: int = 0
     """Rows per update of the diffusion model; 0: 1024 of data or a replay buffer of 800,000 or more, else 256."""
-    denoiser_width: int = 2048
+    denoiser_width: Size = 2048
     """Width of the diffusion model's residual blocks."""
-    denoiser_blocks: int = 6
+    denoiser_blocks: Size = 6
     """Residual blocks of the diffusion model."""
-    time_dim: int = 128
+    time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""
     ema_decay: Fraction = 0.995
     """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""

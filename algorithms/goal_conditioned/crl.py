@@ -55,7 +55,7 @@ class Args(GoalArgs):
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    latent_dim: int = 512
+    latent_dim: Size = 512
     """Size of the representations."""
     goals: Literal["achieved", "wanted"] = "achieved"
     """Goals that states of the data achieve (--value-goals, --actor-goals), or those that it was recorded for."""

@@ -51,7 +51,7 @@ class Args(GoalArgs):
     """Inverse temperature of the lower policy's advantage weights."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    representation_dim: int = 10
+    representation_dim: Size = 10
     """Size of a goal's representation."""
     value_goals: Shares = (0.2, 0.5, 0.3)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""

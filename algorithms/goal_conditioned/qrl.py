@@ -46,7 +46,7 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     distance: Literal["iqe", "mrn"] = "iqe"
     """Form of the quasimetric: interval embeddings, or metric residual networks (Liu et al., arXiv 2208.08133)."""
-    latent_dim: int = 512
+    latent_dim: Size = 512
     """Size of the representations."""
     constraint_slack: Float = 0.05
     """epsilon: mean squared excess over 1 of the distance of one step that the multiplier aims at."""

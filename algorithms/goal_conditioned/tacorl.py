@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, geometric, goal_dataset
@@ -50,11 +50,11 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    plan_updates: int = 50_000
+    plan_updates: Count = 50_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
     window: int = 8
     """States of a window: a plan lasts one step less."""
-    latent_dim: int = 16
+    latent_dim: Size = 16
     """Size of the representations."""
     kl_weight: Float = 1e-3
     """Weight of the VAE's KL divergence."""
@@ -86,7 +86,7 @@ class Args(GoalArgs):
     """Tune the penalty's weight so that the gap stays near target_gap."""
     target_gap: Float = 5.0
     """Gap between soft maximum and the data's Q that --lagrange aims at."""
-    bc_steps: int = 0
+    bc_steps: Count = 0
     """First updates in which the actor clones the data instead of following Q."""
     discount: Fraction = 0.95
     """gamma, in [0, 1]."""

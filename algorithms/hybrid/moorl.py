@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -65,7 +65,7 @@ class Args(HybridArgs):
     """Every batch from the round's source; or half from each; or from the replay buffer alone, without data."""
     reset_optimizer: bool = False
     """Begin every round with Adam's state empty."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     batch_size: Size = 256
     """Transitions per gradient update."""

@@ -99,7 +99,7 @@ class Args(HybridArgs):
     """gamma, in [0, 1]."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    latent_dim: int = 64
+    latent_dim: Size = 64
     """Size of the representations."""
     sample_actions: bool = True
     """Evaluate with sampled actions instead of the mean's."""

@@ -60,13 +60,13 @@ class Args(DemoArgs):
     """Share of a batch that is demonstrations, in [0, 1]; the rest is retrieved."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    latent_dim: int = 14
+    latent_dim: Size = 14
     """Size of the representations."""
     embed_updates: int = 20_000
     """Gradient updates of the autoencoder before the first of the policy."""
     embed_lr: Float = 1e-3
     """Adam's step size: autoencoder."""
-    embed_batch: int = 100
+    embed_batch: Size = 100
     """Transitions per gradient update of the autoencoder."""
     embed_hidden_dims: tuple[int, ...] = (300, 400)
     """Hidden layers of the encoder; the decoder's are the same backwards."""

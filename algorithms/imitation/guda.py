@@ -42,7 +42,7 @@ import optax
 from scipy.sparse.csgraph import shortest_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.parts import every, with_parts, write_dataset
@@ -61,7 +61,7 @@ class Args(OfflineArgs):
     """How transitions are turned: at random, towards the goal, or a fifth at random and the others towards it."""
     augment_ratio: Size = 1
     """m: augmented transitions for each observed one."""
-    augment_seed: int = 0
+    augment_seed: Count = 0
     """Of the augmentation, which all lanes share."""
     clearance: StaticFraction = 0.15
     """Cells between a wall and any place of an augmented transition, at least; PointMaze's ball touches at 0.1."""

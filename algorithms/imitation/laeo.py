@@ -70,7 +70,7 @@ class Args(OfflineArgs):
     """Entropy of the policy that the temperature keeps."""
     first_alpha: Float = 1.0
     """Entropy temperature at the start; 0: there is none, and none is learned."""
-    latent_dim: int = 64
+    latent_dim: Size = 64
     """Size of the representations."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

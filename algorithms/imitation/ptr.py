@@ -80,7 +80,7 @@ class Args(OfflineArgs):
     """Adam's step size: scorer."""
     actor_lr: Float = 3e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    latent_dim: int = 64
+    latent_dim: Size = 64
     """Size of the representations."""
     batch_size: Size = 256
     """Transitions per gradient update."""

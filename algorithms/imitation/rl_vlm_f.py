@@ -50,16 +50,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import (
-    Count,
-    Float,
-    Fraction,
-    OfflineArgs,
-    Size,
-    StaticFraction,
-    function_named,
-    hyperparameters,
-)
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, function_named, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError, first_line
 from shared.formats import content_hash
@@ -96,7 +87,7 @@ class Args(OfflineArgs):
     """The oracle sees no difference between (sums of) rewards that are no further apart than this."""
     reward_inputs: Literal["s", "sa"] = "s"
     """What the reward models see of a row: the observation, or observation and action."""
-    n_models: int = 3
+    n_models: Size = 3
     """Models in the ensemble."""
     reward_epochs: Size = 200
     """Passes over the answers before the first update of the learner, at most."""

@@ -75,11 +75,11 @@ class Args(LabelArgs):
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    n_models: int = 10
+    n_models: Size = 10
     """Models in the ensemble."""
     reward_updates: int = 5_000
     """Gradient updates of the reward model before the first of the learner."""
-    reward_batch: int = 256
+    reward_batch: Size = 256
     """Transitions per gradient update of the reward model."""
     reward_hidden_dims: tuple[int, ...] = (64, 64)
     """Hidden layers of the reward model."""

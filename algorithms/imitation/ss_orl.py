@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
@@ -82,9 +82,9 @@ class Args(LabelArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     past: int = 1
     """k: states before s_t that the inverse model sees, beside s_t and s_{t+1}."""
-    inverse_updates: int = 10_000
+    inverse_updates: Count = 10_000
     """Gradient updates of the inverse model before the first of the learner."""
-    inverse_batch: int = 1_024
+    inverse_batch: Size = 1_024
     """Transitions per gradient update of the inverse model."""
     inverse_hidden_dims: tuple[int, ...] = (1024, 1024)
     """Hidden layers of the inverse model."""

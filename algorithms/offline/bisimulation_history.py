@@ -69,7 +69,7 @@ class Args(OfflineArgs):
     """Episodes that are trained on, the same for all lanes; 0: all."""
     recurrent_dim: Size = 128
     """Units of the recurrent network that reads histories."""
-    latent_dim: int = 32
+    latent_dim: Size = 32
     """Size of the representations."""
     hidden_dims: tuple[int, ...] = (128, 128)
     """Hidden layers of every network that has no argument of its own for them."""

@@ -73,7 +73,7 @@ class Args(OfflineArgs):
     """Updates of the models before the first of the seeker."""
     seeker_updates: Count = 100_000
     """Updates of the seeker before the first of the agent."""
-    n_models: int = 7
+    n_models: Size = 7
     """Models in the ensemble."""
     model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
     """Hidden layers of the model of the dynamics."""

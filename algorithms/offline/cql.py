@@ -76,7 +76,7 @@ class Args(OfflineArgs):
     """First value of the entropy temperature."""
     tune_temperature: bool = True
     """Tune the entropy temperature to the entropy -dim(A); without it it keeps its first value."""
-    bc_steps: int = 0
+    bc_steps: Count = 0
     """First updates in which the actor clones the data instead of following Q."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

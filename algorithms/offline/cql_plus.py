@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -63,7 +63,7 @@ class Args(OfflineArgs):
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
     use_target_actor: bool = False
     """Bootstrap from actions of the actor's Polyak average instead of the actor's own."""
-    bc_steps: int = 0
+    bc_steps: Count = 0
     """First updates in which the actor clones the data instead of following Q."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

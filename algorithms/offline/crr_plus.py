@@ -54,7 +54,7 @@ class Args(OfflineArgs):
     """Clip of the exponential advantage weights."""
     baseline: Literal["mean", "max"] = "mean"
     """What the advantage is over: the mean or the largest Q of the policy's n_actions actions."""
-    value_samples: int = 50
+    value_samples: Size = 50
     """Actions of the policy that the value of a state is estimated from."""
     critic_expectile: Fraction = 0.7
     """Weight of a Q that is too high, 1 - critic_expectile of one that is too low, in (0, 1); 0.5: squared error."""

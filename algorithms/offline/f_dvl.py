@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -60,11 +60,11 @@ class Args(OfflineArgs):
     reverse_kl the scale that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
     max_clip: Float = 7.0
     """reverse_kl: (Q - V) / lambda is clipped here from above."""
-    n_random_actions: int = 0
+    n_random_actions: Count = 0
     """Uniform actions per state that the value's loss sees beside the dataset's."""
     action_noise: Float = 0.0
     """Standard deviation of the noise on the dataset's actions in the value's loss, clipped at 0.5."""
-    value_updates: int = 1
+    value_updates: Size = 1
     """Value updates per step, on the same batch."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""

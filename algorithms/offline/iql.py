@@ -86,7 +86,7 @@ class Args(OfflineArgs):
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""
-    corruption_seed: int = 0
+    corruption_seed: Count = 0
     """Of the corruption, which all lanes share."""
 
 

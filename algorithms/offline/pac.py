@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -80,7 +80,7 @@ class Args(OfflineArgs):
     """Polyak step of the target networks, in [0, 1]."""
     width: int = 128
     """Size of a token."""
-    layers: int = 2
+    layers: Size = 2
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
@@ -90,7 +90,7 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-3
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 1_000
+    warmup_updates: Count = 1_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 10.0
     """Global norm that gradients are clipped to; 0: not clipped."""

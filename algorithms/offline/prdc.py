@@ -59,7 +59,7 @@ class Args(OfflineArgs):
     search: Literal["neighbours", "all"] = "neighbours"
     """Where to look for the nearest pair: among the nearest states of each state, or in the whole dataset.
     The latter costs about 0.15 us per row and actor update at batch 256 on one CPU core."""
-    neighbours: int = 64
+    neighbours: Size = 64
     """Candidates per state, 4 bytes each; more of them for smaller beta (see `proven` in metrics.csv)."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

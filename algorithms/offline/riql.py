@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Share of the transitions of which it is spoilt, in [0, 1]."""
     corruption_scale: float = 1.0
     """Size of the noise: standard deviations of the data, for rewards units of 30."""
-    corruption_seed: int = 0
+    corruption_seed: Count = 0
     """Of the corruption, which all lanes share."""
 
 

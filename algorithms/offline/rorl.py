@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -91,9 +91,9 @@ class Args(OfflineArgs):
     """What evaluation does to the observations that the policy sees; training does not know of it."""
     attack_scale: Float = 0.1
     """Largest perturbation of the attack, in [0, 0.3] in the paper; lanes that differ in it train alike."""
-    attack_samples: int = 50
+    attack_samples: Size = 50
     """Perturbations that action_diff and min_q choose from (20 with attack_steps)."""
-    attack_steps: int = 0
+    attack_steps: Count = 0
     """Gradient steps by which each of them is improved (10 in the paper's mixed-order attacks)."""
 
 

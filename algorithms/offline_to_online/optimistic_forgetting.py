@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Iterations of a plan."""
     min_std: Float = 0.05
     """Least standard deviation of a plan's actions, and that of the policy's."""
-    n_models: int = 5
+    n_models: Size = 5
     """Models in the ensemble."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

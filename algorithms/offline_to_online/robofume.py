@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -90,7 +90,7 @@ class Args(FinetuneArgs):
     """Share of demonstrations in what a batch has of the datasets, in [0, 1]; the rest is --prior-dataset's."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    learning_starts: int = 200
+    learning_starts: Count = 200
     """Environment steps before the first online update."""
     classifier_updates: Size = 2_000
     """Gradient updates of the classifier, before all others; none with --from, whose run brings its own."""

@@ -69,13 +69,13 @@ class Args(FinetuneArgs):
     """Most uncertain share of a batch that this cloning is laid on, in (0, 1], of at least one transition."""
     n_candidates: Size = 100
     """Candidate actions at each step of an episode, of which one is taken."""
-    n_finalists: int = 10
+    n_finalists: Size = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
     choice_temperature: Float = 1.0
     """Uncertainties are divided by this in the softmax that chooses among them; small: the most uncertain one."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
-    recent_size: int = 20_000
+    recent_size: Size = 20_000
     """Newest transitions that most of a batch comes from online."""
     mixed_share: StaticFraction = 0.1
     """p: share of an online batch that comes from the dataset and all online transitions together, in [0, 1]."""

@@ -84,7 +84,7 @@ class Args(FinetuneArgs):
     """Gradient updates of the critics per environment step."""
     n_critics: Size = 10
     """Critics in the ensemble."""
-    subset_size: int = 2
+    subset_size: Size = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     alpha: Float = 2.5
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""

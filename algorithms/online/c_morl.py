@@ -98,7 +98,7 @@ class Args(OnlineArgs):
     """Discount of the returns by which policies are compared, in [0, 1]."""
     n_envs: Size = 4
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: int = 2_048
+    steps_per_iteration: Size = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 10
     """Passes of an update over an iteration's steps."""

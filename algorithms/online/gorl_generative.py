@@ -68,7 +68,7 @@ class Args(OnlineArgs):
     """Encoders, one after the other, each but the first with a flow of its own."""
     n_envs: Size = 2_048
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: int = 983_040
+    steps_per_iteration: Size = 983_040
     """Environment steps between two updates of the policy, which learns from these alone."""
     collect_iterations: Size = 20
     """Iterations at the end of a stage from which the next flow is learned."""

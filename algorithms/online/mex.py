@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -56,7 +56,7 @@ class Args(OnlineArgs):
     """eta' of the optimism in the critics' loss; 0: TD3."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
-    learning_starts: int = 25_000
+    learning_starts: Count = 25_000
     """Environment steps before the first online update."""
     batch_size: Size = 256
     """Transitions per gradient update."""

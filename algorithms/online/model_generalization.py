@@ -42,7 +42,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.online import Interaction
@@ -70,7 +70,7 @@ class Args(OnlineArgs):
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     batch_size: Size = 320
     """Transitions per gradient update."""

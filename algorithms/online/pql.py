@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, Moved, begin_envs, require_jax_env, step_envs
 from shared.replay import Replay, init_replay
@@ -66,7 +66,7 @@ class Args(OnlineArgs):
     """Standard deviation of the exploration noise in the first environment (actions are in [-1, 1])."""
     noise_max: Float = 0.8
     """Standard deviation of the exploration noise in the last environment (one alone has --noise-min)."""
-    learning_starts: int = 131_072
+    learning_starts: Count = 131_072
     """Environment steps before the first online update."""
     n_step: Size = 3
     """Rewards that a target sums before it bootstraps."""

@@ -36,7 +36,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -49,7 +49,7 @@ class Args(OnlineArgs):
     env: str = "Pendulum-v1"
     """Gymnasium id to evaluate (and to interact) in, or module:id of a module that registers it; none: no evaluation;
     empty: the one stored with the dataset."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     batch_size: Size = 256
     """Transitions per gradient update."""
@@ -65,7 +65,7 @@ class Args(OnlineArgs):
     """First value of the entropy temperature."""
     sample_actions: bool = False
     """Evaluate with sampled actions instead of the mean's."""
-    save_policy_every: int = 0
+    save_policy_every: Count = 0
     """Environment steps between two snapshots of the policy in <out>/policies (0: none)."""
 
 

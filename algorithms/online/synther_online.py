@@ -45,7 +45,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.online import Interaction
@@ -62,7 +62,7 @@ class Args(OnlineArgs):
     empty: the one stored with the dataset."""
     env_steps: EnvSteps = 100_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     utd: Size = 20
     """Gradient updates of the critics per environment step."""
@@ -78,11 +78,11 @@ class Args(OnlineArgs):
     """Adam's step size: diffusion model; a cosine to 0."""
     denoiser_batch_size: int = 256
     """Rows per update of the diffusion model; 0: 1024 of data or a replay buffer of 800,000 or more, else 256."""
-    denoiser_width: int = 1024
+    denoiser_width: Size = 1024
     """Width of the diffusion model's residual blocks."""
-    denoiser_blocks: int = 6
+    denoiser_blocks: Size = 6
     """Residual blocks of the diffusion model."""
-    time_dim: int = 256
+    time_dim: Size = 256
     """Size of the embedding of a time (of a diffusion step)."""
     ema_decay: Fraction = 0.995
     """Decay of the diffusion model's average, which samples are drawn of, every ten of its updates, in [0, 1]."""
@@ -94,7 +94,7 @@ class Args(OnlineArgs):
     """Samples drawn together."""
     n_critics: Size = 2
     """Critics in the ensemble."""
-    subset_size: int = 2
+    subset_size: Size = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     batch_size: Size = 256
     """Transitions per gradient update."""

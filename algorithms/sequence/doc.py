@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
@@ -65,15 +65,15 @@ class Args(OfflineArgs):
     """Weight of the divergence between z's distribution given the future and given the past."""
     value_weight: Float = 1.0
     """Weight of the value's squared error, in units of the return's scale."""
-    latent_dim: int = 32
+    latent_dim: Size = 32
     """Size of the representations."""
-    prior_samples: int = 100
+    prior_samples: Size = 100
     """z that are drawn at every step, of which the one of the highest value is acted on."""
     return_scale: Float = 0.0
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     width: int = 128
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""
@@ -83,13 +83,13 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 1_000
+    warmup_updates: Count = 1_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 64
     """Transitions per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

@@ -49,7 +49,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     width: int = 256
     """Size of a token."""
-    layers: int = 6
+    layers: Size = 6
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""
@@ -104,13 +104,13 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
     task_batch: Size = 8
     """Windows of each task per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

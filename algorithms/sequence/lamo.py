@@ -101,7 +101,7 @@ class Args(OfflineArgs):
     """alpha: the change is multiplied by alpha / r."""
     width: int = 128
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
@@ -113,13 +113,13 @@ class Args(OfflineArgs):
     """Adam's step size: what is learned of the language model while the policy learns."""
     weight_decay: Float = 1e-5
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 2_500
+    warmup_updates: Count = 2_500
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 64
     """Transitions per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

@@ -81,7 +81,7 @@ class Args(OfflineArgs):
     """What differs from task to task, which the world model learns."""
     history_steps: Size = 4
     """h: steps before each one that tell its task, of the same try."""
-    latent_dim: int = 16
+    latent_dim: Size = 16
     """Size of the representations."""
     recurrent_dim: Size = 128
     """Units of the recurrent network that reads histories."""
@@ -109,7 +109,7 @@ class Args(OfflineArgs):
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     width: int = 128
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""
@@ -119,7 +119,7 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""

@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -88,7 +88,7 @@ class Args(OfflineArgs):
     """Step of the running moments of the critics' targets, in [0, 1]; the first ones are larger, at 0 none moves."""
     width: int = 512
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""
@@ -100,7 +100,7 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-3
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 500
+    warmup_updates: Count = 500
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 1.0
     """Global norm that gradients are clipped to; 0: not clipped."""

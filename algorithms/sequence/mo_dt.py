@@ -83,7 +83,7 @@ class Args(OfflineArgs):
     """Parts of each dimension of the actions, of which a token says where the action lies; 0: no such token."""
     width: int = 128
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""
@@ -93,13 +93,13 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 64
     """Transitions per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

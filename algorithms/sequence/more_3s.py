@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     """Names of the actions, in their order; none: action a, action b, ..."""
     width: int = 768
     """Size of a token."""
-    layers: int = 6
+    layers: Size = 6
     """Blocks of the transformer."""
     heads: int = 12
     """Attention heads of each block."""
@@ -92,13 +92,13 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-2
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 5.0
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 256
     """Transitions per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_labelled
@@ -78,7 +78,7 @@ class Args(LabelArgs):
     """Average reward to come that is asked for: 0 the least one of the data, 1 the largest one."""
     width: int = 512
     """Size of a token."""
-    layers: int = 2
+    layers: Size = 2
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
@@ -88,7 +88,7 @@ class Args(LabelArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 0.005
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 40_000
+    warmup_updates: Count = 40_000
     """Updates over which the step size rises from zero."""
     batch_size: Size = 2048
     """Transitions per gradient update."""

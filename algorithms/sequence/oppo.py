@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.parts import hidden, rank_correlation
@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     """Pairs of which it is known which one is preferred; each lane draws its own."""
     foresee: Size = 200
     """Steps of the pieces that are compared, of which the encoder sees the first K."""
-    latent_dim: int = 8
+    latent_dim: Size = 8
     """Size of the representations."""
     told_context: Literal["learned", "unit", "mean", "random"] = "learned"
     """The context that the policy is told: z*, z* of length 1, the data's mean one, or a random one of length 1."""
@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """By how much what is preferred shall be nearer to z* than what is not."""
     width: int = 128
     """Size of a token."""
-    layers: int = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""
@@ -92,13 +92,13 @@ class Args(OfflineArgs):
     """Adam's step size: the optimal context."""
     weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 64
     """Transitions per gradient update."""
-    max_timestep: int = 0
+    max_timestep: Count = 0
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 

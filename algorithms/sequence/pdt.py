@@ -56,7 +56,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.jax_envs import jax_env
@@ -81,13 +81,13 @@ class Args(FinetuneArgs):
     """K: steps that the policy sees."""
     lookahead: Size = 20
     """Steps after the window that futures are made of."""
-    latent_dim: int = 16
+    latent_dim: Size = 16
     """Size of the representations."""
     kl_weight: Float = 1.0
     """Weight of the VAE's KL divergence."""
     future_candidates: Size = 256
     """Futures of the prior of which the one that promises most is told; 1: none is preferred."""
-    learning_starts: int = 10_000
+    learning_starts: Count = 10_000
     """Environment steps before the first online update."""
     return_updates: Size = 1_500
     """Updates of the return predictor alone, before the first online update of everything."""
@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Gradient updates of a round."""
     width: int = 512
     """Size of a token."""
-    layers: int = 4
+    layers: Size = 4
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
@@ -113,7 +113,7 @@ class Args(FinetuneArgs):
     """First value of the entropy temperature."""
     weight_decay: Float = 5e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: int = 10_000
+    warmup_updates: Count = 10_000
     """Updates over which the step size rises from zero."""
     max_grad_norm: Float = 0.25
     """Global norm that gradients are clipped to; 0: not clipped."""
