@@ -182,6 +182,31 @@ def test_a_fraction_may_be_swept_unless_it_is_static():
     assert float_fields(module.Args) == own  # lanes are numbered in the fields' order
 
 
+# ---------------------------------------------------------------------------------- whole numbers
+
+OF_MORE_THAN_A_LEAST = {
+    "adversary_updates", "bins", "channels", "context", "copy_every", "denoiser_batch_size", "diffusion_updates",
+    "embed_updates", "encoder_heads", "examples", "future", "future_steps", "generated_plans", "heads",
+    "holdout_every", "holdout_rows", "horizon", "model_updates", "n_demos", "n_elites", "n_quantiles", "neighbour",
+    "next_samples", "nstep", "option_steps", "past", "plan_steps", "queue_size", "reference_rows", "retrain_every",
+    "reward_updates", "rollout_batch", "rollout_every", "rollout_rounds", "round_updates", "rounds", "sampling_batch",
+    "sampling_steps", "sinkhorn_iterations", "slots", "subgoal_steps", "synthetic_rows", "width", "window",
+    "window_steps",
+}  # fmt: skip
+"""Whole numbers of which files ask more than to be no less than 0 or 1: they say it themselves where they are wrong."""
+
+
+def test_a_whole_number_says_its_least_value():
+    """Size or Count: 0 or less would be a mean of nothing, no step at all, or a division by 0 in the middle of a run.
+
+    An optional one (int | None) is not meant.
+    """
+    plain = {name: list(files) for name, files in all_arguments().items() if "int" in {k for k, _ in files.values()}}
+    new = {name: files for name, files in plain.items() if name not in OF_MORE_THAN_A_LEAST}
+    assert not new, f"Size, Count, or refused by the file itself and named above: {new}"
+    assert plain.keys() == OF_MORE_THAN_A_LEAST  # none that has become one
+
+
 # ---------------------------------------------------------------------------------- former names
 
 BEFORE = {  # {today's name: the former one}, of arguments and of the agent's parts

@@ -511,6 +511,14 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
         ("spot", "latent_samples", 1),
         ("td3_bc", "policy_delay", 1),
         ("plas", "vae_updates", 0),
+        ("moorl", "inner_steps", 1),
+        ("nce_aux_reward", "steps_per_iteration", 1),
+        ("three_regimes", "subset_size", 1),
+        ("optimistic_forgetting", "n_models", 1),
+        ("uni_o4", "gate_every", 1),
+        ("wsrl", "learning_starts", 0),
+        ("doc", "warmup_updates", 0),
+        ("guda", "augment_seed", 0),
     ],
 )
 def test_a_size_is_not_too_small(name, argument, least):

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.densities import JUDGED, Density, density_of, judged
 from shared.run import Run, launch
@@ -84,7 +84,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     residual_dim: Size = 256
     """Width of the diffusion model's residual blocks."""
-    residual_blocks: Count = 3
+    residual_blocks: Size = 3
     """Their number."""
     time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""

@@ -49,7 +49,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checkpoint import replacing
 from shared.data import load_dataset
 from shared.densities import JUDGED, Density, density_of, judged
@@ -76,7 +76,7 @@ class Args(OfflineArgs):
     """Rows per update of the diffusion model; 0: 1024 of data or a replay buffer of 800,000 or more, else 256."""
     denoiser_width: Size = 2048
     """Width of the diffusion model's residual blocks."""
-    denoiser_blocks: Count = 6
+    denoiser_blocks: Size = 6
     """Residual blocks of the diffusion model."""
     time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""

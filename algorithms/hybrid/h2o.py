@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -70,7 +70,7 @@ class Args(HybridArgs):
     """beta: weight of the penalty on simulated pairs; 0: none."""
     adaptive: bool = True
     """The penalty looks for pairs of a large dynamics gap; without, all simulated pairs are alike to it."""
-    gap_samples: int = 10
+    gap_samples: Size = 10
     """Noisy next observations that u(s, a) is the mean of."""
     next_obs_noise: Float = 1.0
     """Their noise, in units of the real observations' standard deviation."""
@@ -78,7 +78,7 @@ class Args(HybridArgs):
     """Standard deviation of the noise on all that the discriminators are trained on."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

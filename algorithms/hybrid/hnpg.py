@@ -59,7 +59,7 @@ class Args(HybridArgs):
     """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
-    steps_per_iteration: int = 1_000
+    steps_per_iteration: Size = 1_000
     """Environment steps between two updates of the policy, which learns from these alone."""
     max_kl: Float = 0.01
     """KL divergence of one policy step, in its quadratic model."""
@@ -71,11 +71,11 @@ class Args(HybridArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     critic_updates: Size = 30
     """Gradient updates of every critic in a fit."""
-    value_samples: int = 10
+    value_samples: Size = 10
     """Actions of the policy that the value of a state is estimated from."""
-    cg_steps: int = 10
+    cg_steps: Size = 10
     """Conjugate gradient steps."""
-    backtracks: int = 10
+    backtracks: Size = 10
     """Step lengths 1, 1/2, 1/4, ... that the line search tries."""
     accept_ratio: Fraction = 0.1
     """Least improvement that the line search accepts, as a share of the linear model's."""

@@ -61,7 +61,7 @@ class Args(HybridArgs):
     """Steps H of an episode, each with networks or tables of its own; 0: the lock's (and no other is possible)."""
     mode: Literal["hybrid", "online", "offline"] = "hybrid"
     """What is learned from: both kinds of data, or only what is collected, or only the dataset."""
-    episodes_per_step: int = 50
+    episodes_per_step: Size = 50
     """Episodes that explore each step h in a round."""
     learning_rate: Float = 2.5e-3
     """Adam's step size: everything that is learned."""
@@ -71,7 +71,7 @@ class Args(HybridArgs):
     """Gradient updates of every critic in a fit."""
     batch_size: Size = 512
     """Transitions per gradient update."""
-    state_dim: int = 3
+    state_dim: Size = 3
     """Latent states of the encoder."""
     env_steps: EnvSteps = 50_500_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
@@ -104,6 +105,13 @@ def lock_of(task: Task, args: Args):
     if args.horizon not in (0, lock.horizon):
         raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
     return lock
+
+
+def checked(args: Args) -> None:
+    """InputError where what was never tried would be divided by 0, or no growth would be enough for another fit."""
+    for name in ("ridge", "switch_factor"):
+        if not (np.asarray(getattr(args, name)) > 0).all():
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
 
 
 def whole_episodes(args: Args) -> Args:
@@ -226,6 +234,7 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_episodes(dataclasses.replace(args, horizon=lock.horizon))
+    checked(args)
     with Run(__file__, args, data.task, act, unit=args.horizon) as run:
         run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))

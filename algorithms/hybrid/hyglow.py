@@ -15,6 +15,9 @@ Deviations from the paper (which has no experiments):
   the empirical model, and of each state and action alone;
 - the minimum is sought by Adam, which begins near 0, and then where the last round ended; GLOW's constraint is a
   penalty, and its search begins in each round at the top of F, so that what is not tried keeps its promise;
+- the bound of the ratios grows with the square root of the round, where algorithm 1 has gamma t with a gamma that falls
+  with the square root of the number T of rounds, which is not asked for here: after T both are alike
+  (--density-clip-growth 1: gamma t);
 - a round plays first and fits then, so that the first one plays at random, whatever the dataset;
 - the last policy is evaluated, not the mixture of all;
 - the lock and its dataset are the same in all lanes, which differ in their policies and episodes;
@@ -34,6 +37,7 @@ import chex
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -118,6 +122,12 @@ def lock_of(task: Task, args: Args):
     if args.horizon not in (0, lock.horizon):
         raise InputError(f"--horizon {args.horizon}: the lock of '{task.id}' has {lock.horizon} steps.")
     return lock
+
+
+def checked(args: Args) -> None:
+    """InputError where no ratio is left of the clipping: all weights would be 0, and the penalty 0 / 0."""
+    if not (np.asarray(args.density_clip) > 0).all():
+        raise InputError(f"--density-clip must be above 0, not {args.density_clip}.")
 
 
 def round_steps(args: Args) -> int:
@@ -284,6 +294,7 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
+    checked(args)
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
         run.note(other_rewards(data.task))
         rows = run.replicate(data.by_step(lock.horizon))

@@ -97,7 +97,7 @@ class Args(HybridArgs):
     """Cells that visits are counted in; states of one cell are counted together."""
     n_envs: Size = 16
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: int = 2_048
+    steps_per_iteration: Size = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 4
     """Passes of an update over an iteration's steps."""

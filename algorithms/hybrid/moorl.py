@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -57,7 +57,7 @@ class Args(HybridArgs):
     """epsilon: how far the meta parameters go towards the adapted ones, in (0, 1]; 1 replaces them."""
     offline_probability: Fraction = 0.5
     """Probability that a round's source is the dataset, in [0, 1]."""
-    inner_steps: int = 5
+    inner_steps: Size = 5
     """K: updates of a round; all from one source, after which the meta parameters move."""
     utd: Size = 1
     """Gradient updates of the critics per environment step."""
@@ -65,7 +65,7 @@ class Args(HybridArgs):
     """Every batch from the round's source; or half from each; or from the replay buffer alone, without data."""
     reset_optimizer: bool = False
     """Begin every round with Adam's state empty."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     batch_size: Size = 256
     """Transitions per gradient update."""
@@ -288,8 +288,8 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
-    if np.min(args.reptile_step) < 0.0 or np.max(args.reptile_step) > 1.0:
-        raise InputError(f"--reptile-step must lie in [0, 1], not {args.reptile_step}.")
+    if np.min(args.reptile_step) <= 0.0 or np.max(args.reptile_step) > 1.0:
+        raise InputError(f"--reptile-step must lie in (0, 1], not {args.reptile_step}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

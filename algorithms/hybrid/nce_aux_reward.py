@@ -34,12 +34,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
 from shared.checks import other_rewards
-from shared.data import load_dataset
+from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
 from shared.run import Run, launch
@@ -76,7 +77,7 @@ class Args(HybridArgs):
     """Adam's step size: representation and progress."""
     n_envs: Size = 16
     """Environments of each lane, stepped together: N steps at once."""
-    steps_per_iteration: int = 2_048
+    steps_per_iteration: Size = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
     ppo_epochs: Size = 4
     """Passes of an update over an iteration's steps."""
@@ -98,7 +99,7 @@ class Args(HybridArgs):
     """gamma, in [0, 1]."""
     hidden_dims: tuple[int, ...] = (256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
-    latent_dim: int = 64
+    latent_dim: Size = 64
     """Size of the representations."""
     sample_actions: bool = True
     """Evaluate with sampled actions instead of the mean's."""
@@ -195,10 +196,11 @@ def whole_iterations(args: Args) -> Args:
 
 
 def pairs(key, data: Sequences, steps, args: Args) -> Pairs:
-    """[B] states of the demonstrations and those `steps` [B] later, or the last of the episode."""
+    """[B] states of the demonstrations and those `steps` [B] later, or the last one of the episode that is known."""
     row = data.rows(key, args.before_batch_size)
-    later = jnp.minimum(row + steps, data.end[row])
-    return Pairs(data.transitions.take(row).obs, data.transitions.take(later).obs, later - row)
+    at = jnp.minimum(row + steps - 1, data.end[row])
+    at = jnp.where(data.transitions.take(at).successor > 0, at, at - 1)
+    return Pairs(data.transitions.take(row).obs, data.transitions.take(at).next_obs, at + 1 - row)
 
 
 def nce_pairs(key, data: Sequences, args: Args) -> Pairs:
@@ -413,6 +415,18 @@ def pretrain(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, di
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def watched(data: Dataset) -> Sequences:
+    """The demonstrations' states and those that follow; rows are drawn where one is known to.
+
+    Raises:
+      InputError: nowhere.
+    """
+    if not data.successor.any():
+        raise InputError(f"'{data.task.id}' does not say which states it leads to (next observations).")
+    weights = None if data.successor.all() else data.successor.astype(np.float64)
+    return sequences(data, "obs", "next_obs", "successor", weights=weights)
+
+
 def train(carry: tuple[Agent, Loop], keys, args: Args, env: JaxEnv) -> tuple[tuple[Agent, Loop], dict]:
     """One lane: an iteration for every `steps_per_iteration` keys; mean metrics."""
 
@@ -428,14 +442,14 @@ def train(carry: tuple[Agent, Loop], keys, args: Args, env: JaxEnv) -> tuple[tup
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args).require(discrete=True).normalize_obs()
+    data = load_dataset(args).require(discrete=True, reward=False).normalize_obs()
     env, args = require_jax_env(data.task), whole_iterations(args)
     if args.batch_size > args.steps_per_iteration:
         raise InputError(f"--batch-size {args.batch_size} is more than an iteration's {args.steps_per_iteration}.")
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.before_updates) as run:
         run.note(other_rewards(data.task))
-        demos = run.replicate(sequences(data, "obs"))
+        demos = run.replicate(watched(data))
         agent = run.init(partial(init, spec=data.spec))
         begin_lanes = run.over_lanes(partial(begin, env=env), in_axes=(0, 0))
         agent, loop = run.restore(agent, begin_lanes(run.step_keys(run.total), run.lane_args))

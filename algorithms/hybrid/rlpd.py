@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -46,7 +46,7 @@ from shared.transitions import Batch, Transitions
 class Args(HybridArgs):
     env_steps: EnvSteps = 250_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     utd: Size = 20
     """Gradient updates of the critics per environment step."""
@@ -54,7 +54,7 @@ class Args(HybridArgs):
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     n_critics: Size = 10
     """Critics in the ensemble."""
-    subset_size: int = 2
+    subset_size: Size = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     backup_entropy: bool = True
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""

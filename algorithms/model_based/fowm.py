@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -98,7 +98,7 @@ class Args(FinetuneArgs):
     """Weight of the losses of Q and V in the model's loss."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -114,7 +114,7 @@ class Args(FinetuneArgs):
     """Critics in the ensemble."""
     batch_size: Size = 256
     """Transitions per gradient update."""
-    latent_dim: int = 50
+    latent_dim: Size = 50
     """Size of the representations."""
     encoder_hidden_dims: tuple[int, ...] = (256,)
     """Hidden layers of the encoder."""

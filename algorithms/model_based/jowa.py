@@ -77,7 +77,7 @@ class Args(OfflineArgs):
     """K: steps that the policy sees."""
     width: int = 512
     """Size of a token."""
-    layers: int = 4
+    layers: Size = 4
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""

@@ -42,7 +42,7 @@ import optax
 from jax.scipy.special import ndtr, ndtri
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -64,11 +64,11 @@ class Args(FinetuneArgs):
     """Share of beta that is left from the first environment step on, in [0, 1]."""
     reward_penalty: Float = 10.0
     """lambda: what the reward loses per unit of uncertainty; 0: nothing (MBPO)."""
-    n_models: int = 7
+    n_models: Size = 7
     """Models in the ensemble."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     window_steps: int = 50
     """Steps of a window of the data."""

@@ -96,9 +96,9 @@ class Args(OfflineArgs):
     """Rows that the model does not learn from, at most a fifth of the data; its members are judged by them."""
     holdout_every: int = 1_000
     """Updates of the model between two looks at its hold-out error."""
-    patience: int = 5
+    patience: Size = 5
     """Looks without an improvement by 1 % of any member after which the model is done."""
-    n_models: int = 128
+    n_models: Size = 128
     """Models in the ensemble."""
     n_elites: int = 100
     """Of these, the ones of least hold-out error, which make the rollouts."""

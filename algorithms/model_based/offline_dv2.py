@@ -63,7 +63,7 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     reward_penalty: Float = 10.0
     """lambda: what the reward loses per unit of uncertainty; 0: nothing (MBPO)."""
-    n_models: int = 7
+    n_models: Size = 7
     """Models in the ensemble."""
     model_updates: int = 25_000
     """Most updates of the model before the first of the agent."""

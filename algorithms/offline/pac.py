@@ -80,7 +80,7 @@ class Args(OfflineArgs):
     """Polyak step of the target networks, in [0, 1]."""
     width: int = 128
     """Size of a token."""
-    layers: Count = 2
+    layers: Size = 2
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""

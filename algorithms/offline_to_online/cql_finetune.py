@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -72,7 +72,7 @@ class Args(FinetuneArgs):
     """First value of the entropy temperature."""
     tune_temperature: bool = True
     """Tune the entropy temperature to the entropy -dim(A); without it it keeps its first value."""
-    bc_steps: int = 0
+    bc_steps: Count = 0
     """First updates in which the actor clones the data instead of following Q."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -57,7 +57,7 @@ from shared.transitions import Batch, Transitions
 class Args(FinetuneArgs):
     env_steps: EnvSteps = 250_000
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     n_critics: Size = 10
     """Critics in the ensemble."""

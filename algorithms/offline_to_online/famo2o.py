@@ -76,7 +76,7 @@ class Args(FinetuneArgs):
     """First value of the entropy temperature."""
     target_entropy: Float = -0.5
     """Entropy of the balance policy over (-1, 1) that the temperature keeps; uniform is log 2."""
-    encoding_dim: int = 6
+    encoding_dim: Size = 6
     """Sines and cosines that beta enters the universal policy as."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""

@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Iterations of a plan."""
     min_std: Float = 0.05
     """Least standard deviation of a plan's actions, and that of the policy's."""
-    n_models: int = 5
+    n_models: Size = 5
     """Models in the ensemble."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -174,6 +174,17 @@ class Log(NamedTuple):
     """[N] bool: a row that is never forgotten (but by fifo)"""
 
 
+class Experience(NamedTuple):
+    """Of a lane's online episodes, in a ring."""
+
+    rows: Rows
+    """[C]"""
+    inserted: jax.Array
+    """[] rows so far"""
+    violations: jax.Array
+    """[] of these"""
+
+
 class Batches(NamedTuple):
     """What the networks learn from, each [B]."""
 
@@ -194,10 +205,6 @@ class Agent(flax.struct.PyTreeNode):
     target_value: Any
     target_safe: Any
     opt: optax.OptState
-    replay: Rows
-    """[C] experience"""
-    inserted: jax.Array
-    """[] rows of it so far"""
     order_key: jax.Array
     """Data of the key by which the order is drawn in which the log is forgotten."""
 
@@ -320,19 +327,25 @@ def init(key, args: Args, spec: Spec) -> Agent:
     params = {name: nets.scalar.init(k, obs) for name, k in zip(LEARNED[1:], keys[1:], strict=True)}
     model = lambda k: nets.dynamics.init(k, obs, action)  # noqa: E731
     params["dynamics"] = jax.lax.map(model, jax.random.split(keys[0], args.n_models))
-    none = jnp.zeros(min(args.buffer_size, args.env_steps))
-    wide = {"obs": size, "next_obs": size, "action": spec.action_dim}
-    replay = Rows(*(jnp.zeros((len(none), wide[n])) if n in wide else none for n in Rows._fields))
     return Agent(
         nets=nets,
         **params,
         target_value=params["value"],
         target_safe=params["safe"],
         opt=optax.adam(args.learning_rate).init(params),
-        replay=replay,
-        inserted=jnp.int32(0),
         order_key=jax.random.key_data(order_key),
     )
+
+
+def no_rows(n: int, spec: Spec) -> Rows:
+    """[n] zeros."""
+    wide = {"obs": spec.obs_shape, "next_obs": spec.obs_shape, "action": (spec.action_dim,)}
+    return Rows(*(jnp.zeros((n, *wide.get(name, ()))) for name in Rows._fields))
+
+
+def no_experience(args: Args, spec: Spec) -> Experience:
+    """An empty ring."""
+    return Experience(no_rows(min(args.buffer_size, args.env_steps), spec), jnp.int32(0), jnp.float32(0))
 
 
 def staying(agent: Agent, log: Log, args: Args):
@@ -349,23 +362,23 @@ def forgotten(log: Log, env_step, args: Args):
     return jnp.floor(args.forget_share * jnp.minimum(env_step / args.forget_steps, 1.0) * may).astype(jnp.int32)
 
 
-def draw(key, log: Log, order, kept, agent: Agent, args: Args) -> Rows:
+def draw(key, log: Log, order, kept, replay: Experience, args: Args) -> Rows:
     """[B] rows, uniform over the first `kept` of the log's rows in `order` [N] and the experience together."""
-    size = jnp.minimum(agent.inserted, len(agent.replay.goal))
+    size = jnp.minimum(replay.inserted, len(replay.rows.goal))
     at = jax.random.randint(key, (args.batch_size,), 0, kept + size)
     old, row = at < kept, order[jnp.minimum(at, len(order) - 1)]
 
     def choose(a, b):
         return jnp.where(old.reshape(-1, *(1,) * (a.ndim - 1)), a[row], b[jnp.maximum(at - kept, 0)])
 
-    return jax.tree.map(choose, log.rows, agent.replay)
+    return jax.tree.map(choose, log.rows, replay.rows)
 
 
-def sample(key, log: Log, order, agent: Agent, env_step, args: Args) -> Batches:
+def sample(key, log: Log, order, replay: Experience, env_step, args: Args) -> Batches:
     """Of what the networks learn from after so many environment steps."""
     all_key, kept_key = jax.random.split(key)
     left = len(order) - forgotten(log, env_step, args)
-    return Batches(draw(all_key, log, order, len(order), agent, args), draw(kept_key, log, order, left, agent, args))
+    return Batches(draw(all_key, log, order, len(order), replay, args), draw(kept_key, log, order, left, replay, args))
 
 
 def update(agent: Agent, batches: Batches, args: Args) -> tuple[Agent, dict]:
@@ -381,12 +394,13 @@ def update(agent: Agent, batches: Batches, args: Args) -> tuple[Agent, dict]:
     return agent, info
 
 
-def insert(agent: Agent, rows: Rows, length) -> Agent:
-    """With the first `length` of an episode's `rows` [T] in the ring."""
-    step, size = jnp.arange(len(rows.goal)), len(agent.replay.goal)
-    at = jnp.where(step < length, (agent.inserted + step) % size, size)
-    replay = jax.tree.map(lambda old, new: old.at[at].set(new, mode="drop"), agent.replay, rows)
-    return agent.replace(replay=replay, inserted=agent.inserted + length)
+def insert(replay: Experience, rows: Rows, length) -> Experience:
+    """With the first `length` of an episode's `rows` [T] in the ring, which is at least as long."""
+    step, size = jnp.arange(len(rows.goal)), len(replay.rows.goal)
+    at = jnp.where(step < length, (replay.inserted + step) % size, size)
+    kept = jax.tree.map(lambda old, new: old.at[at].set(new, mode="drop"), replay.rows, rows)
+    violations = jnp.where(step < length, rows.violation, 0.0).sum()
+    return Experience(kept, replay.inserted + length, replay.violations + violations)
 
 
 def act(agent: Agent, obs, key, args: Args):
@@ -395,8 +409,8 @@ def act(agent: Agent, obs, key, args: Args):
     return jax.vmap(lambda obs, key: plan(agent, obs, key, args)[0])(obs, keys)
 
 
-def play(agent: Agent, key, args: Args, env: JaxEnv, cost, limit: int) -> tuple[Agent, dict]:
-    """One episode of at most `limit` steps: the agent with its rows, and how it went."""
+def play(agent: Agent, key, args: Args, env: JaxEnv, cost, limit: int) -> tuple[Rows, jax.Array, dict]:
+    """One episode of at most `limit` steps: its rows [limit], how many of them there are, and how it went."""
     reset_key, key = jax.random.split(jax.random.key_data(key))  # plain numbers: worlds fold into a key more than once
     state, obs = env.reset(jax.random.split(reset_key))
 
@@ -410,65 +424,69 @@ def play(agent: Agent, key, args: Args, env: JaxEnv, cost, limit: int) -> tuple[
         rows = jax.tree.map(lambda all, one: all.at[t].set(one), rows, row)
         return t + 1, terminal | truncated, state, next_obs, rows, unfeasible + ~feasible
 
-    empty = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape[1:])), agent.replay)
-    begun = jnp.int32(0), jnp.bool_(False), state, obs, empty, jnp.int32(0)
+    begun = jnp.int32(0), jnp.bool_(False), state, obs, no_rows(limit, agent.nets.spec), jnp.int32(0)
     length, _, _, _, rows, unfeasible = jax.lax.while_loop(lambda now: ~now[1] & (now[0] < limit), step, begun)
     violated = rows.violation.max()
     success = rows.goal.max() * (1.0 - violated)
     rows = rows._replace(success=jnp.full(limit, success))
     info = {"success": success, "violation": violated, "steps": length, "unfeasible": unfeasible / length}
-    return insert(agent, rows, length), jax.tree.map(jnp.float32, info)
+    return rows, length, jax.tree.map(jnp.float32, info)
 
 
-def learn(agent: Agent, keys, args: Args, log: Log, env_step) -> tuple[Agent, dict]:
+def learn(agent: Agent, keys, args: Args, log: Log, replay: Experience, env_step) -> tuple[Agent, dict]:
     """One update per key; mean metrics."""
     order = staying(agent, log, args)
 
     def step(agent, key):
-        return update(agent, sample(key, log, order, agent, env_step, args), args)
+        return update(agent, sample(key, log, order, replay, env_step, args), args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
-def train(agent: Agent, keys, args: Args, log: Log) -> tuple[Agent, dict]:
+def train(agent: Agent, keys, args: Args, replay: Experience, log: Log) -> tuple[Agent, dict]:
     """One lane, offline."""
-    return learn(agent, keys, args, log, 0)
+    return learn(agent, keys, args, log, replay, 0)
 
 
-def train_online(agent: Agent, keys, args: Args, log: Log, start, env: JaxEnv, cost, limit: int) -> tuple[Agent, dict]:
+def train_online(
+    carry: tuple[Agent, Experience], keys, args: Args, log: Log, start, env: JaxEnv, cost, limit: int
+) -> tuple[tuple[Agent, Experience], dict]:
     """One lane from environment step `start` on: an episode and its updates for as many keys as it may have steps."""
 
-    def one(agent, x):
-        env_step, key = x
+    def one(carry, x):
+        (agent, replay), (env_step, key) = carry, x
         play_key, key = jax.random.split(key)
-        agent, played = play(agent, play_key, args, env, cost, limit)
-        agent, metrics = learn(agent, jax.random.split(key, args.updates_per_episode), args, log, env_step + limit)
+        rows, length, played = play(agent, play_key, args, env, cost, limit)
+        replay, keys = insert(replay, rows, length), jax.random.split(key, args.updates_per_episode)
+        agent, metrics = learn(agent, keys, args, log, replay, env_step + limit)
         left = len(log.rows.goal) - forgotten(log, env_step + limit, args)
-        so_far = {"kept_rows": left, "violations": agent.replay.violation.sum() * limit / (env_step + limit)}
-        return agent, {**metrics, **played, **jax.tree.map(jnp.float32, so_far)}
+        so_far = {"kept_rows": left, "violations": replay.violations * limit / (env_step + limit)}
+        return (agent, replay), {**metrics, **played, **jax.tree.map(jnp.float32, so_far)}
 
     keys = keys[::limit]
-    agent, metrics = jax.lax.scan(one, agent, (start + limit * jnp.arange(len(keys)), keys))
-    return agent, jax.tree.map(jnp.mean, metrics)
+    carry, metrics = jax.lax.scan(one, carry, (start + limit * jnp.arange(len(keys)), keys))
+    return carry, jax.tree.map(jnp.mean, metrics)
 
 
 # ------------------------------------------------------------------------------------ the path of the data
 
 
 def log_of(data: Dataset, cost, args: Args) -> Log:
-    """`data` with at most --n-demos successful episodes, labelled.
+    """`data` with at most --n-demos successful episodes, labelled; without rows whose next observation is not known.
 
     Raises:
-      InputError: no episode is left.
+      InputError: no row is left.
     """
+    if not data.successor.any():
+        raise InputError(f"'{data.task.id}' does not say which states it leads to (next observations).")
     violation = np.asarray(cost(data.next_obs)) > 0
     goal = data.reward >= args.goal_reward
     episode, starts = data.episode(), data.starts()
     success = np.logical_or.reduceat(goal, starts) & ~np.logical_or.reduceat(violation, starts)
     number = np.cumsum(success)
     left = ~success | (number <= args.n_demos) | (args.n_demos < 0)
-    keep = np.flatnonzero(left[episode] & data.usable())
+    keep = np.flatnonzero(left[episode] & data.successor)  # labels are of next_obs
     if not len(keep):
         raise InputError(f"--n-demos {args.n_demos}: all episodes of '{data.task.id}' are successful, none is left.")
     labels = {"violation": violation, "goal": goal, "success": success[episode]}
@@ -479,6 +497,17 @@ def log_of(data: Dataset, cost, args: Args) -> Log:
     print(f"{len(keep):,} rows, {int(success[left].sum())} demonstrations, {may:,} rows to be forgotten")
     number = np.unique(episode[keep], return_inverse=True)[1].astype(np.int32)
     return Log(jax.tree.map(jnp.asarray, rows), jnp.asarray(number), jnp.asarray(stays))
+
+
+def ends_left_out(data: Dataset) -> str | None:
+    """One sentence where the log does not say which states episodes ended in."""
+    lost = int((data.terminal & ~data.successor).sum())
+    if not lost:
+        return None
+    return (
+        f"{lost:,} of {int(data.terminal.sum()):,} terminal rows of '{data.task.id}' are left out, as the states that "
+        "they lead to are not known: of such ends nothing is learned from the log."
+    )
 
 
 def whole_episodes(args: Args, limit: int) -> Args:
@@ -492,21 +521,25 @@ def main(args: Args) -> None:
     env, cost, limit = require_jax_env(data.task), costs(data.task), data.task.env_spec.max_episode_steps
     if not limit:
         raise InputError(f"{data.task.env_spec.id} has no time limit: online episodes must end.")
+    if args.buffer_size < limit:
+        raise InputError(f"--buffer-size {args.buffer_size} is less than an episode's {limit} steps.")
     args = whole_episodes(args, limit)
     with Run(__file__, args, data.task, act, unit=limit) as run:
         run.note(other_rewards(data.task))
+        run.note(ends_left_out(data))
         log = run.replicate(log_of(data, cost, args))
-        agent = run.restore(run.init(partial(init, spec=data.spec)))
-        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None), donate=True)
+        replay = run.over_lanes(partial(no_experience, spec=data.spec), in_axes=(0,))(run.lane_args)
+        agent, replay = run.restore(run.init(partial(init, spec=data.spec)), replay)
+        train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, 0, None), donate=True)
         online = partial(train_online, env=env, cost=cost, limit=limit)
         online_lanes = run.over_lanes(online, in_axes=(0, 0, 0, None, None), donate=True)
         for keys in run.chunks():
             if run.offline:
-                agent, metrics = train_lanes(agent, keys, run.lane_args, log)
+                agent, metrics = train_lanes(agent, keys, run.lane_args, replay, log)
             else:
-                agent, metrics = online_lanes(agent, keys, run.lane_args, log, run.done)
+                (agent, replay), metrics = online_lanes((agent, replay), keys, run.lane_args, log, run.done)
             updates = max(0, run.done + run.chunk) // limit * args.updates_per_episode
-            run.log(agent, metrics, updates=updates)
+            run.log(agent, metrics, updates=updates, state=replay)
 
 
 if __name__ == "__main__":

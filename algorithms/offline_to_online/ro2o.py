@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay
@@ -61,7 +61,7 @@ class Args(FinetuneArgs):
     """Environment steps of each lane (a step means one environment step in --log-every, --eval-every, ...)."""
     buffer_size: Size = 250_000
     """Transitions kept in each lane's replay buffer."""
-    learning_starts: int = 2_500
+    learning_starts: Count = 2_500
     """Environment steps before the first online update."""
     online_reg: bool = True
     """Keep the terms online; without them it is SAC-N there (cloning stays), as in the authors' code."""

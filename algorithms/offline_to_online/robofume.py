@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -65,12 +65,13 @@ class Args(FinetuneArgs):
     back_dataset: str = ""
     """Demonstrations of the way back, of the same observations and actions; empty: there are none."""
     prior_dataset: str = ""
-    """Other data of the same observations and actions, whose rewards are not used; empty: there is none."""
+    """Other data of the same observations and actions, whose rewards count with --learned-reward 0 alone; empty: there
+    is none."""
     practice_env: str = ""
     """Gymnasium id of what is practised in, which does not end at the goal (an end is a reset that `resets` does not
     count); empty: the dataset's environment."""
     reset_every: Size = 2_000
-    """Environment steps between two resets of the environment that is practised in."""
+    """Environment steps after which the environment that is practised in is reset; an end of its own begins anew."""
     attempt_steps: Size = 100
     """Environment steps of an attempt at a task or at the way back, unless it succeeds before."""
     learned_reward: Float = 1.0
@@ -89,14 +90,14 @@ class Args(FinetuneArgs):
     """Share of demonstrations in what a batch has of the datasets, in [0, 1]; the rest is --prior-dataset's."""
     online_share: StaticFraction = 0.5
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
-    learning_starts: int = 200
+    learning_starts: Count = 200
     """Environment steps before the first online update."""
     classifier_updates: Size = 2_000
-    """Gradient updates of the classifier, before all others."""
+    """Gradient updates of the classifier, before all others; none with --from, whose run brings its own."""
     classifier_lr: Float = 3e-4
     """Adam's step size: classifier."""
     label_smoothing: Fraction = 0.05
-    """The classifier's labels are this far from 0 and 1, in [0, 1]."""
+    """The classifier's labels are this far from 0 and 1, in [0, 0.5)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 10
@@ -197,6 +198,10 @@ class Agent(flax.struct.PyTreeNode):
     """[] steps of it so far"""
     streak: jax.Array
     """[] of its last steps, those in a row after which it seemed to be done"""
+    since: jax.Array
+    """[] environment steps since the environment began anew"""
+    resets: jax.Array
+    """[] after `reset_every` steps, so far"""
 
 
 class Rows(NamedTuple):
@@ -345,10 +350,11 @@ def actor_loss(actor, agent: Agent, batch: Batch, demo, key, args: Args):
     mean, log_std = agent.nets.actor.apply(actor, batch.obs)
     action, log_prob = sample_tanh_gaussian(mean, log_std, key)
     q = q_values(agent.nets.critic, agent.critic, batch.obs, action).min(0)
+    alpha = jnp.exp(jnp.where(args.rl_weight == 0.0, 0.0, agent.log_alpha))  # finite: 0 times infinity is none
     of_data = tanh_gaussian_log_prob(mean, log_std, jnp.arctanh(jnp.clip(batch.action, -1.0 + 1e-3, 1.0 - 1e-3)))
     chex.assert_equal_shape([q, log_prob, of_data, demo])
     cloning = -(demo * of_data).sum() / jnp.maximum(demo.sum(), 1.0)
-    loss = args.rl_weight * (jnp.exp(agent.log_alpha) * log_prob - q).mean() + args.cloning_weight * cloning
+    loss = args.rl_weight * (alpha * log_prob - q).mean() + args.cloning_weight * cloning
     return loss, {"entropy": -log_prob.mean(), "q_pi": q.mean(), "cloning_loss": cloning}
 
 
@@ -381,12 +387,14 @@ def init(key, args: Args, spec: Spec) -> Agent:
         task=zero,
         attempt=zero,
         streak=zero,
+        since=zero,
+        resets=zero,
     )
 
 
 def begin(agent: Agent, key, args: Args, spec: Spec) -> Agent:
     """The agent that interaction begins with: another policy and critic with `new_networks`, all else as it was."""
-    kept = ("log_alpha", "alpha_opt", "classifier", "classifier_opt", "task", "attempt", "streak")
+    kept = ("log_alpha", "alpha_opt", "classifier", "classifier_opt", "task", "attempt", "streak", "since", "resets")
     new = init(key, args, spec).replace(**{name: getattr(agent, name) for name in kept})
     return jax.tree.map(partial(jnp.where, args.new_networks > 0), new, agent)
 
@@ -434,14 +442,16 @@ def collected(batch: Batch, home, args: Args) -> Rows:
     )
 
 
-def sample(key, data: Sources, replay: Replay, args: Args) -> tuple[Rows, Rows]:
-    """[B]: rows of the datasets, then of the replay buffer with a random task each; and the newest transition []."""
+def sample(key, data: Sources, replay: Replay, args: Args) -> tuple[Rows, Rows, jax.Array]:
+    """[B]: rows of the datasets, then of the replay buffer with a random task each; the newest transition [], and
+    whether it is terminal."""
     data_key, replay_key, task_key = jax.random.split(key, 3)
     online = round(args.online_share * args.batch_size)
     new = collected(replay.sample(replay_key, online), data.home, args)
-    newest = collected(replay.take(jnp.int32(0)), data.home, args)
+    newest = replay.take(jnp.int32(0))
     old = draw(data_key, data, args.batch_size - online, args)
-    return jax.tree.map(lambda *x: jnp.concatenate(x), old, of_random_tasks(new, task_key)), newest
+    rows = jax.tree.map(lambda *x: jnp.concatenate(x), old, of_random_tasks(new, task_key))
+    return rows, collected(newest, data.home, args), newest.terminal
 
 
 def fit(agent: Agent, keys, args: Args, data: Sources) -> tuple[Agent, dict]:
@@ -462,7 +472,10 @@ def fit(agent: Agent, keys, args: Args, data: Sources) -> tuple[Agent, dict]:
 
 
 def update(agent: Agent, rows: Rows, key, args: Args) -> tuple[Agent, dict]:
-    """One gradient step of critics, policy and temperature; all losses are of the old parameters."""
+    """One gradient step of critics, policy and temperature; all losses are of the old parameters.
+
+    The temperature stays where `rl_weight` is 0: a cloned policy's entropy does not follow it, and it would drift.
+    """
     critic_key, actor_key = jax.random.split(key)
     batch = batch_of(rows, agent, args)
     (loss_q, info_q), grads = jax.value_and_grad(critic_loss, has_aux=True)(
@@ -478,42 +491,46 @@ def update(agent: Agent, rows: Rows, key, args: Args) -> tuple[Agent, dict]:
 
     grads = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], batch.action.shape[-1])
     updates, alpha_opt = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
+    old, new = (agent.log_alpha, agent.alpha_opt), (optax.apply_updates(agent.log_alpha, updates), alpha_opt)
+    log_alpha, alpha_opt = jax.tree.map(partial(jnp.where, args.rl_weight == 0.0), old, new)
     agent = agent.replace(
         critic=critic,
         target_critic=optax.incremental_update(critic, agent.target_critic, args.tau),
         critic_opt=critic_opt,
         actor=actor,
         actor_opt=actor_opt,
-        log_alpha=optax.apply_updates(agent.log_alpha, updates),
+        log_alpha=log_alpha,
         alpha_opt=alpha_opt,
     )
     return agent, {"critic_loss": loss_q, "actor_loss": loss, **info_q, **info}
 
 
-def practise(agent: Agent, newest: Rows, args: Args, t) -> tuple[Agent, dict]:
+def practise(agent: Agent, newest: Rows, terminal, args: Args) -> tuple[Agent, dict]:
     """After the transition `newest` []: the other task after two states in a row that seem to be its end, or in time.
 
-    A reset after environment step t begins the task anew.
+    A reset, `reset_every` steps after the last one or after an end of the environment's own (`terminal`), begins the
+    task anew.
     """
     success, predicted = newest.success[agent.task], seems_done(agent, newest.next_obs, agent.task)
     done = jnp.where(args.learned_reward > 0, predicted, success)
     streak, attempt = jnp.where(done > 0, agent.streak + 1, 0), agent.attempt + 1
     over = (streak >= 2) | (attempt >= args.attempt_steps)
-    reset = (t + 1) % args.reset_every == 0
+    since = jnp.where(terminal > 0, 0, agent.since + 1)
+    reset = since == args.reset_every
     task = jnp.where(reset, FORWARD, jnp.where(over, 1 - agent.task, agent.task))
     streak, attempt = (jnp.where(over | reset, 0, x) for x in (streak, attempt))
-    resets = jnp.float32((t + 1) // args.reset_every)
+    since, resets = jnp.where(reset, 0, since), agent.resets + reset
     info = {"success": success, "predicted": predicted, "false_positive": predicted * (1.0 - success)}
-    return agent.replace(task=task, streak=streak, attempt=attempt), {
+    return agent.replace(task=task, streak=streak, attempt=attempt, since=since, resets=resets), {
         **info,
         "attempts": jnp.float32(over),
-        "resets": resets,
+        "resets": jnp.float32(resets),
     }
 
 
-def update_online(agent: Agent, drawn: tuple[Rows, Rows], key, args: Args, t) -> tuple[Agent, dict]:
+def update_online(agent: Agent, drawn: tuple[Rows, Rows, jax.Array], key, args: Args, t) -> tuple[Agent, dict]:
     """A gradient step of everything but the classifier, after `learning_starts`, and what is tried next."""
-    rows, newest = drawn
+    rows, *newest = drawn
 
     def stay(agent):
         metrics = jax.eval_shape(update, agent, rows, key, args)[1]
@@ -521,7 +538,7 @@ def update_online(agent: Agent, drawn: tuple[Rows, Rows], key, args: Args, t) ->
 
     learn = lambda agent: update(agent, rows, key, args)  # noqa: E731
     agent, metrics = jax.lax.cond(t >= args.learning_starts, learn, stay, agent)
-    agent, practice = practise(agent, newest, args, t)
+    agent, practice = practise(agent, *newest, args)
     return agent, {**metrics, **practice}
 
 
@@ -548,10 +565,10 @@ def train(agent: Agent, keys, args: Args, data: Sources) -> tuple[Agent, dict]:
 
 
 def demonstrations(data: Dataset, task: int, args: Args) -> Rows:
-    """The rows of the episodes that succeed, up to where they first do.
+    """The rows of the episodes that succeed, up to where they first do, whose next observation is known.
 
     Raises:
-      InputError: none does.
+      InputError: none does, or none of which it is known what it leads to.
     """
     success, n = data.reward >= args.success_threshold, len(data.reward)
     left, steps = np.full(n, np.inf, np.float32), np.inf
@@ -563,6 +580,9 @@ def demonstrations(data: Dataset, task: int, args: Args) -> Rows:
     keep = np.isfinite(left) & (before == np.maximum.accumulate(np.where(first, before, 0)))
     if not keep.any():
         raise InputError(f"'{data.task.id}' has no reward of {args.success_threshold:g} or more (--success-threshold).")
+    keep &= data.successor
+    if not success[keep].any():
+        raise InputError(f"'{data.task.id}' does not say which states its successes lead to (next observations).")
     x = [
         data.obs,
         data.action,
@@ -576,7 +596,11 @@ def demonstrations(data: Dataset, task: int, args: Args) -> Rows:
 
 
 def sources(data: Dataset, back: Dataset | None, prior: Dataset | None, args: Args) -> Sources:
-    """What is learned from before interaction; on the host."""
+    """What is learned from before interaction; on the host.
+
+    Raises:
+      InputError: as `demonstrations`; no next observation of `prior` is known.
+    """
     demos = [demonstrations(data, FORWARD, args), *([demonstrations(back, BACK, args)] if back else [])]
     first = data.obs[data.starts()]
     done = [rows.next_obs[rows.success > 0] for rows in demos]
@@ -588,7 +612,10 @@ def sources(data: Dataset, back: Dataset | None, prior: Dataset | None, args: Ar
     others = np.concatenate([x for x, _ in others]), np.concatenate([code(x, task) for x, task in others])
     home, more = first.mean(0), None
     if prior:
-        batch = Batch(*(getattr(prior, f) for f in ("obs", "action", "reward", "terminal", "next_obs")))
+        if not prior.successor.any():
+            raise InputError(f"'{prior.task.id}' does not say which states it leads to (next observations).")
+        fields = ("obs", "action", "reward", "terminal", "next_obs")
+        batch = Batch(*(getattr(prior, f)[prior.successor] for f in fields))
         more = collected(batch, home, args)
     return Sources(jax.tree.map(lambda *x: np.concatenate(x), *demos), more, ends, others, home)
 
@@ -602,10 +629,10 @@ def load_datasets(args: Args) -> list[Dataset | None]:
     names = args.dataset, args.back_dataset, args.prior_dataset
     there = [name for name in names if name]
     data = load_all(args, names[:1], there).require(discrete=False)
-    found = [data]
-    for name in names[1:]:
+    found, truly = [data], bool(np.min(args.learned_reward) <= 0.0)
+    for name, reward in ((args.back_dataset, True), (args.prior_dataset, truly)):
         other = load_all(args, [name], there) if name else None
-        if other and other.require(discrete=False).spec != data.spec:
+        if other and other.require(discrete=False, reward=reward).spec != data.spec:
             raise InputError(f"'{name}' has other observations or actions than '{data.task.id}'.")
         found.append(other)
     return found
@@ -624,8 +651,10 @@ def main(args: Args) -> None:
         raise InputError(
             f"--discount must be below 1, not {args.discount}: what a step costs for ever has no sum else."
         )
+    if np.max(args.label_smoothing) >= 0.5:
+        raise InputError(f"--label-smoothing must be below 0.5, not {args.label_smoothing}: all labels are alike then.")
     data, back, prior = load_datasets(args)
-    with Run(__file__, args, data.task, act, before=args.classifier_updates) as run:
+    with Run(__file__, args, data.task, act, before=0 if args.from_run else args.classifier_updates) as run:
         known = run.replicate(sources(data, back, prior, args))
         agent = run.init(partial(init, spec=data.spec))
         online = Interaction(

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
 from shared.env_models import exact_model
 from shared.errors import InputError
@@ -63,7 +63,7 @@ class Args(FinetuneArgs):
     """Weight of J in the critic and in the policy's objective online; 0: TD3 from the policy that J has trained."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
-    learning_starts: int = 1_000
+    learning_starts: Count = 1_000
     """Environment steps before the first online update."""
     batch_size: Size = 256
     """Transitions per gradient update."""

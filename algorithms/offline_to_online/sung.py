@@ -33,6 +33,7 @@ Deviations from the paper:
     python algorithms/offline_to_online/sung.py --dataset hopper-medium --from results/runs/td3_bc/hopper-medium/RUN
 """
 
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -68,13 +69,13 @@ class Args(FinetuneArgs):
     """Most uncertain share of a batch that this cloning is laid on, in (0, 1], of at least one transition."""
     n_candidates: Size = 100
     """Candidate actions at each step of an episode, of which one is taken."""
-    n_finalists: int = 10
+    n_finalists: Size = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
     choice_temperature: Float = 1.0
     """Uncertainties are divided by this in the softmax that chooses among them; small: the most uncertain one."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
-    recent_size: int = 20_000
+    recent_size: Size = 20_000
     """Newest transitions that most of a batch comes from online."""
     mixed_share: StaticFraction = 0.1
     """p: share of an online batch that comes from the dataset and all online transitions together, in [0, 1]."""
@@ -394,11 +395,19 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def vae_updates(args: Args) -> int:
+    """Updates of the VAE before the first ones of the agent: none with --from a run that brings its own."""
+    record = Path(args.from_run) / "run.json"
+    if not args.from_run or not record.exists():
+        return args.vae_updates
+    return 0 if "vae_updates" in json.loads(record.read_text())["args"] else args.vae_updates
+
+
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=args.vae_updates) as run:
+    with Run(__file__, args, data.task, act, unit=args.policy_delay, before=vae_updates(args)) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))
         online = Interaction(run, transitions, explore, sample, update_online, capacity=args.buffer_size)

@@ -20,7 +20,9 @@ Deviations from the paper:
 - TD3+BC's policy is the fine-tuner's Gaussian: the cloning term is -log pi(a|s), weighed by mean |Q| / alpha, which is
   TD3+BC's normalised objective times a number; it has the entropy term of SAC;
 - cloning alone pre-trains critics, too: TD on the data under the cloned policy (--no-fit-critic: they begin fresh), and
-  the cloning term that is kept online is TD3+BC's;
+  the cloning term that is kept online is TD3+BC's; a cloned policy has no temperature, which is 1 until interaction;
+- Cal-QL's pre-training bootstraps from one action of the policy and penalises all critics, where WSRL's takes the
+  maximum of several actions (max_q_backup) and --subset-size random critics;
 - online, returns-to-go of episodes that go on are not known: Cal-QL's bound is what the pre-trained critics give to the
   pre-trained policy's action;
 - the regulariser is on whole batches, of the replay buffer and of the dataset;
@@ -82,7 +84,7 @@ class Args(FinetuneArgs):
     """Gradient updates of the critics per environment step."""
     n_critics: Size = 10
     """Critics in the ensemble."""
-    subset_size: int = 2
+    subset_size: Size = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     alpha: Float = 2.5
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
@@ -337,15 +339,16 @@ def sample(key, data: TransitionsWithReturns, replay: Replay, args: Args) -> Bat
 
 
 def actor_step(agent: Agent, loss: Callable, batch: Batch, key, args: Args) -> tuple[dict, dict]:
-    """One gradient step of policy and temperature: the new fields, and metrics."""
+    """One gradient step of the policy, and of the temperature where the loss has one: the new fields, and metrics."""
     new = {}
     (value, info), grads = jax.value_and_grad(loss, has_aux=True)(agent.actor, agent, batch, key, args)
     updates, new["actor_opt"] = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
     new["actor"] = optax.apply_updates(agent.actor, updates)
 
-    grads = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], batch.action.shape[-1])
-    updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
-    new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
+    if loss is not bc_loss:  # a cloned policy's entropy does not follow a temperature, which would drift for ever
+        grads = jax.grad(alpha_loss)(agent.log_alpha, info["entropy"], batch.action.shape[-1])
+        updates, new["alpha_opt"] = optax.adam(args.actor_lr).update(grads, agent.alpha_opt)
+        new["log_alpha"] = optax.apply_updates(agent.log_alpha, updates)
     return new, {"actor_loss": value, "temperature": jnp.exp(agent.log_alpha), **info}
 
 

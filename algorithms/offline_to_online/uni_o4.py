@@ -58,7 +58,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -71,7 +71,7 @@ from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 @hyperparameters
 class Args(FinetuneArgs):
-    pretrain_updates: int = 2_000_000
+    pretrain_updates: Count = 2_000_000
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: Size = 10_000
     """Gradient updates of each lane before its first environment step."""
@@ -105,23 +105,23 @@ class Args(FinetuneArgs):
     """Weight of the actor's entropy online (offline 0)."""
     max_grad_norm: Float = 0.5
     """Global norm that gradients are clipped to; 0: not clipped."""
-    n_actors: int = 4
+    n_actors: Size = 4
     """Actors in the ensemble."""
-    n_models: int = 7
+    n_models: Size = 7
     """Models in the ensemble."""
-    critic_per_clone: int = 5
+    critic_per_clone: Size = 5
     """Updates of Q and V per update of the clones and of the model."""
-    clip_decay_updates: int = 200
+    clip_decay_updates: Count = 200
     """Updates of stage 2 after which its clip stays."""
     disagreement: Literal["kl", "data"] = "kl"
     """Of a policy with the most likely other one: at its own actions, or at the data's."""
     gate: bool = True
     """Replace a policy's old one only where AM-Q has risen; otherwise after every `gate_every` updates."""
-    gate_every: int = 100
+    gate_every: Size = 100
     """Updates between two judgements of AM-Q."""
-    rollout_length: int = 1_000
+    rollout_length: Size = 1_000
     """Steps of an AM-Q rollout; less where the model is poor (20-100 in Adroit, 5-20 in Kitchen)."""
-    rollout_starts: int = 512
+    rollout_starts: Size = 512
     """AM-Q rollouts of every policy, shared by the model's members."""
     clone_successes: bool = False
     """Clone only rows from which a reward above 0 is still reached (the authors' --is_filter_bc, on AntMaze)."""
@@ -129,11 +129,11 @@ class Args(FinetuneArgs):
     """Q counts 0 after a rollout's end (good or bad by the sign of Q), or the mean is over what comes before it."""
     deploy: Literal["accepted", "last"] = "accepted"
     """Which state of the policies is taken to the environment."""
-    steps_per_iteration: int = 2_048
+    steps_per_iteration: Size = 2_048
     """Environment steps between two updates of the policy, which learns from these alone."""
-    epochs: int = 10
+    epochs: Size = 10
     """Passes of a PPO update over them (5-30 in the authors' scripts)."""
-    minibatch_size: int = 128
+    minibatch_size: Size = 128
     """Transitions per gradient step of it; the rest of a pass is left out."""
     clip_value: bool = True
     """Online: V moves by at most `online_clip` per PPO update."""

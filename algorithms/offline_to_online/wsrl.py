@@ -52,7 +52,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
@@ -69,7 +69,7 @@ class Args(FinetuneArgs):
     """Steps between two evaluations; the last checkpoint is always evaluated."""
     eval_episodes: Size = 20
     """Episodes of every lane (and task) at each evaluation, seeded alike for all lanes."""
-    learning_starts: int = 5_000
+    learning_starts: Count = 5_000
     """Environment steps before the first online update."""
     online_share: StaticFraction = 1.0
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
@@ -77,7 +77,7 @@ class Args(FinetuneArgs):
     """Gradient updates of the critics per environment step."""
     n_critics: Size = 10
     """Critics in the ensemble."""
-    subset_size: int = 2
+    subset_size: Size = 2
     """Random critics, drawn anew for every update, whose least target value is bootstrapped."""
     online_max_q_backup: bool = False
     """The same online (AntMaze)."""

@@ -80,7 +80,7 @@ class Args(OnlineArgs):
     """Rows per update of the diffusion model; 0: 1024 of data or a replay buffer of 800,000 or more, else 256."""
     denoiser_width: Size = 1024
     """Width of the diffusion model's residual blocks."""
-    denoiser_blocks: Count = 6
+    denoiser_blocks: Size = 6
     """Residual blocks of the diffusion model."""
     time_dim: Size = 256
     """Size of the embedding of a time (of a diffusion step)."""

@@ -65,7 +65,7 @@ class Args(GoalArgs):
     """Tokens that hold the plan; 0: the policy has none."""
     width: int = 256
     """Size of a token."""
-    layers: Count = 2
+    layers: Size = 2
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""

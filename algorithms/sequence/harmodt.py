@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     width: int = 256
     """Size of a token."""
-    layers: Count = 6
+    layers: Size = 6
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""

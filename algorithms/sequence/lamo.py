@@ -101,7 +101,7 @@ class Args(OfflineArgs):
     """alpha: the change is multiplied by alpha / r."""
     width: int = 128
     """Size of a token."""
-    layers: Count = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""

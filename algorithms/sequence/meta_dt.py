@@ -109,7 +109,7 @@ class Args(OfflineArgs):
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     width: int = 128
     """Size of a token."""
-    layers: Count = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""

@@ -88,7 +88,7 @@ class Args(OfflineArgs):
     """Step of the running moments of the critics' targets, in [0, 1]; the first ones are larger, at 0 none moves."""
     width: int = 512
     """Size of a token."""
-    layers: Count = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""

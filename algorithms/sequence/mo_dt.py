@@ -83,7 +83,7 @@ class Args(OfflineArgs):
     """Parts of each dimension of the actions, of which a token says where the action lies; 0: no such token."""
     width: int = 128
     """Size of a token."""
-    layers: Count = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""

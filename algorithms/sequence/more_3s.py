@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     """Names of the actions, in their order; none: action a, action b, ..."""
     width: int = 768
     """Size of a token."""
-    layers: Count = 6
+    layers: Size = 6
     """Blocks of the transformer."""
     heads: int = 12
     """Attention heads of each block."""

@@ -78,7 +78,7 @@ class Args(LabelArgs):
     """Average reward to come that is asked for: 0 the least one of the data, 1 the largest one."""
     width: int = 512
     """Size of a token."""
-    layers: Count = 2
+    layers: Size = 2
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""

@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     """By how much what is preferred shall be nearer to z* than what is not."""
     width: int = 128
     """Size of a token."""
-    layers: Count = 3
+    layers: Size = 3
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""

@@ -97,7 +97,7 @@ class Args(FinetuneArgs):
     """Gradient updates of a round."""
     width: int = 512
     """Size of a token."""
-    layers: Count = 4
+    layers: Size = 4
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import LOCK, load
 from environments.combination_lock import Lock
+from jobs import small
 from reference import close
 
 from shared.data import load_dataset
@@ -131,3 +132,17 @@ def test_a_lock_whose_states_are_not_seen_is_refused(tmp_path):
     args = hac.Args(dataset=LOCK)
     with pytest.raises(InputError, match="states are seen"):
         hac.lock_of(load_dataset(args).task, args)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"ridge": (1.0, 0.0)}, "--ridge must be above 0, not (1.0, 0.0)."),
+        ({"switch_factor": -2.0}, "--switch-factor must be above 0, not -2.0."),
+        ({"switch_factor": 0.0}, "--switch-factor must be above 0, not 0.0."),
+    ],
+)
+def test_what_divides_by_0_or_never_switches_is_refused(wrong, said, data_for, tmp_path):
+    with pytest.raises(InputError) as error:
+        hac.main(small("hybrid_actor_critic", data_for("hybrid_actor_critic"), tmp_path / "run", **wrong))
+    assert str(error.value) == said

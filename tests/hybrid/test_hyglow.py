@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from conftest import load
 from environments.combination_lock import Lock
+from jobs import small
 from reference import close
 
+from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -177,3 +179,9 @@ def test_the_greedy_policy_plays_and_acts(agent):
     np.testing.assert_array_equal(rows.obs[1:], rows.next_obs[:-1])
     obs = jnp.c_[jnp.eye(S), jnp.array([0.0, 2.0, 1.0])]
     np.testing.assert_array_equal(hyglow.act(agent, obs, None, ARGS), f[[0, 2, 1], [0, 1, 2]].argmax(-1))
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, (2.0, 0.0)])
+def test_a_bound_that_leaves_no_ratio_is_refused(clip, data_for, tmp_path):
+    with pytest.raises(InputError, match=r"^--density-clip must be above 0, not "):
+        hyglow.main(small("hyglow", data_for("hyglow"), tmp_path / "run", density_clip=clip))

@@ -11,6 +11,7 @@ from conftest import load
 from jax.sharding import SingleDeviceSharding
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions
 
@@ -182,3 +183,9 @@ def test_moorl_meta_actor_acts(agent, batch):
     close(module.act(agent, batch.obs, key, args), np.tanh(mean))
     noise = np.asarray(jax.random.normal(key, (B, 2)))
     close(module.explore(agent, batch.obs, key, args), tanh_normal(mean, log_std, noise)[0])
+
+
+@pytest.mark.parametrize("step", [0.0, (0.5, 0.0), -0.1, 1.1])
+def test_moorl_meta_parameters_must_move(step):
+    with pytest.raises(InputError, match=r"^--reptile-step must lie in \(0, 1\], not "):
+        load("moorl").main(tiny(reptile_step=step))

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import train
 from reference import close, mlp
 from scipy.special import log_softmax
 
+from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv
 from shared.sequences import Sequences
-from shared.task import Spec
-from shared.transitions import Batch, Transitions
+from shared.task import Spec, Task
+from shared.transitions import Batch
 
 SMALL = {
     "env": "", "eval_env": "PointMazesUnseen-v0", "before_updates": 8, "before_batch_size": 8, "n_envs": 2,
@@ -63,14 +65,16 @@ def test_progress_is_the_signed_logarithm_of_the_steps_between(agent, states):
     close(nce.progress_loss(agent.models, agent.nets, nce.Pairs(*states, steps))[0], ((f - target) ** 2).mean())
 
 
-def demos() -> Sequences:
-    """Two episodes, of 12 and of 5 rows; observations are (episode, step, row)."""
-    episode = np.repeat([0, 1], [12, 5])
-    step = np.r_[np.arange(12), np.arange(5)]
-    rows = np.stack([episode, step, np.arange(17)], 1).astype(np.float32)
-    start, end = np.int32([0, 12])[episode], np.int32([11, 16])[episode]
-    transitions = Transitions(jnp.asarray(rows), None, None, SPEC, ("obs",))
-    return Sequences(transitions, jnp.asarray(start), jnp.asarray(end))
+def demos(*unknown: int) -> Sequences:
+    """Two episodes, of 12 and of 5 rows, whose last one is terminal; observations are (episode, step, row).
+
+    What the rows `unknown` lead to is not known: their own state stands there.
+    """
+    row, known = np.arange(17), ~np.isin(np.arange(17), unknown)
+    obs = np.stack([row >= 12, np.where(row < 12, row, row - 12), row], 1).astype(np.float32)
+    next_obs, last = np.where(known[:, None], obs + np.float32([0, 1, 1]), obs), np.isin(row, (11, 16))
+    zeros = np.zeros(17, np.int32), np.zeros(17, np.float32)
+    return nce.watched(Dataset(Task("log", "", SPEC), obs, *zeros, next_obs, last, last, known))
 
 
 def test_pairs_are_of_one_episode_and_as_far_apart_as_they_say():
@@ -82,12 +86,40 @@ def test_pairs_are_of_one_episode_and_as_far_apart_as_they_say():
         first, second = np.asarray(found.first), np.asarray(found.second)
         assert (first[:, 0] == second[:, 0]).all()
         np.testing.assert_array_equal(second[:, 1] - first[:, 1], found.steps)
+        assert np.abs(found.steps).min() == 1  # no state is its own successor
+        later = np.where((np.asarray(found.steps) > 0)[:, None], second, first)
+        assert set(later[:, 2]) == set(range(1, 18)) and {(0, 12), (1, 5)} <= {tuple(x) for x in later[:, :2]}
     inside = np.asarray(near.first)[:, 2] < 8  # nothing is cut there
     counts = np.bincount(np.asarray(near.steps)[inside], minlength=4)
     assert counts[0] == 0 and counts[1:].min() > 0.8 * counts[1:].mean()
     steps = np.asarray(far.steps)
     assert steps.max() == 8 and steps.min() == -8 and abs((steps > 0).mean() - (steps < 0).mean()) < 0.1
     assert (np.abs(steps) == 1).mean() > 2 * (np.abs(steps) == 3).mean()  # in the logarithm uniform: ln 2 to ln (4 / 3)
+
+
+@pytest.mark.parametrize("unknown", [(16,), (11, 16)])
+def test_the_last_known_state_stands_for_what_is_not_known(unknown):
+    args = dataclasses.replace(ARGS, before_batch_size=2000)
+    found = jax.jit(nce.nce_pairs)(jax.random.key(0), demos(*unknown), args)
+    first, second, steps = (np.asarray(x) for x in found)
+    np.testing.assert_array_equal(second - first, np.stack([0 * steps, steps, steps], 1))
+    assert steps.min() == 1 and set(first[:, 2]) == set(range(17)) - set(unknown)
+    assert set(second[:, 2]) == {x + 1 for x in range(17)} - {x + 1 for x in unknown}
+
+
+def test_demonstrations_that_lead_nowhere_are_refused():
+    with pytest.raises(InputError, match="'log' does not say which states it leads to"):
+        demos(*range(17))
+
+
+def test_demonstrations_need_no_rewards(data_for, tmp_path):
+    data = load_dataset(data_for("nce_aux_reward"))
+    names = {"obs": "observations", "action": "actions", "next_obs": "next_observations", "terminal": "terminals"}
+    arrays = {name: getattr(data, field) for field, name in names.items()}
+    np.savez(tmp_path / "mazes.npz", **arrays, timeouts=data.last & ~data.terminal)
+    more = {"env": data.task.env_spec.id, "eval_env": ""}
+    agent = train("nce_aux_reward", str(tmp_path / "mazes.npz"), tmp_path / "run", **more)
+    assert all(np.isfinite(x).all() for x in agent.values())
 
 
 def test_ppo_has_the_clipped_surrogate_the_entropy_and_the_values_error(agent, states):

@@ -1,6 +1,7 @@
 """Optimistic forgetting: its losses and its planner in numpy, what is forgotten of a log, and an episode's labels."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from jobs import small
+from jobs import small, train
 from reference import SPEC, agent_of, close, mlp
 
 from shared.data import Dataset
@@ -173,6 +174,21 @@ def test_labels_and_which_rows_stay():
         module.log_of(steps("goal", "goal"), cost, dataclasses.replace(ARGS, n_demos=0))
 
 
+def test_rows_whose_next_state_is_not_known_have_no_labels():
+    """Of terminal ones that is told: what an episode ended in is what the log is there for."""
+    data = steps("limit", "goal", "violation", "violation")
+    known = ~np.isin(np.arange(12), (2, 8))  # a time limit and a violation, at whose own states nothing is the matter
+    data = dataclasses.replace(data, successor=known, next_obs=np.where(known[:, None], data.next_obs, data.obs))
+    log = module.log_of(data, cost, dataclasses.replace(ARGS, n_demos=-1))
+    assert log.rows.obs[:, 0].tolist() == np.flatnonzero(known).tolist()
+    assert log.episode.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert log.rows.obs[log.rows.violation > 0, 0].tolist() == [11.0]
+    assert module.ends_left_out(data).startswith("1 of 3 terminal rows of 'log' are left out")
+    assert module.ends_left_out(steps("limit", "violation")) is None
+    with pytest.raises(InputError, match="'log' does not say which states it leads to"):
+        module.log_of(dataclasses.replace(data, successor=np.zeros(12, bool)), cost, ARGS)
+
+
 def lane(agent, seed: int):
     return agent.replace(order_key=jax.random.key_data(jax.random.key(seed)))
 
@@ -206,20 +222,30 @@ def test_batches_are_of_experience_and_the_log_of_which_some_is_kept(agent, rows
     order = jax.jit(module.staying)(agent, log, args)
 
     @jax.jit
-    def seen(agent, t):
-        batches = module.sample(jax.random.key(0), log, order, agent, t, args)
+    def seen(replay, t):
+        batches = module.sample(jax.random.key(0), log, order, replay, t, args)
         return batches.all.obs[:, 0], batches.kept.obs[:, 0]
 
-    fresh = set(np.asarray(rows.obs[:, 0])[:2].tolist())
-    full = module.insert(agent, rows, 2)
+    fresh, none = set(np.asarray(rows.obs[:, 0])[:2].tolist()), module.no_experience(args, SPEC)
+    full = module.insert(none, rows, 2)
     old = [set(np.asarray(log.rows.obs)[np.asarray(order)[: 9 - n], 0].tolist()) for n in (0, 3, 6)]
     assert old[2] == {3.0, 4.0, 5.0}  # the demonstration
-    for state, t, more, kept in ((agent, 0, set(), 0), (full, 0, fresh, 0), (full, 5, fresh, 1), (full, 10, fresh, 2)):
-        of_all, of_kept = (set(x.tolist()) for x in seen(state, t))
+    for replay, t, more, kept in ((none, 0, set(), 0), (full, 0, fresh, 0), (full, 5, fresh, 1), (full, 10, fresh, 2)):
+        of_all, of_kept = (set(x.tolist()) for x in seen(replay, t))
         assert of_all == old[0] | more and of_kept == old[kept] | more
     again = module.insert(module.insert(full, rows, 3), rows, 3)  # eight rows in a ring of six
     ring = np.asarray(rows.obs)[[1, 2, 2, 0, 1, 0], 0]
-    assert sorted(again.replay.obs[:, 0].tolist()) == sorted(ring.tolist()) and again.inserted == 8
+    assert sorted(again.rows.obs[:, 0].tolist()) == sorted(ring.tolist()) and again.inserted == 8
+
+
+def test_violations_are_counted_that_the_ring_has_let_go_of(rows):
+    """The second of an episode's rows is one; six rows are kept of fifteen."""
+    replay = module.no_experience(ARGS, SPEC)
+    for _ in range(5):
+        replay = module.insert(replay, rows, 3)
+    assert len(replay.rows.goal) == 6 and replay.rows.violation.sum() == 2
+    assert replay.violations == 5
+    assert module.insert(replay, rows, 1).violations == 5  # the row behind an episode's end is none
 
 
 def world(end: str) -> JaxEnv:
@@ -236,14 +262,14 @@ def world(end: str) -> JaxEnv:
 @pytest.mark.parametrize("end", ["goal", "violation", "limit"])
 def test_an_episode_is_labelled_by_how_it_ended(agent, end):
     play = jax.jit(lambda key: module.play(agent, key, ARGS, world(end), lambda obs: obs[..., 0] < 0, 6))
-    new, info = play(jax.random.key(0))
+    rows, n, info = play(jax.random.key(0))
     length = 4 if end == "limit" else 3
-    assert new.inserted == length and info["steps"] == length
-    assert new.replay.obs[:length, 0].tolist() == list(range(length))
+    assert n == length and info["steps"] == length
+    assert rows.obs[:length, 0].tolist() == list(range(length))
     assert (info["success"], info["violation"]) == (end == "goal", end == "violation")
-    assert new.replay.success[:length].tolist() == [float(end == "goal")] * length
-    assert new.replay.violation[:length].tolist() == [0, 0, float(end == "violation"), 0][:length]
-    assert new.replay.terminal[:length].tolist() == [0, 0, float(end != "limit"), 0][:length]
+    assert rows.success[:length].tolist() == [float(end == "goal")] * length
+    assert rows.violation[:length].tolist() == [0, 0, float(end == "violation"), 0][:length]
+    assert rows.terminal[:length].tolist() == [0, 0, float(end != "limit"), 0][:length]
     assert 0.0 <= info["unfeasible"] <= 1.0
 
 
@@ -252,13 +278,13 @@ def test_each_online_episode_is_followed_by_updates_and_forgets_more(agent):
     log = module.log_of(steps("limit", "goal", "limit"), cost, dataclasses.replace(ARGS, n_demos=-1))
     args = dataclasses.replace(ARGS, forget_share=1.0)
     more = {"args": args, "log": log, "env": world("violation"), "cost": lambda obs: obs[..., 0] < 0, "limit": 5}
-    online = jax.jit(lambda agent, keys, start: module.train_online(agent, keys, start=start, **more))
-    one, first = online(agent, jax.random.split(jax.random.key(0), 5), 0)
+    online = jax.jit(lambda carry, keys, start: module.train_online(carry, keys, start=start, **more))
+    one, first = online((agent, module.no_experience(args, SPEC)), jax.random.split(jax.random.key(0), 5), 0)
     two, second = online(one, jax.random.split(jax.random.key(1), 5), 5)
-    assert (one.inserted, two.inserted) == (3, 6)
-    assert (first["violations"], second["violations"]) == (1, 1) and two.replay.violation.sum() == 2
+    assert (one[1].inserted, two[1].inserted) == (3, 6)
+    assert (first["violations"], second["violations"]) == (1, 1) and two[1].rows.violation.sum() == 2
     assert (first["kept_rows"], second["kept_rows"]) == (6, 3)
-    assert [int(x.opt[0].count - agent.opt[0].count) for x in (one, two)] == [2, 4]
+    assert [int(x.opt[0].count - agent.opt[0].count) for x, _ in (one, two)] == [2, 4]
 
 
 def test_costs_are_read_off_observations_and_asked_of_who_tells_them(pendulum, tmp_path):
@@ -269,3 +295,24 @@ def test_costs_are_read_off_observations_and_asked_of_who_tells_them(pendulum, t
     args = small("optimistic_forgetting", pendulum, tmp_path / "run", env="phys2d/Pendulum-v0")
     with pytest.raises(InputError, match="What states cost is needed"):
         module.main(args)
+
+
+def test_agents_go_on_in_a_run_of_another_length(data_for, tmp_path):
+    """What a run has seen online is none of its agents' parts."""
+    data, name = data_for("optimistic_forgetting"), "optimistic_forgetting"
+    sizes = {"env_steps": 80, "offline_updates": 80, "log_every": 80, "eval_every": 160, "offline_eval_every": 80}
+    first = train(name, data, tmp_path / "first", **sizes)
+    longer = sizes | {"env_steps": 160, "buffer_size": 100, "from_run": str(tmp_path / "first")}
+    then = train(name, data, tmp_path / "then", **longer)
+    assert first.keys() == then.keys() and not [path for path in first if "replay" in path or "inserted" in path]
+    (first,), (then,) = (x["[0].opt[0].count"] for x in (first, then))
+    assert (first, then) == (80 + 2, 80 + 2 * 2)
+    with np.load(tmp_path / "then" / "checkpoint" / "state.npz") as file:
+        assert file["[1].rows.goal"].shape == (1, 100) and 0 < file["[1].inserted"] <= 160
+    assert json.loads((tmp_path / "then" / "run.json").read_text())["status"] == "finished"
+
+
+def test_an_episode_fits_into_the_buffer(data_for, tmp_path):
+    data, name = data_for("optimistic_forgetting"), "optimistic_forgetting"
+    with pytest.raises(InputError, match="--buffer-size 79 is less than an episode's 80 steps"):
+        module.main(small(name, data, tmp_path / "run", buffer_size=79))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
+from jobs import train
 from reference import SPEC, B, agent_of, close, tanh_normal
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
@@ -166,6 +167,20 @@ def test_an_update_takes_all_losses_of_the_old_parameters(agent, rows):
     jax.tree.map(np.testing.assert_array_equal, new.classifier, agent.classifier)
 
 
+def test_cloning_alone_leaves_the_temperature_where_it_is(agent, rows):
+    """However large: nothing would hold it, and 0 times infinity is no number."""
+    update, key = jax.jit(robofume.update), jax.random.key(5)
+    for log_alpha in (-0.4, 100.0):
+        old = agent.replace(log_alpha=jnp.float32(log_alpha))
+        new, metrics = update(old, rows, key, tiny(rl_weight=0.0))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((new.actor, new.actor_opt, metrics)))
+        assert new.log_alpha == old.log_alpha
+        jax.tree.map(np.testing.assert_array_equal, new.alpha_opt, old.alpha_opt)
+        close(metrics["actor_loss"], metrics["cloning_loss"])
+    new, _ = update(agent, rows, key, tiny(actor_lr=0.01))
+    close(abs(new.log_alpha + 0.4), 0.01)
+
+
 def log(rewards, last, seed=0):
     n, r = len(rewards), np.random.default_rng(seed)
     arrays = {"obs": r.normal(size=(n, 3)), "action": r.uniform(-1, 1, (n, 2)), "next_obs": r.normal(size=(n, 3))}
@@ -187,6 +202,28 @@ def test_demonstrations_end_where_they_first_succeed():
     assert found.task.tolist() == [1] * 4 and found.demo.tolist() == [1] * 4
     with pytest.raises(InputError, match=r"'log' has no reward of 2 or more \(--success-threshold\)\.$"):
         robofume.demonstrations(DATA, 0, tiny(success_threshold=2.0))
+
+
+def cut(data: Dataset, *rows: int) -> Dataset:
+    """Without the next observations of these rows, in whose place their own stand."""
+    known = ~np.isin(np.arange(len(data.obs)), rows)
+    return dataclasses.replace(data, successor=known, next_obs=np.where(known[:, None], data.next_obs, data.obs))
+
+
+def test_rows_whose_next_state_is_not_known_tell_nothing_of_it():
+    """Two, of which one succeeds: neither a step nor an end; their episode's other step stays."""
+    data = log([0, 0, 1, 0, 0, 1, 0, 1, 1], [0, 0, 1, 0, 0, 1, 0, 1, 1])
+    found = robofume.demonstrations(cut(data, 3, 5), 0, tiny())
+    np.testing.assert_array_equal(found.obs, data.obs[[0, 1, 2, 4, 6, 7, 8]])
+    assert found.steps_left.tolist() == [3, 2, 1, 2, 2, 1, 1]
+    there = robofume.sources(cut(data, 3, 5), None, cut(data, *range(8)), tiny())
+    close(there.ends[0][there.ends[1] == 0], data.next_obs[[2, 7, 8]])
+    np.testing.assert_array_equal(there.prior.obs, data.obs[8:])
+    assert there.prior.success.shape == (1, 2)
+    with pytest.raises(InputError, match=r"'log' does not say which states its successes lead to"):
+        robofume.demonstrations(cut(data, 2, 5, 7, 8), 0, tiny())
+    with pytest.raises(InputError, match=r"'log' does not say which states it leads to"):
+        robofume.sources(data, None, cut(data, *range(9)), tiny())
 
 
 @pytest.mark.parametrize("back", (None, WAY_BACK))
@@ -214,13 +251,13 @@ def test_batches_are_of_demonstrations_prior_data_and_the_replay_buffer():
     replay = jax.jit(
         lambda replay: jax.tree.map(lambda x: x[0], replay).insert(jnp.full(10, 7.0)).insert(jnp.full(10, 9.0))
     )(replay)
-    rows, newest = sample(jax.random.key(0), data, replay, args)
+    rows, newest, terminal = sample(jax.random.key(0), data, replay, args)
     assert rows.demo.tolist() == [1] * 2 + [0] * 14 and rows.obs.shape == (16, 3)
     assert set(rows.obs[8:, 0].tolist()) == {7.0, 9.0} and not {7.0, 9.0} & set(rows.obs[:8, 0].tolist())
     assert set(rows.task[8:].tolist()) == {0, 1} and np.isinf(rows.steps_left[2:]).all()
     of_replay = np.where(np.asarray(rows.task[8:]) == 0, 1.0, 0.0)  # rewards are 7 and 9, home is far away
     np.testing.assert_array_equal(rows.success[8:], of_replay)
-    assert newest.obs[0] == 9.0 and newest.success.tolist() == [1, 0]
+    assert newest.obs[0] == 9.0 and newest.success.tolist() == [1, 0] and terminal == 9.0
     rows = jax.jit(robofume.draw, static_argnums=2)(jax.random.key(0), data._replace(prior=None), 8, args)
     assert rows.demo.tolist() == [1] * 8
 
@@ -251,13 +288,13 @@ def test_fitting_moves_the_classifier_alone_towards_its_labels(agent):
     assert logits.mean() > before.mean() and np.isfinite(first["classifier_loss"])
 
 
-def after(agent, steps, args, t=0):
+def after(agent, steps, args):
     """The agent after steps that succeed or not: [(task, attempt, streak)], and the last metrics."""
     found = []
-    for i, done in enumerate(steps):
+    for done in steps:
         success = np.float32([done, done])
         newest = robofume.Rows(*(np.zeros(n, np.float32) for n in (3, 2, 3)), 0, success, np.inf, 0)
-        agent, metrics = practise(agent, newest, args, t + i)
+        agent, metrics = practise(agent, newest, np.float32(0), args)
         found.append((int(agent.task), int(agent.attempt), int(agent.streak)))
     return found, metrics
 
@@ -272,10 +309,23 @@ def test_the_task_changes_after_two_successes_in_a_row_or_in_time(agent):
 
 def test_a_reset_begins_the_task_anew_and_is_counted(agent):
     args = tiny(learned_reward=0.0)
-    back = agent.replace(task=jnp.int32(1), attempt=jnp.int32(1))
-    found, metrics = after(back, [0, 0], args, t=18)
+    back = agent.replace(task=jnp.int32(1), attempt=jnp.int32(1), since=jnp.int32(18))
+    found, metrics = after(back, [0, 0], args)
     assert found == [(1, 2, 0), (0, 0, 0)] and metrics["resets"] == 1
-    assert after(back, [0], args, t=18)[1]["resets"] == 0
+    assert after(back, [0], args)[1]["resets"] == 0
+
+
+@pytest.mark.parametrize("ends, resets", [((), [19, 39]), ((5,), [25, 45]), ((5, 24), [44]), ((19,), [39])])
+def test_resets_are_counted_from_when_the_environment_last_began_anew(agent, ends, resets):
+    """One that ends by itself, after step 5, has twenty steps again."""
+    newest = robofume.Rows(*(np.zeros(n, np.float32) for n in (3, 2, 3)), 0, np.zeros(2, np.float32), np.inf, 0)
+    args, counts = tiny(learned_reward=0.0, attempt_steps=1000), [0]
+    agent = agent.replace(task=jnp.int32(1))
+    for t in range(50):
+        agent, metrics = practise(agent, newest, np.float32(t in ends), args)
+        counts.append(int(metrics["resets"]))
+        assert int(agent.task) == (0 if counts[-1] else 1)
+    assert np.flatnonzero(np.diff(counts)).tolist() == resets and counts[-1] == len(resets)
 
 
 def test_with_a_learned_reward_the_classifier_says_when_it_is_done(agent):
@@ -290,14 +340,14 @@ def test_with_a_learned_reward_the_classifier_says_when_it_is_done(agent):
 
 def test_a_reset_of_the_networks_leaves_all_else(agent):
     agent = agent.replace(log_alpha=jnp.float32(-0.7), alpha_opt=jax.tree.map(lambda x: x + 2, agent.alpha_opt))
-    agent = agent.replace(task=jnp.int32(1), attempt=jnp.int32(3), streak=jnp.int32(1))
+    agent = agent.replace(task=jnp.int32(1), attempt=jnp.int32(3), streak=jnp.int32(1), since=jnp.int32(5))
     begin, key = jax.jit(partial(robofume.begin, spec=SPEC)), jax.random.key(8)
     old, new = (begin(agent, key, dataclasses.replace(tiny(), new_networks=x)) for x in (0.0, 1.0))
     fresh = jax.jit(robofume.init, static_argnums=2)(key, tiny(), SPEC)
     for name in ("actor", "critic", "target_critic", "actor_opt", "critic_opt"):
         jax.tree.map(np.testing.assert_array_equal, getattr(old, name), getattr(agent, name))
         jax.tree.map(close, getattr(new, name), getattr(fresh, name))
-    for name in ("classifier", "classifier_opt", "log_alpha", "alpha_opt", "task", "attempt", "streak"):
+    for name in ("classifier", "classifier_opt", "log_alpha", "alpha_opt", "task", "attempt", "streak", "since"):
         jax.tree.map(np.testing.assert_array_equal, getattr(new, name), getattr(agent, name))
 
 
@@ -340,6 +390,28 @@ def test_names_of_arrays_are_told_of_the_datasets_that_have_them(pendulum, tmp_p
     assert back is None
 
 
+def test_rewards_of_prior_data_are_asked_for_where_they_count(pendulum, tmp_path):
+    with np.load(pendulum) as file:
+        np.savez(tmp_path / "pendulum-mute.npz", **{name: file[name] for name in file.files if name != "rewards"})
+    mute = str(tmp_path / "pendulum-mute.npz")
+    data, _, prior = robofume.load_datasets(tiny(dataset=pendulum, prior_dataset=mute))
+    assert len(prior.obs) == len(data.obs)
+    counts = [{"prior_dataset": mute, "learned_reward": x} for x in (0.0, (0.0, 1.0))]
+    for changes in (*counts, {"back_dataset": mute}):
+        with pytest.raises(InputError, match="learns from rewards; '.*pendulum-mute.npz' has none"):
+            robofume.load_datasets(tiny(dataset=pendulum, **changes))
+
+
+def test_a_run_from_another_one_takes_its_classifier_as_it_is(pendulum, tmp_path):
+    first = train("robofume", pendulum, tmp_path / "first")
+    then = train("robofume", pendulum, tmp_path / "then", from_run=str(tmp_path / "first"))
+    assert (tmp_path / "first" / "before.csv").exists() and not (tmp_path / "then" / "before.csv").exists()
+    kept = [name for name in first if name.startswith(("[0].classifier[", "[0].classifier_opt["))]
+    assert any("kernel" in name for name in kept)
+    for name in kept:
+        np.testing.assert_array_equal(then[name], first[name], err_msg=name)
+
+
 def test_other_data_and_endless_costs_are_refused(pendulum, tmp_path):
     with np.load(pendulum) as file:
         wider = {name: file[name] for name in file.files} | {"observations": np.zeros((300, 4))}
@@ -349,3 +421,6 @@ def test_other_data_and_endless_costs_are_refused(pendulum, tmp_path):
         robofume.load_datasets(tiny(dataset=pendulum, back_dataset=str(tmp_path / "wider.npz")))
     with pytest.raises(InputError, match="--discount must be below 1, not 1.0: what a step costs for ever"):
         robofume.main(tiny(discount=1.0))
+    for smoothing in (0.5, (0.1, 0.7)):
+        with pytest.raises(InputError, match="--label-smoothing must be below 0.5, not .*: all labels are alike then"):
+            robofume.main(tiny(label_smoothing=smoothing))

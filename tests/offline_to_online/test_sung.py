@@ -204,3 +204,10 @@ def test_sung_goes_on_from_a_run_of_td3_bc_with_a_vae_of_its_own(pendulum, tmp_p
     assert trained["[0].critic_opt[0].count"].tolist() == [12, 12]
     assert trained["[0].vae_opt[0].count"].tolist() == [10, 10]
     assert (tmp_path / "online" / "before.csv").exists() and not (tmp_path / "online" / "offline.csv").exists()
+
+
+def test_sung_goes_on_from_a_run_of_its_own_with_the_vae_that_is_there(pendulum, tmp_path):
+    train("sung", pendulum, tmp_path / "offline")
+    trained = train("sung", pendulum, tmp_path / "online", from_run=str(tmp_path / "offline"))
+    assert trained["[0].vae_opt[0].count"].tolist() == [2 + 8]  # those of before there, one per environment step here
+    assert not (tmp_path / "online" / "before.csv").exists()

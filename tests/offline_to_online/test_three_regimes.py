@@ -139,7 +139,7 @@ def counts(agent):
 
 
 def test_cloning_trains_critics_only_if_asked(agent, batch):
-    for fit, expected in ((True, [1, 1, 1]), (False, [0, 1, 1])):
+    for fit, expected in ((True, [1, 1, 0]), (False, [0, 1, 0])):
         args = tiny(pretraining="bc", fit_critic=fit)
         new, metrics = jax.jit(regimes.update)(agent, batch, jax.random.key(0), args)
         assert counts(new) == expected
@@ -149,6 +149,18 @@ def test_cloning_trains_critics_only_if_asked(agent, batch):
     keys = jax.random.split(jax.random.key(0))
     close(metrics["critic_loss"], critic_loss(agent.critic, agent, batch, keys[0], tiny(), 1.0)[0])
     close(metrics["actor_loss"], actor_loss(agent.actor, agent, batch, keys[1], tiny(), 1.0)[0])
+
+
+def test_cloning_leaves_the_temperature_alone(agent, batch):
+    update, new = jax.jit(regimes.update), agent
+    for key in jax.random.split(jax.random.key(0), 3):
+        new, metrics = update(new, batch, key, tiny(pretraining="bc"))
+        close(metrics["temperature"], np.exp(-0.4))
+    assert new.log_alpha == agent.log_alpha
+    jax.tree.map(np.testing.assert_array_equal, new.alpha_opt, agent.alpha_opt)
+    for pretraining in ("cal_ql", "td3_bc"):
+        other, _ = update(agent, batch, jax.random.key(0), tiny(pretraining=pretraining))
+        assert other.log_alpha != agent.log_alpha
 
 
 def test_online_steps_wait_and_then_move_critics_before_the_policy(agent, batch):
