@@ -620,10 +620,10 @@ def resolved(args: Args, data: Dataset) -> Args:
         raise InputError(
             f"--n-tasks {args.n_tasks}: observations of '{data.task.id}' have {data.spec.obs_shape[0]} numbers."
         )
-    if np.all(np.equal(args.v_min, 0.0) & np.equal(args.v_max, 0.0)):
+    if not np.any(args.v_min) and not np.any(args.v_max):
         signs = dataclasses.replace(data, reward=np.sign(data.reward)).return_to_go(float(np.max(args.discount)))
         args = dataclasses.replace(args, v_min=float(signs.min()), v_max=float(signs.max()))
-    if not np.all(np.less(args.v_min, np.array(args.v_max))):
+    if np.max(args.v_min) >= np.min(args.v_max):
         raise InputError(f"--v-min {args.v_min} must be less than --v-max {args.v_max}.")
     return args
 

@@ -438,6 +438,8 @@ def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
         ({"n_atoms": 1}, "--n-atoms must be at least 2, not 1"),
         ({"n_tasks": 5}, "--n-tasks 5: observations of 'log' have 5 numbers"),
         ({"v_min": (-1.0, 3.0)}, "must be less than --v-max"),
+        ({"v_min": (-1.0, 3.0), "v_max": (2.0, 5.0)}, "must be less than --v-max"),  # each meets each
+        ({"v_min": (-1.0, 0.0), "v_max": (0.0, 2.0, 3.0)}, "must be less than --v-max"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, said):
