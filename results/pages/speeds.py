@@ -47,7 +47,7 @@ def speed_table(measured: dict) -> str:
         "product (drawing a batch, activations, Adam, copies), and cores that one lane leaves idle. Beside it gradient "
         "updates per second, all lanes together, compile time apart, on 1M synthetic transitions (hopper: obs 11, act "
         f"3; ant: obs 111, act 8), {cores}, medians of the timed calls (`make speed`). On CPU all devices read one "
-        "copy of the dataset."
+        "copy of the dataset, and the lanes of one are copied in and out once a call: of few updates (chunk) it shows."
     )
     if left_out := measured.get("left_out"):
         why: dict[str, set[str]] = {}
