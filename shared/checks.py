@@ -281,7 +281,8 @@ def _random_rewards_compiled(env: JaxEnv, spec: Spec) -> np.ndarray:
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # it runs once
     options = quick if jax.default_backend() == "cpu" else None
     keys = jax.random.split(jax.random.key(0), 10)
-    return np.asarray(jax.jit(jax.vmap(play), compiler_options=options)(keys)).ravel()
+    with jax.debug_key_reuse(False):  # an episode begins again as the first one did, with the same key
+        return np.asarray(jax.jit(jax.vmap(play), compiler_options=options)(keys)).ravel()
 
 
 def other_rewards(task: Task) -> str | None:
