@@ -1,4 +1,4 @@
-from results.checks import Claim, course, fall, noise, online_mean, start
+from results.checks import Claim, course, end, fall, noise, online_mean, start
 from results.grid import interaction, worlds
 
 DEMOS, FEW = "point-umaze-demos", "pendulum-few"
@@ -53,6 +53,11 @@ CLAIM = Claim(
         ),
     },
     observed={
+        f"{DEMOS}: ten critics never fall": fall(ten[DEMOS]) < 1.0,
+        f"{FEW}: ten critics end below two": end(ten[FEW]) < end(two[FEW]),
+        f"{FEW}: the full method has a higher mean over the online evaluations than the plain ten": (
+            online_mean(few_full) > online_mean(ten[FEW])
+        ),
         f"{PENDULUM}: ten critics end offline above two": start(ten[PENDULUM]) > start(two[PENDULUM]),
         f"{PENDULUM}: ten critics have the higher mean over the online evaluations": (
             online_mean(ten[PENDULUM]) > online_mean(two[PENDULUM])
@@ -66,11 +71,14 @@ CLAIM = Claim(
         f"{PENDULUM}: one standard deviation is worse than ten": NARROW < AUTHORS,
         **{f"{d}: ten critics end offline below 12": start(ten[d]) < 12 for d in (REPLAY, MAZE)},
     },
-    finding="A level can be lost only where there is one, and where the data are narrow: demonstrations in a maze, and "
-    "a tenth of Pendulum's data. On all of Pendulum's data ten critics are slightly ahead of two offline, and online "
-    "they are at the top a little sooner and steadier; but neither loses its level for longer than one evaluation. The "
-    "full method learns more slowly there, and the cause is its exploration by upper confidence bounds: with the "
-    "policy's own, minimum over pairs and weights are as fast as the plain ensemble; one standard deviation is worse "
-    "than the authors' ten. On hopper-medium-replay and PointMaze 5,000 updates leave ten critics as low as two, with "
-    "nothing to lose.",
+    finding="A level can be lost only where there is one, and where the data are narrow: demonstrations in a maze, "
+    "and a tenth of Pendulum's data. In the maze ten critics never lose the level that they have from the "
+    "demonstrations, where two lose a quarter of it, beyond noise: what the paper claims. On the tenth of "
+    "Pendulum's data ten critics fall as far as two and end lower; the minimum over pairs, weights and "
+    "exploration by the spread are above the plain ten there, within noise. On all of Pendulum's data ten "
+    "critics are slightly ahead of two offline, and online they are at the top a little sooner and steadier; "
+    "but neither loses its level for longer than one evaluation. The full method learns more slowly there, "
+    "and the cause is its exploration by upper confidence bounds: with the policy's own, minimum over pairs "
+    "and weights are as fast as the plain ensemble; one standard deviation is worse than the authors' ten. On"
+    " hopper-medium-replay and PointMaze 5,000 updates leave ten critics as low as two, with nothing to lose.",
 )
