@@ -57,5 +57,6 @@ CLAIM = Claim(
     "promises; without its constraint it promises more than it obtains and chooses worse. On ice luck "
     "misleads nobody so far: on the frozen lake all stay near cloning, where what DoC promises is what it "
     "obtains, with and without the constraint; on the point lake DoC and DT both end above cloning, and DoC "
-    "promises more than it obtains.",
+    "promises more than it obtains. The runs were made while z was kept from knowing what follows the present"
+    " step alone; with every step it is made of, they are to be made again.",
 )

@@ -40,9 +40,11 @@ CLAIM = Claim(
         f"{HIDDEN}: with both guides it is below half of the planner that knows the goal": dual < 50.0,
     },
     finding="The context is what the planner lacks: the same network without it, which one window in four teaches, "
-    "ends below uniform actions, and given the context less far below; the guide to rewards, whose model needs the "
-    "context, lifts it above them. Given the context alone it imitates data of mixed quality; that a new plan at "
-    "every step forgets what the last one intended may be why it does no better. The guide to the dynamics changes "
-    "nothing; how far plans disagree with the dynamics, of which a step here is little more than the action, was "
-    "not logged. All stay below the planner that knows the goal: the task is found out while the episode runs.",
+    "ends below uniform actions, and given the context less far below; the guide to rewards, whose model "
+    "needs the context, lifts it above them. Given the context alone it imitates data of mixed quality; that "
+    "a new plan at every step forgets what the last one intended may be why it does no better. The guide to "
+    "the dynamics changes nothing; how far plans disagree with the dynamics, of which a step here is little "
+    "more than the action, was not logged. All stay below the planner that knows the goal: the task is found "
+    "out while the episode runs. The runs were made while both guides looked at the network's own word of the"
+    " first state, which no loss trains, in place of the state; they are to be made again.",
 )

@@ -35,7 +35,9 @@ CLAIM = Claim(
         "the representation alone over neither": torso > neither,
         "With a progress of weight 0.1 it ends below 5": highest(end(taught, MUCH), end(anew, MUCH)) < 5.0,
     },
-    finding="The four means are in the order that the paper claims, but each step is within the noise of eight lanes. "
-    "The weight of the progress decides: at 0.1 the agent learns to stay away from the goal, where the episode ends, "
-    "and with it what is paid for progress. Smaller weights than 0.01 and more lanes were not tried.",
+    finding="The four means are in the order that the paper claims, but each step is within the noise of eight lanes."
+    " The weight of the progress decides: at 0.1 the agent learns to stay away from the goal, where the "
+    "episode ends, and with it what is paid for progress. Smaller weights than 0.01 and more lanes were not "
+    "tried. The runs were made while the state that an episode ends in was not shown to either model; they "
+    "are to be made again.",
 )

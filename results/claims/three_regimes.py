@@ -136,5 +136,7 @@ CLAIM = Claim(
     "the controller that solves the task is superior, as the test says. In neither does a side win by the "
     "margin: whichever is kept, by warm-up or by replay, the last quarter of the run is far above the pre- "
     "trained policy. A reset, and the regulariser that is kept, end lower than the same without them. On "
-    "mixed data, where nothing was predicted to win, nothing does. What Cal-QL would keep is not measured here.",
+    "mixed data, where nothing was predicted to win, nothing does. What Cal-QL would keep is not measured "
+    "here. The cloned arms were made while cloning still moved the entropy temperature; they are to be made "
+    "again.",
 )
