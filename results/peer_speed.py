@@ -257,7 +257,7 @@ def unifloral_with_model(root: Path, algorithm: str, lanes: int, data: Dataset, 
         buffer = jax.tree.map(lambda x: jnp.zeros((batch * ROLLOUT_STEPS * KEPT, *x.shape[1:])), rows)
         return (key, peer.AgentTrainState(**made), buffer), model_params
 
-    def train(state, rows):
+    def train_lane(state, rows):
         lane, model_params = state
         net = dynamics.EnsembleDynamicsModel(num_ensemble=model.num_elites, **sizes)
         # their class sets the number of members on the network itself, which today's flax forbids
@@ -274,11 +274,11 @@ def unifloral_with_model(root: Path, algorithm: str, lanes: int, data: Dataset, 
 
     def train_lanes(states, rows):
         # one after the other: under vmap their `cond` would make the rollouts before every update
-        return jax.lax.map(lambda state: train(state, rows), states)
+        return jax.lax.map(lambda state: train_lane(state, rows), states)
 
     keys = jax.random.split(jax.random.PRNGKey(0), lanes)
     state = jax.vmap(init)(keys) if lanes > 1 else init(keys[0])
-    train = jax.jit(train_lanes if lanes > 1 else train)
+    train = jax.jit(train_lanes if lanes > 1 else train_lane)
     return Side(partial(_compiled, train, state, rows), lambda s, f: f(s, rows)[0], state)
 
 
