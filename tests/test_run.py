@@ -491,7 +491,7 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
     [
         ("c_cql", "inverse_updates", 0),
         ("pac", "warmup_updates", 0),
-        ("pac", "layers", 0),
+        ("pac", "layers", 1),
         ("semi_pessimistic", "reward_batch", 1),
         ("imputed_rewards", "reward_batch", 1),
         ("ptr", "latent_dim", 1),
