@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise
-from results.grid import OGBENCH_TASK, benchmark, ogbench, small
+from results.grid import benchmark, ogbench_task, small
 
 MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
 MIXED = "pendulum-mixed"
@@ -11,7 +11,7 @@ BENCHMARK = [
     benchmark("bc", MAZE, "--eval-episodes 20"),
     benchmark("bc", MEDIUM, TOP, "top10"),
     benchmark("bc", REPLAY, TOP, "top10"),
-    ogbench("bc", OGBENCH_TASK, "--hidden-dims 512 512 512 512"),
+    ogbench_task("bc"),
 ]
 
 everything = {MIXED: small("bc"), MEDIUM: BENCHMARK[0], REPLAY: BENCHMARK[1]}

@@ -1,5 +1,5 @@
 from results.checks import Claim, end, logged, noise
-from results.grid import OGBENCH_TASK, Entry, ogbench
+from results.grid import Entry, ogbench_task
 
 MAZE = "point-umaze-mixed"
 
@@ -15,7 +15,7 @@ single = run("h1", "--chunk-length 1 --discount 0.99 0.999")
 coupled = run("coupled", "--chunk-length 8 --next-value policy")
 regressed = run("regressed", "--chunk-length 8 --no-classification")
 
-BENCHMARK = [ogbench("deas", OGBENCH_TASK)]
+BENCHMARK = [ogbench_task("deas")]
 
 CLAIM = Claim(
     title="Values of chunks see far in few updates, without any policy in their targets",

@@ -1,9 +1,9 @@
 from results.checks import Claim, action_ms, end, noise
-from results.grid import OGBENCH_TASK, benchmark, offline, ogbench
+from results.grid import benchmark, offline, ogbench_task
 
 REPLAY, MAZE = "hopper-medium-replay-v0", "pointmaze-umaze"
 
-BENCHMARK = [benchmark("fql", MAZE, "--eval-episodes 20", updates=30_000), ogbench("fql", OGBENCH_TASK)]
+BENCHMARK = [benchmark("fql", MAZE, "--eval-episodes 20", updates=30_000), ogbench_task("fql")]
 
 diffusion_ql = {d: offline("diffusion_ql", d) for d in (REPLAY, MAZE)}
 fql = {d: offline("fql", d) for d in (REPLAY, MAZE)}
