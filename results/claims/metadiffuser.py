@@ -45,6 +45,5 @@ CLAIM = Claim(
     "a new plan at every step forgets what the last one intended may be why it does no better. The guide to "
     "the dynamics changes nothing; how far plans disagree with the dynamics, of which a step here is little "
     "more than the action, was not logged. All stay below the planner that knows the goal: the task is found "
-    "out while the episode runs. The runs were made while both guides looked at the network's own word of the"
-    " first state, which no loss trains, in place of the state; they are to be made again.",
+    "out while the episode runs.",
 )
