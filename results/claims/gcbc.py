@@ -1,3 +1,3 @@
-from results.grid import OGBENCH_GOALS, ogbench
+from results.grid import ogbench_goals
 
-BENCHMARK = [ogbench("gcbc", d) for d in OGBENCH_GOALS]
+BENCHMARK = ogbench_goals("gcbc")

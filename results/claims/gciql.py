@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task
-from results.grid import OGBENCH_GOALS, goals, ogbench
+from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 STITCH = "point-medium-stitch"
 
@@ -12,7 +12,7 @@ def value(module, agent, obs, goal, args):
 
 
 OGBENCH = OGBENCH_GOALS[:2]
-BENCHMARK = [ogbench("gciql", d) for d in OGBENCH_GOALS]
+BENCHMARK = ogbench_goals("gciql")
 there = dict(zip(OGBENCH, BENCHMARK, strict=False))
 gcbc_there = {d: ogbench("gcbc", d) for d in OGBENCH}
 

@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task, rank_correlation
-from results.grid import OGBENCH_GOALS, goals, ogbench
+from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
 
@@ -14,7 +14,7 @@ def value(module, agent, obs, goal, args):
 
 
 OGBENCH = OGBENCH_GOALS[:2]
-BENCHMARK = [ogbench("gcivl", d) for d in OGBENCH_GOALS]
+BENCHMARK = ogbench_goals("gcivl")
 there = dict(zip(OGBENCH, BENCHMARK, strict=False))
 gcbc_there = {d: ogbench("gcbc", d) for d in OGBENCH}
 

@@ -1,5 +1,5 @@
 from results.checks import Claim, end, noise, of_task, rank_correlation
-from results.grid import OGBENCH_GOALS, goals, ogbench
+from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 LARGE = "point-large-navigate"
 
@@ -12,7 +12,7 @@ def value(module, agent, obs, goal, args):
 
 
 OGBENCH = OGBENCH_GOALS[0]
-BENCHMARK = [ogbench("hiql", d) for d in OGBENCH_GOALS]
+BENCHMARK = ogbench_goals("hiql")
 others = {name.upper(): ogbench(name, OGBENCH) for name in ("gcbc", "gcivl")}
 
 CLAIM = Claim(
