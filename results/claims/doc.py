@@ -53,10 +53,17 @@ CLAIM = Claim(
         f"{ICE}: DT obtains less than half of the 1 that it is asked for": end_return(dt[ICE]) < 0.5,
     },
     finding="Asked for the best return, DT chooses as the data did where it was lucky, and finds the better arm only "
-    "where the data chose it often enough. DoC finds it with either pair of odds and obtains what it "
-    "promises; without its constraint it promises more than it obtains and chooses worse. On ice luck "
-    "misleads nobody so far: on the frozen lake all stay near cloning, where what DoC promises is what it "
-    "obtains, with and without the constraint; on the point lake DoC and DT both end above cloning, and DoC "
-    "promises more than it obtains. The runs were made while z was kept from knowing what follows the present"
-    " step alone; with every step it is made of, they are to be made again.",
+    "where the data chose it often enough. DoC finds it in every lane with either pair of odds; with odds of 80 % it "
+    "promises a little more than it obtains, with 60 % what it obtains. Without its constraint it promises more than "
+    "any arm can pay and chooses worse. On ice luck misleads nobody so far: on the frozen lake all stay near cloning, "
+    "where what DoC promises is what it obtains, with and without the constraint; on the point lake DoC and DT both "
+    "end above cloning, DT higher, and DoC obtains more than it promises.",
+    observed={
+        f"{EVEN}: DoC finds the better arm, too": end(doc[EVEN], ON) > 0.7,
+        f"{LAKE}: DT ends above DoC, beyond noise": end(dt[LAKE])
+        > end(doc[LAKE], ON) + noise(end(doc[LAKE], ON), end(dt[LAKE])),
+        f"{LAKE}: DoC obtains more than it promises": end_return(doc[LAKE], ON) > logged("promised", doc[LAKE], ON),
+        f"{LUCKY}: without the constraint it promises more than 0.8": logged("promised", doc[LUCKY], OFF) > 0.8,
+        f"{CLOSE}: more than 0.6": logged("promised", doc[CLOSE], OFF) > 0.6,
+    },
 )
