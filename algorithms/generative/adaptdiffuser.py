@@ -639,6 +639,8 @@ def check(args: Args) -> None:
         )
     if min(args.generated_plans, args.reference_rows, args.sampling_steps) < 1:
         raise InputError("--generated-plans, --reference-rows and --sampling-steps must be at least 1.")
+    if args.kept_share <= 0.0:
+        raise InputError("--kept-share must be above 0: a round learns from the plans that are kept.")
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
 

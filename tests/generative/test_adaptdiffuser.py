@@ -437,6 +437,7 @@ def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end(warm):
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"rounds": 2}, "2 rounds of 4 updates do not fit into --updates 4"),
         ({"generated_plans": 0}, "--generated-plans, --reference-rows and --sampling-steps must be at least 1"),
+        ({"kept_share": 0.0}, "--kept-share must be above 0"),
         ({"warm_steps": 3, "sampling_steps": 2}, "--warm-steps 3: a plan is made in --sampling-steps 2"),
         ({"window_steps": 32, "plan_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),
     ],
