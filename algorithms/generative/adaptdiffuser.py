@@ -639,6 +639,8 @@ def check(args: Args) -> None:
         )
     if min(args.generated_plans, args.reference_rows, args.sampling_steps) < 1:
         raise InputError("--generated-plans, --reference-rows and --sampling-steps must be at least 1.")
+    if args.kept_share <= 0.0:
+        raise InputError("--kept-share must be above 0: a round learns from the plans that are kept.")
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
 
@@ -657,6 +659,10 @@ def main(args: Args) -> None:
             raise InputError(f"--round-updates must be a multiple of {run.chunk}, which divides the other intervals.")
         transitions = data.transitions()
         starts = np.flatnonzero(np.asarray(transitions.end) - np.arange(len(transitions.end)) >= args.window_steps - 1)
+        if len(starts) == 0:  # the last row of an episode has no next observation
+            raise InputError(
+                f"--window-steps {args.window_steps}: no episode of '{data.task.id}' has so many rows with a successor."
+            )
         returns = returns_of(data, args) if args.guide_steps else (None, None)
         windows = run.replicate(Windows(transitions, jnp.asarray(starts), *jax.tree.map(jnp.asarray, returns)))
         agent = run.init(partial(init, spec=data.task.spec, **scale))

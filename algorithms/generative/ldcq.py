@@ -102,7 +102,7 @@ class Args(OfflineArgs):
     """Adam's step size: the plans' autoencoder and prior."""
     denoiser_lr: Float = 1e-4
     """Adam's step size: diffusion model; a cosine to 0."""
-    critic_lr: Float = 1e-3
+    critic_lr: Float = 5e-4
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     max_grad_norm: Float = 1.0
     """Global norm that gradients are clipped to; 0: not clipped."""
@@ -128,6 +128,7 @@ PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"window_steps": 10}),
 }
 
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 STD_MIN = 0.01
 """Least standard deviation of the VAE's Gaussians."""
 
@@ -148,8 +149,8 @@ class Gaussian(nn.Module):
     def __call__(self, *inputs):
         x = jnp.concatenate(inputs, axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size)(x))
-        mean, std = jnp.split(nn.Dense(2 * self.outputs)(x), 2, axis=-1)
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, std = jnp.split(nn.Dense(2 * self.outputs, kernel_init=dense_init)(x), 2, axis=-1)
         return mean, nn.softplus(std) + STD_MIN
 
 
@@ -183,7 +184,7 @@ class NormMLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         for size in self.sizes:
-            x = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(x)))
+            x = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size, kernel_init=dense_init)(x)))
         return x
 
 
@@ -193,10 +194,10 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x, time, state):
         size = x.shape[-1]
-        scale, shift = jnp.split(nn.Dense(2 * size)(time), 2, axis=-1)
-        h = jnp.concatenate([x, nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(state))], axis=-1)
-        h = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)) * (scale + 1.0) + shift)
-        return x + gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size)(h)))
+        scale, shift = jnp.split(nn.Dense(2 * size, kernel_init=dense_init)(time), 2, axis=-1)
+        h = jnp.concatenate([x, nn.LayerNorm(epsilon=1e-5)(nn.Dense(size, kernel_init=dense_init)(state))], axis=-1)
+        h = gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size, kernel_init=dense_init)(h)) * (scale + 1.0) + shift)
+        return x + gelu(nn.LayerNorm(epsilon=1e-5)(nn.Dense(size, kernel_init=dense_init)(h)))
 
 
 class Denoiser(nn.Module):
@@ -210,14 +211,14 @@ class Denoiser(nn.Module):
         dim, before = x.shape[-1], []
         time = NormMLP((self.embedding_dim,) * 2)(sinusoidal(t, 128))
         state = NormMLP((self.embedding_dim,) * 2)(obs)
-        x = first = nn.Dense(self.sizes[0])(x)
+        x = first = nn.Dense(self.sizes[0], kernel_init=dense_init)(x)
         for i in range(len(self.sizes)):
             x = ResidualBlock()(NormMLP(self.sizes[i : i + 1])(x) if i else x, time, state)
             before.append(x)
         before.pop()
         for size in reversed(self.sizes[:-1]):
             x = ResidualBlock()(NormMLP((size,))(x) + before.pop(), time, state)
-        return nn.Dense(dim)(ResidualBlock()(x + first, time, state))
+        return nn.Dense(dim, kernel_init=dense_init)(ResidualBlock()(x + first, time, state))
 
 
 class Critic(nn.Module):
@@ -229,7 +230,8 @@ class Critic(nn.Module):
     def __call__(self, obs, plan):
         halves = tuple(size // 2 for size in self.hidden_dims)
         x = jnp.concatenate([NormMLP(self.hidden_dims)(obs), NormMLP(halves)(plan)], axis=-1)
-        return nn.Dense(1)(NormMLP(tuple(max(8, self.hidden_dims[-1] // n) for n in (2, 8)))(x))[..., 0]
+        x = NormMLP(tuple(max(8, self.hidden_dims[-1] // n) for n in (2, 8)))(x)
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
 
 
 class Networks(NamedTuple):
@@ -607,6 +609,10 @@ def train(agent: Agent, keys, args: Args, windows: Windows) -> tuple[Agent, dict
 def main(args: Args) -> None:
     if min(args.plan_updates, args.diffusion_updates, args.latent_dim) < 1:
         raise InputError("--plan-updates, --diffusion-updates and --latent-dim must be at least 1.")
+    if np.min(args.snr_clip) <= 0.0:
+        raise InputError(
+            f"--snr-clip must be above 0, not {np.min(args.snr_clip):g}: it is the diffusion loss's weight."
+        )
     if not 1 <= args.sampling_steps <= args.diffusion_steps:
         raise InputError(
             f"--sampling-steps must be from 1 to --diffusion-steps {args.diffusion_steps}, not {args.sampling_steps}."

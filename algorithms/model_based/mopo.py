@@ -588,8 +588,8 @@ def main(args: Args) -> None:
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
-    std = inputs.std(0)
-    scale = {"input_mean": inputs.mean(0), "input_std": np.where(std < 1e-12, 1.0, std)}
+    mean, std = (of(0, dtype=np.float64) for of in (inputs.mean, inputs.std))  # in float32 a constant has a deviation
+    scale = {"input_mean": mean, "input_std": np.where(std < 1e-12, 1.0, std)}
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     unit = math.lcm(args.rollout_every, args.holdout_every)
     with Run(__file__, args, data.task, act, unit=unit, before=args.model_updates) as run:

@@ -26,6 +26,8 @@ Deviations from the paper:
   mopo.py;
 - rollouts of the game begin anew where they terminate; the authors' code goes on;
 - in the game the bounds of the log variance weigh 0.01, as before it (authors' code: 0.001);
+- with --adversary-weight 0 the model goes on learning from the data, as OfflineRL-Kit's (authors' code: there is no
+  turn of the model then, MBPO from a cloned policy);
 - the actor is cloned by the number of updates that the model has at most, not for 50 passes over the data.
 
     python algorithms/model_based/rambo.py --dataset hopper-medium-replay --seeds 4 --rollout-batch 10000
@@ -66,7 +68,7 @@ class Args(OfflineArgs):
     updates: Size = 2_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     adversary_weight: Float = 3e-4
-    """lambda: weight of the game against the likelihood of the data, in the model; 0: MBPO, from a cloned policy."""
+    """lambda: weight of the game against the likelihood of the data, in the model; 0: that likelihood alone."""
     adversary_updates: int = 1_000
     """Updates of the model between two batches of rollouts."""
     adversary_lr: Float = 3e-4
@@ -671,8 +673,8 @@ def main(args: Args) -> None:
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
-    std = inputs.std(0)
-    scale = {"input_mean": inputs.mean(0), "input_std": np.where(std < 1e-12, 1.0, std)}
+    mean, std = (of(0, dtype=np.float64) for of in (inputs.mean, inputs.std))  # in float32 a constant has a deviation
+    scale = {"input_mean": mean, "input_std": np.where(std < 1e-12, 1.0, std)}
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     unit = math.lcm(args.rollout_every, args.holdout_every)
     with Run(__file__, args, data.task, act, unit=unit, before=args.model_updates) as run:

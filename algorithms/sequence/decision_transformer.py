@@ -18,7 +18,8 @@ Deviations from the paper:
   evaluation of the same lanes (shared.evaluation --set target_return=1800);
 - timesteps past the largest one of training share its embedding; padding holds zeros (the authors': actions of -10),
   which nothing attends to;
-- no images: the Atari runs are left out, of which discrete actions and their cross-entropy remain.
+- no images: the Atari runs are left out, of which discrete actions and their cross-entropy remain; of these the
+  likeliest one is taken (the authors draw one).
 
     python algorithms/sequence/decision_transformer.py --dataset hopper-medium-replay --seeds 4
     python algorithms/sequence/decision_transformer.py --dataset hopper-medium --seeds 4 --target-return 3600 1800

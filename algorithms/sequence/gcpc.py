@@ -19,6 +19,7 @@ Deviations from the paper (and the authors' code):
   the future follows them);
 - the code of a place has its sines first (sines and cosines by turns); slots and blocks begin with GPT-2's weights
   (PyTorch's default ones), and the tokens that go into a transformer pass dropout (the hidden units of its blocks);
+- on Kitchen the autoencoder has the policy's batches (four times as large), whose step size stays (halved half-way);
 - no return-conditioned variant (gym), and no choice of the best of five evaluations.
 
     python algorithms/sequence/gcpc.py --dataset point-medium-navigate --seeds 4 --updates 50000
@@ -75,13 +76,26 @@ class Args(GoalArgs):
     """Adam's step size: the autoencoder."""
     actor_lr: Float = 1e-3
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
+    max_grad_norm: Float = 1.0
+    """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 1024
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (1024,)
     """Hidden layers of every network that has no argument of its own for them."""
 
 
-PRESETS = {"antmaze": {"eval_episodes": 100}}
+PRESETS = {
+    "antmaze": {"eval_episodes": 100},
+    "kitchen": {
+        "context": 5,
+        "future_steps": 30,
+        "autoencoder_updates": 10_000,
+        "updates": 40_000,
+        "actor_lr": 1e-4,
+        "batch_size": 256,
+        "eval_episodes": 50,
+    },
+}
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -258,6 +272,12 @@ def actor_loss(actor, agent: Agent, batch: PlanBatch, args: Args):
     return ((out - action) ** 2).mean()
 
 
+def clipped_adam(rate, args: Args):
+    """Adam after the clip of a network's gradient."""
+    largest = jnp.where(args.max_grad_norm > 0.0, args.max_grad_norm, jnp.inf)
+    return optax.chain(optax.clip_by_global_norm(largest), optax.adam(rate))
+
+
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     sizes = args.slots, args.width, args.layers, args.heads, args.token_dropout
@@ -268,7 +288,7 @@ def init(key, args: Args, spec: Spec) -> Agent:
     goal = jnp.zeros((1, *spec.goal_shape))
     autoencoder = nets.autoencoder.init(plan_key, obs, mask, goal)
     actor = nets.actor.init(actor_key, obs[:, -1], goal, jnp.zeros((1, args.slots, args.width)))
-    opts = optax.adam(args.autoencoder_lr).init(autoencoder), optax.adam(args.actor_lr).init(actor)
+    opts = clipped_adam(args.autoencoder_lr, args).init(autoencoder), clipped_adam(args.actor_lr, args).init(actor)
     return Agent(nets, spec, autoencoder, actor, *opts)
 
 
@@ -303,7 +323,7 @@ def fit(agent: Agent, batch: PlanBatch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of the autoencoder (before the policy's first)."""
     grad = jax.value_and_grad(reconstruction_loss, has_aux=True)
     (loss, info), grads = grad(agent.autoencoder, agent, batch, key, args)
-    updates, autoencoder_opt = optax.adam(args.autoencoder_lr).update(grads, agent.autoencoder_opt)
+    updates, autoencoder_opt = clipped_adam(args.autoencoder_lr, args).update(grads, agent.autoencoder_opt)
     autoencoder = optax.apply_updates(agent.autoencoder, updates)
     agent = agent.replace(autoencoder=autoencoder, autoencoder_opt=autoencoder_opt)
     return agent, {"reconstruction_loss": loss, **info}
@@ -312,7 +332,7 @@ def fit(agent: Agent, batch: PlanBatch, key, args: Args) -> tuple[Agent, dict]:
 def update(agent: Agent, batch: PlanBatch, key, args: Args) -> tuple[Agent, dict]:
     """One gradient step of the actor."""
     loss, grads = jax.value_and_grad(actor_loss)(agent.actor, agent, batch, args)
-    updates, actor_opt = optax.adam(args.actor_lr).update(grads, agent.actor_opt)
+    updates, actor_opt = clipped_adam(args.actor_lr, args).update(grads, agent.actor_opt)
     return agent.replace(actor=optax.apply_updates(agent.actor, updates), actor_opt=actor_opt), {"actor_loss": loss}
 
 

@@ -26,7 +26,7 @@ Deviations from the paper (and the authors' code):
 - that number falls from the first update on (in the code, which defines its schedule twice, it rises to its largest
   in the middle and falls again); gradients that masks are chosen by are not clipped (each task's is);
 - by default there are 8 tasks and windows of 10 steps, for the dataset here (20);
-- all tasks are asked for the same return, on the same scale (each for its own);
+- all tasks are asked for the same return, on the same scale, and have one normalisation of observations (each its own);
 - a prompt is the beginning of the task's best episode (pieces of some); unseen tasks have no mask here.
 
     python algorithms/sequence/harmodt.py --seeds 8 --updates 5000 --warmup-updates 500 --width 64

@@ -135,6 +135,7 @@ CHECKS = {"target_return": require_target}
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 xavier = nn.initializers.xavier_uniform()
+gates_init = nn.initializers.orthogonal(3**-0.5)  # of three gates, which are one orthogonal matrix together
 BLOCK = 1024
 """Rows that the world model is asked about at once."""
 
@@ -150,7 +151,7 @@ class TaskEncoder(nn.Module):
         """`steps`: states [..., h, O], actions [..., h, A], rewards [..., h, 1], the oldest first -> z [..., Z]."""
         embedded = [nn.relu(nn.Dense(self.latent_dim, kernel_init=xavier)(x)) for x in steps]
         x = jnp.concatenate(embedded, -1)
-        cell = nn.GRUCell(self.recurrent_dim, kernel_init=nn.initializers.orthogonal())
+        cell = nn.GRUCell(self.recurrent_dim, kernel_init=gates_init, recurrent_kernel_init=gates_init)
         memory = jnp.zeros((*x.shape[:-2], self.recurrent_dim))
         for step in range(x.shape[-2]):
             memory, _ = cell(memory, x[..., step, :])

@@ -18,6 +18,7 @@ Deviations from the paper (and the authors' code):
   count nothing (such windows are left out);
 - actions stay in [-1, 1], and average rewards to come are put there by the least and the largest one of the data
   (standardised; their statistics count zeros beyond an episode's end); they are of the present step on (of the next);
+- every number of an observation is standardised (only those whose standard deviation is 0.1 or more);
 - the forward mask shows the states and actions up to a random step, the last one, too (earlier states, all actions);
 - where some steps have no action, at least half of the windows begin at one that has;
 - cloning sees the last steps, too (the present state alone);
@@ -51,7 +52,7 @@ from shared.parts import load_labelled
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
 from shared.sequences import Sequences, Window, horizon, require_context, require_heads, sequences
-from shared.task import Spec
+from shared.task import Spec, Task
 
 
 @hyperparameters
@@ -95,6 +96,16 @@ class Args(LabelArgs):
 
 
 PRESETS = {}
+
+
+def require_share(target: float, task: Task) -> None:
+    """InputError where a trained policy is asked for no share of the average rewards to come."""
+    if not 0.0 <= target <= 10.0:
+        raise InputError(f"--set target={target:g} is no share: 0 asks for the least of the data, 1 for the largest.")
+
+
+CHECKS = {"target": require_share}
+"""Of arguments that a trained run is given anew (shared.evaluation --set)."""
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default

@@ -31,8 +31,7 @@ Deviations from the paper (and the authors' code):
 - blocks begin with weights of variance 1 / inputs (0.02 squared), so that narrow ones learn, too;
 - entropy is averaged over the steps that are there (over padding, too), and padding sees itself alone (what it should
   not, since all that it sees is hidden); LAMB is Optax's, for which a head's mean and deviation are one layer (two);
-- biases and LayerNorms take AdamW's step (LAMB's, which is next to nothing for a bias that begins at 0); the biases of
-  blocks and heads begin at 0;
+- biases and LayerNorms take AdamW's step (LAMB's, which is next to nothing for a bias that begins at 0);
 - f stays as it is in pre-training, which knows no returns;
 - rewards are needed in no phase but the second; the data's are hidden.
 
@@ -179,6 +178,13 @@ class Transformer(nn.Module):
         return nn.LayerNorm(epsilon=1e-5)(x)
 
 
+def orthogonal_halves(key, shape, dtype=jnp.float32):
+    """Of a head: mean and log standard deviation begin as two orthogonal layers."""
+    inputs, outputs = shape
+    halves = (nn.initializers.orthogonal()(k, (inputs, outputs // 2), dtype) for k in jax.random.split(key))
+    return jnp.concatenate(list(halves), axis=1)
+
+
 def gaussian(x):
     """Mean and log standard deviation, the halves of `x` [..., 2 n]."""
     mean, log_std = jnp.split(x, 2, axis=-1)
@@ -197,18 +203,18 @@ class PretrainedTransformer(nn.Module):
     dropout: float
 
     def setup(self):
-        dense = partial(nn.Dense, kernel_init=dense_init)
+        head = partial(nn.Dense, kernel_init=orthogonal_halves)
         self.embed_obs, self.embed_action = linear(self.obs_dim, self.width), linear(self.action_dim, self.width)
         self.embed_future = linear(self.latent_dim, self.width)
         self.norm = nn.LayerNorm(epsilon=1e-5)
         sizes = self.layers, self.heads, self.dropout
         self.trunk = Transformer(*sizes, backwards=False)
-        self.head = dense(2 * self.action_dim)
-        self.prior_head, self.return_head = dense(2 * self.latent_dim), dense(2)
+        self.head = head(2 * self.action_dim)
+        self.prior_head, self.return_head = head(2 * self.latent_dim), head(2)
         self.read_obs, self.read_action = linear(self.obs_dim, self.width), linear(self.action_dim, self.width)
         self.read_norm = nn.LayerNorm(epsilon=1e-5)
         self.reader = Transformer(*sizes, backwards=True)
-        self.future_head = dense(2 * self.latent_dim)
+        self.future_head = head(2 * self.latent_dim)
 
     def __call__(self, window: Window, z, training: bool = False):
         """Mean and log standard deviation [B, K, A] of actions before tanh; tokens are s, z, a of each step."""
@@ -722,6 +728,10 @@ def main(args: Args) -> None:
         raise InputError(f"{truth.task.env_spec.id} has no time limit: returns-to-go need episodes that end.")
     if args.learning_starts < limit:
         raise InputError(f"--learning-starts {args.learning_starts} is less than one episode, {limit} steps.")
+    if args.learning_starts >= args.env_steps:
+        raise InputError(
+            f"--learning-starts {args.learning_starts}: of --env-steps {args.env_steps} none is left to learn after."
+        )
     data = hidden(truth, ("rewards",)).normalize_obs(1e-6)
     if args.pretrain == "none":
         args = dataclasses.replace(args, offline_updates=0)

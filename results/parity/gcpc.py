@@ -28,7 +28,7 @@ def compare(checkout, undo):
     rng = np.random.default_rng(0)
     args = module.Args(
         batch_size=ref.ROWS, context=CONTEXT, future_steps=FUTURE, slots=SLOTS, width=WIDTH, layers=2, heads=2,
-        token_dropout=0.0, hidden_dims=(HIDDEN,), autoencoder_lr=1e-3, actor_lr=1e-3,
+        token_dropout=0.0, hidden_dims=(HIDDEN,), autoencoder_lr=1e-3, actor_lr=1e-3, max_grad_norm=0.0,
     )  # fmt: skip
     if "sinusoid" in undo:
         sines = module.sinusoid

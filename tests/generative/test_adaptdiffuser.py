@@ -437,6 +437,7 @@ def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end(warm):
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"rounds": 2}, "2 rounds of 4 updates do not fit into --updates 4"),
         ({"generated_plans": 0}, "--generated-plans, --reference-rows and --sampling-steps must be at least 1"),
+        ({"kept_share": 0.0}, "--kept-share must be above 0"),
         ({"warm_steps": 3, "sampling_steps": 2}, "--warm-steps 3: a plan is made in --sampling-steps 2"),
         ({"window_steps": 32, "plan_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),
     ],
@@ -444,3 +445,12 @@ def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end(warm):
 def test_adaptdiffuser_refuses(goals, tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         load("adaptdiffuser").main(small("adaptdiffuser", goals, tmp_path / "run", env="none", **changes))
+
+
+def test_adaptdiffuser_needs_a_window_of_rows_that_have_a_successor(goals, tmp_path):
+    """Where none is stored an episode's last row has none: of thirty rows twenty-nine are left."""
+    with np.load(goals) as file:
+        np.savez(goals, **{name: x for name, x in file.items() if name != "next_observations"})
+    sizes = {"env": "none", "window_steps": 30, "plan_steps": 30}
+    with pytest.raises(InputError, match="--window-steps 30: no episode of .* has so many rows with a successor"):
+        load("adaptdiffuser").main(small("adaptdiffuser", goals, tmp_path / "run", **sizes))

@@ -54,6 +54,11 @@ def tiny_agent():
     return agent.replace(nets=agent.nets._replace(denoiser=Linear()), denoiser=denoiser, **networks, **scale)
 
 
+def started():
+    """As it begins."""
+    return jax.jit(functools.partial(load("ldcq").init, args=args_of(), spec=SPEC))(jax.random.key(0))
+
+
 def gaussian(params, *inputs):
     mean, std = np.split(mlp(params, *inputs), 2, -1)
     return mean, np.logaddexp(0, std) + 0.01
@@ -109,6 +114,21 @@ def test_ldcq_shares_what_it_shares():
     module = load("ldcq")
     assert not differences(module, load("dwm")) & {"alpha_bars", "posteriors", "sinusoidal"}
     assert not differences(module, load("tacorl")) & {"clipped_adam"}
+
+
+def test_ldcq_begins_with_pytorchs_weights_at_the_rates_of_the_authors_scripts():
+    """Uniform within 1 / sqrt(inputs); Q's rate is that of train_q_net.py, not the default of its class."""
+    module, agent = load("ldcq"), started()
+    whole = module.Args()
+    assert (whole.critic_lr, whole.plan_lr, whole.tau, whole.discount) == (5e-4, 5e-5, 0.005, 0.995)
+    trees = agent.plans, agent.denoiser, jax.tree.map(lambda x: x[0], agent.critic)
+    layers = [x for path, x in jax.tree_util.tree_leaves_with_path(trees) if path[-1].key == "kernel"]
+    assert len(layers) > 20
+    for kernel in layers:
+        bound = len(kernel) ** -0.5
+        assert np.abs(kernel).max() <= bound
+        if kernel.size > 50:
+            assert np.abs(kernel).max() > 0.9 * bound
 
 
 def test_ldcq_layers_have_the_exact_gelu():
@@ -373,6 +393,7 @@ def test_ldcq_scales_plans_to_those_of_the_data():
     [
         ({"sampling_steps": 5}, "--sampling-steps must be from 1 to --diffusion-steps 4, not 5"),
         ({"plan_updates": 0}, "--plan-updates, --diffusion-updates and --latent-dim must be at least 1"),
+        ({"snr_clip": (5.0, 0.0)}, "--snr-clip must be above 0, not 0"),
         ({"window_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),
     ],
 )

@@ -347,6 +347,34 @@ def test_a_hold_out_of_more_than_a_fifth_is_cut_and_said(name, asked, pendulum, 
     assert seen == [(60, said)]
 
 
+@pytest.mark.parametrize("name", ["mopo", "combo", "mobile", "rambo"])
+def test_a_model_sees_0_where_an_input_is_constant(name, tmp_path, monkeypatch):
+    """Of a thousand rows float32 makes 1.7 a mean that is none of them, and what is next to nothing a deviation."""
+    module, r, n = load(name), np.random.default_rng(0), 1000
+    obs = np.float32(np.where(np.arange(2) == 1, 1.7, r.normal(size=(n + 1, 2))))
+    action, timeouts = r.uniform(-1, 1, (n, 1)).astype(np.float32), np.arange(n) % 50 == 49
+    arrays = {"observations": obs[:-1], "next_observations": obs[1:], "actions": action, "timeouts": timeouts}
+    np.savez(tmp_path / "log.npz", **arrays, rewards=np.float32(action[:, 0]), terminals=np.zeros(n, bool))
+    seen = {}
+
+    class Told(Exception):
+        pass
+
+    @contextlib.contextmanager
+    def run(*more, **others):
+        def init(start):
+            seen.update(start.keywords)
+            raise Told
+
+        yield types.SimpleNamespace(note=lambda sentence: None, replicate=lambda x: x, init=init)
+
+    monkeypatch.setattr(module, "Run", run)
+    with pytest.raises(Told):
+        module.main(small(name, str(tmp_path / "log.npz"), tmp_path / "run", env="none", termination=False))
+    assert seen["input_std"][1] == 1.0 and seen["input_std"][0] != 1.0
+    assert abs(seen["input_mean"][1] - (0.0 if name == "rambo" else np.float32(1.7))) < 1e-6
+
+
 def test_mopo_refuses_what_it_cannot_learn_from(mopo, pendulum, tmp_path):
     with pytest.raises(InputError, match="terminates is not known .*--no-termination"):
         mopo.main(small("mopo", pendulum, tmp_path / "run", env="none", termination=True))

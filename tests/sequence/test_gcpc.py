@@ -11,6 +11,7 @@ from jobs import agents, small
 from reference import agent_of, close, exact_gelu
 from transformer_in_numpy import B, dense, relu, transformer, window
 
+from shared.arguments import preset_for
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -102,6 +103,30 @@ def test_the_policy_is_cloned_with_the_plan_in_its_hand():
     assert np.abs(new.autoencoder["params"]["slot"] - agent.autoencoder["params"]["slot"]).max() > 0
 
 
+def test_gradients_of_both_stages_are_clipped_as_in_the_authors_trainer():
+    """To a norm of 1: Adam sees 0.6 and 0.8 of them, which its first moment tells."""
+    gcpc = load("gcpc")
+    grads, default = {"a": jnp.float32([3.0]), "b": jnp.float32([4.0])}, gcpc.Args()
+    assert default.max_grad_norm == 1.0
+    for norm, expected in ((1.0, (0.06, 0.08)), (0.0, (0.3, 0.4))):
+        args = gcpc.Args(**TINY | {"max_grad_norm": norm})
+        tx = gcpc.clipped_adam(args.actor_lr, args)
+        moment = tx.update(grads, tx.init(grads))[1][1][0].mu
+        np.testing.assert_allclose([*moment["a"], *moment["b"]], expected, rtol=1e-5)
+    _, args, agent, batch = setting(max_grad_norm=1e-3)
+    for step, opt in ((gcpc.fit, "autoencoder_opt"), (gcpc.update, "actor_opt")):
+        new, _ = jax.jit(step)(agent, batch, jax.random.key(0), args)
+        squares = [(np.float64(x) ** 2).sum() for x in jax.tree.leaves(getattr(new, opt)[1][0].mu)]
+        np.testing.assert_allclose(np.sqrt(sum(squares)), 1e-4, rtol=1e-3)
+
+
+def test_kitchen_has_the_authors_sizes():
+    gcpc = load("gcpc")
+    kitchen = gcpc.PRESETS[preset_for("kitchen-mixed-v0", gcpc.PRESETS)]
+    found = {name: kitchen[name] for name in ("context", "future_steps", "actor_lr", "batch_size", "eval_episodes")}
+    assert found == {"context": 5, "future_steps": 30, "actor_lr": 1e-4, "batch_size": 256, "eval_episodes": 50}
+
+
 @pytest.mark.parametrize("hidden", [True, False])
 def test_what_is_drawn_for_each_row(hidden, tmp_path):
     """Goals are later states; the present state stays, or in the first stage one of those that are kept."""
@@ -168,8 +193,8 @@ def test_without_slots_there_is_no_phase_of_an_autoencoder(tmp_path, monkeypatch
     assert [row["update"] for row in rows] == ["200", "200", "400", "400"] and "actor_loss" in rows[0]
     assert not (out / "before.csv").exists() or not timeless(out / "before.csv")
     agent = agents(out)
-    assert agent["[0].actor_opt[0].count"].tolist() == [400, 400]
-    assert agent["[0].autoencoder_opt[0].count"].tolist() == [0, 0]
+    assert agent["[0].actor_opt[1][0].count"].tolist() == [400, 400]
+    assert agent["[0].autoencoder_opt[1][0].count"].tolist() == [0, 0]
 
 
 def test_sizes_that_make_no_plan_are_refused(tmp_path):

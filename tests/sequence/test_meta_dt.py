@@ -116,6 +116,15 @@ def test_the_world_model_is_told_the_task_by_the_steps_before_one(module, agent,
         close(module.model_error(rewards, dynamics, own), sum(error[name] for name in varies))
 
 
+def test_the_gates_of_the_encoder_begin_as_one_orthogonal_matrix(module):
+    """Of all three together, as the authors' code has it, for what comes in and for the memory."""
+    inputs = [np.zeros((1, H, n), np.float32) for n in (3, 2, 1)]
+    cell = module.TaskEncoder(2, 8).init(jax.random.key(0), *inputs)["params"]["GRUCell_0"]
+    for kind, size in (("i", 6), ("h", 8)):
+        stacked = np.concatenate([cell[f"{kind}{gate}"]["kernel"] for gate in "rzn"], axis=1)
+        np.testing.assert_allclose(stacked @ stacked.T, np.eye(size), atol=1e-5)
+
+
 def test_the_models_learn_first_and_then_the_actor_alone(module, agent, args, batch):
     steps = of(window(seed=1, steps=H + 2))
     steps.mask[:] = 1

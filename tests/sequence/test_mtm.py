@@ -229,6 +229,14 @@ def test_the_model_is_judged_by_what_each_use_fills_in(setting):
         close(found[f"{use}_error"], ((true - guess) ** 2).mean())
 
 
+def test_a_trained_policy_is_asked_for_a_share_alone():
+    check = load("mtm").CHECKS["target"]
+    check(0.0, None), check(1.2, None)
+    for target in (-0.5, 3600.0):
+        with pytest.raises(InputError, match=f"--set target={target:g} is no share"):
+            check(target, None)
+
+
 def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
     for changes, message in (
         ({"context": 31}, "has 30 rows"),

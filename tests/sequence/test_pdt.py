@@ -232,6 +232,9 @@ def test_an_agent_that_has_learned_nothing_tells_a_return_of_one_from_two(settin
     pdt, args, _, w = setting
     agent = jax.jit(pdt.init, static_argnums=2)(jax.random.key(0), args, SPEC)
     told = lambda x: pdt.as_token(jnp.full((B, K + F), x), args)  # noqa: E731
+    for name in ("head", "prior_head", "return_head", "future_head"):  # mean and deviation: an orthogonal layer each
+        for half in np.split(np.float64(agent.actor["params"][name]["kernel"]), 2, axis=1):
+            np.testing.assert_allclose(half.T @ half, np.eye(half.shape[1]), atol=1e-5)
     policy = jax.jit(lambda z: agent.net.apply(agent.actor, w, z)[0])
     assert np.abs(policy(told(1.0)) - policy(told(2.0)))[0, 0].min() > 1e-3
     embed = agent.actor["params"]
@@ -430,6 +433,7 @@ def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
     for changes, message in (
         ({"learning_starts": 7, "env": "PendulumShort-v0"}, "--learning-starts 7 is less than one episode, 8"),
         ({"env": "phys2d/Pendulum-v0", "learning_starts": 7}, "--learning-starts 7 is less than one episode"),
+        ({"learning_starts": 16, "env": "PendulumShort-v0"}, "--learning-starts 16: of --env-steps 16 none is left"),
         ({"env": "none"}, "no environment to interact with"),
         ({"heads": 3}, "must be a multiple of --heads 3"),
         ({"context": 31}, "--context 31"),
