@@ -9,7 +9,7 @@ SIZES = (
     "--preset none --seeds 8 --updates 1500 --eval-every 750 --eval-episodes 20 --log-every 250 --batch-size 64 "
     "--hidden-dims 64 --latent-dim 4 --plan-updates 1500 --plan-lr 2e-3 --diffusion-updates 1500 --denoiser-lr 2e-3 "
     "--denoiser-dims 32 --embedding-dim 32 --diffusion-steps 10 --sampling-steps 3 --extra-steps 1 "
-    "--plan-candidates 16 --backup-candidates 8 --tau 0.01"
+    "--plan-candidates 16 --backup-candidates 8 --tau 0.01 --critic-lr 1e-3"
 )
 
 
