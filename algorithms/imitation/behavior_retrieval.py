@@ -19,6 +19,7 @@ Deviations from the released code (MaxDu17/BehaviorRetrieval):
 - a latent may be drawn with a log standard deviation below -4;
 - the decoder's hidden layers are the encoder's backwards; there in the same order;
 - the autoencoder has 20,000 updates (--embed-updates), there a million;
+- weights begin as Flax's do (PyTorch's);
 - the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five.
 
     python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \\
