@@ -147,7 +147,8 @@ def misfit(name: str, obs_shape: tuple[int, ...], actions: int) -> str | None:
     `actions`: dimensions, or number of discrete ones.
     """
     word = family_of(name)
-    if word is None:
+    pictures = is_ogbench(name) and "visual" in standard_name(name).split("-")
+    if word is None or pictures:
         return None
     family = FAMILIES[word]
     if actions == family.actions and len(obs_shape) == 1 and (not family.obs or obs_shape[0] in family.obs):

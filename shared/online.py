@@ -160,6 +160,8 @@ class Interaction:
             raise InputError(f"--buffer-size {capacity} is less than one episode of {self.task.env_spec.id} ({limit}).")
         self.replay = init_replay(lanes, min(capacity, run.total), spec, run.sharding, fields)
         run.note(other_rewards(self.task))
+        if warmup >= run.total:
+            run.note(f"--learning-starts {warmup:,}: nothing is learned in {run.total:,} environment steps.")
         first_keys, reset_keys = (run.step_keys(run.total + n) for n in (0, 1))
         self.env = jax_env(self.task)
         if self.env:

@@ -37,6 +37,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -297,6 +298,8 @@ def train(agent: Agent, keys, args: Args, transitions: GoalTransitions) -> tuple
 
 
 def main(args: Args) -> None:
+    if args.batch_size < 2:
+        raise InputError("--batch-size 1: a goal is told from those of the other rows of a batch; there are none.")
     discrete = False if args.actor_objective == "ddpg_bc" else None
     data = goal_dataset(load_dataset(args).require(discrete, reward=False), args.tasks)
     with Run(__file__, args, data.task, act) as run:

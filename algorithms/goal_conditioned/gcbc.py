@@ -53,7 +53,16 @@ class Args(GoalArgs):
     """Of the softmax that discrete actions are drawn from in evaluation; 0: the likeliest."""
 
 
-PRESETS = {"powderworld": {"batch_size": 256, "updates": 500_000, "eval_temperature": 0.3}}
+_PICTURES = {"batch_size": 256, "updates": 500_000}
+_VISUAL = (
+    *(
+        f"visual-antmaze-{size}-{kind}"
+        for size in ("medium", "large", "giant", "teleport")
+        for kind in ("navigate", "stitch", "explore")
+    ),
+    *("visual-humanoidmaze", "visual-cube", "visual-scene", "visual-puzzle"),
+)
+PRESETS = {"powderworld": {**_PICTURES, "eval_temperature": 0.3}, **dict.fromkeys(_VISUAL, _PICTURES)}
 
 
 def dense_init(scale: float = 1.0):

@@ -94,10 +94,16 @@ def _maze(maze: str, kind: str) -> dict:
     return {"random_actor_goals": _RANDOM[kind], "subgoal_steps": _STEPS.get(robot, 25), **long, **steep}
 
 
-PRESETS = {
+_PICTURES = {"batch_size": 256, "updates": 500_000}
+_VECTORS = {
     **{f"{maze}-{kind}": _maze(maze, kind) for maze in _MAZES for kind in _RANDOM},
     **{f"{task}-{kind}": {"subgoal_steps": 10} for task in _MANIPULATION for kind in ("play", "noisy")},
-    "powderworld": {"subgoal_steps": 10, "batch_size": 256, "updates": 500_000, "eval_temperature": 0.3},
+}
+_VISUAL = ("antmaze", "humanoidmaze", *_MANIPULATION)
+PRESETS = {
+    **_VECTORS,
+    **{f"visual-{task}": {**preset, **_PICTURES} for task, preset in _VECTORS.items() if task.startswith(_VISUAL)},
+    "powderworld": {"subgoal_steps": 10, **_PICTURES, "eval_temperature": 0.3},
 }
 
 

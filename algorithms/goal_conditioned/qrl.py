@@ -105,6 +105,8 @@ FAR, SOFTNESS = 500.0, 100.0
 """Distance beyond which pairs are pushed apart no more, and how softly that sets in."""
 GROUP = 8
 """Intervals of one component of the interval embedding."""
+DISCOUNT = 0.99
+"""Of how far ahead the value's goals of an episode lie, where --value-goals asks for such; of nothing else."""
 
 
 def dense_init(scale: float = 1.0):
@@ -263,7 +265,7 @@ def sample(key, transitions: GoalTransitions, args: Args) -> GoalBatch:
     """Rows, each with a goal of the value's mixture and one of the actor's."""
     row_key, goal_key, actor_key = jax.random.split(key, 3)
     row = transitions.rows(row_key, args.batch_size)
-    goal_row = transitions.mixture(goal_key, row, args.value_goals)
+    goal_row = transitions.mixture(goal_key, row, args.value_goals, DISCOUNT)
     return transitions.batch(row, goal_row, transitions.mixture(actor_key, row, args.actor_goals))
 
 

@@ -39,6 +39,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -359,6 +360,8 @@ def train(agent: Agent, keys, args: Args, data: Batch, lock) -> tuple[Agent, dic
 
 
 def main(args: Args) -> None:
+    if np.min(args.max_kl) <= 0.0:
+        raise InputError(f"--max-kl must be above 0, not {args.max_kl}: the policy would stay as it is.")
     data = load_dataset(args, env_units=True).require(discrete=False)
     lock = lock_of(data.task, args)
     args = whole_iterations(dataclasses.replace(args, horizon=lock.horizon))

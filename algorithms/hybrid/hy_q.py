@@ -41,6 +41,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -286,6 +287,8 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> t
 
 
 def main(args: Args) -> None:
+    if np.min(args.encoder_temperature) <= 0.0:
+        raise InputError(f"--encoder-temperature must be above 0, not {args.encoder_temperature}.")
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))

@@ -30,11 +30,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
@@ -260,6 +262,10 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
+    if np.min(args.init_temperature) <= 0.0:
+        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
+    if args.subset_size > args.n_critics:
+        raise InputError(f"--subset-size {args.subset_size} is more than --n-critics {args.n_critics}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

@@ -18,6 +18,8 @@ Deviations from the released code (MaxDu17/BehaviorRetrieval):
 - the reconstruction's error is the mean over all numbers; there of the states' mean and the actions' mean;
 - a latent may be drawn with a log standard deviation below -4;
 - the decoder's hidden layers are the encoder's backwards; there in the same order;
+- the autoencoder has 20,000 updates (--embed-updates), there a million;
+- weights begin as Flax's do (PyTorch's);
 - the policy is a Gaussian of one observation; there it is recurrent, with a mixture of five.
 
     python algorithms/imitation/behavior_retrieval.py --dataset point-umaze-expert --more-data point-umaze-random \\
@@ -164,7 +166,7 @@ def embed(agent: Agent, batch: Batch, prior: Prior):
 
 
 def retrieve(agent: Agent, prior: Prior) -> Agent:
-    """Minus the distance to the nearest demonstrated pair, scaled to [0, 1] over the prior data."""
+    """Minus the distance to the nearest demonstrated pair, scaled to [0, 1] over the prior data; equal ones are 1."""
     shown, n = embed(agent, prior.demos.take(jnp.arange(len(prior.demos.rows))), prior), len(prior.transitions.rows)
 
     def nearest(rows):
@@ -174,8 +176,9 @@ def retrieve(agent: Agent, prior: Prior) -> Agent:
 
     blocks = -(-n // BLOCK)
     distance = jax.lax.map(nearest, jnp.minimum(jnp.arange(blocks * BLOCK), n - 1).reshape(blocks, BLOCK)).ravel()[:n]
-    between = jnp.maximum(distance.max() - distance.min(), 1e-12)
-    return agent.replace(similarity=(distance.max() - distance) / between)
+    between = distance.max() - distance.min()
+    alike = between <= 1e-5 * jnp.linalg.norm(shown, axis=1).max()  # but for rounding: where all are demonstrated
+    return agent.replace(similarity=jnp.where(alike, 1.0, (distance.max() - distance) / jnp.maximum(between, 1e-12)))
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, args: Args):

@@ -64,7 +64,8 @@ class Args(OfflineArgs):
     augment_seed: Count = 0
     """Of the augmentation, which all lanes share."""
     clearance: StaticFraction = 0.15
-    """Cells between a wall and any place of an augmented transition, at least; PointMaze's ball touches at 0.1."""
+    """Cells between a wall and any place of an augmented transition, at least, in [0, 0.5]; PointMaze's ball touches at
+    0.1."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
     write_dataset: str = ""
@@ -312,7 +313,13 @@ def moved(data: Dataset, maze: Maze, place: np.ndarray, turn: np.ndarray) -> Dat
 
 
 def learned_from(args: Args) -> Dataset:
-    """What was observed, and what was made of it behind."""
+    """What was observed, and what was made of it behind.
+
+    Raises:
+      InputError: as `load_dataset`, `maze_of` and `augmented`; corridors are narrower than --clearance asks for.
+    """
+    if args.clearance > 0.5:
+        raise InputError(f"--clearance must be at most 0.5, not {args.clearance}: corridors are one cell wide.")
     data = load_dataset(args).require(discrete=False)
     observed = data.select(np.arange(min(args.observed, len(data.obs))))
     observed = observed.replace({}, last=np.r_[observed.last[:-1], True]).scale_rewards(shift=args.reward_shift)
@@ -425,7 +432,7 @@ def main(args: Args) -> None:
     data = learned_from(args)
     with Run(__file__, args, data.task, act) as run:
         if args.write_dataset and not args.resume:
-            write_dataset(args.write_dataset, data)
+            write_dataset(args.write_dataset, data.replace({}, reward=np.float32(data.task.own_reward(data.reward))))
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

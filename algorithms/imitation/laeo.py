@@ -336,6 +336,10 @@ def success_examples(data: Dataset, args: Args) -> tuple[np.ndarray, Dataset]:
 def main(args: Args) -> None:
     if args.reward == "classifier" and np.max(args.discount) >= 1.0:
         raise InputError("--reward classifier: with --discount 1 a terminal state has no finite value.")
+    if args.reward == "none" and args.batch_size < 2:
+        raise InputError("--batch-size 1: a future is told from those of the other rows of a batch; there are none.")
+    if np.min(args.first_alpha) < 0.0:
+        raise InputError(f"--first-alpha must be at least 0, not {args.first_alpha}.")
     beside = [args.examples_from] if args.examples_from else []
     data = load_all(args, [args.dataset], beside).require(discrete=False, reward=not args.examples_from)
     examples, data = success_examples(data, args)

@@ -25,6 +25,7 @@ Deviations from the released code (AnqiLi/mahalo):
 - in the warm start no gradient of the critics' loss reaches the reward function, whose fit weighs 1e5 there, and next
   values are clipped, there targets;
 - log-probabilities are sums over the action's dimensions, there means;
+- weights begin as Flax's do (PyTorch's);
 - optimiser states and the entropy's weight go on from the warm start, there they begin anew.
 
     python algorithms/imitation/mahalo.py --dataset hopper-medium-replay --demos hopper-expert --scenario ilfo
@@ -440,6 +441,11 @@ def parts_of(args: Args) -> tuple[Dataset, Parts]:
 def main(args: Args) -> None:
     if np.max(args.discount) >= 1.0:
         raise InputError(f"--discount must be below 1, not {args.discount}: values have no bounds else.")
+    for name in ("adversarial", "consistency_weight", "reward_weight"):
+        if np.min(getattr(args, name)) < 0.0:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
+    if np.min(args.max_norm) <= 0.0:
+        raise InputError(f"--max-norm must be above 0, not {args.max_norm}: critics have no weights else.")
     data, parts = parts_of(args)
     with Run(__file__, args, data.task, act, before=args.warm_updates) as run:
         parts = run.replicate(parts)

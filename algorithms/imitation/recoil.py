@@ -83,7 +83,10 @@ class Args(DemoArgs):
     """Hidden layers of every network that has no argument of its own for them."""
 
 
-PRESETS = {}
+PRESETS = {
+    **dict.fromkeys(("pen-", "door-", "hammer-", "relocate-"), {"dropout": 0.1}),
+    "kitchen": {"beta": 0.5, "dropout": 0.1},
+}
 COMPARED = 2_000
 """Rows by which values are compared with true returns, for the log alone."""
 

@@ -22,6 +22,8 @@ corl-team/CORL but for its order (results/parity.md). Of the offline method ther
 (vsreyas/RL-VLM-F) with the same reward models and CORL's IQL.
 Deviations from the papers and their code:
 - the reward models' inputs are standardised; of pictures, their convolutions are padded, so that small ones do;
+- the reward models' weights begin as Flax's do (PyTorch's; of pictures the last layer's within 0.001);
+- IQL's networks are its authors': orthogonal weights, log standard deviations from -5 (CORL: PyTorch's, from -20);
 - states are standardised there for IQL; here they are as they are;
 - the number of pairs and of epochs, and labels of mean 0 and standard deviation 1, are choices of this file;
 - the oracle makes mistakes and skips near ties; other simulated teachers (myopic, of bounded rationality) are not here;

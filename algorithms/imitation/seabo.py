@@ -14,6 +14,7 @@ the course of an episode that counts, see otr.py.
 Parity: the labels are equal to dmksjfl/SEABO, and so is IQL's update but for the policy (results/parity.md).
 Deviations from the released code (dmksjfl/SEABO):
 - the policy is IQL's Gaussian, cloned by its log-likelihood; there it is deterministic, with a squared error;
+- weights begin as IQL's do, orthogonal; there as PyTorch's;
 - actions are in [-1, 1], also in the distance;
 - on AntMaze demonstrations are chosen by return alone, there by return over the start's distance to the origin.
 

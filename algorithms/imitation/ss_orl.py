@@ -104,7 +104,7 @@ class Args(LabelArgs):
 
 PRESETS = {**dict.fromkeys(("halfcheetah", "hopper", "walker2d"), {"normalize_return": True})}
 
-dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+dense_init, inverse_init = nn.initializers.orthogonal(jnp.sqrt(2.0)), nn.initializers.orthogonal()
 
 
 class Actor(nn.Module):
@@ -151,9 +151,9 @@ class Inverse(nn.Module):
         for _ in range(2):
             x = states
             for size in self.hidden_dims:
-                x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+                x = nn.relu(nn.Dense(size, kernel_init=inverse_init)(x))
             x = nn.Dropout(self.dropout, deterministic=not training)(x)
-            heads.append(nn.Dense(self.action_dim, kernel_init=dense_init)(x))
+            heads.append(nn.Dense(self.action_dim, kernel_init=inverse_init)(x))
         return heads[0], -5.0 + 3.5 * (jnp.tanh(heads[1]) + 1.0)
 
 

@@ -596,6 +596,9 @@ def checked(args: Args, n_objectives: int) -> Args:
     """
     if len(args.reference_point) != n_objectives:
         raise InputError(f"--reference-point has {len(args.reference_point)} numbers for {n_objectives} objectives.")
+    for name in ("barrier_sharpness", "least_margin"):
+        if np.min(getattr(args, name)) <= 0.0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     policies, extended = len(simplex_lattice(n_objectives, args.weight_divisions)), args.n_selected * n_objectives
     if extended * args.round_iterations % policies:
         raise InputError(

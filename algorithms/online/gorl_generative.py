@@ -17,8 +17,8 @@ Parity: the flow's fit and its actions are equal to the authors' code, update fo
 what the deviations say of advantages, minibatches, statistics and the clipped norm (results/parity.md).
 
 Deviations from the paper:
-- the last agent of a stage goes on, not the best by evaluation, and a stage ends by its length; the collected steps
-  count as environment steps;
+- the last agent of a stage goes on, not the best by evaluation, and a stage ends by its length, which is that of all
+  (the released code: 60, 60, 30 and 30 million steps); the collected steps count as environment steps;
 - the flow is fitted for a number of updates on all that was collected, its rows drawn anew for each: nothing is held
   out;
 - the diffusion decoder of the paper's other half is not here;
@@ -87,9 +87,9 @@ class Args(OnlineArgs):
     latent_penalty: Float = 1e-3
     """Weight of the encoder's squared mean and deviation in the later stages."""
     first_grad_norm: Float = 0.5
-    """Global norm that PPO's gradients are clipped to in the first stage."""
+    """Global norm that PPO's gradients are clipped to in the first stage; 0: not clipped."""
     later_grad_norm: Float = 1.0
-    """Global norm that PPO's gradients are clipped to in the later stages."""
+    """Global norm that PPO's gradients are clipped to in the later stages; 0: not clipped."""
     entropy_cost: Float = 0.01
     """Weight of the policy's entropy."""
     value_coefficient: Float = 0.25
@@ -336,6 +336,7 @@ def descend(loss: Callable, params, opt_state, optimizer: optax.GradientTransfor
 def ppo_optimizer(first, args: Args) -> optax.GradientTransformation:
     """Adam after clipping the norm."""
     largest = jnp.where(first, args.first_grad_norm, args.later_grad_norm)
+    largest = jnp.where(largest > 0.0, largest, jnp.inf)
     return optax.chain(optax.clip_by_global_norm(largest), optax.adam(args.learning_rate))
 
 

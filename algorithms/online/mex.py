@@ -18,6 +18,7 @@ Deviations from the paper:
 - the model-based form is not here;
 - in the soft maximum, pi(s') stands for an action of another state, as in the authors' code, which takes Q_1 of the
   data's action for both critics: here each critic takes its own;
+- weights begin as Flax's do (PyTorch's);
 - one environment per lane, all lanes stepped together.
 
     python algorithms/online/mex.py --env PointUMaze-v0 --env-steps 20000 --seeds 8

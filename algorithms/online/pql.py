@@ -371,6 +371,9 @@ def main(args: Args) -> None:
     if capacity < args.n_envs:
         raise InputError(f"--buffer-size {args.buffer_size} is less than one step of {args.n_envs} environments.")
     with Run(__file__, args, task, act, unit=args.n_envs) as run:
+        if first_update(args) * args.n_envs >= args.env_steps:
+            asked = f"--learning-starts {args.learning_starts:,} and --n-step {args.n_step}"
+            run.note(f"{asked}: nothing is learned in {args.env_steps:,} environment steps.")
         agent = run.init(partial(init, spec=task.spec))
         begin_lanes = run.over_lanes(partial(begin, env=env, spec=task.spec), in_axes=(0, 0))
         replay = init_replay(len(run.padded_settings), capacity, task.spec, run.sharding, (*FIELDS, "n_steps"))

@@ -14,6 +14,7 @@ of log(1 - tanh(u)^2) (results/parity.md).
 
 Deviations from the paper:
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
+- weights begin as Flax's do (pranz24's: Xavier's, uniform);
 - one environment per lane, all lanes stepped together; one update per environment step, as in the paper,
   in one compiled call that also inserts, samples and acts;
 - updates begin after 5,000 uniform steps (10,000 in Minari's generation scripts, whose other settings these are).
@@ -37,6 +38,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -230,6 +232,8 @@ def export_policy(agent: Agent) -> dict[str, np.ndarray]:
 
 
 def main(args: Args) -> None:
+    if np.min(args.init_temperature) <= 0.0:
+        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     task = env_task(args.env).require(discrete=False)
     with Run(__file__, args, task, act) as run:
         agent = run.init(partial(init, spec=task.spec))

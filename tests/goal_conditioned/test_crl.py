@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import load, write_goals
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
+from jobs import small
 from reference import B, agent_of, close, gelu, mlp
 
 from shared.data import load_dataset
@@ -128,3 +129,9 @@ def test_wanted_goals_are_those_of_the_record(tmp_path):
     assert set(drawn) == set(row)
     with pytest.raises(InputError, match="has no wanted goals"):
         goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions(wanted=True)
+
+
+def test_a_batch_of_one_row_has_no_other_goals(tmp_path):
+    args = small("crl", write_goals(tmp_path / "goals.npz"), tmp_path / "run", batch_size=1)
+    with pytest.raises(InputError, match="--batch-size 1: .* other rows of a batch; there are none"):
+        load("crl").main(args)

@@ -2,9 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 from conftest import load
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
 from reference import agent_of, close, gelu, mlp
+
+from shared.arguments import preset_for
+from shared.checks import preset_misfit
 
 
 def test_gcbc_is_regression_to_the_actions_of_the_goal():
@@ -32,3 +36,15 @@ def test_gcbc_of_discrete_actions_is_a_softmax():
     keys = jax.random.split(jax.random.key(0), 400)
     drawn = jax.vmap(lambda key: gcbc.act(agent, batch.obs, batch.actor_goal, key, hot))(keys)
     assert np.bincount(np.ravel(drawn), minlength=4).min() > 400
+
+
+@pytest.mark.parametrize(
+    "task",
+    ["antmaze-teleport-explore", "humanoidmaze-giant-stitch", "cube-triple-noisy", "scene-play", "puzzle-4x6-play"],
+)
+def test_pictures_have_settings_of_their_own(task):
+    """Batch and steps of all visual tasks in OGBench's hyperparameters.sh."""
+    presets, pictures = load("gcbc").PRESETS, {"obs_shape": (64, 64, 3), "actions": 8, "reward": [0.0, 0.0]}
+    key = preset_for(f"visual-{task}-v0", presets)
+    assert presets[key] == {"batch_size": 256, "updates": 500_000}
+    assert preset_misfit(key, presets[key], pictures) is None and preset_for(f"{task}-v0", presets) is None

@@ -8,6 +8,8 @@ from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals, unit_log
 from jobs import small
 from reference import B, agent_of, close, gelu, heads, mlp
 
+from shared.arguments import preset_for
+from shared.checks import preset_misfit
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -129,3 +131,24 @@ def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
     args = hiql.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = hiql.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end
+
+
+@pytest.mark.parametrize(
+    "task, settings",
+    [
+        ("antmaze-giant-stitch", {"random_actor_goals": 0.5, "subgoal_steps": 25, "discount": 0.995}),
+        (
+            "antmaze-teleport-explore",
+            {"random_actor_goals": 1.0, "subgoal_steps": 25, "high_beta": 10.0, "low_beta": 10.0},
+        ),
+        ("humanoidmaze-medium-navigate", {"random_actor_goals": 0.0, "subgoal_steps": 100, "discount": 0.995}),
+        ("puzzle-4x6-noisy", {"subgoal_steps": 10}),
+    ],
+)
+def test_pictures_have_the_settings_of_their_task_and_of_pictures(task, settings):
+    """Of OGBench's hyperparameters.sh."""
+    presets, pictures = load("hiql").PRESETS, {"obs_shape": (64, 64, 3), "actions": 8, "reward": [0.0, 0.0]}
+    key = preset_for(f"visual-{task}-v0", presets)
+    assert presets[key] == {**settings, "batch_size": 256, "updates": 500_000}
+    assert preset_misfit(key, presets[key], pictures) is None
+    assert presets[preset_for(f"{task}-v0", presets)] == settings

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load, write_goals
-from goal_reference import STATE_SPEC, TINY, goal_batch, unit_log_prob
+from goal_reference import STATE_SPEC, TINY, goal_batch, steps_to_goals, unit_log_prob
 from jobs import small
 from reference import agent_of, close, gelu, mlp
 
+from shared.data import load_dataset
 from shared.errors import InputError
+from shared.goals import goal_dataset
 
 NET = {"activation": gelu, "layer_norm": True}
 
@@ -114,3 +116,11 @@ def test_sizes_that_do_not_go_are_refused(tmp_path):
     args = small("qrl", write_goals(tmp_path / "goals.npz"), tmp_path / "run", latent_dim=12)
     with pytest.raises(InputError, match="--latent-dim 12: a multiple of 8"):
         load("qrl").main(args)
+
+
+def test_later_goals_of_the_value_are_drawn_geometrically_where_they_are_asked_for(tmp_path, monkeypatch):
+    qrl, data = load("qrl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    assert qrl.DISCOUNT == 0.99
+    monkeypatch.setattr(qrl, "DISCOUNT", 0.8)
+    batch = qrl.sample(jax.random.key(0), data, qrl.Args(batch_size=4000, value_goals=(0.0, 1.0, 0.0)))
+    assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

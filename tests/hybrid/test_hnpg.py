@@ -315,3 +315,9 @@ def test_data_of_something_else_are_refused(pendulum):
     make.make(SOFT_LOCK, steps=20)
     with pytest.raises(InputError, match="10 steps"):
         hnpg.main(args_of(dataset=SOFT_LOCK, horizon=7))
+
+
+@pytest.mark.parametrize("max_kl", [0.0, -0.01, (0.01, 0.0)])
+def test_a_policy_that_may_not_move_is_refused(max_kl):
+    with pytest.raises(InputError, match="^--max-kl must be above 0, not "):
+        hnpg.main(args_of(dataset=SOFT_LOCK, horizon=0, max_kl=max_kl))

@@ -7,6 +7,7 @@ import pytest
 from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
 
@@ -121,3 +122,15 @@ def test_layer_norm_bounds_what_critics_say_far_from_the_data(batch):
         q = np.asarray(rlpd.q_values(agent.nets.critic, agent.critic, batch.obs, far))
         spread[layer_norm] = np.abs(q).max()
     assert spread[True] < 100 < spread[False]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"init_temperature": (0.1, 0.0)}, r"^--init-temperature must be above 0, not \(0.1, 0.0\)"),
+        ({"subset_size": E + 1}, f"^--subset-size {E + 1} is more than --n-critics {E}\\.$"),
+    ],
+)
+def test_what_does_not_go_is_refused(wrong, said):
+    with pytest.raises(InputError, match=said):
+        load("rlpd").main(args_of(**wrong))

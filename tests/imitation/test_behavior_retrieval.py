@@ -77,6 +77,15 @@ def test_similarity_is_minus_the_distance_to_the_nearest_demonstrated_pair(parts
     np.testing.assert_allclose(module.retrieve(agent, prior).similarity, found, atol=1e-3)
 
 
+def test_where_all_rows_are_demonstrated_all_are_retrieved(parts):
+    """The data are the demonstrations: no distance tells rows apart."""
+    module, args, _ = setting()
+    data, _ = parts
+    prior = module.prior_of(data, data, 300)
+    agent = module.retrieve(agent_of(module, args, SPEC._replace(action_dim=1)), prior)
+    np.testing.assert_array_equal(agent.similarity, np.ones(300))
+
+
 def test_retrieved_rows_are_drawn_alike():
     module, chosen = load("behavior_retrieval"), np.zeros(50, bool)
     chosen[[3, 17, 49]] = True

@@ -1,5 +1,6 @@
 """Augmentation of guda against the worlds themselves and against turns by hand; what its learner sees."""
 
+import dataclasses
 import functools
 import sys
 
@@ -212,11 +213,34 @@ def test_what_was_made_is_written_as_a_dataset(moves, tmp_path):
     np.testing.assert_allclose(read.transitions().rows, data.transitions().rows, atol=1e-6)
 
 
+def test_what_is_written_has_the_environments_rewards(moves, tmp_path, monkeypatch):
+    """A shift is of training alone: whoever learns from the file adds their own."""
+    guda, seen = load("guda"), []
+
+    def stop(path, data):
+        seen.append(data)
+        raise InputError("enough")
+
+    monkeypatch.setattr(guda, "write_dataset", stop)
+    sizes = {"env": UMAZE, "augment": "guided", "reward_shift": -1.0, "write_dataset": str(tmp_path / "made.npz")}
+    args = small("guda", moves[UMAZE], tmp_path / "run", **sizes)
+    with pytest.raises(InputError, match="enough"):
+        guda.main(args)
+    trained, plain = guda.learned_from(args), guda.learned_from(dataclasses.replace(args, reward_shift=0.0))
+    np.testing.assert_array_equal(seen[0].reward, plain.reward)
+    np.testing.assert_array_equal(trained.reward, plain.reward - 1.0)
+
+
 def test_bad_input_is_one_sentence(pendulum, moves, cartpole, tmp_path, monkeypatch):
     for dataset, changes, message in (
         (pendulum, {"augment": "guided", "env": "Pendulum-v1"}, "not for Pendulum-v1"),
         (pendulum, {"augment": "random", "env": "none"}, "without an environment"),
         (moves[UMAZE], {"augment": "random", "env": UMAZE, "clearance": 0.5}, "is 0.50 cells away from all walls"),
+        (
+            moves[UMAZE],
+            {"augment": "random", "env": UMAZE, "clearance": 0.6},
+            "--clearance must be at most 0.5",
+        ),
         (cartpole, {}, "needs continuous actions"),
     ):
         with pytest.raises(InputError, match=message):

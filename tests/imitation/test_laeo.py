@@ -176,6 +176,8 @@ def test_bad_input_is_one_sentence(tmp_path):
         ({"success_reward": 99.0}, "has 0 rows of reward 99.0 or more"),
         ({"examples": 0}, "--examples 0: "),
         ({"reward": "classifier", "discount": (0.9, 1.0)}, "--reward classifier: with --discount 1 "),
+        ({"batch_size": 1}, "--batch-size 1: .* other rows of a batch; there are none"),
+        ({"first_alpha": (1.0, -0.1)}, "--first-alpha must be at least 0, not "),
         ({"examples_from": goals}, r"--examples-from: observations of .* have the shape \(2,\), not \(3,\)"),
     ):
         with pytest.raises(InputError, match=message):

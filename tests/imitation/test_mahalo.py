@@ -270,6 +270,10 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"scenario": "ilfo", "demos": (goals,)}, "has other observations"),
         (pendulum, {"demo_episodes": 0}, "--demo-episodes 0: rl_sample needs one"),
         (pendulum, {"discount": 1.0}, "--discount must be below 1"),
+        (pendulum, {"consistency_weight": (1.0, -1.0)}, "--consistency-weight must be at least 0, not "),
+        (pendulum, {"adversarial": -1.0}, "--adversarial must be at least 0, not -1.0"),
+        (pendulum, {"reward_weight": -1.0}, "--reward-weight must be at least 0, not -1.0"),
+        (pendulum, {"max_norm": 0.0}, "--max-norm must be above 0, not 0.0"),
         (pendulum, {"labelled_fraction": 0.01}, "--labelled-fraction 0.01: none of the 10 episodes of"),
         (pendulum, {"scenario": "ilfo", "demos": (pendulum,), "hide": ("actions",)}, "has no row of known action"),
         (

@@ -11,6 +11,7 @@ from jobs import small
 from reference import B, agent_of, close, differences, heads, log_std_of, mlp, normed_v
 from scipy.stats import norm, spearmanr
 
+from shared.arguments import preset_for
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.parts import hidden
@@ -169,3 +170,18 @@ def test_settings_are_those_released():
     assert (args.step_cost, args.discount, args.tau, args.batch_size) == (2.0, 0.99, 0.005, 1024)
     assert (args.maximizer, args.gumbel_temperature, args.gumbel_clip) == ("gumbel", 1.0, 7.0)
     assert (args.beta, args.max_weight, args.updates) == (3.0, 100.0, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "dataset, settings",
+    [
+        ("D4RL/pen/cloned-v2", {"dropout": 0.1}),
+        ("relocate-human-v1", {"dropout": 0.1}),
+        ("D4RL/kitchen/mixed-v2", {"beta": 0.5, "dropout": 0.1}),
+        ("hopper-random-v2", {}),
+    ],
+)
+def test_hands_and_kitchen_have_their_configurations(dataset, settings):
+    """configs/adroit_config.py, kitchen_config.py and mujoco_config.py of the released code."""
+    presets = load("recoil").PRESETS
+    assert presets.get(preset_for(dataset, presets), {}) == settings

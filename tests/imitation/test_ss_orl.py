@@ -8,7 +8,7 @@ import pytest
 from conftest import load, write_pendulum
 from iql_in_numpy import check_iql
 from jobs import SHORT, small, train
-from reference import B, agent_of, close, mlp
+from reference import SPEC, B, agent_of, close, mlp
 from scipy.stats import norm
 
 from shared.data import load_dataset
@@ -49,6 +49,15 @@ def test_the_inverse_model_is_fitted_by_its_likelihood():
     close(module.inverse_loss(agent.inverse, agent.nets, shown), expected)
     dropped = module.inverse_loss(agent.inverse, agent.nets, shown, jax.random.key(0))
     assert abs(dropped - expected) > 1e-3
+
+
+def test_the_inverse_model_begins_orthogonal_with_a_gain_of_1():
+    """As the released one (PyTorch's orthogonal_); IQL's networks have a gain of sqrt 2."""
+    module, args, _, _ = setting()
+    layers = module.init(jax.random.key(0), args, SPEC).inverse["params"]
+    for i, layer in enumerate(layers.values()):
+        singular = np.linalg.svd(layer["kernel"], compute_uv=False)
+        np.testing.assert_allclose(singular, np.ones(min(layer["kernel"].shape)), atol=1e-5, err_msg=f"layer {i}")
 
 
 @pytest.mark.parametrize("past", [0, 1, 2])

@@ -285,3 +285,10 @@ def test_c_morl_refuses_what_does_not_fit():
         morl.checked(dataclasses.replace(ARGS, weight_divisions=5), 2)
     with pytest.raises(InputError, match="--n-batches 5 is more than an iteration's 4"):
         morl.checked(dataclasses.replace(ARGS, n_batches=5), 2)
+
+
+@pytest.mark.parametrize("name", ["barrier_sharpness", "least_margin"])
+def test_c_morl_refuses_a_barrier_that_would_push_down(name):
+    for wrong in (0.0, -1.0, (1.0, -1.0)):
+        with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} must be above 0, not "):
+            morl.checked(dataclasses.replace(ARGS, **{name: wrong}), 2)

@@ -192,3 +192,15 @@ def test_gorl_refuses_stages_in_which_nothing_is_learned(tmp_path):
         gorl.main(dataclasses.replace(ARGS, collect_iterations=3, out=str(tmp_path)))
     with pytest.raises(InputError, match="--batch-size 9 is more than an iteration's 8"):
         gorl.main(dataclasses.replace(ARGS, batch_size=9, out=str(tmp_path)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_gorl_norms_of_0_do_not_clip(first):
+    """As in the released code; and others do, in their own stage alone."""
+    norms = (0.0, 0.5) if first else (0.5, 0.0)
+    grads = {"w": jnp.float32([3.0, 4.0])}
+    args = dataclasses.replace(ARGS, first_grad_norm=norms[0], later_grad_norm=norms[1])
+    free, held = (gorl.ppo_optimizer(stage, args) for stage in (first, not first))
+    seen = [optimizer.update(grads, optimizer.init(grads))[1] for optimizer in (free, held)]
+    for state, norm_of in zip(seen, (5.0, 0.5), strict=True):
+        close(np.linalg.norm(state[1][0].mu["w"]) / 0.1, norm_of)

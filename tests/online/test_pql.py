@@ -196,3 +196,22 @@ def test_pql_refuses_environments_that_are_not_written_in_jax(tmp_path):
         pql.main(pql.Args(env="Pendulum-v1", out=str(tmp_path / "run")))
     with pytest.raises(InputError, match="--buffer-size 3 is less than one step of 4 environments"):
         pql.main(dataclasses.replace(ARGS, buffer_size=3, out=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("steps, says", [(16, True), (20, False)])
+def test_pql_says_that_nothing_is_learned(steps, says, tmp_path, monkeypatch):
+    """Of steps of 4 environments: 16 in the warm-up, whose default is longer than many a run."""
+    told = []
+
+    def note(run, sentence):
+        told.append(sentence)
+
+    def stop(run, init):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pql.Run, "note", note)
+    monkeypatch.setattr(pql.Run, "init", stop)
+    args = dataclasses.replace(ARGS, n_envs=4, learning_starts=16, env_steps=steps, out=str(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        pql.main(args)
+    assert told == ["--learning-starts 16 and --n-step 3: nothing is learned in 16 environment steps."] * says

@@ -7,7 +7,7 @@ import pytest
 from conftest import load
 from reference import B, agent_of, close, heads, mlp, tanh_normal
 
-from shared.errors import Interrupted
+from shared.errors import InputError, Interrupted
 from shared.run import Run
 
 SMALL = {"learning_starts": 4}
@@ -91,3 +91,33 @@ def test_sac_steps_critics_then_actor_then_temperature(batch):
         *map(jax.tree.leaves, (new.target_critic, agent.target_critic, new.critic)), strict=True
     ):
         close(target, old + 0.1 * (critic - old))
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0, (0.1, 0.0)])
+def test_sac_refuses_a_temperature_that_has_no_logarithm(first):
+    with pytest.raises(InputError, match="^--init-temperature must be above 0, not "):
+        load("sac").main(load("sac").Args(init_temperature=first))
+
+
+@pytest.mark.parametrize(
+    "steps, said", [(20, ["--learning-starts 20: nothing is learned in 20 environment steps."]), (30, [])]
+)
+def test_sac_says_that_nothing_is_learned(steps, said, tmp_path, monkeypatch):
+    """A warm-up as long as the run would pass for training that has failed."""
+    sac, told = load("sac"), []
+    monkeypatch.setattr(Run, "note", lambda run, sentence: told.append(sentence))
+    monkeypatch.setattr(sac, "Interaction", stopped(sac.Interaction))
+    args = sac.Args(env_steps=steps, learning_starts=20, hidden_dims=(8, 8), out=str(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        sac.main(args)
+    assert [sentence for sentence in told if sentence] == said
+
+
+def stopped(interaction):
+    """`interaction`, which nothing follows."""
+
+    def made(*args, **kwargs):
+        interaction(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    return made
