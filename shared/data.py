@@ -64,6 +64,16 @@ CORRUPTIONS = {
 ARRAYS = ("obs", "action", "reward", "next_obs", "terminal", "last")
 
 
+def moments(x: np.ndarray, least: float = 1e-6, constant: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of the columns of x [N, D], as they are scaled by.
+
+    A deviation of less than `least` is given as `constant`: what never changes is not magnified. Summed in float64, in
+    which a constant has none; in float32 it has, and a mean that is no row's.
+    """
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(std < least, constant, std).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Flat numpy arrays of N transitions, episode after episode."""

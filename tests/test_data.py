@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, write_pendulum
 from minari.data_collector import EpisodeBuffer
 
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset, load_dataset, moments
 from shared.errors import InputError
 from shared.task import Spec, Task, flatten_obs, reference_score, registered_env
 from shared.transitions import FIELDS, alias_table
@@ -582,3 +582,17 @@ def test_returns_that_are_all_equal_are_no_scale(tmp_path):
         load_dataset(str(path)).return_range()
     np.savez(path, **log, rewards=np.arange(20.0))
     assert load_dataset(str(path)).return_range() == 100.0
+
+
+def test_what_never_changes_is_not_magnified():
+    """Of a thousand rows float32 makes 1.7 a mean that is none of them, and what is next to nothing a deviation."""
+    r = np.random.default_rng(0)
+    x = np.stack([np.full(1000, 1.7), np.full(1000, 3e4), r.normal(size=1000), 1e-8 * r.normal(size=1000)], 1)
+    x = x.astype(np.float32)
+    assert x.std(0)[0] > 1e-12 and x[0, 0] != x.mean(0)[0]  # what this is about
+    mean, std = moments(x)
+    assert mean.dtype == std.dtype == np.float32
+    np.testing.assert_array_equal(mean[:2], x[0, :2])
+    np.testing.assert_array_equal(std[[0, 1, 3]], 1.0)
+    np.testing.assert_allclose([mean[2], std[2]], [x[:, 2].mean(), x[:, 2].std()], rtol=1e-3)
+    assert moments(x, 1e-12)[1][3] < 1e-7 and moments(x, constant=1e-6)[1][0] == np.float32(1e-6)

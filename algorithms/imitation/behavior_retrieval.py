@@ -42,7 +42,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
-from shared.data import Dataset
+from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_demonstrated
 from shared.run import Run, launch
@@ -266,11 +266,10 @@ def train(agent: Agent, keys, args: Args, prior: Prior) -> tuple[Agent, dict]:
 def prior_of(data: Dataset, demos: Dataset, rows: int) -> Prior:
     """On the device; the first `rows` are of --dataset itself."""
     inputs = np.concatenate([data.obs, data.action], axis=1)
-    std = inputs.std(0)
+    mean, std = moments(inputs)
     own = jnp.arange(len(data.obs)) < rows
-    std = jnp.asarray(np.where(std < 1e-6, 1.0, std))
     parts = (d.transitions("obs", "action") for d in (data, demos))
-    return Prior(*parts, jnp.asarray(inputs.mean(0)), std, own.astype(jnp.float32))
+    return Prior(*parts, jnp.asarray(mean), jnp.asarray(std), own.astype(jnp.float32))
 
 
 def main(args: Args) -> None:

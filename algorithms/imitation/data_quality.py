@@ -50,7 +50,7 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, OfflineArgs, Size, function_named, hyperparameters
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset, load_dataset, moments
 from shared.errors import InputError, first_line
 from shared.formats import given_of
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
@@ -276,8 +276,7 @@ def load_parts(args: Args) -> tuple[Dataset, np.ndarray]:
 
 def on_device(data: Dataset, of: np.ndarray, args: Args) -> Parts:
     """The parts and their measures; `of` [N]: each row's part. All together are the last, if a lane clones them."""
-    std = data.action.std(0)
-    action = data.action / np.where(std < 1e-6, 1.0, std)
+    action = data.action / moments(data.action)[1]
     size = np.bincount(of)
     first, chosen = np.cumsum(size) - size, [of == p for p in range(len(size))]
     if -1 in np.atleast_1d(args.part):

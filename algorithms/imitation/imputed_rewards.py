@@ -38,7 +38,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
-from shared.data import Dataset
+from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
 from shared.run import Run, launch
@@ -394,8 +394,7 @@ def imputable(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args
     if held == len(known):
         raise InputError(f"Of {held} labelled rows all are held out: none is left to know the rewards' scale by.")
     inputs, rewards = inputs_of(data.select(usable & data.successor)), data.reward[known[held:]]
-    std = inputs.std(0), rewards.std()
-    scales = Scales(inputs.mean(0), np.where(std[0] < 1e-6, 1.0, std[0]), rewards.mean(), std[1] or 1.0)
+    scales = Scales(*moments(inputs), *moments(rewards, 1e-12))
     filled = data.replace({}, reward=np.where(labelled, data.reward, 0.0).astype(np.float32))
     rows = usable & labelled if args.impute == "none" else usable
     unlabelled = np.flatnonzero(usable & ~labelled & data.successor)

@@ -39,7 +39,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
-from shared.data import ARRAYS, Dataset
+from shared.data import ARRAYS, Dataset, moments
 from shared.errors import InputError
 from shared.formats import content_hash
 from shared.parts import load_all
@@ -319,10 +319,6 @@ def spoilt(data: Dataset, args: Args) -> tuple[Dataset, np.ndarray]:
 
 def logged_of(data: Dataset, clean: np.ndarray, args: Args) -> Logged:
     """On the device: the rows whose next observation is known."""
-
-    def moments(x):
-        std = x.std(0)
-        return jnp.asarray(x.mean(0)), jnp.asarray(np.where(std < 1e-6, 1.0, std))
 
     rows = data.usable() & data.successor
     if not rows.any():

@@ -53,7 +53,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, function_named, hyperparameters
-from shared.data import Dataset
+from shared.data import Dataset, moments
 from shared.errors import InputError, first_line
 from shared.formats import content_hash
 from shared.parts import hidden, load_all, rank_correlation, relabelled, write_dataset
@@ -588,8 +588,8 @@ def on_device(data: Dataset, truth: Dataset, args: Args) -> tuple[Preferences, J
     pairs, answer = answered(truth, shown, args)
     if not args.pictures:
         shown = np.concatenate([data.obs, data.action][: len(args.reward_inputs)], axis=1)
-        std = shown.std(0)
-        shown = (shown - shown.mean(0)) / np.where(std < 1e-6, 1.0, std)
+        mean, std = moments(shown)
+        shown = (shown - mean) / std
     first, second = shown[pairs.T[..., None] + np.arange(args.segment_length)]
     rewards = truth.reward if truth.task.data.get("rewards", True) else np.zeros(0, np.float32)
     columns = shown, data.episode(), data.starts(), np.flatnonzero(data.usable()), rewards

@@ -40,7 +40,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, LabelArgs, Size, hyperparameters
-from shared.data import Dataset
+from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
 from shared.run import Run, launch
@@ -386,9 +386,8 @@ def imputable(data: Dataset, labelled: np.ndarray, truth: np.ndarray, args: Args
     group = data.episode()[known] if args.labelled_unit == "episodes" else known
     action = np.eye(data.spec.action_dim)[data.action] if data.spec.discrete else data.action
     inputs, rewards = np.concatenate([data.obs, action], axis=1)[usable], data.reward[known]
-    std = inputs.std(0)
     low, high = rewards.min(), rewards.max()
-    scales = Scales(inputs.mean(0), np.where(std < 1e-6, 1.0, std), rewards.mean(), rewards.std() or 1.0, low, high)
+    scales = Scales(*moments(inputs), *moments(rewards, 1e-12), low, high)
     filled = data.replace({}, reward=np.where(labelled, data.reward, 0.0).astype(np.float32))
     rows = usable & labelled if args.impute == "none" else usable
     unlabelled = np.random.default_rng(0).permutation(np.flatnonzero(usable & ~labelled))[:COMPARED]

@@ -40,7 +40,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
-from shared.data import Dataset
+from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
 from shared.run import Run, launch
@@ -214,8 +214,8 @@ COMPARED = 2_000
 
 def windows(data: Dataset, past: int) -> np.ndarray:
     """[N, (k + 2) O]: s_{t-k}, ..., s_t, s_{t+1} of every row, standardised; 0 before an episode's first state."""
-    mean, std = data.obs.mean(0), data.obs.std(0)
-    obs, next_obs = ((x - mean) / np.where(std < 1e-6, 1.0, std) for x in (data.obs, data.next_obs))
+    mean, std = moments(data.obs)
+    obs, next_obs = ((x - mean) / std for x in (data.obs, data.next_obs))
     row, start = np.arange(len(obs)), data.starts()[data.episode()]
     seen = [obs[np.maximum(row - k, 0)] * (row - k >= start)[:, None] for k in range(past, -1, -1)]
     return np.concatenate([*seen, next_obs], axis=1).astype(np.float32)

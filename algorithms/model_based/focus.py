@@ -53,7 +53,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checks import fewer_held_out
-from shared.data import load_dataset
+from shared.data import load_dataset, moments
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
 from shared.replay import Replay, concatenate, init_replay
@@ -684,8 +684,7 @@ def main(args: Args) -> None:
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
-    std = inputs.std(0)
-    scale = {"input_mean": inputs.mean(0), "input_std": np.where(std < 1e-12, 1.0, std)}
+    scale = dict(zip(("input_mean", "input_std"), moments(inputs, 1e-12)))
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     told = int((data.successor[holdout:] > 0).sum())  # terminal rows may have no successor, which has no causes
     if args.graph == "learned" and not OWN_FEATURES + args.test_features < args.test_rows <= told:

@@ -54,7 +54,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.checks import fewer_held_out
-from shared.data import load_dataset
+from shared.data import load_dataset, moments
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -447,10 +447,9 @@ def scale_of(obs: np.ndarray, action: np.ndarray, reward: np.ndarray) -> dict[st
     What never changes is predicted as it is.
     """
     scale = {}
-    for name, x, least in (("input", [obs, action], 1.0), ("output", [obs, reward[:, None]], 1e-6)):
-        x = np.concatenate(x, axis=1)
-        std = x.std(0)
-        scale |= {f"{name}_mean": x.mean(0), f"{name}_std": np.where(std < 1e-6, least, std)}
+    for name, x, constant in (("input", [obs, action], 1.0), ("output", [obs, reward[:, None]], 1e-6)):
+        mean, std = moments(np.concatenate(x, axis=1), constant=constant)
+        scale |= {f"{name}_mean": mean, f"{name}_std": std}
     return scale
 
 

@@ -54,7 +54,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checks import fewer_held_out
-from shared.data import load_dataset
+from shared.data import load_dataset, moments
 from shared.env_models import exact_model, termination
 from shared.errors import InputError
 from shared.replay import Replay, concatenate, init_replay
@@ -673,8 +673,7 @@ def main(args: Args) -> None:
     asked, args = args.holdout_rows, dataclasses.replace(args, holdout_rows=holdout)
     data = data.select(np.random.default_rng(0).permutation(usable))  # the rows held out are the first ones
     inputs = np.concatenate([data.obs, data.action], axis=1)[holdout:]
-    mean, std = (of(0, dtype=np.float64) for of in (inputs.mean, inputs.std))  # in float32 a constant has a deviation
-    scale = {"input_mean": mean, "input_std": np.where(std < 1e-12, 1.0, std)}
+    scale = dict(zip(("input_mean", "input_std"), moments(inputs, 1e-12)))
     ends, exact = termination(data.task, args.termination), exact_model(data.task)
     unit = math.lcm(args.rollout_every, args.holdout_every)
     with Run(__file__, args, data.task, act, unit=unit, before=args.model_updates) as run:

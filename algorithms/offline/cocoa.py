@@ -44,7 +44,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
-from shared.data import load_dataset
+from shared.data import load_dataset, moments
 from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
@@ -434,9 +434,9 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions, learn) -> tu
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     inputs = [np.concatenate([x, data.action], axis=1) for x in (data.obs, data.next_obs)]
-    mean, std = (np.stack([f(x, 0) for x in inputs]) for f in (np.mean, np.std))
+    mean, std = (np.stack(of) for of in zip(*(moments(x, 1e-12) for x in inputs)))
     pool = data.obs[np.random.default_rng(0).permutation(len(data.obs))[:POOL]]
-    scale = {"input_mean": mean, "input_std": np.where(std < 1e-12, 1.0, std), "pool": pool}
+    scale = {"input_mean": mean, "input_std": std, "pool": pool}
     before = args.dynamics_updates + args.seeker_updates
     with Run(__file__, args, data.task, act, before=before) as run:
         if args.seeker_updates % run.chunk:

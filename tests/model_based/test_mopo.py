@@ -347,7 +347,7 @@ def test_a_hold_out_of_more_than_a_fifth_is_cut_and_said(name, asked, pendulum, 
     assert seen == [(60, said)]
 
 
-@pytest.mark.parametrize("name", ["mopo", "combo", "mobile", "rambo"])
+@pytest.mark.parametrize("name", ["mopo", "combo", "mobile", "rambo", "focus", "morel", "ravl"])
 def test_a_model_sees_0_where_an_input_is_constant(name, tmp_path, monkeypatch):
     """Of a thousand rows float32 makes 1.7 a mean that is none of them, and what is next to nothing a deviation."""
     module, r, n = load(name), np.random.default_rng(0), 1000
