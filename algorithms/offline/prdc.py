@@ -150,17 +150,18 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(data: Dataset, args: Args) -> Pairs:
-    """Once per run, on the host."""
-    N = len(data.obs)
+    """Once per run, on the host: of the rows that `transitions` packs, by whose numbers they are asked for."""
+    usable = data.usable()
+    obs, action, N = data.obs[usable], data.action[usable], int(usable.sum())
     if args.search == "all":
-        norms = [(x**2).sum(1, keepdims=True) for x in (data.obs, data.action)]
-        points = np.concatenate([data.obs, data.action, *norms], axis=1)
+        norms = [(x**2).sum(1, keepdims=True) for x in (obs, action)]
+        points = np.concatenate([obs, action, *norms], axis=1)
         points = np.pad(points, ((0, -N % BLOCK), (0, 0)), mode="edge")  # a row twice is no other neighbour
         return Pairs(blocks=jnp.asarray(points.reshape(-1, BLOCK, points.shape[1])))
     counts = np.arange(1, min(args.neighbours, N) + 1)
-    distance, rows = cKDTree(data.obs).query(data.obs, counts, workers=-1)
+    distance, rows = cKDTree(obs).query(obs, counts, workers=-1)
     radius = distance[:, -1] if len(counts) < N else np.full(N, np.inf)
-    points = np.concatenate([data.obs, data.action], axis=1)
+    points = np.concatenate([obs, action], axis=1)
     return Pairs(*(jnp.asarray(x) for x in (points, rows.astype(np.int32), radius.astype(np.float32))))
 
 
