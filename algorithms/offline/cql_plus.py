@@ -36,6 +36,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -340,6 +341,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.cql_temperature) <= 0:
+        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     if args.max_reward < data.reward.max():
         data = data.replace({"max_reward": args.max_reward}, reward=np.minimum(data.reward, args.max_reward))

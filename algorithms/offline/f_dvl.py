@@ -340,6 +340,9 @@ def check_temperature(args: Args) -> None:
 
 def main(args: Args) -> None:
     check_temperature(args)
+    for name in ("huber_delta", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

@@ -36,11 +36,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -305,6 +307,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.max_weight) <= 0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = load_dataset(args).require(discrete=False, images=True)
     data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
