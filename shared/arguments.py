@@ -255,6 +255,9 @@ def parse(
         for least, kind in ((1, _ABOVE_0), (0, _FROM_0)):
             if kind in kinds and value < least:
                 raise InputError(f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.")
+        if field.name.endswith("hidden_dims") and min(value, default=1) < 1:
+            sizes = " ".join(map(str, value))
+            raise InputError(f"--{field.name.replace('_', '-')} must be sizes of at least 1, unlike {sizes}.")
         if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
