@@ -10,8 +10,8 @@ The actor's step size decays to zero over the run as a cosine.
 The paper has no images. Here an encoder (V-D4RL's: Lu et al., TMLR 2023, arXiv 2206.04779) is trained by the loss of
 Q alone; V and the actor learn from its features, and their gradients stop there.
 
-Presets are the authors'. CORL's (arXiv 2210.07105) differ on two of hopper's sets, with a deterministic policy, slower
-targets and normalised observations: --preset corl-hopper-medium, corl-hopper-medium-replay.
+Presets are the authors'. CORL's (arXiv 2210.07105) all normalise observations and differ most on two of hopper's sets,
+with a deterministic policy and slower targets: --preset corl-hopper-medium, corl-hopper-medium-replay.
 
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
