@@ -150,18 +150,17 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(data: Dataset, args: Args) -> Pairs:
-    """Once per run, on the host: of the rows that `transitions` packs, by whose numbers they are asked for."""
-    usable = data.usable()
-    obs, action, N = data.obs[usable], data.action[usable], int(usable.sum())
+    """Once per run, on the host; `data`: the rows that `transitions` packs, by whose numbers they are asked for."""
+    N = len(data.obs)
     if args.search == "all":
-        norms = [(x**2).sum(1, keepdims=True) for x in (obs, action)]
-        points = np.concatenate([obs, action, *norms], axis=1)
+        norms = [(x**2).sum(1, keepdims=True) for x in (data.obs, data.action)]
+        points = np.concatenate([data.obs, data.action, *norms], axis=1)
         points = np.pad(points, ((0, -N % BLOCK), (0, 0)), mode="edge")  # a row twice is no other neighbour
         return Pairs(blocks=jnp.asarray(points.reshape(-1, BLOCK, points.shape[1])))
     counts = np.arange(1, min(args.neighbours, N) + 1)
-    distance, rows = cKDTree(obs).query(obs, counts, workers=-1)
+    distance, rows = cKDTree(data.obs).query(data.obs, counts, workers=-1)
     radius = distance[:, -1] if len(counts) < N else np.full(N, np.inf)
-    points = np.concatenate([obs, action], axis=1)
+    points = np.concatenate([data.obs, data.action], axis=1)
     return Pairs(*(jnp.asarray(x) for x in (points, rows.astype(np.int32), radius.astype(np.float32))))
 
 
@@ -294,6 +293,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
+        data = data.select(data.usable())  # as `transitions` does: rows of both have the same numbers
         transitions, pairs = run.replicate((data.transitions(), pairs_of(data, args)))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)
