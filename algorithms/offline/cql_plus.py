@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -98,7 +98,7 @@ class Args(OfflineArgs):
 
 _cql = {"n_actions": 10, "actor_lr": 3e-4, "critic_activation": "relu", "last_layer_scale": 1.0, "separate_std": False}
 PRESETS = {
-    "cql": _cql,  # by name only
+    **by_name({"cql": _cql}),
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     "pointmaze": {"reward_scale": 4.0, "reward_shift": -2.0},  # ours, after AntMaze: the paper has no PointMaze
     "kitchen": {"normalize_reward": True},

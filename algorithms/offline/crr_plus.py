@@ -37,7 +37,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -88,7 +88,7 @@ class Args(OfflineArgs):
 
 
 PRESETS = {
-    "crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
+    **by_name({"crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0}}),
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), {"normalize_reward": True}),
 }

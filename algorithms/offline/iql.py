@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -100,7 +100,7 @@ PRESETS = {
     "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
-    **dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper),  # by name
+    **by_name(dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper)),
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))

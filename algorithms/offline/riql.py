@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -100,7 +100,7 @@ class Args(OfflineArgs):
     """Of the corruption, which all lanes share."""
 
 
-PRESETS = {  # by name: --preset hopper-obs
+PRESETS = by_name({  # --preset hopper-obs
     "halfcheetah-obs": {"corruption": ("obs",), "huber_sigma": 0.1, "quantile": 0.1},
     "halfcheetah-action": {"corruption": ("action",), "huber_sigma": 0.5, "quantile": 0.25, "n_critics": 3},
     "halfcheetah-reward": {"corruption": ("reward",), "huber_sigma": 3.0, "quantile": 0.25},
@@ -116,7 +116,7 @@ PRESETS = {  # by name: --preset hopper-obs
     "hopper-reward": {"corruption": ("reward",), "huber_sigma": 1.0, "quantile": 0.25, "n_critics": 3},
     "hopper-dynamics": {"corruption": ("dynamics",), "huber_sigma": 1.0, "quantile": 0.5},
     "hopper-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 0.1, "quantile": 0.25},
-}
+})  # fmt: skip
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 critic_init = {
