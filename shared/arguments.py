@@ -208,15 +208,27 @@ def float_fields(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction)]
 
 
+class ByName(dict):
+    """Settings of a preset that --preset alone picks, whatever words the dataset's id has."""
+
+
+def by_name(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`presets`, none of which a dataset's id picks."""
+    return {key: ByName(settings) for key, settings in presets.items()}
+
+
 def preset_for(dataset: str, presets: dict[str, dict[str, Any]], name: str = "auto") -> str | None:
-    """Key of `presets` that `dataset` picks: the longest one that a word of its id begins with, or `name` itself."""
+    """Key of `presets` that `dataset` picks: the longest one that a word of its id begins with, or `name` itself.
+
+    Those of `by_name` are picked by `name` alone.
+    """
     if name == "none":
         return None
     if name != "auto":
         if name not in presets:
             raise InputError(f"No preset '{name}'; {nearest(name, presets)} (or auto, none).")
         return name
-    return preset_of(dataset, presets)
+    return preset_of(dataset, [key for key, settings in presets.items() if not isinstance(settings, ByName)])
 
 
 def parse(
@@ -255,6 +267,9 @@ def parse(
         for least, kind in ((1, _ABOVE_0), (0, _FROM_0)):
             if kind in kinds and value < least:
                 raise InputError(f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.")
+        if field.name.endswith("hidden_dims") and min(value, default=1) < 1:
+            sizes = " ".join(map(str, value))
+            raise InputError(f"--{field.name.replace('_', '-')} must be sizes of at least 1, unlike {sizes}.")
         if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")

@@ -211,6 +211,26 @@ KEYS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "name", "by_name", "auto"),
+    [
+        ("riql", "hopper-action-noise", "hopper-action", None),  # which would corrupt it further
+        ("cql_plus", "hopper-cql-replay", "cql", None),
+        ("crr_plus", "hopper-crr-replay", "crr", None),
+        ("iql", "corl-hopper-medium", "corl-hopper-medium", "hopper"),
+        ("edac", "lb-sac-hopper-medium", "lb-sac-hopper-medium", "hopper"),
+        ("f_dvl", "xql-hopper-medium", "xql-hopper-medium", "hopper"),
+        ("plas", "d3rlpy-hopper-medium", "d3rlpy-hopper-medium", None),
+        ("rorl", "attack-hopper-medium", "attack-hopper-medium", "hopper-medium"),
+    ],
+)
+def test_a_preset_by_name_is_picked_by_no_dataset(algorithm, name, by_name, auto):
+    presets = load(algorithm).PRESETS
+    assert preset_for(name, presets) == auto
+    assert preset_for(name, presets, by_name) == by_name
+    assert preset_for(name, {key: dict(settings) for key, settings in presets.items()}) == by_name  # its words would
+
+
 @pytest.mark.parametrize(("name", "obs", "actions", "env_id", "row"), ROWS)
 def test_what_a_name_picks(name, obs, actions, env_id, row):
     assert picked(name, obs, actions, env_id) == row

@@ -528,6 +528,17 @@ def test_a_size_is_not_too_small(name, argument, least):
     parse(module.Args, module.PRESETS, module.__doc__, [flag, str(least)])
 
 
+@pytest.mark.parametrize("flag", ["--hidden-dims", "--critic-hidden-dims"])
+def test_a_layer_has_a_unit(flag):
+    """None at all is a linear network, or as the others."""
+    module = load("rebrac")
+    for value in ("0", "-3"):
+        with pytest.raises(InputError, match=f"^{flag} must be sizes of at least 1, unlike 8 {value}.$"):
+            parse(module.Args, module.PRESETS, module.__doc__, [flag, "8", value])
+    for values in ([], ["8", "1"]):
+        parse(module.Args, module.PRESETS, module.__doc__, [flag, *values])
+
+
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):
     for name, more in (("td3_bc", []), ("bc", ["--head", "gaussian"])):
         assert "continuous" in refused(name, "--dataset", "cartpole.npz", "--env", "CartPole-v1", *more)

@@ -12,7 +12,8 @@ Parity: equal to CORL's awac.py, update for update (results/parity.md).
 Deviations from the paper:
 - weights are min(exp(A / lambda), 100) as in CORL; `--weight-mode softmax` normalises them over the batch, times
   its size, as the authors' code does;
-- three hidden layers, batch 256 and 1M offline updates (CORL; the paper: 25k updates of batch 1024, then online).
+- three hidden layers, batch 256 and 1M offline updates (CORL; the paper: 25k updates of batch 1024, then online);
+- biases start at zero (PyTorch's default draws them like the weights).
 
     python algorithms/offline/awac.py --dataset hopper-medium-replay --seeds 4 --updates 50000
     python algorithms/offline/awac.py --dataset pointmaze-umaze --seeds 4 --temperature 0.1 0.3 1
@@ -28,11 +29,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -205,6 +208,9 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    for name in ("temperature", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

@@ -18,6 +18,7 @@ Parity: equal to CORL's cql.py, update for update, with and without --lagrange (
 Deviations from the paper:
 - settings per suite and first weights as in CORL (arXiv 2210.07105), whose scores are those that can be reproduced;
   AntMaze's critics both have five layers (by a slip CORL's second one has three);
+- the policy's biases start at zero (PyTorch's default draws them like the weights);
 - next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;
 - the discrete form is on double DQN, not on QR-DQN;
 - the bottleneck's noise and dropout act in the critics' loss alone; targets and the actor's loss take the mean (the
@@ -486,8 +487,24 @@ def parted(data: Dataset, share: float) -> tuple[Dataset, dict[str, Batch]]:
     return data.select(~out), found
 
 
+OF_AN_ACTOR = (
+    "importance_sampling", "lagrange", "clip_diff_min", "clip_diff_max", "max_q_backup", "backup_entropy",
+    "init_temperature", "tune_temperature", "bc_steps",
+)  # fmt: skip
+"""Arguments that the losses of discrete actions do not know."""
+
+
 def main(args: Args) -> None:
+    if np.min(args.cql_temperature) <= 0:
+        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
+    if args.clip_diff_min >= args.clip_diff_max:
+        raise InputError(
+            f"--clip-diff-min {args.clip_diff_min} must be lower than --clip-diff-max {args.clip_diff_max}."
+        )
     data = load_dataset(args).require()
+    given = [name for name in OF_AN_ACTOR if getattr(args, name) != getattr(Args(), name)]
+    if data.spec.discrete and given:
+        raise InputError(f"--{given[0].replace('_', '-')} is of continuous actions; those of '{data.task.id}' are not.")
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale * args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

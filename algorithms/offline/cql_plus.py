@@ -34,8 +34,9 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -97,7 +98,7 @@ class Args(OfflineArgs):
 
 _cql = {"n_actions": 10, "actor_lr": 3e-4, "critic_activation": "relu", "last_layer_scale": 1.0, "separate_std": False}
 PRESETS = {
-    "cql": _cql,  # by name only
+    **by_name({"cql": _cql}),
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     "pointmaze": {"reward_scale": 4.0, "reward_shift": -2.0},  # ours, after AntMaze: the paper has no PointMaze
     "kitchen": {"normalize_reward": True},
@@ -340,6 +341,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.cql_temperature) <= 0:
+        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     if args.max_reward < data.reward.max():
         data = data.replace({"max_reward": args.max_reward}, reward=np.minimum(data.reward, args.max_reward))

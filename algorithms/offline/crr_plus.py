@@ -4,7 +4,8 @@ Kang, Ma, Wang, Yue and Yan, "Improving and Benchmarking Offline Reinforcement L
 arXiv 2306.00972; CRR: Wang et al., "Critic Regularized Regression", NeurIPS 2020, arXiv 2006.15134. The policy
 clones the data weighted by exp(A / beta) or 1[A > 0], with the advantage over the policy's own actions, of which many
 are sampled. The plus is in the choices: layer normalisation, small last layers, and a critic that learns a lower
-expectile of its target. `--preset crr` is CRR without them; each has its own flag too.
+expectile of its target. `--preset crr` is CRR without them, and without rescaling of rewards; each has its own flag
+too.
 
 --weight-mode: exp is the clipped exponential; indicator 1 where the advantage is positive; softmax is over the batch,
 times its size.
@@ -32,11 +33,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -53,7 +56,7 @@ class Args(OfflineArgs):
     max_weight: Float = 20.0
     """Clip of the exponential advantage weights."""
     baseline: Literal["mean", "max"] = "mean"
-    """What the advantage is over: the mean or the largest Q of the policy's n_actions actions."""
+    """What the advantage is over: the mean or the largest Q of the policy's value_samples actions."""
     value_samples: Size = 50
     """Actions of the policy that the value of a state is estimated from."""
     critic_expectile: Fraction = 0.7
@@ -85,7 +88,7 @@ class Args(OfflineArgs):
 
 
 PRESETS = {
-    "crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0},  # by name only
+    **by_name({"crr": {"critic_expectile": 0.5, "layer_norm": False, "last_layer_scale": 1.0}}),
     "antmaze": {"reward_scale": 4.0, "reward_shift": -2.0, "eval_episodes": 100},
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), {"normalize_reward": True}),
 }
@@ -258,6 +261,9 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    for name in ("temperature", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale, shift = args.reward_scale, args.reward_shift
     if args.normalize_reward:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -110,19 +110,22 @@ PRESETS = {
     "pen-human": _edac(20, 1000.0) | _adroit,
     "pen-cloned": _edac(20, 10.0) | _adroit | {"max_q_backup": True},
     **dict.fromkeys(("door-", "hammer-", "relocate-"), _edac(50, 200.0) | _adroit),
-    **{  # by name
-        f"lb-sac-{robot}-{level}": _lb_sac(n)
-        for robot, sizes in {
-            "halfcheetah": (2, 4, 10, 8, 6, 4), "hopper": (25, 25, 20, 40, 50, 25), "walker2d": (15, 10, 10, 10, 30, 4)
-        }.items()
-        for level, n in zip(
-            ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"), sizes, strict=True
-        )
-    },
-    "lb-sac-hopper-medium": _lb_sac(25, critic_layer_norm=True),
-    "lb-sac-hopper-expert": _lb_sac(50, updates=500_000),
-    "lb-sac-walker2d-expert": _lb_sac(30, first_weights="edac"),
-    "lb-sac-ant-medium": _lb_sac(50),
+    **by_name({
+        **{
+            f"lb-sac-{robot}-{level}": _lb_sac(n)
+            for robot, sizes in {
+                "halfcheetah": (2, 4, 10, 8, 6, 4), "hopper": (25, 25, 20, 40, 50, 25),
+                "walker2d": (15, 10, 10, 10, 30, 4),
+            }.items()
+            for level, n in zip(
+                ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"), sizes, strict=True
+            )
+        },
+        "lb-sac-hopper-medium": _lb_sac(25, critic_layer_norm=True),
+        "lb-sac-hopper-expert": _lb_sac(50, updates=500_000),
+        "lb-sac-walker2d-expert": _lb_sac(30, first_weights="edac"),
+        "lb-sac-ant-medium": _lb_sac(50),
+    }),
 }  # fmt: skip
 
 MAX_Q_ACTIONS = 10

@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -112,31 +112,33 @@ PRESETS = {
     "antmaze": {"divergence": "total_variation", "loss_temperature": 0.8, **_antmaze},
     "pointmaze": {"divergence": "total_variation", "loss_temperature": 0.8, "beta": 10.0},  # ours, after AntMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _xql(8.0, 5.0, **_random, **_kitchen)),
-    # XQL, by name: one setting per domain ("consistent") ...
-    "xql-gym": _xql(2.0, 7.0, 256, **_gym),
-    "xql-antmaze": _xql(0.6, 7.0, 256, **_antmaze),
-    "xql-kitchen": _xql(5.0, 7.0, 256, **_kitchen),
-    "xql-pointmaze": _xql(0.6, 7.0, 256, beta=10.0),  # ours, after AntMaze
-    # ... and tuned per dataset
-    "xql-halfcheetah-medium": _xql(1.0, 7.0, **_gym, **_noise),
-    "xql-halfcheetah-medium-replay": _xql(1.0, 5.0, 256, **_gym),
-    "xql-halfcheetah-medium-expert": _xql(1.0, 5.0, **_gym),
-    "xql-hopper-medium": _xql(5.0, 7.0, **_gym),
-    "xql-hopper-medium-replay": _xql(2.0, 7.0, 256, **_gym),
-    "xql-hopper-medium-expert": _xql(2.0, 7.0, **_gym, **_random),
-    "xql-walker2d-medium": _xql(10.0, 7.0, **_gym),
-    "xql-walker2d-medium-replay": _xql(5.0, 5.0, **_gym),
-    "xql-walker2d-medium-expert": _xql(2.0, 5.0, 256, **_gym),
-    "xql-antmaze-umaze": _xql(2.0, 7.0, 256, **_antmaze),
-    "xql-antmaze-umaze-diverse": _xql(5.0, 7.0, 256, **_antmaze, **_random),
-    "xql-antmaze-medium-play": _xql(0.8, 5.0, 256, **_antmaze),
-    "xql-antmaze-medium-diverse": _xql(0.6, 7.0, 256, value_updates=4, **_antmaze),
-    "xql-antmaze-large-play": _xql(0.6, 5.0, **_antmaze),
-    "xql-antmaze-large-diverse": _xql(0.55, 5.0, **_antmaze),
-    "xql-kitchen-complete": _xql(2.0, 7.0, **_kitchen),
-    "xql-kitchen-partial": _xql(5.0, 7.0, **_kitchen),
-    "xql-kitchen-mixed": _xql(8.0, 7.0, **_kitchen),
-}
+    **by_name({
+        # XQL: one setting per domain ("consistent") ...
+        "xql-gym": _xql(2.0, 7.0, 256, **_gym),
+        "xql-antmaze": _xql(0.6, 7.0, 256, **_antmaze),
+        "xql-kitchen": _xql(5.0, 7.0, 256, **_kitchen),
+        "xql-pointmaze": _xql(0.6, 7.0, 256, beta=10.0),  # ours, after AntMaze
+        # ... and tuned per dataset
+        "xql-halfcheetah-medium": _xql(1.0, 7.0, **_gym, **_noise),
+        "xql-halfcheetah-medium-replay": _xql(1.0, 5.0, 256, **_gym),
+        "xql-halfcheetah-medium-expert": _xql(1.0, 5.0, **_gym),
+        "xql-hopper-medium": _xql(5.0, 7.0, **_gym),
+        "xql-hopper-medium-replay": _xql(2.0, 7.0, 256, **_gym),
+        "xql-hopper-medium-expert": _xql(2.0, 7.0, **_gym, **_random),
+        "xql-walker2d-medium": _xql(10.0, 7.0, **_gym),
+        "xql-walker2d-medium-replay": _xql(5.0, 5.0, **_gym),
+        "xql-walker2d-medium-expert": _xql(2.0, 5.0, 256, **_gym),
+        "xql-antmaze-umaze": _xql(2.0, 7.0, 256, **_antmaze),
+        "xql-antmaze-umaze-diverse": _xql(5.0, 7.0, 256, **_antmaze, **_random),
+        "xql-antmaze-medium-play": _xql(0.8, 5.0, 256, **_antmaze),
+        "xql-antmaze-medium-diverse": _xql(0.6, 7.0, 256, value_updates=4, **_antmaze),
+        "xql-antmaze-large-play": _xql(0.6, 5.0, **_antmaze),
+        "xql-antmaze-large-diverse": _xql(0.55, 5.0, **_antmaze),
+        "xql-kitchen-complete": _xql(2.0, 7.0, **_kitchen),
+        "xql-kitchen-partial": _xql(5.0, 7.0, **_kitchen),
+        "xql-kitchen-mixed": _xql(8.0, 7.0, **_kitchen),
+    }),
+}  # fmt: skip
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 
@@ -340,6 +342,9 @@ def check_temperature(args: Args) -> None:
 
 def main(args: Args) -> None:
     check_temperature(args)
+    for name in ("huber_delta", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

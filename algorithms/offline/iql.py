@@ -10,8 +10,8 @@ The actor's step size decays to zero over the run as a cosine.
 The paper has no images. Here an encoder (V-D4RL's: Lu et al., TMLR 2023, arXiv 2206.04779) is trained by the loss of
 Q alone; V and the actor learn from its features, and their gradients stop there.
 
-Presets are the authors'. CORL's (arXiv 2210.07105) differ on two of hopper's sets, with a deterministic policy, slower
-targets and normalised observations: --preset corl-hopper-medium, corl-hopper-medium-replay.
+Presets are the authors'. CORL's (arXiv 2210.07105) all normalise observations and differ most on two of hopper's sets,
+with a deterministic policy and slower targets: --preset corl-hopper-medium, corl-hopper-medium-replay.
 
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
@@ -36,11 +36,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -98,7 +100,7 @@ PRESETS = {
     "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
-    **dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper),  # by name
+    **by_name(dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper)),
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
@@ -305,6 +307,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.max_weight) <= 0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = load_dataset(args).require(discrete=False, images=True)
     data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -84,11 +84,11 @@ _LEVELS = ("random", "medium", "medium-replay", "medium-expert")
 _PERTURBATIONS = {
     "halfcheetah": (0.01, 0.1, 0.05, 0.01), "hopper": (0.5, 0.01, 0.2, 0.01), "walker2d": (0.05, 0.1, 0.01, 0.01)
 }  # fmt: skip
-PRESETS = {
+PRESETS = by_name({
     f"d3rlpy-{robot}-{level}": _perturbed(phi, **({"vae_hidden_dims": (128, 128)} if level == "medium-replay" else {}))
     for robot, values in _PERTURBATIONS.items()
     for level, phi in zip(_LEVELS, values, strict=True)
-}
+})  # fmt: skip
 
 LATENT_DRAWS = 4
 """Latents of which a state's spread of actions is taken (a metric)."""

@@ -150,7 +150,7 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(data: Dataset, args: Args) -> Pairs:
-    """Once per run, on the host."""
+    """Once per run, on the host; `data`: the rows that `transitions` packs, by whose numbers they are asked for."""
     N = len(data.obs)
     if args.search == "all":
         norms = [(x**2).sum(1, keepdims=True) for x in (data.obs, data.action)]
@@ -293,6 +293,7 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
+        data = data.select(data.usable())  # as `transitions` does: rows of both have the same numbers
         transitions, pairs = run.replicate((data.transitions(), pairs_of(data, args)))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

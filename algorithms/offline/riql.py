@@ -36,11 +36,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -98,7 +100,7 @@ class Args(OfflineArgs):
     """Of the corruption, which all lanes share."""
 
 
-PRESETS = {  # by name: --preset hopper-obs
+PRESETS = by_name({  # --preset hopper-obs
     "halfcheetah-obs": {"corruption": ("obs",), "huber_sigma": 0.1, "quantile": 0.1},
     "halfcheetah-action": {"corruption": ("action",), "huber_sigma": 0.5, "quantile": 0.25, "n_critics": 3},
     "halfcheetah-reward": {"corruption": ("reward",), "huber_sigma": 3.0, "quantile": 0.25},
@@ -114,7 +116,7 @@ PRESETS = {  # by name: --preset hopper-obs
     "hopper-reward": {"corruption": ("reward",), "huber_sigma": 1.0, "quantile": 0.25, "n_critics": 3},
     "hopper-dynamics": {"corruption": ("dynamics",), "huber_sigma": 1.0, "quantile": 0.5},
     "hopper-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 0.1, "quantile": 0.25},
-}
+})  # fmt: skip
 
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 critic_init = {
@@ -302,6 +304,11 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    for name in ("huber_sigma", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if np.max(args.min_target) >= np.min(args.max_target):
+        raise InputError(f"--min-target {args.min_target} must be lower than --max-target {args.max_target}.")
     data = load_dataset(args).require(discrete=False)
     data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0

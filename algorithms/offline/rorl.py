@@ -36,8 +36,9 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -117,14 +118,16 @@ PRESETS = {  # of the authors' configurations; the attack- ones are for robustne
     "walker2d-medium-expert": {**_walker, **_steady},
     "walker2d-medium-replay": {**_walker, **_steady},
     "walker2d-expert": {**_far, "uncertainty": 1.0, "uncertainty_min": 0.5},
-    "attack-halfcheetah-medium": {
-        "terms": ("policy", "q"), "policy_smooth_eps": 0.05, "policy_smooth_reg": 1.0, "q_smooth_eps": 0.03,
-    },
-    "attack-walker2d-medium": {
-        "policy_smooth_eps": 0.07, "policy_smooth_reg": 0.5, "q_smooth_eps": 0.03, "ood_eps": 0.03,
-        "uncertainty": 1.0, "uncertainty_min": 0.1,
-    },
-    "attack-hopper-medium": {"ood_eps": 0.02},
+    **by_name({
+        "attack-halfcheetah-medium": {
+            "terms": ("policy", "q"), "policy_smooth_eps": 0.05, "policy_smooth_reg": 1.0, "q_smooth_eps": 0.03,
+        },
+        "attack-walker2d-medium": {
+            "policy_smooth_eps": 0.07, "policy_smooth_reg": 0.5, "q_smooth_eps": 0.03, "ood_eps": 0.03,
+            "uncertainty": 1.0, "uncertainty_min": 0.1,
+        },
+        "attack-hopper-medium": {"ood_eps": 0.02},
+    }),
 }  # fmt: skip
 
 hidden_init = {
@@ -386,6 +389,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if "ood" in args.terms and args.n_critics < 2:
+        raise InputError("--n-critics must be at least 2: one critic alone has no deviation by which Q is lowered.")
     data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act) as run:

@@ -45,6 +45,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -420,6 +421,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.policy_temperature) <= 0:
+        raise InputError(f"--policy-temperature must be above 0, not {args.policy_temperature}.")
     if args.copy_every < 0:
         raise InputError("--copy-every must be at least 0.")
     data = load_dataset(args).require(discrete=False)

@@ -352,6 +352,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.max_weight) <= 0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = load_dataset(args).require(discrete=False)
     normalize_return = args.normalize_return and args.base == "iql"
     scale = 1000.0 / data.return_range() if normalize_return else 1.0

@@ -352,3 +352,24 @@ def test_episodes_held_out_are_judged_and_not_trained_on(pendulum):
     assert set(found) == {f"{part}_{what}" for part in parts for what in ("q", "bellman_loss", "gap")}
     for name, part in parts.items():
         close(found[f"{name}_q"], through_bottleneck(agent.critic, part.obs, part.action)[0].mean())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lagrange": True}, {"max_q_backup": True}, {"bc_steps": 5}, {"tune_temperature": False}, {"clip_diff_min": -1.0},
+     {"importance_sampling": False}, {"init_temperature": (0.1, 1.0)}],
+)  # fmt: skip
+def test_cql_refuses_arguments_that_discrete_actions_do_not_know(cartpole, changes):
+    cql, (flag,) = load("cql"), changes
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} is of continuous actions"):
+        cql.main(cql.Args(dataset=cartpole, **changes))
+
+
+def test_cql_refuses_temperatures_and_clips_that_turn_or_undo_the_penalty():
+    cql = load("cql")
+    for value in (0.0, -1.0, (1.0, 0.0)):
+        with pytest.raises(InputError, match="--cql-temperature must be above 0"):
+            cql.main(cql.Args(dataset="/nowhere.npz", cql_temperature=value))
+    for low, high in ((1.0, 1.0), (1.0, -1.0)):
+        with pytest.raises(InputError, match="--clip-diff-min .* must be lower than --clip-diff-max"):
+            cql.main(cql.Args(dataset="/nowhere.npz", clip_diff_min=low, clip_diff_max=high))

@@ -8,6 +8,8 @@ from reference import B, agent_of, close, heads, log_std_of, mlp
 from released import ADROIT, ANTMAZE, KITCHEN, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
+from shared.errors import InputError
+
 both = pytest.mark.parametrize("name", ["iql", "iql_finetune"])
 
 
@@ -108,3 +110,10 @@ def test_iql_finetune_explores_a_deterministic_policy_with_clipped_noise(batch):
     assert (np.abs(noise) > 0.5).any()
     expected = np.tanh(mlp(agent.actor, batch.obs)) + np.clip(noise, -0.5, 0.5)
     close(iql.explore(agent, batch.obs, key, args), expected)
+
+
+def test_iql_refuses_a_clip_that_leaves_no_weight():
+    iql = load("iql")
+    for value in (0.0, -1.0, (100.0, 0.0)):
+        with pytest.raises(InputError, match="--max-weight must be above 0"):
+            iql.main(iql.Args(dataset="/nowhere.npz", max_weight=value))

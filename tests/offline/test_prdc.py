@@ -117,6 +117,19 @@ def test_prdc_with_a_large_beta_is_td3_bc(pendulum, tmp_path, changes):
         np.testing.assert_allclose(prdc[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_prdc_leaves_rows_without_a_next_observation_out_of_the_pairs(pendulum, tmp_path):
+    """A log that stores none has none where a time limit ends an episode: rows are counted without these."""
+    with np.load(pendulum) as file:
+        np.savez(tmp_path / "log.npz", **{k: file[k] for k in file.files if k != "next_observations"})
+    log = str(tmp_path / "log.npz")
+    assert not load_dataset(log).usable().all()
+    td3_bc = train("td3_bc", log, tmp_path / "td3_bc", updates=20)
+    for how in ({"neighbours": 1}, {"search": "all", "state_weight": 1e3}):
+        prdc = train("prdc", log, tmp_path / "".join(how), updates=20, **how)
+        for name, value in td3_bc.items():
+            np.testing.assert_allclose(prdc[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_prdc_searches_agree_over_a_whole_run(pendulum, tmp_path):
     """Also: the search sees the observations that training sees, normalised."""
     candidates = train("prdc", pendulum, tmp_path / "candidates", updates=20, neighbours=300)

@@ -9,6 +9,8 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, log_std_of, mlp
 from scipy.stats import norm
 
+from shared.errors import InputError
+
 SMALL = {"n_critics": 3}
 
 SIZES = {"hidden_dims": (8, 8), "batch_size": B, "n_critics": 4}
@@ -142,3 +144,19 @@ def test_riql_begins_as_the_authors_networks_do():
         for layer, inputs in ((0, 3), (1, 64), (2, 32)):
             assert 0.7 / np.sqrt(inputs) < largest(tree, layer) <= 1 / np.sqrt(inputs)
             assert largest(tree, layer, "bias") == 0
+
+
+@pytest.mark.parametrize("argument", ["huber_sigma", "max_weight"])
+def test_riql_refuses_what_would_leave_no_loss(argument):
+    module, flag = load("riql"), argument.replace("_", "-")
+    for value in (0.0, -1.0, (0.5, 0.0)):
+        with pytest.raises(InputError, match=f"--{flag} must be above 0"):
+            module.main(module.Args(dataset="/nowhere.npz", **{argument: value}))
+
+
+def test_riql_refuses_targets_that_are_all_clipped_to_one_number():
+    """Every lane of a grid has its own pair."""
+    riql = load("riql")
+    for low, high in ((5.0, 5.0), (5.0, -5.0), ((-100.0, 5.0), (1.0, 1000.0))):
+        with pytest.raises(InputError, match="--min-target .* must be lower than --max-target"):
+            riql.main(riql.Args(dataset="/nowhere.npz", min_target=low, max_target=high))

@@ -10,6 +10,8 @@ import pytest
 from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
+from shared.errors import InputError
+
 SMALL = {"n_critics": 3, "n_samples": 2}
 
 E, N = 3, 4
@@ -225,3 +227,11 @@ def test_first_layers_begin_within_the_authors_bounds(name, wide):
         largest = float(np.abs(getattr(agent, field)["params"]["Dense_0"]["kernel"]).max())
         bound = 1 / np.sqrt(64 if field == wide else inputs)
         assert 0.85 * bound < largest <= bound
+
+
+def test_rorl_refuses_one_critic_where_their_deviation_is_asked_for():
+    rorl = load("rorl")
+    with pytest.raises(InputError, match="--n-critics must be at least 2"):
+        rorl.main(rorl.Args(dataset="/nowhere.npz", n_critics=1))
+    with pytest.raises(InputError, match="nowhere"):
+        rorl.main(rorl.Args(dataset="/nowhere.npz", n_critics=1, terms=("policy", "q")))
