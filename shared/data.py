@@ -336,8 +336,14 @@ class Dataset:
     def with_returns(
         self, discounts: np.ndarray, failure: float | None = None, endless: bool = False
     ) -> TransitionsWithReturns:
-        """All rows with their returns-to-go, for every one of `discounts` [L] that differs; see `return_to_go`."""
+        """All rows with their returns-to-go, for every one of `discounts` [L] that differs; see `return_to_go`.
+
+        Raises:
+          InputError: rewards that go on for ever, without a discount.
+        """
         discounts = np.unique(discounts)
+        if discounts[-1] >= 1.0 and (endless or failure is not None):
+            raise InputError("--discount 1: what --endless or --failure-reward takes to go on for ever has no sum.")
         returns = [self.return_to_go(float(discount), failure, endless) for discount in discounts]
         return TransitionsWithReturns(self.transitions(), discounts, np.stack(returns)[:, self.usable()])
 

@@ -71,6 +71,10 @@ def test_rows_carry_the_returns_of_a_lanes_own_discount():
         assert set(row) == set(range(5))
     dense = data.with_returns(np.float32([0.5]))
     np.testing.assert_allclose(dense.return_to_go[0], [-2.5, 5, -8.75, -7.5, -5])
+    for forever in ({"endless": True}, {"failure": 0.0}):
+        with pytest.raises(InputError, match="--discount 1: what --endless or --failure-reward takes"):
+            data.with_returns(np.float32([0.5, 1.0]), **forever)
+    np.testing.assert_array_equal(data.with_returns(np.float32([1.0])).return_to_go[0], data.return_to_go())
     endless = data.with_returns(np.float32([0.5]), endless=True)
     np.testing.assert_allclose(endless.return_to_go[0], [-2.5, 5, -10, -10, -10])
 

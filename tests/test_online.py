@@ -689,6 +689,8 @@ def test_a_dataset_without_an_environment_is_refused(name, counter_log, tmp_path
         small |= {
             "pretrain_updates": 5,
             "offline_updates": 5,
+            "steps_per_iteration": 10,
+            "minibatch_size": 5,
             "critic_hidden_dims": (8,),
             "value_hidden_dims": (8,),
             "model_hidden_dims": (8,),

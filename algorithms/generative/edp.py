@@ -421,6 +421,8 @@ def reward_map(data: Dataset, args: Args) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
+    if args.time_dim < 2:
+        raise InputError("--time-dim must be at least 2: a sine and a cosine.")
     alpha_bars(args.diffusion_steps)  # refuses too few steps before anything is written
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args))

@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.densities import JUDGED, Density, density_of, judged
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -359,6 +360,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if args.time_dim < 2:
+        raise InputError("--time-dim must be at least 2: a sine and a cosine.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

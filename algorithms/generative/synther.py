@@ -26,7 +26,8 @@ Deviations from the paper:
 - where the data does not know what follows its terminal rows, the model sees their s in the place of s' (left out, it
   would never terminate); those of samples are no transitions either: written without s', and in no sample_error;
 - EDM's last step evaluates the network once more than it needs;
-- samples are drawn again, the same ones, when a run is resumed; checkpoints do not hold them.
+- samples are drawn again, the same ones, when a run is resumed; checkpoints do not hold them;
+- biases start at zero (PyTorch's default draws them like the weights).
 
     python algorithms/generative/synther.py --dataset hopper-medium --data-share 0.1 --synthetic-rows 1000000
     python algorithms/generative/synther.py --dataset pendulum-mixed --data-share 0.1 --synthetic-share 0 1 --seeds 4 \\
@@ -533,7 +534,8 @@ def main(args: Args) -> None:
                 agent, metrics = fit_lanes(agent, keys, run.lane_args, transitions)
             else:
                 if synthetic is None:
-                    synthetic, found = sample_lanes(agent, run.step_keys(run.total), run.lane_args, transitions)
+                    first = run.step_keys(-args.diffusion_updates - 1)  # no step's, however many --updates follow
+                    synthetic, found = sample_lanes(agent, first, run.lane_args, transitions)
                     for i in range(len(run.settings)):
                         path = run.out / "samples" / f"lane-{run.first_lane + i}.npz"
                         write_samples(path, np.asarray(synthetic[i]), data.task, known)

@@ -16,6 +16,7 @@ Deviations from the paper:
   its size, as the authors' code does;
 - three hidden layers, batch 256, 1M offline updates and environment steps, lambda 0.1 (CORL, arXiv 2210.07105; the
   paper: 25k updates of batch 1024, then online);
+- biases start at zero (PyTorch's default draws them like the weights);
 - explored actions are clipped to [-1, 1].
 
     python algorithms/offline_to_online/awac_finetune.py --dataset hopper-medium --seeds 4

@@ -12,8 +12,8 @@ is CQL under Cal-QL's settings, with half of every batch from the data.)
 Parity: equal to CORL's finetune/cql.py, update for update, offline and online (results/parity.md).
 
 Deviations from the paper:
-- settings and first weights as in CORL (arXiv 2210.07105), whose fine-tuning has AntMaze and Adroit; other sets have
-  those of its offline runs;
+- settings as in CORL (arXiv 2210.07105), whose fine-tuning has AntMaze and Adroit; other sets have those of its
+  offline runs. First weights are its fine-tuning's: all layers are orthogonal alike, where cql.py's last are small;
 - next actions' Q is not reduced by their entropy (--backup-entropy does it), as in the authors' code;
 - continuous actions only.
 
@@ -119,10 +119,7 @@ PRESETS = {
     "antmaze": _antmaze,
 }
 
-actor_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
-actor_last_init = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")  # Xavier's with gain 1e-2
-critic_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
-critic_last_init = nn.initializers.orthogonal(1e-2)
+dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
 class Actor(nn.Module):
@@ -135,8 +132,8 @@ class Actor(nn.Module):
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=actor_init)(x))
-        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=actor_last_init)(x), 2, axis=-1)
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=dense_init)(x), 2, axis=-1)
         scale = self.param("log_std_scale", nn.initializers.ones, ())
         offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
         return mean, jnp.clip(scale * log_std + offset, -20.0, 2.0)
@@ -149,8 +146,8 @@ class Critic(nn.Module):
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=critic_init)(x))
-        return nn.Dense(1, kernel_init=critic_last_init)(x)[..., 0]
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
 
 
 class Networks(NamedTuple):

@@ -20,9 +20,7 @@ Deviations from the paper:
 - the paper's ranges of beta for locomotion are not in the authors' code: what stands here is its default range;
 - the version on CQL is left out: it shares no loss with this one but the balance policy's;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks; explored ones are clipped;
-- the return range that rewards are divided by is taken over the dataset's own episodes;
-- the authors' code multiplies advantages [B] and betas [B, 1] to weights [B, B], so that every row is weighted by
-  every beta of the batch; here each row has the weight of its own beta, as in the paper.
+- the return range that rewards are divided by is taken over the dataset's own episodes.
 
     python algorithms/offline_to_online/famo2o.py --dataset hopper-medium --seeds 4
     python algorithms/offline_to_online/famo2o.py --dataset pointmaze-umaze --beta-min 1 --beta-max 5
@@ -43,6 +41,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
 from shared.run import Run, launch
@@ -77,7 +76,7 @@ class Args(FinetuneArgs):
     target_entropy: Float = -0.5
     """Entropy of the balance policy over (-1, 1) that the temperature keeps; uniform is log 2."""
     encoding_dim: Size = 6
-    """Sines and cosines that beta enters the universal policy as."""
+    """Sines and cosines that beta enters the universal policy as, half of each."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
     dropout: StaticFraction = 0.0
@@ -357,6 +356,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if args.encoding_dim % 2:
+        raise InputError(f"--encoding-dim must be even, not {args.encoding_dim}: half are sines, half cosines.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

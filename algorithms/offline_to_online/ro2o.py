@@ -46,6 +46,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -382,6 +383,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if args.n_critics < 2 and ("ood" in args.terms or args.actor_q == "lcb"):
+        raise InputError("--n-critics must be at least 2 with --terms ood or --actor-q lcb: of one there is no spread.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -45,11 +45,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
 from shared.run import Run, launch
@@ -404,6 +406,10 @@ def vae_updates(args: Args) -> int:
 
 
 def main(args: Args) -> None:
+    if args.n_finalists > args.n_candidates:
+        raise InputError(f"--n-finalists {args.n_finalists}: there are --n-candidates {args.n_candidates}.")
+    if np.min(args.choice_temperature) <= 0.0:
+        raise InputError(f"--choice-temperature must be above 0, not {np.min(args.choice_temperature):g}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

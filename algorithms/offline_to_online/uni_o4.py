@@ -37,6 +37,7 @@ Deviations from the paper:
 - sampled actions are clipped to [-1, 1], and the ratio is that of the clipped action, in both phases (the authors'
   offline code clips in Adroit only); actions are rescaled to the environment's range outside the networks;
 - the log standard deviation is a tanh's output in [-5, 0], in both phases (the authors' PPO takes the tanh twice);
+- biases of Q and V start at zero (PyTorch's default draws them like the weights);
 - targets follow at every update by half of the step that the authors' code takes at every second.
 
     python algorithms/offline_to_online/uni_o4.py --dataset hopper-medium --seeds 4
@@ -191,7 +192,9 @@ PRESETS = {  # where the authors' scripts go through several values, one of them
     "relocate-": {**_adroit, **_tanh},
 }  # fmt: skip
 
-dense_init = nn.initializers.orthogonal(1.0)
+actor_init = nn.initializers.orthogonal(1.0)
+critic_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+model_init = nn.initializers.variance_scaling(1 / 4, "fan_in", "normal")  # half of what keeps a signal's size
 
 
 class Actor(nn.Module):
@@ -205,8 +208,8 @@ class Actor(nn.Module):
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
-            x = getattr(nn, self.activation)(nn.Dense(size, kernel_init=dense_init)(x))
-        mean, log_std = jnp.split(jnp.tanh(nn.Dense(2 * self.action_dim, kernel_init=dense_init)(x)), 2, axis=-1)
+            x = getattr(nn, self.activation)(nn.Dense(size, kernel_init=actor_init)(x))
+        mean, log_std = jnp.split(jnp.tanh(nn.Dense(2 * self.action_dim, kernel_init=actor_init)(x)), 2, axis=-1)
         return mean, 2.5 * (log_std - 1.0)
 
 
@@ -219,8 +222,8 @@ class Critic(nn.Module):
     def __call__(self, obs, action=None):
         x = obs if action is None else jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size)(x))
-        return nn.Dense(1)(x)[..., 0]
+            x = nn.relu(nn.Dense(size, kernel_init=critic_init)(x))
+        return nn.Dense(1, kernel_init=critic_init)(x)[..., 0]
 
 
 class Model(nn.Module):
@@ -233,8 +236,9 @@ class Model(nn.Module):
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.swish(nn.Dense(size)(x))
-        mean, log_std, end = jnp.split(nn.Dense(2 * self.obs_dim + 1)(x), [self.obs_dim, 2 * self.obs_dim], axis=-1)
+            x = nn.swish(nn.Dense(size, kernel_init=model_init)(x))
+        x = nn.Dense(2 * self.obs_dim + 1, kernel_init=model_init)(x)
+        mean, log_std, end = jnp.split(x, [self.obs_dim, 2 * self.obs_dim], axis=-1)
         log_std = 0.25 - nn.softplus(0.25 - log_std)
         return mean, -5.0 + nn.softplus(log_std + 5.0), end[..., 0]
 
@@ -542,7 +546,7 @@ def update_online(agent: Agent, batch: Batch, ended, key, args: Args, t) -> tupl
     target = adv + v
     normal = (adv - adv.mean()) / (adv.std() + 1e-5)
     old_log_prob = gaussian_log_prob(*agent.nets.actor.apply(agent.actor, batch.obs), batch.action)
-    left = 1.0 - t / args.env_steps
+    left = 1.0 - (t + 1 - args.steps_per_iteration) / args.env_steps  # all of it in the first rollout's steps
     actor_optimizer = ppo_optimizer(args.online_actor_lr * left, args, eps=1e-5)
     value_optimizer = ppo_optimizer(args.online_value_lr * left, args, eps=1e-5)
 
@@ -710,7 +714,9 @@ class Rollout:
             self.env_state, self.obs = state["env"]["state"], state["env"]["obs"]
         elif self.args.resume:
             self.rows, self.ended = np.array(state["rows"]), np.array(state["ended"])
-            self.envs.restore(state["env"])
+            restored, seen = self.envs.restore(state["env"]), max(0, self.run.done) % self.args.steps_per_iteration
+            if seen:  # an episode that does not come back ended with the newest row
+                self.ended[~restored, seen - 1] = 1.0
         return agent
 
 
@@ -718,6 +724,11 @@ def main(args: Args) -> None:
     if args.minibatch_size > args.steps_per_iteration:
         raise InputError(
             f"--minibatch-size {args.minibatch_size} is more than --steps-per-iteration {args.steps_per_iteration}."
+        )
+    if args.env_steps < args.steps_per_iteration:
+        raise InputError(
+            f"--env-steps {args.env_steps} are less than --steps-per-iteration {args.steps_per_iteration}: nothing "
+            "would be learned from them."
         )
     data = load_dataset(args).require(discrete=False)
     reached = data.return_to_go() > 0.0

@@ -54,6 +54,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay, concatenate
 from shared.run import Run, launch
@@ -435,6 +436,8 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 
 
 def main(args: Args) -> None:
+    if args.subset_size > args.n_critics:
+        raise InputError(f"--subset-size {args.subset_size}: there are --n-critics {args.n_critics}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -30,5 +30,6 @@ CLAIM = Claim(
     finding="On Pendulum both the fall and the rise are beyond noise and mean nothing: the policy hangs before it "
     "interacts and after, where returns differ by a few parts in a hundred. CQL has learned nothing offline "
     "from these few transitions that it could lose online. On the U maze the goal is reached before and "
-    "after, and there is no fall.",
+    "after, and there is no fall. The runs were made while networks began with the small outputs of cql.py; "
+    "they are to be made again.",
 )

@@ -83,5 +83,7 @@ CLAIM = Claim(
     "that value clipping held where it was. From there online PPO rises on all three without a dip, on "
     "hopper-medium-replay by two points only. On data of two halves, with all offline updates and no value "
     "clipping, the offline steps end far below cloning, with the gate as without it: it judges by the same Q "
-    "that the policy climbs. Online PPO stays there.",
+    "that the policy climbs. Online PPO stays there. The runs were made while Q, V and the model began with "
+    "weights about twice as large and the first rollout was learned from at the second one's rates; they are "
+    "to be made again.",
 )

@@ -224,7 +224,7 @@ def online(checkout, undo):
         "entropy_coef": args.entropy_weight,
         "set_adam_eps": True,
         "use_grad_clip": True,
-        "use_lr_decay": False,
+        "use_lr_decay": True,
         "use_adv_norm": True,
         "is_decay_pi": False,
         "is_clip_value": True,
@@ -264,11 +264,11 @@ def online(checkout, undo):
         ended, order = np.maximum(rows["terminal"], rng.random(ROLLOUT) < 0.2), rng.permutation(ROLLOUT)
         shuffled = mock.patch.object(jax.random, "permutation", lambda key, x: jnp.asarray(order))
         with noise.ours(), shuffled:
-            agent, info = module.update_online(agent, ref.batch(rows), jnp.asarray(ended), jax.random.key(0), args, t)
+            last = ref.batch(rows), jnp.asarray(ended), jax.random.key(0), args, t - 1
+            agent, info = module.update_online(agent, *last)
         peer.SubsetRandomSampler = lambda rows: order.tolist()
         obs, action, reward, next_obs, terminal = ref.tensors(rows, "obs", "action", "reward", "next_obs", "terminal")
         rollout = obs, action, policy.log_prob(action), reward, next_obs, terminal, torch.tensor(ended[:, None])
-        trainer.lr_decay(t)
         actor, critic = trainer.update(mock.Mock(numpy_to_tensor=lambda: rollout), t)
         return {
             "actor": (ref.scalar(info["online_actor_loss"]), ref.scalar(actor)),

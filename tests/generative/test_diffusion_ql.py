@@ -255,3 +255,9 @@ def test_ofql_settings_are_diffusion_qls_but_eta():
         del row["eta"]
         row |= {"updates": 1_000_000, "eval_episodes": 10 if dataset.endswith("-v2") else 100}
     assert not wrong_settings(load("ofql"), expected)
+
+
+def test_diffusion_ql_refuses_an_embedding_of_less_than_a_pair():
+    module = load("diffusion_ql")
+    with pytest.raises(InputError, match="--time-dim must be at least 2"):
+        module.main(module.Args(time_dim=1))

@@ -232,3 +232,9 @@ def test_edp_rewards_and_presets():
     np.testing.assert_array_equal(tuned("none"), data.reward)
     for changes in edp.PRESETS.values():
         edp.Args(**changes)
+
+
+def test_edp_refuses_an_embedding_of_less_than_a_pair():
+    module = load("edp")
+    with pytest.raises(InputError, match="--time-dim must be at least 2"):
+        module.main(module.Args(time_dim=1))

@@ -11,6 +11,7 @@ from released import ANTMAZE, MUJOCO, every, wrong_settings
 
 from shared.arguments import preset_for
 from shared.densities import Density
+from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -223,3 +224,9 @@ def test_idql_settings_are_those_released(idql):
     assert preset_for("humanoidmaze-medium-navigate-v0", idql.PRESETS) is None
     agent = idql.init(jax.random.key(0), idql.Args(**SIZES, model="flow"), SPEC)
     assert "LayerNorm_1" in agent.value["params"] and "LayerNorm_0" not in agent.actor["params"]
+
+
+def test_idql_refuses_an_embedding_of_less_than_a_pair():
+    module = load("idql")
+    with pytest.raises(InputError, match="--time-dim must be at least 2"):
+        module.main(module.Args(time_dim=1))

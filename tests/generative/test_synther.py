@@ -264,6 +264,22 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
             close(stored["actions"][:, 0], np.full(24, 2 * row[3]))
 
 
+def test_synther_draws_the_same_samples_when_it_goes_on_for_longer(pendulum, tmp_path, monkeypatch):
+    module, out, drawn = load("synther"), tmp_path / "run", []
+
+    def samples(agent, key, args, transitions, exact, known, density):
+        return jax.random.normal(key, (24, 9)), {}
+
+    monkeypatch.setattr(module, "draw_samples", samples)
+    for name in ("fit", "train"):
+        monkeypatch.setattr(module, name, lambda agent, keys, *_: (agent, {"loss": jnp.float32(0)}))
+    for updates in (4, 8):
+        train("synther", pendulum, out, env=SHORT, updates=updates, resume=updates > 4)
+        with np.load(out / "samples" / "lane-0.npz") as stored:
+            drawn.append(stored["observations"])
+    np.testing.assert_array_equal(*drawn)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_synther_what_follows_terminal_samples_is_as_unknown_as_in_the_data(known, tmp_path):
     module, r = load("synther"), np.random.default_rng(0)

@@ -107,3 +107,13 @@ def test_cql_finetune_settings_of_other_sets_are_cqls():
     sets = (*MUJOCO, *MAZE2D, "hopper-medium", "pointmaze-umaze")
     assert {"normalize_obs", "normalize_return", "reward_scale", "cql_alpha", "actor_lr"} <= names
     assert not wrong_settings(module, {d: {n: getattr(settings(cql, d), n) for n in names} for d in sets})
+
+
+def test_cql_finetune_begins_with_orthogonal_layers():
+    """algorithms/finetune/cql.py of corl-team/CORL with orthogonal_init, as in all its settings: the last ones too."""
+    module = compiled("cql_finetune")
+    agent = module.init(jax.random.key(0), module.Args(hidden_dims=(64, 64)), SPEC)
+    actor, critics = agent.actor["params"], agent.critic["params"]
+    for kernel in (actor["Dense_1"]["kernel"], actor["Dense_2"]["kernel"], critics["Dense_2"]["kernel"][1]):
+        np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(kernel.shape[1]), atol=1e-4)
+    assert all((layer["bias"] == 0).all() for name, layer in (actor | critics).items() if "Dense" in name)

@@ -12,6 +12,7 @@ from jobs import train
 from reference import SPEC, B, agent_of, close, compiled, heads, log_std_of, mlp
 from scipy.stats import norm
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
 
@@ -190,3 +191,9 @@ def test_famo2o_becomes_a_family_and_chooses_the_improvement_where_it_pays():
     cloned, improved = (agent.nets.actor.apply(agent.actor, obs, jnp.full(2, b))[0][:, 0] for b in (0.0, 5.0))
     assert np.abs(cloned).max() < 0.25 and improved[0] < -0.5 and improved[1] > 0.5
     assert info["family_width"][-1] > 0.4 and famo2o.best_beta(agent, obs, args).min() > 2.5
+
+
+def test_famo2o_refuses_an_encoding_of_no_pairs():
+    famo2o = load("famo2o")
+    with pytest.raises(InputError, match="--encoding-dim must be even, not 5"):
+        famo2o.main(famo2o.Args(encoding_dim=5))

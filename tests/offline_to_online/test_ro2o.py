@@ -12,6 +12,7 @@ import pytest
 from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 
+from shared.errors import InputError
 from shared.replay import init_replay
 
 SMALL = {"n_critics": 3, "n_samples": 2, "learning_starts": 4}
@@ -219,3 +220,17 @@ def test_ro2o_continues_an_agent_of_rorl(pendulum, tmp_path):
     assert names and {k for k in before if k.startswith("[0]")} == set(names)
     for name in names:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"terms": (), "actor_q": "lcb"}])
+def test_ro2o_refuses_the_spread_of_one_critic(changes):
+    ro2o = load("ro2o")
+    with pytest.raises(InputError, match="--n-critics must be at least 2"):
+        ro2o.main(ro2o.Args(n_critics=1, **changes))
+
+
+def test_ro2o_of_one_critic_without_its_spread_has_finite_losses(batch):
+    """SAC with one critic: what is refused above is not needed here."""
+    ro2o, args = compiled("ro2o"), load("ro2o").Args(**SIZES | {"n_critics": 1, "terms": ("policy", "q")})
+    _, info = ro2o.update(agent_of(ro2o, args), batch._replace(next_action=None), jax.random.key(0), args)
+    assert all(np.isfinite(value).all() for value in info.values())

@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from jobs import train
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, smoothed_next_action
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Batch, Transitions
 
@@ -211,3 +212,17 @@ def test_sung_goes_on_from_a_run_of_its_own_with_the_vae_that_is_there(pendulum,
     trained = train("sung", pendulum, tmp_path / "online", from_run=str(tmp_path / "offline"))
     assert trained["[0].vae_opt[0].count"].tolist() == [2 + 8]  # those of before there, one per environment step here
     assert not (tmp_path / "online" / "before.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"n_candidates": 4, "n_finalists": 5}, "--n-finalists 5: there are --n-candidates 4"),
+        ({"choice_temperature": (1.0, 0.0)}, "--choice-temperature must be above 0, not 0"),
+        ({"choice_temperature": -1.0}, "--choice-temperature must be above 0, not -1"),
+    ],
+)
+def test_sung_refuses(changes, words):
+    sung = load("sung")
+    with pytest.raises(InputError, match=words):
+        sung.main(sung.Args(**changes))

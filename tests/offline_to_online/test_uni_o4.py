@@ -403,16 +403,32 @@ def test_uni_o4_ppo_update_passes_over_the_rollout(agent, monkeypatch):
 
 
 def test_uni_o4_online_learning_rates_fall_to_zero(agent):
-    module, args = compiled("uni_o4"), tiny(env_steps=100, online_actor_lr=1e-2, online_value_lr=1e-2)
+    module, args = compiled("uni_o4"), tiny(env_steps=100, online_actor_lr=1e-4, online_value_lr=1e-2)
     rollout = rollout_of(6)
     moved = []
-    for t in (0, 50, 100):
+    for t in (5, 55, 105):
         new, _ = jax.jit(module.update_online)(agent, rollout, np.zeros(6), jax.random.key(0), args, t)
         for name in ("actor", "value"):
             change = jax.tree.map(lambda x, y: np.abs(x - y).max(), getattr(new, name), getattr(agent, name))
             moved.append(max(jax.tree.leaves(change)))
     assert moved[0] > moved[2] > moved[4] == 0 and moved[1] > moved[3] > moved[5] == 0
     jax.tree.map(np.testing.assert_array_equal, new.actors, agent.actors)
+
+
+def test_uni_o4_the_first_rollout_is_learned_from_at_the_rates_themselves(agent, monkeypatch):
+    """Rollouts of 6 steps: the first ends with step 5, the last of 18 steps with step 17, when two thirds are over."""
+    module, rates = load("uni_o4"), []
+    optimizer = module.ppo_optimizer
+
+    def spy(rate, *more, **eps):
+        rates.append(float(rate))
+        return optimizer(rate, *more, **eps)
+
+    monkeypatch.setattr(module, "ppo_optimizer", spy)
+    args = tiny(env_steps=18, online_actor_lr=1e-4, online_value_lr=3e-2)
+    for t in (5, 17):
+        module.update_online(agent, rollout_of(6), np.zeros(6), jax.random.key(0), args, t)
+    close(rates, [1e-4, 3e-2, 1e-4 / 3, 1e-2])
 
 
 def test_uni_o4_rollouts_are_the_environments_and_updates_come_when_they_are_full(pendulum, tmp_path, monkeypatch):
@@ -475,6 +491,26 @@ def test_uni_o4_stopped_in_every_stage_goes_on_as_if_nothing_had_happened(env, p
     assert not whole["[1]['ended']"].any() and np.abs(batch.obs[0] - batch.obs[1]).min(0).max() > 0
 
 
+def test_uni_o4_an_episode_that_does_not_come_back_ends_before_the_restart(pendulum, tmp_path, monkeypatch):
+    """Stopped after two steps of the second rollout of 8: what follows them in it is of another episode."""
+    module, out, args, learned = load("uni_o4"), tmp_path / "run", {"env_steps": 20, "steps_per_iteration": 8}, []
+    with monkeypatch.context() as m, pytest.raises(Exception, match="15"):
+        stop_after(m, 10)
+        train("uni_o4", pendulum, out, **args)
+    update = module.update_online
+
+    def spy(agent, batch, ended, key, args, t):
+        jax.debug.callback(lambda *x: learned.append([np.array(y) for y in x]), batch.obs, batch.next_obs, ended)
+        return update(agent, batch, ended, key, args, t)
+
+    monkeypatch.setattr(LaneEnvs, "restore", lambda self, state: np.zeros(len(self.envs), bool))
+    monkeypatch.setattr(module, "update_online", spy)
+    train("uni_o4", pendulum, out, resume=True, **args)
+    ((obs, next_obs, ended),) = learned
+    goes_on = (next_obs[:-1] == obs[1:]).all(-1)
+    assert goes_on.tolist() == [True, False] + [True] * 5 and ended.tolist() == [0, 1] + [0] * 6
+
+
 def test_uni_o4_goes_online_with_another_runs_agents(pendulum, tmp_path):
     """--from skips both offline stages; the chosen actor, V and the ensemble come with it."""
     old = train("uni_o4", pendulum, tmp_path / "whole", env_steps=8, online_actor_lr=0.0, online_value_lr=0.0)
@@ -496,6 +532,36 @@ def test_uni_o4_initial_policies_differ():
     for trees, n in ((agent.actors, P), (agent.critic, 2), (agent.model, M)):
         first = trees["params"]["Dense_0"]["kernel"]
         assert all(np.abs(first[i] - first[j]).max() > 1e-3 for i in range(n) for j in range(i))
+
+
+def test_uni_o4_first_weights_are_those_released():
+    """net.py of Lei-Kun/Uni-O4: PyTorch's default for Q and V; transition_model/models/nets.py: half a unit's size."""
+    module, args = (
+        compiled("uni_o4"),
+        tiny(critic_hidden_dims=(64, 64), value_hidden_dims=(64,), model_hidden_dims=(64,)),
+    )
+    agent = module.init(jax.random.key(0), args, SPEC)
+    for layer, fan_in in (
+        (agent.critic["params"]["Dense_1"], 64),
+        (agent.critic["params"]["Dense_2"], 64),
+        (agent.value["params"]["Dense_1"], 64),
+    ):
+        kernel = np.abs(layer["kernel"])
+        assert 0.9 / np.sqrt(fan_in) < kernel.max() <= 1 / np.sqrt(fan_in)
+    for layer, fan_in in ((agent.model["params"]["Dense_0"], 5), (agent.model["params"]["Dense_1"], 64)):
+        np.testing.assert_allclose(np.std(layer["kernel"]), 0.5 / np.sqrt(fan_in), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"minibatch_size": 5}, "--minibatch-size 5 is more than --steps-per-iteration 4"),
+        ({"env_steps": 3}, "--env-steps 3 are less than --steps-per-iteration 4: nothing would be learned"),
+    ],
+)
+def test_uni_o4_refuses(pendulum, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        train("uni_o4", pendulum, tmp_path / "run", **changes)
 
 
 def test_uni_o4_settings_are_those_released():

@@ -14,6 +14,7 @@ from reference import SPEC, B, agent_of, close, compiled, tanh_normal
 from released import ANTMAZE, KITCHEN, every, wrong_settings
 from scipy.special import logsumexp
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions, TransitionsWithReturns
 
@@ -225,3 +226,9 @@ def test_wsrl_the_multiplier_begins_at_one(batch):
     ]
     close(values[0][0], values[1][0] - 0.5)
     close(jax.grad(wsrl.alpha_prime_loss)(jnp.float32(0.0), 2.0, args), -(2.0 - 0.5))
+
+
+def test_wsrl_refuses_a_subset_of_more_than_all_critics():
+    wsrl = load("wsrl")
+    with pytest.raises(InputError, match="--subset-size 4: there are --n-critics 3"):
+        wsrl.main(wsrl.Args(n_critics=3, subset_size=4))
