@@ -42,6 +42,12 @@ Fraction = Annotated[Float, _IN_UNIT_INTERVAL]
 StaticFraction = Annotated[float, _IN_UNIT_INTERVAL]
 """A float that must lie in [0, 1] and may not be swept: it decides about shapes, or is used before training."""
 
+_INSIDE, _BELOW_1 = object(), object()
+Expectile = Annotated[Float, _INSIDE]
+"""A `Float` that must lie between 0 and 1, which are no expectiles: at 0 or 1 half of the errors count nothing."""
+Dropout = Annotated[float, _BELOW_1]
+"""The share of units that are left out, in [0, 1): at 1 nothing is left. It may not be swept."""
+
 _ABOVE_0, _FROM_0, _SHARES = object(), object(), object()
 Size = Annotated[int, _ABOVE_0]
 """A whole number of at least 1: none of it would be a mean or a maximum of nothing, or a loop that makes no step."""
@@ -205,7 +211,7 @@ def hyperparameters(cls: type) -> type:
 
 def float_fields(cls: type) -> list[str]:
     """Names of the fields that may be swept."""
-    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction)]
+    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction, Expectile)]
 
 
 class ByName(dict):
@@ -263,6 +269,12 @@ def parse(
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
+        if field.type == Expectile and not np.all((np.array(value) > 0) & (np.array(value) < 1)):
+            raise InputError(f"--{field.name.replace('_', '-')} must lie in (0, 1), not {value}.")
+        if field.type == Dropout and not 0 <= value < 1:
+            raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1), not {value}.")
+        if field.name.endswith(("_lr", "learning_rate")) and np.any(np.array(value) < 0):
+            raise InputError(f"--{field.name.replace('_', '-')} must be at least 0, not {value}: losses would grow.")
         kinds = getattr(field.type, "__metadata__", ())
         for least, kind in ((1, _ABOVE_0), (0, _FROM_0)):
             if kind in kinds and value < least:

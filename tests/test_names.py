@@ -18,7 +18,7 @@ from reference import SPEC
 
 import shared.arguments
 from results.raw import changed_settings, read_run
-from shared.arguments import Count, Fraction, Size, StaticFraction, float_fields, parse
+from shared.arguments import Count, Dropout, Expectile, Fraction, Size, StaticFraction, float_fields, parse
 from shared.checkpoint import comparable, load_lanes, pretrained_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
@@ -130,7 +130,7 @@ def test_the_tanh_gaussian_is_written_in_one_way():
 
 
 def fractions(module) -> list[str]:
-    return [f.name for f in dataclasses.fields(module.Args) if f.type in (Fraction, StaticFraction)]
+    return [f.name for f in dataclasses.fields(module.Args) if f.type in (Fraction, StaticFraction, Expectile, Dropout)]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
@@ -151,7 +151,7 @@ def test_every_fraction_lies_between_0_and_1(name, monkeypatch):
         for value in ("-0.1", "1.1"):
             given = dataclasses.replace(module.Args(), **{argument: float(value)})
             monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
-            with pytest.raises(InputError, match=rf"^{flag} must lie in \[0, 1\], not {value}\.$"):
+            with pytest.raises(InputError, match=rf"^{flag} must lie in [\[(]0, 1[\])], not {value}\.$"):
                 parse(module.Args, {}, "", [flag, value])
 
 
@@ -178,7 +178,7 @@ def test_a_fraction_may_be_swept_unless_it_is_static():
     assert args.discount == (0.9, 0.99)
     with pytest.raises(InputError, match="--discount must lie in"):
         parse(module.Args, module.PRESETS, "", ["--discount", "0.9", "1.5"])
-    own = [f.name for f in dataclasses.fields(module.Args) if f.type in (shared.arguments.Float, Fraction)]
+    own = [f.name for f in dataclasses.fields(module.Args) if f.type in (shared.arguments.Float, Fraction, Expectile)]
     assert float_fields(module.Args) == own  # lanes are numbered in the fields' order
 
 

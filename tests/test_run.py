@@ -472,7 +472,7 @@ def test_a_mistake_is_answered_in_one_sentence(name, argv, words, refused):
     [
         ("td3_bc", "discount", "99"),
         ("td3_bc", "tau", "-0.1"),
-        ("iql", "expectile", "1.2"),
+        ("crl", "discount", "1.2"),
         ("rlpd", "online_share", "2"),
         ("rorl", "q_smooth_tau", "1.5"),
     ],
@@ -537,6 +537,27 @@ def test_a_layer_has_a_unit(flag):
             parse(module.Args, module.PRESETS, module.__doc__, [flag, "8", value])
     for values in ([], ["8", "1"]):
         parse(module.Args, module.PRESETS, module.__doc__, [flag, *values])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--expectile", "0.5", "1"), r"--expectile must lie in \(0, 1\), not \(0.5, 1.0\)."),
+        (("--expectile", "0"), r"--expectile must lie in \(0, 1\), not 0.0."),
+        (("--dropout", "1"), r"--dropout must lie in \[0, 1\), not 1.0."),
+        (
+            ("--actor-lr", "0.001", "-0.001"),
+            r"--actor-lr must be at least 0, not \(0.001, -0.001\): losses would grow.",
+        ),
+    ],
+)
+def test_an_expectile_a_dropout_and_a_learning_rate_are_what_their_names_say(given, said):
+    module = load("iql")
+    with pytest.raises(InputError, match=f"^{said}$"):
+        parse(module.Args, module.PRESETS, module.__doc__, [*given])
+    parse(
+        module.Args, module.PRESETS, module.__doc__, ["--expectile", "0.1", "0.9", "--dropout", "0", "--actor-lr", "0"]
+    )
 
 
 def test_discrete_actions_are_refused_by_a_continuous_algorithm(refused, cartpole):

@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -65,7 +65,7 @@ class Args(OfflineArgs):
     """Classes of values, of equal width."""
     label_std: Float = 0.75
     """Standard deviation of the label of a number, in widths of a class."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     n_candidates: Size = 32
     """Candidate actions at each step of an episode, of which one is taken."""

@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -100,7 +100,7 @@ class Args(OfflineArgs):
     """Updates before which that average is the model itself."""
     alpha: Float = 2.5
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -727,7 +727,8 @@ def main(args: Args) -> None:
                 agent, metrics = fit_lanes(agent, keys, run.lane_args, windows)
             else:
                 if found is None:
-                    found = judge_lanes(agent, run.step_keys(run.total), run.lane_args, windows)
+                    first = run.step_keys(-args.model_updates - 1)  # no step's, however many --updates follow
+                    found = judge_lanes(agent, first, run.lane_args, windows)
                 agent, metrics = train_lanes(agent, keys, run.lane_args, windows)
                 metrics |= found
             run.log(agent, metrics)

@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -70,7 +70,7 @@ class Args(OfflineArgs):
     """iql: the advantage is multiplied by this; 0 clones."""
     iql_max_weight: Float = 100.0
     """iql: the weights are clipped here."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     diffusion_steps: Size = 1000
     """T: steps of the diffusion."""

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Dropout, Expectile, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.densities import JUDGED, Density, density_of, judged
 from shared.errors import InputError
@@ -53,7 +53,7 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     model: Literal["diffusion", "flow"] = "diffusion"
     """Of the data's actions: a diffusion model, or a flow with IFQL's networks and order of updates."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     n_candidates: Size = 64
     """Candidate actions at each step of an episode, of which one is taken."""
@@ -75,7 +75,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     actor_weight_decay: Float = 1e-4
     """Of the actor's weights, by AdamW (the diffusion model alone)."""
-    dropout: StaticFraction = 0.1
+    dropout: Dropout = 0.1
     """Dropout after the actor's hidden layers, in [0, 1]."""
     updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
@@ -103,8 +103,7 @@ _ifql = {
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d"), _mujoco),
     "antmaze": {"expectile": 0.9, "reward_shift": -1.0, "eval_episodes": 50},
-    "ifql": _ifql,  # by name
-    "ifql-humanoidmaze": {**_ifql, "discount": 0.995},
+    **by_name({"ifql": _ifql, "ifql-humanoidmaze": {**_ifql, "discount": 0.995}}),
 }
 
 dense_init = nn.initializers.xavier_uniform()

@@ -41,6 +41,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -318,6 +319,8 @@ def reward_map(data: Dataset, tuning: str) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
+    if args.time_dim < 2:
+        raise InputError("--time-dim must be at least 2: a sine and a cosine.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -50,7 +50,7 @@ class Args(GoalArgs):
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    expectile: Fraction = 0.9
+    expectile: Expectile = 0.9
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     value_goals: Shares = (0.2, 0.5, 0.3)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -41,7 +41,7 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-navigate"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    expectile: Fraction = 0.9
+    expectile: Expectile = 0.9
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 10.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""

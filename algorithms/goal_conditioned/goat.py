@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -75,7 +75,7 @@ class Args(GoalArgs):
     """Weight where there is none."""
     max_uncertainty_weight: Float = 1.5
     """Clip of the weights by uncertainty."""
-    td_expectile: Fraction = 0.5
+    td_expectile: Expectile = 0.5
     """Expectile of its targets that Q fits, in [0, 1]: 0.5 is the mean, above it is optimistic."""
     goal_radius: Float = 0.0
     """Distance within which a state achieves a goal; 0: it is the very state that the goal was taken from."""

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -45,7 +45,7 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     subgoal_steps: int = 25
     """k: steps between a state and the subgoal that the higher policy proposes."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     high_beta: Float = 3.0
     """Inverse temperature of the higher policy's advantage weights."""

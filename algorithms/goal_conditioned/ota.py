@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -43,7 +43,7 @@ class Args(GoalArgs):
     """k: steps between a state and the subgoal that the higher policy proposes."""
     option_steps: int = 5
     """n: steps of an option, of which the higher policy's value counts how many are left; at most subgoal_steps."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     high_beta: Float = 3.0
     """Inverse temperature of the higher policy's advantage weights."""

@@ -42,7 +42,17 @@ import optax
 from scipy.sparse.csgraph import shortest_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    Dropout,
+    Expectile,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.parts import every, with_parts, write_dataset
@@ -70,7 +80,7 @@ class Args(OfflineArgs):
     """Added to every reward in training, after the scale."""
     write_dataset: str = ""
     """Also write the data with its labels here (.npz), those of the first lane, as a dataset for any other script."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -86,7 +96,7 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""

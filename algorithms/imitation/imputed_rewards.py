@@ -37,7 +37,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Dropout, Expectile, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
@@ -56,7 +56,7 @@ class Args(LabelArgs):
     """What is drawn to keep its labels: whole episodes, or single transitions of any episode."""
     impute: Literal["model", "zero", "none"] = "model"
     """Rewards of transitions without one: the model's, 0, or none: they are left out."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -72,7 +72,7 @@ class Args(LabelArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""

@@ -40,7 +40,7 @@ from ott.geometry.geometry import Geometry
 from ott.solvers import linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import DemoArgs, Dropout, Expectile, Float, Fraction, Size, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated, rank_correlation, relabelled, with_something_in_common, write_dataset
@@ -69,7 +69,7 @@ class Args(DemoArgs):
     """Added to every reward in training, after the scale."""
     write_dataset: str = ""
     """Also write the data with its labels here (.npz), those of the first lane, as a dataset for any other script."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -85,7 +85,7 @@ class Args(DemoArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""

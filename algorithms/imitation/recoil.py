@@ -38,7 +38,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import DemoArgs, Dropout, Expectile, Float, Fraction, Size, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated, rank_correlation
@@ -59,7 +59,7 @@ class Args(DemoArgs):
     """The scale that Q - V is divided by, > 0: the smaller, the nearer V is to the maximum."""
     gumbel_clip: Float = 7.0
     """(Q - V) / gumbel_temperature is clipped here from above."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -75,7 +75,7 @@ class Args(DemoArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 1024
     """Transitions per gradient update."""

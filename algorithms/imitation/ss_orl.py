@@ -39,7 +39,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    Dropout,
+    Expectile,
+    Float,
+    Fraction,
+    LabelArgs,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
@@ -58,7 +68,7 @@ class Args(LabelArgs):
     """What is hidden of the data without labels."""
     unlabelled: Literal["model", "none"] = "model"
     """Actions of rows without one: the inverse model's, or none: they are left out."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -74,7 +84,7 @@ class Args(LabelArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""
@@ -90,7 +100,7 @@ class Args(LabelArgs):
     """Hidden layers of the inverse model."""
     inverse_lr: Float = 1e-4
     """Adam's step size: inverse model."""
-    inverse_dropout: StaticFraction = 0.1
+    inverse_dropout: Dropout = 0.1
     """Dropout before the inverse model's last layer, in [0, 1]."""
     holdout: StaticFraction = 0.1
     """Share of what is labelled that the model is judged by, in [0, 1]."""

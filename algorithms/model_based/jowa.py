@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Dropout, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -81,11 +81,11 @@ class Args(OfflineArgs):
     """Blocks of the transformer."""
     heads: int = 8
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     critic_hidden_dims: tuple[int, ...] = (768, 768)
     """Hidden layers of the critics; none: as hidden_dims."""
-    critic_dropout: StaticFraction = 0.01
+    critic_dropout: Dropout = 0.01
     """Dropout after the critics' hidden layers, in [0, 1]."""
     n_atoms: Size = 51
     """Returns that the critic's distributions are over, evenly between v_min and v_max."""
@@ -130,7 +130,7 @@ _small = {
     "model_updates": 1_000, "updates": 2_000, "eval_every": 1_000, "eval_episodes": 40,
 }  # fmt: skip
 PRESETS = {  # ours: learn on two cores
-    "small": _small,  # by name
+    **by_name({"small": _small}),
     # a token is a line of the game: ten cells of four channels, of which the data of Breakout has 134 kinds
     "minatar": {**_small, "token_dims": 40, "codes": 160, "context": 3, "v_min": 0.0, "v_max": 0.0, "discount": 0.95},
 }

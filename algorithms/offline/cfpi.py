@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -87,7 +87,7 @@ class Args(OfflineArgs):
     """Q of the behaviour by quantile regression, by squared errors, or IQL's with its value function."""
     n_fractions: Size = 8
     """Quantile fractions that are drawn for each row."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     multi_step: bool = False
     """Targets take the improved action in the next state, in place of the data's."""
@@ -141,16 +141,17 @@ PRESETS = {
         "min_component_weight": 0.03,
     },
     **{name: {"updates": 1000 * thousands} for name, thousands in _validated.items()},
-    # by name
-    "multi-step-antmaze": {
-        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "policy_round_updates": 200_000,
-    },
-    "iterative-antmaze": {
-        **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "n_components": 8,
-    },
-    "single-gaussian": {"n_components": 1, "operator": "jensen", "delta": 0.2, "delta_range": 1.8, "n_deltas": 10},
-    "deterministic": {"behavior": "deterministic", **_one_action},
-    "vae": {"behavior": "vae", **_one_action},
+    **by_name({
+        "multi-step-antmaze": {
+            **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "policy_round_updates": 200_000,
+        },
+        "iterative-antmaze": {
+            **_antmaze, "multi_step": True, "operator": "lse", "updates": 1_000_000, "n_components": 8,
+        },
+        "single-gaussian": {"n_components": 1, "operator": "jensen", "delta": 0.2, "delta_range": 1.8, "n_deltas": 10},
+        "deterministic": {"behavior": "deterministic", **_one_action},
+        "vae": {"behavior": "vae", **_one_action},
+    }),
 }  # fmt: skip
 
 EMBEDDING = 64

@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -93,7 +93,7 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     critic_hidden_dims: tuple[int, ...] = ()
     """Hidden layers of the critics; none: as hidden_dims."""
-    critic_dropout: StaticFraction = 0.0
+    critic_dropout: Dropout = 0.0
     """Dropout after the critics' hidden layers, in [0, 1]."""
     bottleneck_dim: Count = 0
     """Size of the critics' variational bottleneck, after their first hidden layer; 0: there is none."""

@@ -37,7 +37,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -59,7 +59,7 @@ class Args(OfflineArgs):
     """What the advantage is over: the mean or the largest Q of the policy's value_samples actions."""
     value_samples: Size = 50
     """Actions of the policy that the value of a state is estimated from."""
-    critic_expectile: Fraction = 0.7
+    critic_expectile: Expectile = 0.7
     """Weight of a Q that is too high, 1 - critic_expectile of one that is too low, in (0, 1); 0.5: squared error."""
     layer_norm: bool = True
     """Layer normalisation before every activation, of actor and critics."""

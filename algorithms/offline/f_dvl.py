@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
+from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -84,7 +84,7 @@ class Args(OfflineArgs):
     """TD errors count as a square up to here and linearly beyond."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 1024
     """Transitions per gradient update."""

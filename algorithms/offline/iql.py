@@ -40,7 +40,18 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
+from shared.arguments import (
+    Count,
+    Dropout,
+    Expectile,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Size,
+    StaticFraction,
+    by_name,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -50,7 +61,7 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -68,7 +79,7 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Dropout, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError, first_line
 from shared.evaluation import load_run
@@ -74,7 +74,7 @@ class Args(OfflineArgs):
     """Adam's step size: RankNet."""
     rank_updates: Size = 20_000
     """Updates of RankNet after each round of questions."""
-    rank_dropout: StaticFraction = 0.5
+    rank_dropout: Dropout = 0.5
     """Dropout after RankNet's hidden layers, in [0, 1]."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""

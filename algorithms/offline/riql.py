@@ -40,7 +40,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, by_name, hyperparameters
+from shared.arguments import (
+    Count,
+    Expectile,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Size,
+    StaticFraction,
+    by_name,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -52,7 +62,7 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""

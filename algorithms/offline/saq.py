@@ -49,7 +49,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -71,7 +71,7 @@ class Args(OfflineArgs):
     """Weight of the codes' distance to what is encoded as them."""
     reseed_updates: Count = 0
     """First updates of the VAE after which codes that a batch did not use move to embeddings of it; 0: none."""
-    expectile: Fraction = 0.8
+    expectile: Expectile = 0.8
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     policy_temperature: Float = 1.0
     """T: iql and brac choose codes by pi_beta exp(Q / T); brac also lowers the values by T KL(pi | pi_beta)."""

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
-    dropout: StaticFraction = 0.1
+    dropout: Dropout = 0.1
     """Dropout after the actor's hidden layers, in [0, 1]."""
     density: Literal["elbo", "iwae"] = "elbo"
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""

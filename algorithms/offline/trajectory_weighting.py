@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Dropout, Expectile, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -58,7 +58,7 @@ class Args(OfflineArgs):
     """Of rw and aw, over 0, with returns scaled to [0, 1]; large is uniform."""
     top_fraction: StaticFraction = 0.1
     """Share of the episodes that is used, those with the highest return, in (0, 1]."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    dropout: StaticFraction = 0.0
+    dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1]."""
     batch_size: Size = 256
     """Transitions per gradient update."""

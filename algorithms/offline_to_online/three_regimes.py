@@ -55,6 +55,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -426,6 +427,8 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 
 
 def main(args: Args) -> None:
+    if args.subset_size > args.n_critics:
+        raise InputError(f"--subset-size {args.subset_size}: there are --n-critics {args.n_critics}.")
     data = load_dataset(args).require(discrete=False).scale_rewards(args.reward_scale, args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
         failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)

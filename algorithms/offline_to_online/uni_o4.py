@@ -59,7 +59,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, Expectile, FinetuneArgs, Float, Fraction, Size, hyperparameters
 from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -76,7 +76,7 @@ class Args(FinetuneArgs):
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: Size = 10_000
     """Gradient updates of each lane before its first environment step."""
-    expectile: Fraction = 0.7
+    expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     disagreement_weight: Float = 0.1
     """alpha: weight of the policies' disagreement in cloning; 0: plain cloning."""

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.policies import StatefulPolicy
 from shared.run import Run, launch
@@ -77,7 +77,7 @@ class Args(OfflineArgs):
     """Blocks of the transformer."""
     heads: int = 1
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

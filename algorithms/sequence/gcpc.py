@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, GoalArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, GoalArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -70,7 +70,7 @@ class Args(GoalArgs):
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     autoencoder_lr: Float = 1e-4
     """Adam's step size: the autoencoder."""

@@ -48,7 +48,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError, first_line
 from shared.policies import StatefulPolicy
@@ -105,7 +105,7 @@ class Args(OfflineArgs):
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -86,7 +86,7 @@ class Args(OfflineArgs):
     """Blocks of the transformer."""
     heads: int = 12
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

@@ -45,7 +45,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, LabelArgs, Size, StaticFraction, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_labelled
@@ -83,7 +83,7 @@ class Args(LabelArgs):
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, Float, OfflineArgs, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.parts import hidden, rank_correlation
@@ -84,7 +84,7 @@ class Args(OfflineArgs):
     """Attention heads of each block."""
     encoder_heads: int = 2
     """Attention heads of each block of the encoder."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

@@ -55,7 +55,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Dropout, EnvSteps, FinetuneArgs, Float, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.jax_envs import jax_env
@@ -100,7 +100,7 @@ class Args(FinetuneArgs):
     """Blocks of the transformer."""
     heads: int = 4
     """Attention heads of each block."""
-    token_dropout: StaticFraction = 0.1
+    token_dropout: Dropout = 0.1
     """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""

@@ -207,3 +207,9 @@ def test_ofql_rewards_and_presets(pendulum):
         ofql.reward_map(dataclasses.replace(data, reward=np.float32([1, 1])), "normalize")
     for changes in ofql.PRESETS.values():
         ofql.Args(**changes)
+
+
+def test_ofql_refuses_an_embedding_of_less_than_a_pair():
+    module = load("ofql")
+    with pytest.raises(InputError, match="--time-dim must be at least 2"):
+        module.main(module.Args(time_dim=1))

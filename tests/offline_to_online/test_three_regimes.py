@@ -14,6 +14,7 @@ from reference import SPEC, B, agent_of, close, tanh_normal
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from shared.errors import InputError
 from shared.replay import init_replay
 from shared.transitions import FIELDS, Transitions, TransitionsWithReturns
 
@@ -224,3 +225,9 @@ def test_interventions_are_lanes_of_one_job(pendulum, tmp_path):
     prior = agent[kernel.format("prior_actor")]
     assert (prior == prior[0]).all()  # of one seed
     assert all(np.isfinite(value).all() for value in agent.values())
+
+
+def test_three_regimes_refuses_a_subset_of_more_than_all_critics():
+    module = load("three_regimes")
+    with pytest.raises(InputError, match="--subset-size 4: there are --n-critics 3"):
+        module.main(module.Args(n_critics=3, subset_size=4))
