@@ -221,7 +221,7 @@ KEYS = [
         ("edac", "lb-sac-hopper-medium", "lb-sac-hopper-medium", "hopper"),
         ("f_dvl", "xql-hopper-medium", "xql-hopper-medium", "hopper"),
         ("plas", "d3rlpy-hopper-medium", "d3rlpy-hopper-medium", None),
-        ("idql", "ifql-humanoidmaze", "ifql-humanoidmaze", None),
+        ("idql", "ifql-samples", "ifql", None),
         ("cfpi", "vae-samples", "vae", None),
         ("jowa", "small-games", "small", None),
         ("rorl", "attack-hopper-medium", "attack-hopper-medium", "hopper-medium"),
