@@ -29,10 +29,13 @@ from shared.errors import ROOT, InputError, nearest
 from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
 from shared.policies import Policy, PolicyIn, at_step, policy_of, seen_by, stepped
+from shared.programs import free_host_bytes, resident_bytes
 from shared.task import Task
 from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
+FEW_ENVS = 16
+"""So many are made without asking what one takes."""
 
 
 class Returns(NamedTuple):
@@ -140,6 +143,9 @@ class Evaluator:
     def _stepped(self) -> Callable:
         """`(agent, keys, args) -> Returns` in gymnasium's environments, stepped by a thread pool."""
         n = self.lanes * self.per_lane
+        if (fitting := max(1, self._room(n) // self.lanes)) < self.per_lane:
+            self.per_lane, n = fitting, self.lanes * fitting
+            print(f"Evaluation is in {n} environments at a time: half of the free memory holds no more.", flush=True)
         self.envs += [self.task.make_env() for _ in range(n - len(self.envs))]
         act = self.over_lanes(self.policy.act, (0, 0, 0, 0, 0, None, 0, 0))
         begin = self.over_lanes(lambda agent, args: self.policy.begin(agent, args, self.per_lane), (0, 0))
@@ -190,6 +196,19 @@ class Evaluator:
             return Returns(returns, lengths, success_steps)
 
         return play
+
+    def _room(self, n: int) -> int:
+        """How many of `n` environments half of the free memory holds, by what three of them take when they begin."""
+        free = free_host_bytes()
+        if n <= FEW_ENVS or free is None:
+            return n
+        taken = []
+        for k in range(4):  # what all share comes with the first
+            before = resident_bytes()
+            self.envs += [self.task.make_env()] if k else []
+            self._reset(k, 0)
+            taken.append(resident_bytes() - before)
+        return min(n, free // (2 * max(1, min(taken[1:]))))
 
     def _reset(self, k: int, episode: int) -> np.ndarray:
         options = self.task.reset_options(episode)

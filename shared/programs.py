@@ -83,8 +83,19 @@ def free_bytes(devices: list) -> int | None:
         return told["bytes_limit"] - told.get("bytes_in_use", 0)
     if devices[0].platform != "cpu":
         return None
+    left = free_host_bytes()
+    return None if left is None else left // len(devices)
+
+
+def free_host_bytes() -> int | None:
+    """Of the machine's memory, or of what its container may have; None: not known."""
     left = [x for x in (_of_machine(), _of_group(Path("/sys/fs/cgroup"))) if x is not None]
-    return min(left) // len(devices) if left else None
+    return min(left, default=None)
+
+
+def resident_bytes(path: Path = Path("/proc/self/statm")) -> int:
+    """Of this process, in memory; 0 where that is not known."""
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
 def _of_machine(path: Path = Path("/proc/meminfo")) -> int | None:

@@ -154,6 +154,26 @@ def test_short_episodes_are_not_favoured(monkeypatch):
     assert returns.mean() == 1.25 and first_ended < -6
 
 
+def test_environments_take_no_more_than_half_of_the_free_memory(monkeypatch, capsys):
+    """An environment of OGBench's cube takes 170 MiB, and 256 of them more than most machines have."""
+    alone = evaluate(fake_task(), constant([0.1, 0.2]), 2, 20)
+    assert "at a time" not in capsys.readouterr().out
+
+    class Large(gym.Wrapper):
+        def reset(self, **more):
+            self.kept = np.ones(4 << 20)  # 32 MiB
+            return self.env.reset(**more)
+
+    made, make = [], Task.make_env
+    monkeypatch.setattr(Task, "make_env", lambda self: made.append(Large(make(self))) or made[-1])
+    monkeypatch.setattr(evaluation, "free_host_bytes", lambda: 384 << 20)  # half of it holds six
+    found = evaluate(fake_task(), constant([0.1, 0.2]), 2, 20)
+    assert 4 <= len(made) <= 7 and f"Evaluation is in {len(made) // 2 * 2} environments" in capsys.readouterr().out
+    np.testing.assert_array_equal(found.returns, alone.returns)
+    monkeypatch.setattr(evaluation, "free_host_bytes", lambda: 0)  # each lane has one all the same
+    np.testing.assert_array_equal(evaluate(fake_task(), constant([0.1, 0.2]), 2, 20).returns, alone.returns)
+
+
 def test_environments_are_made_once_and_episodes_are_the_same_at_every_evaluation(monkeypatch):
     made = []
     monkeypatch.setattr(Task, "make_env", lambda self: made.append(gym.make(self.env_spec)) or made[-1])
