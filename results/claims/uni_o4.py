@@ -72,18 +72,20 @@ CLAIM = Claim(
             )
             for d, more in ((PENDULUM, 5), (REPLAY, 1))
         },
-        f"{MAZE}: offline it ends below cloning": start(uni_o4[MAZE]) < end(bc[MAZE]),
+        f"{MAZE}: offline it ends within noise of cloning": (
+            abs(start(uni_o4[MAZE]) - end(bc[MAZE])) < noise(start(uni_o4[MAZE]), end(bc[MAZE]))
+        ),
         **{
             f"{d}: online it rises by more than {more}": gain(uni_o4[d]) > more
-            for d, more in ((PENDULUM, 10), (REPLAY, 2), (MAZE, 8))
+            for d, more in ((PENDULUM, 10), (REPLAY, 2))
         },
     },
     finding="On Pendulum and hopper-medium-replay the offline steps improve over the clones, and more so with the "
     "gate; on PointMaze they do not: these runs had 1,000 offline updates, a tenth of the paper's, and a V "
-    "that value clipping held where it was. From there online PPO rises on all three without a dip, on "
-    "hopper-medium-replay by two points only. On data of two halves, with all offline updates and no value "
-    "clipping, the offline steps end far below cloning, with the gate as without it: it judges by the same Q "
-    "that the policy climbs. Online PPO stays there. The runs were made while Q, V and the model began with "
-    "weights about twice as large and the first rollout was learned from at the second one's rates; they are "
-    "to be made again.",
+    "that value clipping held where it was. From there online PPO rises without a dip on Pendulum, on "
+    "hopper-medium-replay by two points only, on PointMaze by less than the noise, after a small dip. On data of "
+    "two halves, with all offline updates and no value clipping, the offline steps end far below cloning, with the "
+    "gate as without it: it judges by the same Q that the policy climbs. Online PPO stays there. The runs on "
+    "pendulum-half and hopper-medium-replay were made while Q, V and the model began with weights about twice as "
+    "large and the first rollout was learned from at the second one's rates; they are to be made again.",
 )
