@@ -48,5 +48,6 @@ CLAIM = Claim(
     finding="The futures are learned: they lead to different places, and the policy follows them. What so few "
     "rewards teach of them is not enough here to choose by: the future that promises most is no better "
     "than any other, and what is gained is no more than a Decision Transformer gains that was told random "
-    "returns before.",
+    "returns before. "
+    "The runs were made while the heads began with smaller weights; they are to be made again.",
 )
