@@ -53,11 +53,12 @@ CLAIM = Claim(
         f"{ICE}: DT obtains less than half of the 1 that it is asked for": end_return(dt[ICE]) < 0.5,
     },
     finding="Asked for the best return, DT chooses as the data did where it was lucky, and finds the better arm only "
-    "where the data chose it often enough. DoC finds it in every lane with either pair of odds; where "
-    "one arm is much better it promises a little more than it obtains, where they are close what it obtains. Without its constraint it promises more than "
-    "any arm can pay and chooses worse. On ice luck misleads nobody so far: on the frozen lake all stay near cloning, "
-    "where what DoC promises is what it obtains, with and without the constraint; on the point lake DoC and DT both "
-    "end above cloning, DT higher, and DoC obtains more than it promises.",
+    "where the data chose it often enough. DoC finds it in every lane with either pair of odds; where one arm is "
+    "much better it promises a little more than it obtains, where they are close what it obtains. Without its "
+    "constraint it promises more than any arm can pay and chooses worse. On ice luck misleads nobody so far: on "
+    "the frozen lake all stay near cloning, where what DoC promises is what it obtains, with and without the "
+    "constraint; on the point lake DoC and DT both end above cloning, DT higher, and DoC obtains more than it "
+    "promises.",
     observed={
         f"{EVEN}: DoC finds the better arm, too": end(doc[EVEN], ON) > 0.7,
         f"{LAKE}: DT ends above DoC, beyond noise": end(dt[LAKE])
