@@ -885,7 +885,8 @@ def test_several_values_of_a_float_become_a_tuple():
         return args.actor_lr
 
     assert lr("1e-3") == 1e-3 and isinstance(lr("1"), float)
-    assert lr("1e-3", "3e-4", "-1") == (1e-3, 3e-4, -1.0)
+    assert lr("1e-3", "3e-4", "0") == (1e-3, 3e-4, 0.0)
+    assert parse(load("td3_bc").Args, {}, "doc", ["--alpha", "2", "-1"]).alpha == (2.0, -1.0)
     assert lr("1e-3", "3e-4", "--batch-size", "8") == (1e-3, 3e-4)
 
 
