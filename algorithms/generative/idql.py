@@ -76,7 +76,7 @@ class Args(OfflineArgs):
     actor_weight_decay: Float = 1e-4
     """Of the actor's weights, by AdamW (the diffusion model alone)."""
     dropout: Dropout = 0.1
-    """Dropout after the actor's hidden layers, in [0, 1]."""
+    """Dropout after the actor's hidden layers, in [0, 1)."""
     updates: Size = 3_000_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     batch_size: Size = 512

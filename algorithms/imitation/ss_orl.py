@@ -85,7 +85,7 @@ class Args(LabelArgs):
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
-    """Dropout after the actor's hidden layers, in [0, 1]."""
+    """Dropout after the actor's hidden layers, in [0, 1)."""
     batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)
@@ -101,7 +101,7 @@ class Args(LabelArgs):
     inverse_lr: Float = 1e-4
     """Adam's step size: inverse model."""
     inverse_dropout: Dropout = 0.1
-    """Dropout before the inverse model's last layer, in [0, 1]."""
+    """Dropout before the inverse model's last layer, in [0, 1)."""
     holdout: StaticFraction = 0.1
     """Share of what is labelled that the model is judged by, in [0, 1]."""
     holdout_every: int = 100

@@ -82,11 +82,11 @@ class Args(OfflineArgs):
     heads: int = 8
     """Attention heads of each block."""
     token_dropout: Dropout = 0.1
-    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
+    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1)."""
     critic_hidden_dims: tuple[int, ...] = (768, 768)
     """Hidden layers of the critics; none: as hidden_dims."""
     critic_dropout: Dropout = 0.01
-    """Dropout after the critics' hidden layers, in [0, 1]."""
+    """Dropout after the critics' hidden layers, in [0, 1)."""
     n_atoms: Size = 51
     """Returns that the critic's distributions are over, evenly between v_min and v_max."""
     v_min: Float = -10.0

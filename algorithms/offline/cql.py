@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     critic_hidden_dims: tuple[int, ...] = ()
     """Hidden layers of the critics; none: as hidden_dims."""
     critic_dropout: Dropout = 0.0
-    """Dropout after the critics' hidden layers, in [0, 1]."""
+    """Dropout after the critics' hidden layers, in [0, 1)."""
     bottleneck_dim: Count = 0
     """Size of the critics' variational bottleneck, after their first hidden layer; 0: there is none."""
     bottleneck_weight: Float = 1e-3

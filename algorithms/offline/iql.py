@@ -80,7 +80,7 @@ class Args(OfflineArgs):
     max_weight: Float = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
-    """Dropout after the actor's hidden layers, in [0, 1]."""
+    """Dropout after the actor's hidden layers, in [0, 1)."""
     batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)

@@ -75,7 +75,7 @@ class Args(OfflineArgs):
     rank_updates: Size = 20_000
     """Updates of RankNet after each round of questions."""
     rank_dropout: Dropout = 0.5
-    """Dropout after RankNet's hidden layers, in [0, 1]."""
+    """Dropout after RankNet's hidden layers, in [0, 1)."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""
     noise_clip: Float = 0.5

@@ -83,7 +83,7 @@ class Args(OfflineArgs):
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
     dropout: Dropout = 0.0
-    """Dropout after the actor's hidden layers, in [0, 1]."""
+    """Dropout after the actor's hidden layers, in [0, 1)."""
     batch_size: Size = 256
     """Transitions per gradient update."""
     hidden_dims: tuple[int, ...] = (256, 256)

@@ -76,7 +76,7 @@ class Args(FinetuneArgs):
     noise_clip: Float = 0.5
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     dropout: Dropout = 0.1
-    """Dropout after the actor's hidden layers, in [0, 1]."""
+    """Dropout after the actor's hidden layers, in [0, 1)."""
     density: Literal["elbo", "iwae"] = "elbo"
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""
     latent_samples: Size = 1

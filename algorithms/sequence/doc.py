@@ -78,7 +78,7 @@ class Args(OfflineArgs):
     heads: int = 1
     """Attention heads of each block."""
     token_dropout: Dropout = 0.1
-    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
+    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1)."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-4

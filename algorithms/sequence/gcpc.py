@@ -71,7 +71,7 @@ class Args(GoalArgs):
     heads: int = 4
     """Attention heads of each block."""
     token_dropout: Dropout = 0.1
-    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
+    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1)."""
     autoencoder_lr: Float = 1e-4
     """Adam's step size: the autoencoder."""
     actor_lr: Float = 1e-3

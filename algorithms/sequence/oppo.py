@@ -85,7 +85,7 @@ class Args(OfflineArgs):
     encoder_heads: int = 2
     """Attention heads of each block of the encoder."""
     token_dropout: Dropout = 0.1
-    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
+    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1)."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""
     latent_lr: Float = 1e-3

@@ -101,7 +101,7 @@ class Args(FinetuneArgs):
     heads: int = 4
     """Attention heads of each block."""
     token_dropout: Dropout = 0.1
-    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1]."""
+    """Dropout of tokens, attention weights and the outputs of each block, in [0, 1)."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""
     return_lr: Float = 1e-3
