@@ -110,7 +110,7 @@ def notes(rows: list[Row], root: Path) -> list[str]:
         how = [of["scale"], f"{of['updates']:,} updates", f"{of['seeds']} seeds", of.get("networks"), of.get("notes")]
         lines.append(f"*Published*: {of['paper']} ({of['read']}): {'; '.join(filter(None, how))}.")
     beside = {known["dataset"] for known in published(rows)}
-    counts = {row.dataset: row.record["task"]["data"].get("rows") for row in rows if row.dataset in beside}
+    counts = {row.dataset: row.record["task"].get("data", {}).get("rows") for row in rows if row.dataset in beside}
     if told := ", ".join(f"{n:,} of {dataset}" for dataset, n in sorted(counts.items()) if n):
         lines.append(f"Rows that were learned from here: {told}; the published figures are of the recipes' own sizes.")
     for dataset, users in versions.items():
