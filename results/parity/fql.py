@@ -11,8 +11,8 @@ NAMES = {"critic": "modules_critic", "flow": "modules_actor_bc_flow", "actor": "
 TARGETS = "target critic"
 
 
-def compare(checkout, undo, **setting):
-    module, load = ours("fql"), packages(checkout)
+def compare(checkout, undo, algorithm="fql", **setting):
+    module, load = ours(algorithm), packages(checkout)
     peer = load("agents.fql")
     args = module.Args(hidden_dims=HIDDEN, batch_size=ROWS, distillation_weight=3.0, **setting)
     agent = start(module, args)

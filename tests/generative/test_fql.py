@@ -1,4 +1,4 @@
-"""The losses of fql against the same equations in plain numpy."""
+"""The losses of fql, and of fql_finetune that has the same, against the equations in plain numpy."""
 
 import jax
 import numpy as np
@@ -7,14 +7,17 @@ from conftest import load
 from reference import B, agent_of, close, gelu, heads, mlp
 from released import every, table, wrong_settings
 
+both = pytest.mark.parametrize("name", ["fql", "fql_finetune"])
+
 
 def q_values(critics, obs, action):
     return heads(critics, obs, action, activation=gelu, layer_norm=True)
 
 
+@both
 @pytest.mark.parametrize("aggregation", ["mean", "min"])
-def test_fql_critic(batch, aggregation):
-    fql = load("fql")
+def test_fql_critic(name, batch, aggregation):
+    fql = load(name)
     args = fql.Args(hidden_dims=(8, 8), batch_size=B, q_aggregation=aggregation)
     agent, key = agent_of(fql, args), jax.random.key(6)
     noise = np.asarray(jax.random.normal(key, (B, 2)))
@@ -25,8 +28,9 @@ def test_fql_critic(batch, aggregation):
     close(fql.critic_loss(agent.critic, agent, batch, key, args)[0], expected)
 
 
-def test_fql_flow_matching(batch):
-    fql = load("fql")
+@both
+def test_fql_flow_matching(name, batch):
+    fql = load(name)
     args = fql.Args(hidden_dims=(8, 8), batch_size=B)
     agent, key = agent_of(fql, args), jax.random.key(6)
     noise_key, time_key = jax.random.split(key)
@@ -35,9 +39,10 @@ def test_fql_flow_matching(batch):
     close(fql.flow_loss(agent.flow, agent, batch, key, args), ((velocity - (batch.action - z)) ** 2).mean())
 
 
+@both
 @pytest.mark.parametrize("normalize_q", [True, False])
-def test_fql_actor_is_distilled_from_the_clipped_flow(batch, normalize_q):
-    fql = load("fql")
+def test_fql_actor_is_distilled_from_the_clipped_flow(name, batch, normalize_q):
+    fql = load(name)
     args = fql.Args(hidden_dims=(8, 8), batch_size=B, distillation_weight=3.0, flow_steps=4, normalize_q=normalize_q)
     agent, key = agent_of(fql, args), jax.random.key(6)
     z = np.asarray(jax.random.normal(key, (B, 2)))
