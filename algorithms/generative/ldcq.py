@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Exponent of the windows' priorities, their last squared errors, in [0, 1]; 0: all alike."""
     priority_weight: Fraction = 0.3
     """Exponent of the weights that undo the priorities; it grows to 1 over training, in [0, 1]."""
-    plan_updates: Count = 500_000
+    plan_updates: Size = 500_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
     diffusion_updates: int = 500_000
     """Updates of the diffusion model before the first of the policy."""

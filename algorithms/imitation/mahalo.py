@@ -84,7 +84,8 @@ class Args(DemoArgs, LabelArgs):
     remove_terminals: bool = True
     """Leave out the rows of the data at which an episode terminates (those of demonstrations stay)."""
     warm_updates: Count = 100_000
-    """Gradient updates of the warm start, before the first of the game: cloning, its values, and the rewards' fit."""
+    """Gradient updates of the warm start, before the first of the game: cloning, its values, and the rewards' fit.
+    0: the game begins at once."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
@@ -446,6 +447,8 @@ def main(args: Args) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     if np.min(args.max_norm) <= 0.0:
         raise InputError(f"--max-norm must be above 0, not {args.max_norm}: critics have no weights else.")
+    if not args.warm_updates and np.min(args.adversarial) == 0.0:
+        raise InputError("--adversarial 0: rewards are fitted in the warm start alone, and --warm-updates 0 has none.")
     data, parts = parts_of(args)
     with Run(__file__, args, data.task, act, before=args.warm_updates) as run:
         parts = run.replicate(parts)

@@ -274,6 +274,7 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"adversarial": -1.0}, "--adversarial must be at least 0, not -1.0"),
         (pendulum, {"reward_weight": -1.0}, "--reward-weight must be at least 0, not -1.0"),
         (pendulum, {"max_norm": 0.0}, "--max-norm must be above 0, not 0.0"),
+        (pendulum, {"warm_updates": 0, "adversarial": (1.0, 0.0)}, "fitted in the warm start alone, and --warm"),
         (pendulum, {"labelled_fraction": 0.01}, "--labelled-fraction 0.01: none of the 10 episodes of"),
         (pendulum, {"scenario": "ilfo", "demos": (pendulum,), "hide": ("actions",)}, "has no row of known action"),
         (
