@@ -50,7 +50,8 @@ Dropout = Annotated[float, _BELOW_1]
 
 _ABOVE_0, _FROM_0, _SHARES = object(), object(), object()
 Size = Annotated[int, _ABOVE_0]
-"""A whole number of at least 1: none of it would be a mean or a maximum of nothing, or a loop that makes no step."""
+"""A whole number of at least 1: none of it would be a mean or a maximum of nothing, a loop that makes no step, or
+a part that learns nothing before all others rest on it."""
 Count = Annotated[int, _FROM_0]
 """A whole number of at least 0."""
 Shares = Annotated[tuple[float, float, float], _SHARES]

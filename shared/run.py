@@ -250,7 +250,7 @@ class Run:
         self._online_chunk = max(n for n in range(1, min(most, self.chunk) + 1) if self.chunk % n == 0)
 
     def step_keys(self, step: int) -> jax.Array:
-        """[L] the keys of one step; from `total` on none that `chunks` gives."""
+        """[L] the keys of one step; no step's lie before the first, and from `total` on where that cannot grow."""
         return self._chunk_keys(self._train_keys, step, jnp.zeros(1))[:, 0]
 
     @property

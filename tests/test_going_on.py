@@ -1,5 +1,6 @@
 """What was trained is saved before anything can go wrong, and goes on under other circumstances than it began in."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ALGORITHMS, load, timeless, write_pendulum
+from jobs import train
 from released import settings
 from test_run import PENDULUM, assert_same, fake_wandb, outcome, record, rows, toy
 
@@ -146,6 +148,24 @@ def test_a_finished_run_goes_on_for_longer(folder, capfd):
     assert "--updates 12, not 8: schedules over the run's length follow the new one" in capfd.readouterr().out
     with pytest.raises(InputError, match="has done 12 already"):
         toy(folder / "run", updates=8, resume=True)
+
+
+def test_what_is_drawn_between_phases_is_that_of_a_longer_run(tmp_path):
+    """LDCQ's scale of plans: of no step's key, and the same however many --updates follow (as its weights are here)."""
+    data, sizes = write_pendulum(tmp_path / "pendulum.npz"), {"env": "none", "priority_weight": 1.0, "eval_every": 2}
+    train("ldcq", data, tmp_path / "run", updates=2, **sizes)
+    longer = train("ldcq", data, tmp_path / "run", updates=4, resume=True, **sizes)
+    whole = train("ldcq", data, tmp_path / "whole", updates=4, **sizes)
+    assert any("plan_mean" in name for name in whole)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(longer[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_no_key_is_a_steps_of_a_longer_run(path):
+    """Of a script whose --updates may grow: what is drawn beside the steps has keys from before the first."""
+    grows = "env_steps" not in {f.name for f in dataclasses.fields(load(path.stem).Args)}
+    assert not grows or "step_keys(run.total" not in path.read_text()
 
 
 def test_other_intervals_and_a_dataset_that_has_moved(folder, monkeypatch):

@@ -207,6 +207,22 @@ def test_a_whole_number_says_its_least_value():
     assert plain.keys() == OF_MORE_THAN_A_LEAST  # none that has become one
 
 
+PHASE = re.compile(r"\bbefore (the first|all others)\b")
+
+
+def test_a_phase_before_the_first_update_is_not_left_out_in_silence():
+    """A part that learns only there is of kind Size; of another one the help says what 0 means.
+
+    Those of kind int are refused by their files, above.
+    """
+    table = all_arguments()
+    phases = {name: next(iter(files.values())) for name, files in table.items() if name.endswith(("updates", "epochs"))}
+    phases = {name: said for name, said in phases.items() if PHASE.search(said[1])}
+    assert len(phases) > 15 and {kind for kind, _ in phases.values()} <= {"Size", "Count", "int"}
+    silent = [name for name, (kind, text) in phases.items() if kind == "Count" and not re.search(r"\b0\b", text)]
+    assert not silent, f"Size, or what 0 means: {silent}"
+
+
 # ---------------------------------------------------------------------------------- former names
 
 BEFORE = {  # {today's name: the former one}, of arguments and of the agent's parts

@@ -674,7 +674,8 @@ def main(args: Args) -> None:
         for keys in run.chunks():
             adapts = run.done >= first_round and args.rounds > 0
             if adapts and (run.done - first_round) % args.round_updates == 0:
-                agent = begin_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, windows)
+                drawn = run.step_keys(-1 - run.done)  # no step's, however many --updates follow
+                agent = begin_lanes(agent, drawn, run.lane_args, windows)
             agent, metrics = train_lanes[adapts](agent, keys, run.lane_args, windows)
             if adapts:
                 metrics |= {"plan_distance": agent.plan_distance, "kept_distance": agent.kept_distance}

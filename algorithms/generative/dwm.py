@@ -83,7 +83,7 @@ class Args(OfflineArgs):
     sampling: Literal["ddpm", "ddim"] = "ddpm"
     """How: with noise of the posterior at each of these steps, or with none after the first."""
     model_updates: int = 1_000_000
-    """Most updates of the model before the first of the agent."""
+    """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     model_lr: Float = 1e-4
     """Adam's step size: model of the dynamics."""
     windows_per_update: Size = 64

@@ -374,7 +374,8 @@ def main(args: Args) -> None:
         for keys in run.chunks():
             agent, metrics = train_lanes(agent, keys, run.lane_args, transitions)
             if density:
-                metrics |= judge_lanes(agent, run.step_keys(run.total + run.done), run.lane_args, obs)
+                drawn = run.step_keys(-1 - run.done)  # no step's, however many --updates follow
+                metrics |= judge_lanes(agent, drawn, run.lane_args, obs)
             run.log(agent, metrics)
 
 

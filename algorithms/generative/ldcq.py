@@ -94,7 +94,7 @@ class Args(OfflineArgs):
     """Exponent of the windows' priorities, their last squared errors, in [0, 1]; 0: all alike."""
     priority_weight: Fraction = 0.3
     """Exponent of the weights that undo the priorities; it grows to 1 over training, in [0, 1]."""
-    plan_updates: Count = 500_000
+    plan_updates: Size = 500_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
     diffusion_updates: int = 500_000
     """Updates of the diffusion model before the first of the policy."""
@@ -633,7 +633,8 @@ def main(args: Args) -> None:
         scale_lanes, train_lanes = lanes(plan_scale), lanes(train)
         for keys in run.chunks():
             if run.done == -args.diffusion_updates:
-                agent = scale_lanes(agent, run.step_keys(run.total), run.lane_args, windows)
+                first = run.step_keys(-before - 1)  # no step's, however many --updates follow
+                agent = scale_lanes(agent, first, run.lane_args, windows)
             stage = 0 if run.done < -args.diffusion_updates else 1
             step = train_lanes if run.done >= 0 else fits[stage]
             agent, metrics = step(agent, keys, run.lane_args, windows)

@@ -50,7 +50,7 @@ class Args(GoalArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    plan_updates: Count = 50_000
+    plan_updates: Size = 50_000
     """Updates of the plans' autoencoder before the first one of actor and critics."""
     window: int = 8
     """States of a window: a plan lasts one step less."""

@@ -25,7 +25,7 @@ Deviations from the paper:
   of a buffer of which 10 of 11 rows are still zeros: about 0.3 of that; --next-obs-noise 0.3);
 - u is at least 1e-8, not 1e-45, of which float32 has no logarithm; bounds that no ratio can reach are left out
   (1e-5 on the weights, 10 on u: the discriminators' logits are within +-2, so ratios are within exp(+-4));
-- noise on actions is clipped to the action space; networks are initialised as Flax does.
+- noise on actions is clipped to the action space; biases start at zero (PyTorch's default draws hidden ones).
 
     python algorithms/hybrid/h2o.py --dataset hopper-medium-replay --seeds 4 --sim-gravity 2
     python algorithms/hybrid/h2o.py --dataset pendulum-mixed --env-steps 20000 --sim-gravity 0.3 --penalty-weight 0 0.01
@@ -100,6 +100,9 @@ class Args(HybridArgs):
 
 PRESETS: dict[str, dict[str, Any]] = {}
 
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+last_init = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")  # Xavier's with gain 1e-2
+
 
 class Actor(nn.Module):
     """Tanh-Gaussian: mean and log standard deviation, the latter through a learned scale and offset."""
@@ -111,8 +114,8 @@ class Actor(nn.Module):
     def __call__(self, obs):
         x = obs
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size)(x))
-        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim)(x), 2, axis=-1)
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=last_init)(x), 2, axis=-1)
         scale = self.param("log_std_scale", nn.initializers.ones, ())
         offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
         return mean, jnp.clip(scale * log_std + offset, -20.0, 2.0)
@@ -125,8 +128,8 @@ class Critic(nn.Module):
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size)(x))
-        return nn.Dense(1)(x)[..., 0]
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return nn.Dense(1, kernel_init=last_init)(x)[..., 0]
 
 
 class Discriminator(nn.Module):
@@ -138,8 +141,8 @@ class Discriminator(nn.Module):
     def __call__(self, *inputs):
         x = jnp.concatenate(inputs, axis=-1)
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size)(x))
-        return 2.0 * jnp.tanh(nn.Dense(2)(x))
+            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
+        return 2.0 * jnp.tanh(nn.Dense(2, kernel_init=dense_init)(x))
 
 
 class Networks(NamedTuple):

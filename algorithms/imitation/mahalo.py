@@ -11,6 +11,10 @@ transition that is unlike the rewarded ones is worth as little as the data allow
 rewards without actions (rlfo) and with (rl), or rewards of a few random episodes of the first part (rl_sample). With
 --adversarial 0 the reward function is fitted first and left as it is: two steps, reward prediction and ATAC.
 
+With --no-relative the game lowers the policy's values themselves, not what they are above the data's: PSPI (Xie, Cheng,
+Jiang, Mineiro and Agarwal, arXiv 2106.06926) in ATAC's place, as --run_pspi of the released code has it, in states of
+both parts (PSPI's own are initial ones). To do no worse than the data is ATAC's promise alone.
+
 All three kinds of data may be there at once: with --labelled-fraction a share of the data keeps its labels, beside the
 demonstrations of the scenario (in rl_sample: in place of the random episodes), and --hide says what the rest is
 without. Every row whose action is known is in the first part, every row whose reward is known (or that is demonstrated)
@@ -19,7 +23,8 @@ in the second, in which all rows count alike.
 Choose it when rewards or demonstrations come without actions and cover little of what the other data do. Bounds of the
 values follow the rewards' range; where episodes end by success, keep --no-remove-terminals.
 
-Parity: one update of the game is equal to AnqiLi/mahalo, with one action dimension (results/parity.md).
+Parity: one update of the game (--relative) is equal to AnqiLi/mahalo, with one action dimension (results/parity.md).
+
 Deviations from the released code (AnqiLi/mahalo):
 - the fit of the reward function and the warm start of policy and critics run side by side, there one after the other;
 - in the warm start no gradient of the critics' loss reaches the reward function, whose fit weighs 1e5 there, and next
@@ -77,6 +82,9 @@ class Args(DemoArgs, LabelArgs):
     """Weight of the reward function's part in the game; 0: it is fitted in the warm start and left as it is."""
     labelled_fraction: StaticFraction = 0.0
     """Share of the data that keeps its labels, in [0, 1]; of the rest (D_U) they are hidden."""
+    relative: bool = True
+    """The game lowers Q of the policy's actions against that of the data's (ATAC); else by itself, in states of both
+    parts (PSPI)."""
     consistency_weight: Float = 10.0
     """beta >= 0: weight of Bellman's errors against pessimism; 0: pessimism alone."""
     reward_weight: Float = 1e5
@@ -84,7 +92,8 @@ class Args(DemoArgs, LabelArgs):
     remove_terminals: bool = True
     """Leave out the rows of the data at which an episode terminates (those of demonstrations stay)."""
     warm_updates: Count = 100_000
-    """Gradient updates of the warm start, before the first of the game: cloning, its values, and the rewards' fit."""
+    """Gradient updates of the warm start, before the first of the game: cloning, its values, and the rewards' fit.
+    0: the game begins at once."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
@@ -236,16 +245,18 @@ def reward_loss(reward, agent: Agent, rewarded: Batch):
     return ((rewards_of(agent.nets.net, reward, rewarded) - rewarded.reward) ** 2).mean()
 
 
-def critic_loss(params, agent: Agent, batch: Batch, rewarded: Batch, noise, bounds: Bounds, args: Args):
+def critic_loss(params, agent: Agent, batch: Batch, rewarded: Batch, noise, bounds: Bounds, args: Args, states=None):
     """The game's: pessimism + beta Bellman's errors of Q, and those of R + reward_weight its fit (in weighted_sum).
 
     Bellman's errors are half with target critics and half residual, through the critics' own next values. Rewards see
-    Q as given and Q sees the rewards as given, within their bounds.
+    Q as given and Q sees the rewards as given, within their bounds. Pessimism is Q(s, pi) - Q(s, a) of the batch, or
+    Q(s, pi) of `states` [B, O] alone.
     """
     stop = jax.lax.stop_gradient
     q, label, clipped, target, own = bellman(params, agent, batch, noise[0], bounds, args)
-    action, _ = tanh_gaussian(*agent.nets.actor.apply(agent.actor, batch.obs), noise[1])
-    pessimism = (q_values(agent.nets.net, params[0], batch.obs, action) - q).mean(1).sum()
+    states, over = (batch.obs, q) if args.relative else (states, 0.0)
+    action, _ = tanh_gaussian(*agent.nets.actor.apply(agent.actor, states), noise[1 if args.relative else 2])
+    pessimism = (q_values(agent.nets.net, params[0], states, action) - over).mean(1).sum()
     error = 0.5 * squares(q, stop(clipped) + target) + 0.5 * squares(q, stop(clipped) + own)
     reward_error = 0.5 * squares(stop(q), label + target) + 0.5 * squares(stop(q), label + stop(own))
     fit = reward_loss(params[1], agent, rewarded)
@@ -317,14 +328,14 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 
 def update(
-    agent: Agent, batch: Batch, rewarded: Batch, key, bounds: Bounds, args: Args, warm: bool = False
+    agent: Agent, batch: Batch, rewarded: Batch, key, bounds: Bounds, args: Args, warm: bool = False, states=None
 ) -> tuple[Agent, dict]:
     """One gradient step of critics and rewards, then of the entropy's weight, then of the actor by the new critics.
 
     In the warm start the actor is cloned, with the critics' step size.
     """
-    noise = jax.random.normal(key, (2, *batch.action.shape))
-    grad = jax.value_and_grad(warm_critic_loss if warm else critic_loss, has_aux=True)
+    noise = jax.random.normal(key, (2 if warm or args.relative else 3, *batch.action.shape))
+    grad = jax.value_and_grad(warm_critic_loss if warm else partial(critic_loss, states=states), has_aux=True)
     params = agent.critic, agent.reward
     (loss_q, info_q), grads = grad(params, agent, batch, rewarded, noise, bounds, args)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, agent.critic_opt)
@@ -350,14 +361,23 @@ def act(agent: Agent, obs, key, args: Args):
     return jnp.tanh(agent.nets.actor.apply(agent.actor, obs)[0])
 
 
+def states_of_both(keys, parts: Parts, args: Args):
+    """[B, O] observations, of all rows of both parts alike."""
+    first, second = parts.transitions.sample(keys[0], args.batch_size), parts.rewarded.sample(keys[1], args.batch_size)
+    share = len(parts.rewarded.rows) / (len(parts.transitions.rows) + len(parts.rewarded.rows))
+    return jnp.where(jax.random.bernoulli(keys[2], share, (args.batch_size, 1)), second.obs, first.obs)
+
+
 def train(agent: Agent, keys, args: Args, parts: Parts, warm: bool) -> tuple[Agent, dict]:
     """One lane: one update per key, of the game or of the warm start; mean metrics."""
 
     def step(agent, key):
-        batch_key, rewarded_key, update_key = jax.random.split(key, 3)
+        absolute = not (warm or args.relative)
+        batch_key, rewarded_key, update_key, *more = jax.random.split(key, 6 if absolute else 3)
         batch = parts.transitions.sample(batch_key, args.batch_size)
         rewarded = parts.rewarded.sample(rewarded_key, args.batch_size)
-        return update(agent, batch, rewarded, update_key, parts.bounds, args, warm)
+        states = states_of_both(more, parts, args) if absolute else None
+        return update(agent, batch, rewarded, update_key, parts.bounds, args, warm, states)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     metrics = jax.tree.map(jnp.mean, metrics)
@@ -446,6 +466,8 @@ def main(args: Args) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     if np.min(args.max_norm) <= 0.0:
         raise InputError(f"--max-norm must be above 0, not {args.max_norm}: critics have no weights else.")
+    if not args.warm_updates and np.min(args.adversarial) == 0.0:
+        raise InputError("--adversarial 0: rewards are fitted in the warm start alone, and --warm-updates 0 has none.")
     data, parts = parts_of(args)
     with Run(__file__, args, data.task, act, before=args.warm_updates) as run:
         parts = run.replicate(parts)

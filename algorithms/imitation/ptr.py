@@ -75,7 +75,7 @@ class Args(OfflineArgs):
     score_temperature: Float = 0.03
     """The scale that cosines are divided by, > 0."""
     scorer_updates: Count = 5_000
-    """Gradient updates of the scorer before the first of the policy; it goes on with each of those."""
+    """Gradient updates of the scorer before the first of the policy; it goes on with each of those. 0: none before."""
     scorer_lr: Float = 1e-3
     """Adam's step size: scorer."""
     actor_lr: Float = 3e-4

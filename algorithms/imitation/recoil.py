@@ -58,7 +58,7 @@ class Args(DemoArgs):
     gumbel_temperature: Float = 1.0
     """The scale that Q - V is divided by, > 0: the smaller, the nearer V is to the maximum."""
     gumbel_clip: Float = 7.0
-    """(Q - V) / gumbel_temperature is clipped here from above."""
+    """(Q - V) / gumbel_temperature is clipped here from above, > 0."""
     expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
@@ -288,6 +288,8 @@ def main(args: Args) -> None:
         )
     if min(np.min(args.step_cost), np.min(args.gumbel_temperature)) <= 0.0:
         raise InputError("--step-cost and --gumbel-temperature must be above 0.")
+    if np.min(args.gumbel_clip) <= 0.0:
+        raise InputError(f"--gumbel-clip must be above 0, not {args.gumbel_clip}: V would only fall, under every Q.")
     data, demos, returns = load_demonstrated(args)
     data = data.require(discrete=False, reward=False)
     with Run(__file__, args, data.task, act) as run:

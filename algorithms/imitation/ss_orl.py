@@ -40,7 +40,6 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import (
-    Count,
     Dropout,
     Expectile,
     Float,
@@ -92,7 +91,7 @@ class Args(LabelArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     past: int = 1
     """k: states before s_t that the inverse model sees, beside s_t and s_{t+1}."""
-    inverse_updates: Count = 10_000
+    inverse_updates: Size = 10_000
     """Gradient updates of the inverse model before the first of the learner."""
     inverse_batch: Size = 1_024
     """Transitions per gradient update of the inverse model."""

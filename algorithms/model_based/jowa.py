@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     updates: Size = 1_500_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     model_updates: int = 250_000
-    """Most updates of the model before the first of the agent."""
+    """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     n_tasks: Size = 1
     """Tasks: the last numbers of an observation, as many, say by a one which it is; 1: none do."""
     token_dims: Size = 1

@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     n_models: Size = 7
     """Models in the ensemble."""
     model_updates: int = 25_000
-    """Most updates of the model before the first of the agent."""
+    """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     window_steps: int = 50
     """Steps of a window of the data."""
     imagination_steps: Size = 5
@@ -614,9 +614,9 @@ def train(agent: Agent, keys, args: Args, data: Sequences, learn: Any) -> tuple[
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False, images=True)
-    if min(args.window_steps, args.n_models) < 1 or min(args.copy_every, args.model_updates) < 0:
+    if min(args.window_steps, args.n_models, args.model_updates) < 1 or args.copy_every < 0:
         raise InputError(
-            "--window-steps and --n-models must be at least 1, --copy-every and --model-updates at least 0."
+            "--window-steps, --n-models and --model-updates must be at least 1, and --copy-every at least 0."
         )
     if len(data.obs) < args.window_steps:
         raise InputError(

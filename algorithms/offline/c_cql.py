@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -60,7 +60,7 @@ class Args(OfflineArgs):
     """Standard deviation of the noise that makes s^ of s, in those of the data with --normalize-obs."""
     noisy_inverse: bool = False
     """Fit the inverse model to states with that noise and the data's actions: it no longer corrects anything."""
-    inverse_updates: Count = 100_000
+    inverse_updates: Size = 100_000
     """Gradient updates of the inverse model before the first of the learner."""
     obs_noise: Float = 0.0
     """Standard deviation of Gaussian noise on what the policy sees in evaluation, in those of the data with

@@ -56,7 +56,7 @@ class Args(OfflineArgs):
     updates: Size = 400_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     dual_updates: Count = 100_000
-    """Updates of V, E and the data's policy before the first of the policy."""
+    """Updates of V, E and the data's policy before the first of the policy, with which they go on; 0: none before."""
     divergence_weight: Float = 0.1
     """alpha: weight of the f-divergence between the policy's density and the data's, > 0."""
     zeta: Fraction = 0.9

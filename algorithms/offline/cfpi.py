@@ -112,7 +112,7 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     updates: Size = 500_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    bc_updates: Count = 500_000
+    bc_updates: Size = 500_000
     """Updates of the cloned policy before the first one of the critics."""
     batch_size: Size = 256
     """Transitions per gradient update."""

@@ -70,9 +70,9 @@ class Args(OfflineArgs):
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
     dynamics_updates: Count = 200_000
-    """Updates of the models before the first of the seeker."""
+    """Updates of the models before the first of the seeker; 0 only where no anchor is sought."""
     seeker_updates: Count = 100_000
-    """Updates of the seeker before the first of the agent."""
+    """Updates of the seeker before the first of the agent; 0 only where no anchor is sought."""
     n_models: Size = 7
     """Models in the ensemble."""
     model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
@@ -432,6 +432,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions, learn) -> tu
 
 
 def main(args: Args) -> None:
+    if args.anchors == "seeker" and min(args.dynamics_updates, args.seeker_updates) < 1:
+        raise InputError("--anchors seeker: --dynamics-updates and --seeker-updates must be at least 1.")
     data = load_dataset(args).require(discrete=False)
     inputs = [np.concatenate([x, data.action], axis=1) for x in (data.obs, data.next_obs)]
     mean, std = (np.stack(of) for of in zip(*(moments(x, 1e-12) for x in inputs)))

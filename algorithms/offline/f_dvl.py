@@ -59,7 +59,7 @@ class Args(OfflineArgs):
     """lambda: weight of f* in (0, 1], of total_variation in (1/2, 1] (the larger, the nearer V is to the maximum); for
     reverse_kl the scale that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
     max_clip: Float = 7.0
-    """reverse_kl: (Q - V) / lambda is clipped here from above."""
+    """reverse_kl: (Q - V) / lambda is clipped here from above, > 0."""
     n_random_actions: Count = 0
     """Uniform actions per state that the value's loss sees beside the dataset's."""
     action_noise: Float = 0.0
@@ -345,6 +345,8 @@ def main(args: Args) -> None:
     for name in ("huber_delta", "max_weight"):
         if np.min(getattr(args, name)) <= 0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if np.min(args.max_clip) <= 0:
+        raise InputError(f"--max-clip must be above 0, not {args.max_clip}: V would only fall, under every Q.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

@@ -11,7 +11,8 @@ The paper has no images. Here an encoder (V-D4RL's: Lu et al., TMLR 2023, arXiv 
 Q alone; V and the actor learn from its features, and their gradients stop there.
 
 Presets are the authors'. CORL's (arXiv 2210.07105) all normalise observations and differ most on two of hopper's sets,
-with a deterministic policy and slower targets: --preset corl-hopper-medium, corl-hopper-medium-replay.
+with a deterministic policy and slower targets: --preset corl-hopper-medium, corl-hopper-medium-replay; and on Adroit,
+with a higher expectile and six times the inverse temperature: --preset corl-adroit.
 
 Choose it when you want a robust first method on any dataset, sparse rewards too, that never asks for an unseen
 action.
@@ -105,6 +106,7 @@ class Args(OfflineArgs):
 
 _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
 _human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
+_corl_adroit = {"expectile": 0.8, "beta": 3.0, "dropout": 0.1, "normalize_obs": True}
 _corl_hopper = {"deterministic": True, "tau": 0.001, "normalize_return": True, "normalize_obs": True}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
@@ -112,6 +114,7 @@ PRESETS = {
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
     **by_name(dict.fromkeys(("corl-hopper-medium", "corl-hopper-medium-replay"), _corl_hopper)),
+    **by_name({"corl-adroit": _corl_adroit}),
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))

@@ -438,7 +438,7 @@ def main(args: Args) -> None:
         train_lanes = run.over_lanes(train, in_axes=(0, 0, 0, None, 0), donate=True)
         for keys in run.chunks():
             if run.done and run.done % args.query_every == 0:
-                asked = run.step_keys(run.total + run.done)
+                asked = run.step_keys(-1 - run.done)  # no step's, however many --updates follow
                 agent, answers = ask_lanes(agent, answers, asked, run.lane_args, transitions)
             agent, metrics = train_lanes(agent, keys, run.lane_args, transitions, answers.preferred)
             unknown = {} if run.done >= args.query_every else dict.fromkeys(answers.info)

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -66,7 +66,7 @@ class Args(OfflineArgs):
     """Adam's step size: VAE."""
     updates: Size = 500_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    vae_updates: Count = 500_000
+    vae_updates: Size = 500_000
     """Updates of the VAE before the first one of the agent."""
     batch_size: Size = 100
     """Transitions per gradient update."""

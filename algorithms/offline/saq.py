@@ -91,7 +91,7 @@ class Args(OfflineArgs):
     """Adam's step size: everything that is learned."""
     weight_decay: Float = 1e-3
     """Weights lose this share of the step size at each update (AdamW)."""
-    vae_updates: Count = 500_000
+    vae_updates: Size = 500_000
     """Updates of the VAE before the first one of the agent."""
     batch_size: Size = 256
     """Transitions per gradient update."""

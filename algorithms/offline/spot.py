@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Dropout, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
 from shared.run import Run, launch
 from shared.task import Spec
@@ -72,7 +72,7 @@ class Args(OfflineArgs):
     """Estimate of the log density: the evidence lower bound, or its importance-weighted form."""
     latent_samples: Size = 1
     """Latent samples of that estimate (L in the paper)."""
-    vae_updates: Count = 100_000
+    vae_updates: Size = 100_000
     """Updates of the VAE before the first one of the agent."""
     policy_delay: Size = 2
     """Critic updates per update of the actor and of the targets."""

@@ -8,6 +8,9 @@ every step appends one transition, and batches are uniform over both.
 
 --deterministic, and its --exploration-noise, are CORL's (arXiv 2210.07105); a Gaussian policy explores with its own.
 
+Presets are the authors'; of those for fine-tuning they released AntMaze's alone, so that Kitchen and Adroit have the
+settings of their offline runs. CORL fine-tunes Adroit with others: --preset corl-adroit.
+
 Choose it when you want to fine-tune at all: the first method to try, in which nothing changes with the environment.
 
 Parity: equal to the authors' code, update for update (results/parity.md).
@@ -35,7 +38,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -82,11 +85,13 @@ class Args(FinetuneArgs):
 
 _mujoco = {"expectile": 0.7, "beta": 3.0, "normalize_return": True}
 _human = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1}
+_corl_adroit = {"expectile": 0.8, "beta": 3.0, "dropout": 0.1, "normalize_obs": True}
 PRESETS = {
     **dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant-"), _mujoco),
     "antmaze": {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100},
     "pointmaze": {"expectile": 0.9, "beta": 10.0},  # ours, after AntMaze: the paper has no PointMaze
     **dict.fromkeys(("kitchen", "pen-", "door-", "hammer-", "relocate-"), _human),
+    **by_name({"corl-adroit": _corl_adroit}),
 }
 
 dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))

@@ -49,7 +49,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -95,7 +95,7 @@ class Args(FinetuneArgs):
     """Weight of the VAE's KL divergence."""
     squash: bool = True
     """The VAE's decoder ends in a tanh."""
-    vae_updates: Count = 100_000
+    vae_updates: Size = 100_000
     """Updates of the VAE before the first one of the agent."""
     policy_noise: Float = 0.2
     """Standard deviation of the target policy's smoothing noise (actions are in [-1, 1])."""

@@ -72,7 +72,7 @@ from shared.transitions import FIELDS, Batch, Transitions, unpack
 
 @hyperparameters
 class Args(FinetuneArgs):
-    pretrain_updates: Count = 2_000_000
+    pretrain_updates: Size = 2_000_000
     """Updates of Q and V before the first of the policies (stage 1)."""
     offline_updates: Size = 10_000
     """Gradient updates of each lane before its first environment step."""

@@ -57,7 +57,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, of_objectives, require_jax_env, step_envs
 from shared.pareto import crowding_distance, expected_utility, hypervolume, non_dominated, simplex_lattice, sparsity
@@ -71,7 +71,7 @@ class Args(OnlineArgs):
     env: str = "PreferredPeaks-v0"
     """Gymnasium id to evaluate (and to interact) in, or module:id of a module that registers it; none: no evaluation;
     empty: the one stored with the dataset."""
-    init_steps: Count = 983_040
+    init_steps: Size = 983_040
     """Environment steps of the first stage; the other ones are the second's."""
     weight_divisions: Size = 5
     """Preferences of the first stage: all weights in multiples of 1 / weight_divisions that sum to 1."""

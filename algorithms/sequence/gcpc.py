@@ -57,7 +57,7 @@ class Args(GoalArgs):
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     autoencoder_updates: Count = 50_000
-    """Updates of the autoencoder before the first one of the policy; 0 where there are no slots."""
+    """Updates of the autoencoder before the first one of the policy; 0 only where there are no slots."""
     context: int = 10
     """K: steps that the policy sees."""
     future_steps: int = 70
@@ -371,6 +371,8 @@ def main(args: Args) -> None:
         raise InputError(f"--width must be even, --future-steps and --slots at least 0, not {given}.")
     if args.future_steps:
         require_context(data.data, args.future_steps, "--future-steps")
+    if args.slots and not args.autoencoder_updates:
+        raise InputError(f"--autoencoder-updates 0: nothing would have learned the plan of --slots {args.slots}.")
     if not args.slots and args.autoencoder_updates:
         raise InputError(f"--slots 0: without a plan --autoencoder-updates must be 0, not {args.autoencoder_updates}.")
     data.require_steps(1, "a goal later by")

@@ -82,7 +82,8 @@ class Args(OfflineArgs):
     text: str = ""
     """File of the numbers of a text's tokens (.npy); empty: strings of nested brackets."""
     language_updates: Count = 10_000
-    """Updates of the language model before the first one of the policy; none of one that comes from a file."""
+    """Updates of the language model before the first one of the policy; none of one that comes from a file. 0: it stays
+    as it was drawn."""
     language_lr: Float = 1e-3
     """Adam's step size: the language model before the policy; 0: it stays as it was drawn."""
     language_weight: Float = 0.1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load, write_goals, write_pendulum
-from jobs import small
+from jobs import small, train
 from reference import B, agent_of, close, heads, relu, tanh_normal
 from scipy.stats import spearmanr
 
@@ -81,6 +81,41 @@ def test_the_game_of_critics_and_rewards(consistency_weight, reward_weight, batc
     close([info["pessimism"], info["bellman_error"], info["reward_error"]], [pessimism, error, fit])
     alone = dataclasses.replace(args, adversarial=0.0)
     close(mahalo.critic_loss(params, agent, batch, rewarded, NOISE, mahalo.Bounds(*BOUNDS), alone)[0], game)
+
+
+def test_the_game_lowers_the_policys_values_alone(batch, rewarded):
+    """PSPI, in states that are none of the batch's: Q of what the policy does there, and nothing of the data's."""
+    mahalo, args, agent = setting(relative=False, consistency_weight=0.0, adversarial=0.0)
+    states, bounds = np.float32(0.5 * batch.obs[::-1] + 0.2), mahalo.Bounds(*BOUNDS)
+    noise = np.random.default_rng(1).standard_normal((3, B, 2)).astype(np.float32)
+    expected = heads(agent.critic, states, sampled(agent, states, noise[2])[0]).mean(1).sum()
+    params = agent.critic, agent.reward
+    close(mahalo.critic_loss(params, agent, batch, rewarded, noise, bounds, args, states)[0], expected)
+    key = jax.random.key(2)
+    _, metrics = jax.jit(mahalo.update)(agent, batch, rewarded, key, bounds, args, states=states)
+    noise = jax.random.normal(key, (3, B, 2))
+    close(metrics["critic_loss"], heads(agent.critic, states, sampled(agent, states, noise[2])[0]).mean(1).sum())
+
+
+def test_states_are_of_all_rows_of_both_parts_alike(paths):
+    mahalo = load("mahalo")
+    args = mahalo.Args(
+        dataset=paths[0], demos=paths[1:], demo_episodes=3, scenario="rlfo", env="Pendulum-v1", batch_size=4000
+    )
+    parts = mahalo.parts_of(args)[1]
+    seen = np.asarray(mahalo.states_of_both(jax.random.split(jax.random.key(0), 3), parts, args))
+    shown = {tuple(row) for row in np.asarray(parts.rewarded.take(jnp.arange(90)).obs)}
+    assert abs(np.mean([tuple(row) in shown for row in seen]) - 90 / 390) < 0.03
+    assert len(np.unique(seen, axis=0)) > 380
+
+
+def test_the_game_without_the_datas_values_runs(pendulum, tmp_path):
+    relative, absolute = (
+        train("mahalo", pendulum, tmp_path / str(x), env="none", relative=x, actor_lr=1e-3) for x in (True, False)
+    )
+    critic = [name for name in absolute if name.startswith("[0].critic[")]
+    assert critic and any((relative[name] != absolute[name]).any() for name in critic)
+    assert all(np.isfinite(absolute[name]).all() for name in critic)
 
 
 def test_values_that_follow_are_bounded(batch):
@@ -207,7 +242,9 @@ def test_rewards_of_a_few_episodes_of_the_data_itself(paths, monkeypatch):
     label = np.random.default_rng(3).normal(size=300).astype(np.float32)
     monkeypatch.setattr(mahalo, "rewards_of", lambda net, reward, batch: jnp.asarray(label))
     monkeypatch.setattr(
-        mahalo, "update", lambda agent, batch, rewarded, key, bounds, args, warm: (agent, {"r": rewarded.reward})
+        mahalo,
+        "update",
+        lambda agent, batch, rewarded, key, bounds, args, warm, states: (agent, {"r": rewarded.reward}),
     )
     agent = setting()[2]
     _, metrics = mahalo.train(agent, jax.random.split(jax.random.key(0), 5), args, parts, False)
@@ -274,6 +311,7 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"adversarial": -1.0}, "--adversarial must be at least 0, not -1.0"),
         (pendulum, {"reward_weight": -1.0}, "--reward-weight must be at least 0, not -1.0"),
         (pendulum, {"max_norm": 0.0}, "--max-norm must be above 0, not 0.0"),
+        (pendulum, {"warm_updates": 0, "adversarial": (1.0, 0.0)}, "fitted in the warm start alone, and --warm"),
         (pendulum, {"labelled_fraction": 0.01}, "--labelled-fraction 0.01: none of the 10 episodes of"),
         (pendulum, {"scenario": "ilfo", "demos": (pendulum,), "hide": ("actions",)}, "has no row of known action"),
         (

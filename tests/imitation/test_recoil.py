@@ -65,6 +65,15 @@ def test_the_rescaling_of_the_gumbel_regression_is_not_differentiated():
         close(gradient, (np.exp(u) - 1) * np.exp(-max(*u, -1.0)))
 
 
+@pytest.mark.parametrize("clip, lifts", [(7.0, True), (0.6, True), (0.0, False), (-1.0, False)])
+def test_a_clip_above_0_is_what_lifts_v(clip, lifts):
+    """The slope of the loss in V at 0, of each Q from -2 to 2: without, none of those above it lifts V."""
+    recoil, args, _ = setting(gumbel_clip=clip)
+    loss = jax.vmap(lambda q, v: recoil.maximizer_loss((q - v)[None], args)[0], (0, None))
+    slope = jax.jacobian(loss, 1)(jnp.linspace(-2.0, 2.0, 9), 0.0)
+    assert bool((slope < 0).any()) == lifts and (slope > 0).any()
+
+
 def test_the_policy_is_cloned_with_advantage_weights(batch):
     recoil, args, agent = setting(beta=4.0, max_weight=3.0)
     weight = np.minimum(np.exp(4.0 * advantage(agent, batch)), 3.0)
@@ -158,6 +167,7 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"discount": (0.9, 1.0)}, "--discount must be below 1"),
         (pendulum, {"step_cost": 0.0}, "--step-cost and --gumbel-temperature must be above 0"),
         (pendulum, {"gumbel_temperature": (1.0, 0.0)}, "--step-cost and --gumbel-temperature must be above 0"),
+        (pendulum, {"gumbel_clip": (7.0, 0.0)}, "--gumbel-clip must be above 0, not .*: V would only fall"),
         (cartpole, {}, "needs continuous actions"),
     ):
         with pytest.raises(InputError, match=message):

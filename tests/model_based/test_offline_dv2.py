@@ -387,9 +387,9 @@ def test_offline_dv2_refuses_pictures_that_cannot_be_halved(dv2, shape):
     assert [dv2.module.levels(Spec((side, side, 3), A, False)) for side in (8, 16, 64)] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("changes", [{"window_steps": 0}, {"n_models": 0}, {"copy_every": -1}, {"model_updates": -1}])
+@pytest.mark.parametrize("changes", [{"window_steps": 0}, {"n_models": 0}, {"copy_every": -1}, {"model_updates": 0}])
 def test_offline_dv2_refuses(changes, pendulum, tmp_path):
-    with pytest.raises(InputError, match="--window-steps and --n-models must be at least 1"):
+    with pytest.raises(InputError, match="--window-steps, --n-models and --model-updates must be at least 1"):
         load("offline_dv2").main(small("offline_dv2", pendulum, tmp_path / "run", **changes))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from jobs import small
+from jobs import small, train
 from reference import B, agent_of, close, mlp, relu, tanh_normal
 from scipy.special import logsumexp
 
@@ -231,3 +231,14 @@ def test_cocoa_learns_the_models_then_the_seeker_alone(cocoa, agent, args, known
 def test_cocoa_refuses_phases_that_no_chunk_divides(cocoa, pendulum, tmp_path):
     with pytest.raises(InputError, match="must be multiples of 2"):
         cocoa.main(small("cocoa", pendulum, tmp_path / "other", env="none", dynamics_updates=3, seeker_updates=1))
+
+
+@pytest.mark.parametrize("left_out", ["dynamics_updates", "seeker_updates"])
+def test_cocoa_seeks_no_anchors_with_what_has_learned_nothing(left_out, cocoa, pendulum, tmp_path):
+    with pytest.raises(InputError, match="--anchors seeker: --dynamics-updates and --seeker-updates must be at least"):
+        cocoa.main(small("cocoa", pendulum, tmp_path / "run", env="none", **{left_out: 0}))
+
+
+def test_cocoa_needs_no_models_where_no_anchor_is_sought(cocoa, pendulum, tmp_path):
+    phases = {"dynamics_updates": 0, "seeker_updates": 0}
+    assert train("cocoa", pendulum, tmp_path / "run", env="none", anchors="random", **phases)

@@ -199,7 +199,7 @@ def test_f_dvl_refuses_temperatures_for_which_v_has_no_bound(divergence):
             assert (np.sign(np.round(slope, 5)) == sign).all()
 
 
-@pytest.mark.parametrize("argument", ["huber_delta", "max_weight"])
+@pytest.mark.parametrize("argument", ["huber_delta", "max_weight", "max_clip"])
 def test_f_dvl_refuses_what_would_leave_no_loss(argument):
     module, flag = load("f_dvl"), argument.replace("_", "-")
     for value in (0.0, -1.0, (0.5, 0.0)):

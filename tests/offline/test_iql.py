@@ -8,6 +8,7 @@ from reference import B, agent_of, close, heads, log_std_of, mlp
 from released import ADROIT, ANTMAZE, KITCHEN, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
+from shared.arguments import preset_for
 from shared.errors import InputError
 
 both = pytest.mark.parametrize("name", ["iql", "iql_finetune"])
@@ -87,6 +88,15 @@ def test_iql_corls_hopper_is_to_be_had_by_name():
         assert load("iql").PRESETS[name] == {
             "deterministic": True, "tau": 0.001, "normalize_return": True, "normalize_obs": True
         }  # fmt: skip
+
+
+@both
+def test_iql_corls_adroit_is_to_be_had_by_name(name):
+    """configs/offline/iql and configs/finetune/iql, {pen,door,hammer,relocate}, of corl-team/CORL; no other has it."""
+    module = load(name)
+    corl = {"expectile": 0.8, "beta": 3.0, "dropout": 0.1, "normalize_obs": True}
+    assert module.PRESETS["corl-adroit"] == corl
+    assert preset_for("corl-adroit", module.PRESETS) is None and preset_for("pen-cloned", module.PRESETS) == "pen-"
 
 
 @both

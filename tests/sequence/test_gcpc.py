@@ -205,6 +205,7 @@ def test_sizes_that_make_no_plan_are_refused(tmp_path):
         ({"slots": -1}, "--future-steps and --slots at least 0, not .* and -1"),
         ({"width": 8, "heads": 3}, "--width 8 must be a multiple of --heads 3"),
         ({"context": 31}, "--context 31: "),
+        ({"autoencoder_updates": 0}, "--autoencoder-updates 0: nothing would have learned the plan of --slots 2"),
         ({"slots": 0}, "--slots 0: without a plan --autoencoder-updates must be 0, not 4"),
     ):
         args = small("gcpc", path, tmp_path / "run", **{"width": 8, "heads": 2, **changes})
