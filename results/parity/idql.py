@@ -11,8 +11,8 @@ NAMES = {"critic": "modules_critic", "value": "modules_value", "actor": "modules
 TARGETS = "target critic"
 
 
-def compare(checkout, undo):
-    module, load = ours("idql"), packages(checkout)
+def compare(checkout, undo, algorithm="idql", update="update"):
+    module, load = ours(algorithm), packages(checkout)
     peer = load("agents.ifql")
     preset = {**module.PRESETS["ifql"], "hidden_dims": HIDDEN, "batch_size": ROWS, "n_candidates": N}
     args = module.Args(**preset)
@@ -28,7 +28,8 @@ def compare(checkout, undo):
 
     @jax.jit
     def our_step(agent, batch):
-        new, info = module.update(agent, batch, jax.random.key(0), args)
+        batches = batch if update == "update" else (batch, batch)
+        new, info = getattr(module, update)(agent, batches, jax.random.key(0), args)
         if TARGETS in undo:
             old = optax.incremental_update(agent.critic, agent.target_critic, args.tau)
             new = new.replace(target_critic=old)

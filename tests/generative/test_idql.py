@@ -1,4 +1,4 @@
-"""The losses of idql and of its flow form against the same equations in plain numpy."""
+"""The losses of idql and of its flow form, and of idql_finetune that has the same, against plain numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ SMALL = {"residual_dim": 8, "residual_blocks": 2, "time_dim": 4, "n_candidates":
 SIZES = {**SMALL, "hidden_dims": (8, 8), "batch_size": B, "dropout": 0.0}
 
 
-@pytest.fixture
-def idql():
-    return load("idql")
+@pytest.fixture(params=["idql", "idql_finetune"])
+def idql(request):
+    return load(request.param)
 
 
 @pytest.fixture(params=["diffusion", "flow"])
@@ -145,7 +145,7 @@ def test_idql_acts_by_q_among_the_models_actions(idql, form, batch, choice):
 
 def test_idql_updates_the_value_before_q_and_the_flow_all_at_once(idql, form, batch):
     args, agent = form
-    args, key = idql.Args(**{**vars(args), "tau": 0.2, "average_step": 0.3, "updates": 10}), jax.random.key(3)
+    args, key = idql.Args(**{**vars(args), "tau": 0.2, "average_step": 0.3}), jax.random.key(3)
     new, metrics = jax.jit(idql.update)(agent, batch, key, args)
     close(metrics["value_loss"], idql.value_loss(agent.value, agent, batch, args)[0])
     losses = [float(idql.critic_loss(agent.critic, v, agent, batch, args)[0]) for v in (agent.value, new.value)]
@@ -155,7 +155,8 @@ def test_idql_updates_the_value_before_q_and_the_flow_all_at_once(idql, form, ba
     jax.tree.map(lambda t, n, o: close(t, 0.3 * n + 0.7 * o), new.average_actor, new.actor, agent.average_actor)
 
 
-def test_idql_the_diffusion_models_rate_decays_and_its_weights_too(idql):
+def test_idql_the_diffusion_models_rate_decays_and_its_weights_too():
+    idql = load("idql")
     args = idql.Args(**SIZES, updates=10, actor_lr=0.1, actor_weight_decay=0.5)
     optimizer, one = idql.actor_optimizer(args), jnp.ones(())
     state = optimizer.init(one)
@@ -168,8 +169,9 @@ def test_idql_the_diffusion_models_rate_decays_and_its_weights_too(idql):
     assert isinstance(optimizer, optax.GradientTransformation)
 
 
-def test_idql_finds_the_best_of_four_modes_though_it_is_rare(idql):
+def test_idql_finds_the_best_of_four_modes_though_it_is_rare():
     """A bandit of two dimensions with modes at the corners (+-0.7, +-0.7); the best one has a tenth of the data."""
+    idql = load("idql")
     r = np.random.default_rng(0)
     modes = 0.7 * np.float32([[1, 1], [1, -1], [-1, 1], [-1, -1]])
     which = r.choice(4, 256, p=[0.1, 0.3, 0.3, 0.3])
@@ -205,8 +207,9 @@ def test_idql_finds_the_best_of_four_modes_though_it_is_rare(idql):
     assert float(untrained["energy_distance"]) > 2 * float(found["energy_distance"])
 
 
-def test_idql_settings_are_those_released(idql):
+def test_idql_settings_are_those_released():
     """launcher/examples/train_ddpm_iql_offline.py of philippe-eecs/IDQL; agents/ifql.py of seohongpark/fql."""
+    idql = load("idql")
     all_sets = [d for d in MUJOCO if not d.endswith(("random-v2", "-expert-v2", "full-replay-v2"))] + ANTMAZE
     assert not wrong_settings(idql, every(ANTMAZE, expectile=0.9, reward_shift=-1.0, normalize_return=False))
     assert not wrong_settings(idql, every([d for d in all_sets if "ant" not in d], expectile=0.7, reward_shift=0.0))
