@@ -14,7 +14,8 @@ Deviations from the paper:
   advise for new tasks; those that were not fine-tuned there have the settings of the offline experiments;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks;
 - the target critic follows the critics after their step (before it in the authors' code);
-- the dataset is never overwritten: the authors' buffer of two million rows forgets its oldest ones, data first.
+- the dataset is never overwritten: the authors' buffer forgets the oldest rows, data first, where data and experience
+  are more than two million.
 
     python algorithms/offline_to_online/fql_finetune.py --dataset pointmaze-umaze --seeds 4 --hidden-dims 128 128
     python algorithms/offline_to_online/fql_finetune.py --dataset pointmaze-umaze --from results/runs/fql/RUN
