@@ -4,7 +4,8 @@ from results.grid import offline, small
 REPLAY, MAZE, MIXED = "hopper-medium-replay-v0", "pointmaze-umaze", "pendulum-mixed"
 
 cql = {MIXED: small("cql_plus", "--preset cql", "cql", updates=6000)}
-cql |= {d: offline("cql_plus", d, "--preset cql --n-actions 4", "cql") for d in (REPLAY, MAZE)}
+REWARDS = {REPLAY: "", MAZE: " --reward-scale 4 --reward-shift -2"}  # CQL+'s preset has them, --preset cql has not
+cql |= {d: offline("cql_plus", d, f"--preset cql --n-actions 4{REWARDS[d]}", "cql") for d in (REPLAY, MAZE)}
 plus = {MIXED: small("cql_plus", "", "plus", updates=6000)}
 plus |= {d: offline("cql_plus", d, "--n-actions 4", "plus") for d in (REPLAY, MAZE)}
 more_actions = small("cql_plus", "--preset cql --n-actions 50", "cql-50-actions", updates=6000)
