@@ -23,9 +23,10 @@ if SHORT not in gymnasium.registry:
 COMMON = {
     "updates": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 1, "checkpoint_every": 4, "env_steps": 8,
     "offline_updates": 4, "offline_eval_every": 4, "batch_size": 8, "hidden_dims": (8, 8),
-    "latent_dim": 8, "representation_dim": 4,
+    "latent_dim": 8, "representation_dim": 4, "layout": "vmap",
 }  # fmt: skip
-"""Sizes of what many files share; an algorithm's own stand in its test file, as SMALL."""
+"""Sizes of what many files share; an algorithm's own stand in its test file, as SMALL. Vmapped, as on an accelerator:
+a job of the command line is mapped on CPUs, and so is one of each family in test_lanes.py."""
 
 
 def own_sizes(name: str) -> dict:
