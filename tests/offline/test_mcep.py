@@ -129,7 +129,7 @@ def test_mcep_acts_with_either_policy_of_the_same_training(pendulum, tmp_path, b
     mcep = load("mcep")
     with jax.debug_key_reuse(True):  # the check takes a part of a batch of keys for the whole: mapped
         trained = train("mcep", pendulum, tmp_path / "evaluation", base=base, layout="map")
-    target = train("mcep", pendulum, tmp_path / "target", base=base, act_with="target")
+    target = train("mcep", pendulum, tmp_path / "target", base=base, act_with="target", layout="map")
     for name, value in trained.items():
         np.testing.assert_array_equal(target[name], value, err_msg=name)
     agent = agent_of(mcep, args := mcep.Args(base=base, hidden_dims=(8, 8)))
