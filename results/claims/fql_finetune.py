@@ -3,7 +3,7 @@ from results.grid import worlds
 
 FEW, HALF, MAZE = "pendulum-few", "pendulum-half", "point-umaze-mixed"
 
-RATES = "--discount 0.98 --tau 0.01"
+RATES = "--discount 0.98 --tau 0.01 --distillation-weight 0.1"
 fql = {d: worlds("fql_finetune", d, "10000+10000", f"{RATES} --learning-rate 1e-3") for d in (FEW, HALF)}
 fql[MAZE] = worlds("fql_finetune", MAZE, "10000+3000")
 IQL_RATES = "--normalize-return --critic-lr 1e-3 --value-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
