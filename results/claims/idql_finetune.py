@@ -1,18 +1,18 @@
 from results.checks import Claim, course, end, gain, noise, online_mean, start
 from results.grid import worlds
 
-FEW, HALF = "pendulum-few", "pendulum-half"
+HALF = "pendulum-half"
 
 RATES = "--normalize-return --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
 SIZES = "--n-candidates 32 --residual-dim 64 --time-dim 32"
 DIFFUSION = f"{RATES} {SIZES} --learning-starts 500 --online-batch-size 64"
 TRAINED = "--online-actor --online-choice implicit"
 
-frozen = {d: worlds("idql_finetune", d, "10000+10000", DIFFUSION) for d in (FEW, HALF)}
-trained = {d: worlds("idql_finetune", d, "10000+10000", f"{DIFFUSION} {TRAINED}", "trained") for d in (FEW, HALF)}
-ifql = {d: worlds("idql_finetune", d, "10000+10000", f"--preset ifql {RATES}", "ifql") for d in (FEW, HALF)}
+frozen = {d: worlds("idql_finetune", d, "10000+10000", DIFFUSION) for d in (HALF,)}
+trained = {d: worlds("idql_finetune", d, "10000+10000", f"{DIFFUSION} {TRAINED}", "trained") for d in (HALF,)}
+ifql = {d: worlds("idql_finetune", d, "10000+10000", f"--preset ifql {RATES}", "ifql") for d in (HALF,)}
 IQL_RATES = "--normalize-return --critic-lr 1e-3 --value-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
-iql = {d: worlds("iql_finetune", d, "10000+10000", IQL_RATES) for d in (FEW, HALF)}
+iql = {d: worlds("iql_finetune", d, "10000+10000", IQL_RATES) for d in (HALF,)}
 
 CLAIM = Claim(
     title="IDQL improves online though its model of the actions stays as it was",
