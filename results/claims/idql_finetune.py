@@ -6,44 +6,33 @@ HALF = "pendulum-half"
 RATES = "--normalize-return --critic-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
 SIZES = "--n-candidates 32 --residual-dim 64 --time-dim 32"
 DIFFUSION = f"{RATES} {SIZES} --learning-starts 500 --online-batch-size 64"
-TRAINED = "--online-actor --online-choice implicit"
-
-frozen = {d: worlds("idql_finetune", d, "10000+10000", DIFFUSION) for d in (HALF,)}
-trained = {d: worlds("idql_finetune", d, "10000+10000", f"{DIFFUSION} {TRAINED}", "trained") for d in (HALF,)}
-ifql = {d: worlds("idql_finetune", d, "10000+10000", f"--preset ifql {RATES}", "ifql") for d in (HALF,)}
 IQL_RATES = "--normalize-return --critic-lr 1e-3 --value-lr 1e-3 --actor-lr 1e-3 --tau 0.01 --discount 0.98"
-iql = {d: worlds("iql_finetune", d, "10000+10000", IQL_RATES) for d in (HALF,)}
+
+frozen = worlds("idql_finetune", HALF, "10000+10000", DIFFUSION)
+trained = worlds(
+    "idql_finetune", HALF, "10000+10000", f"{DIFFUSION} --online-actor --online-choice implicit", "trained"
+)
+ifql = worlds("idql_finetune", HALF, "10000+10000", f"--preset ifql {RATES}", "ifql")
+iql = worlds("iql_finetune", HALF, "10000+10000", IQL_RATES)
 
 CLAIM = Claim(
     title="IDQL improves online though its model of the actions stays as it was",
     paper="IDQL (arXiv 2304.10573) claims that with Q and V alone learning on, and the diffusion model of the data's "
     "actions as it was, the policy improves online, and beyond IQL's fine-tuning; its second variant trains the model "
     "too.",
-    runs=[*frozen.values(), *trained.values(), *ifql.values(), *iql.values()],
+    runs=[frozen, trained, ifql, iql],
     checks={
-        **{
-            f"{d}: it ends above its offline level, beyond noise": gain(run) > noise(gain(run))
-            for d, run in frozen.items()
-        },
-        **{
-            f"{d}: it never falls below its offline level beyond noise": (
-                course(run)[1:].min() > start(run) - noise(start(run))
-            )
-            for d, run in frozen.items()
-        },
-        **{
-            f"{d}: its mean over the online evaluations is above that of IQL's fine-tuning, beyond noise": (
-                online_mean(run) > online_mean(iql[d]) + noise(online_mean(run), online_mean(iql[d]))
-            )
-            for d, run in frozen.items()
-        },
+        f"{HALF}: it ends above its offline level, beyond noise": gain(frozen) > noise(gain(frozen)),
+        f"{HALF}: it never falls below its offline level beyond noise": (
+            course(frozen)[1:].min() > start(frozen) - noise(start(frozen))
+        ),
+        f"{HALF}: its mean over the online evaluations is above that of IQL's fine-tuning, beyond noise": (
+            online_mean(frozen) > online_mean(iql) + noise(online_mean(frozen), online_mean(iql))
+        ),
     },
     observed={
-        **{
-            f"{d}: with a model that is trained online it ends above that": end(trained[d]) > end(frozen[d])
-            for d in frozen
-        },
-        **{f"{d}: IFQL ends above its offline level, beyond noise": gain(r) > noise(gain(r)) for d, r in ifql.items()},
+        f"{HALF}: with a model that is trained online it ends above that": end(trained) > end(frozen),
+        f"{HALF}: IFQL ends above its offline level, beyond noise": gain(ifql) > noise(gain(ifql)),
     },
     finding="",
 )
