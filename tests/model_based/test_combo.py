@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import SPEC, B, agent_of, close, differences, heads, mlp, tanh_normal
+from reference import SPEC, B, agent_of, close, compiled, differences, heads, mlp, tanh_normal
 from test_mopo import data_of
 
 from shared.arguments import preset_for
@@ -26,7 +26,7 @@ def drawn(actor, obs, key, *n):
 
 @pytest.fixture
 def combo():
-    return load("combo")
+    return compiled("combo")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def agent(combo):
 
 def test_combo_differs_from_mopo_in_its_critics_and_rollouts_alone(combo):
     """What mopo's tests hold of the model, of the other losses and of the order of updates holds here."""
-    assert differences(combo, load("mopo")) == {
+    assert differences(load("combo"), load("mopo")) == {
         "Args",
         "critic_loss",
         "_of",
@@ -81,8 +81,9 @@ def test_combo_critics_bootstrap_without_entropy_from_penalised_values(combo, ag
 def test_combo_the_penalty_moves_values_of_model_and_data_apart(combo, agent, batch):
     """Descending the gap lowers Q at sampled actions and raises it at the data's: the signs of the two sides."""
     args, key = combo.Args(**SIZES, pushed_down="model"), jax.random.key(4)
-    grads = jax.grad(lambda critic: combo.conservative_gap(critic, agent, batch, key, args).sum())(agent.critic)
-    stepped = jax.tree.map(lambda x, g: x - 1e-3 * g, agent.critic, grads)
+    slope = jax.jit(jax.grad(lambda critic: combo.conservative_gap(critic, agent, batch, key, args).sum()))
+    grads = slope(agent.critic)
+    stepped = jax.tree.map(lambda x, g: np.asarray(x) - np.float32(1e-3) * np.asarray(g), agent.critic, grads)
     gap = [combo.conservative_gap(c, agent, batch, key, args).sum() for c in (agent.critic, stepped)]
     assert gap[1] < gap[0]
     bias = grads["params"]["Dense_2"]["bias"]
@@ -95,10 +96,10 @@ def test_combo_rollouts_are_of_the_policy_or_of_uniform_actions(combo, agent, un
     args = combo.Args(**SIZES, uniform_rollouts=uniform)
     agent.actor["params"]["Dense_2"] = {"kernel": np.zeros((8, 4)), "bias": np.float32([3.0, 3.0, -5.0, -5.0])}
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    replay = jax.tree.map(lambda x: x[0], combo.init_replay(1, 40, SPEC, sharding))
+    replay = jax.tree.map(lambda x: x[0], load("combo").init_replay(1, 40, SPEC, sharding))
     never = lambda next_obs: next_obs[..., 0] > np.inf  # noqa: E731
     replay, info = combo.rollout(agent, replay, jax.random.key(0), args, data_of(combo), 2, never, None)
-    action = np.asarray(replay.take(np.arange(16)).action)
+    action = np.asarray(jax.jit(replay.take)(np.arange(16)).action)
     assert replay.size() == 16 and info["rollout_length"] == 2
     assert (action.min() < -0.5 and action.max() < 1.0) if uniform else np.allclose(action, np.tanh(3.0), atol=1e-2)
 
@@ -106,10 +107,10 @@ def test_combo_rollouts_are_of_the_policy_or_of_uniform_actions(combo, agent, un
 def test_combo_needs_rows_of_both_kinds(combo, pendulum, tmp_path):
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match="rows of the data and of the model"):
-            combo.main(small("combo", pendulum, tmp_path / "run", real_share=share))
+            load("combo").main(small("combo", pendulum, tmp_path / "run", real_share=share))
     for change in ({"n_actions": 0}, {"cql_temperature": (1.0, 0.0)}):
         with pytest.raises(InputError, match="--n-actions must be at least 1, .* --cql-temperature above 0"):
-            combo.main(small("combo", pendulum, tmp_path / "run", **change))
+            load("combo").main(small("combo", pendulum, tmp_path / "run", **change))
 
 
 def test_combo_presets_are_the_kits_table(combo):

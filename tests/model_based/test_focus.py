@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import SPEC, B, agent_of, close, differences, mlp
+from reference import SPEC, B, agent_of, close, compiled, differences, mlp
 from scipy.stats import gamma
 
 from shared.data import load_dataset
@@ -29,7 +29,7 @@ def swish(x):
 
 @pytest.fixture
 def focus():
-    return load("focus")
+    return compiled("focus")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def agent(focus, args):
 def test_focus_differs_from_mopo_in_its_model_and_graph_alone(focus):
     """What mopo's tests hold of the model phase, of the losses and of the order of updates holds here."""
     own = {"Args", "Agent", "Model", "predict", "judge", "penalized", "rollout", "init", "main"}
-    assert differences(focus, load("mopo")) == own
+    assert differences(load("focus"), load("mopo")) == own
 
 
 # ------------------------------------------------------------------------------------------ the graph
@@ -188,4 +188,4 @@ def test_focus_the_graph_of_pendulum(focus, pendulum):
 def test_focus_refuses_a_graph_that_nobody_knows(focus, pendulum, tmp_path):
     args = small("focus", pendulum, tmp_path / "run", env="none", termination=False)
     with pytest.raises(InputError, match="--graph exact needs"):
-        focus.main(dataclasses.replace(args, graph="exact"))
+        load("focus").main(dataclasses.replace(args, graph="exact"))

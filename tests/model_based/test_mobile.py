@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import B, agent_of, close, differences, heads, mlp, tanh_normal
+from reference import B, agent_of, close, compiled, differences, heads, mlp, tanh_normal
 
 from shared.arguments import preset_for
 from shared.errors import InputError
@@ -25,7 +25,7 @@ def drawn(actor, obs, key, *n):
 
 @pytest.fixture
 def mobile():
-    return load("mobile")
+    return compiled("mobile")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def agent(mobile):
 
 def test_mobile_differs_from_mopo_in_its_targets_and_rollouts_alone(mobile):
     """What mopo's tests hold of the model, of the other losses and of the order of updates holds here."""
-    found = differences(mobile, load("mopo"))
+    found = differences(load("mobile"), load("mopo"))
     assert found == {"Args", "Agent", "critic_loss", "_of", "q_values", "init", "main", "rollout"}
 
 
@@ -61,7 +61,7 @@ def test_mobile_penalty_is_none_where_the_elites_agree(mobile, agent, batch):
     args, key = mobile.Args(**SIZES), jax.random.key(2)
     agent.actor["params"]["Dense_2"]["bias"] = jnp.float32([0.0, 0.0, -100.0, -100.0])
     usual = mobile.value_disagreement(agent, batch, key, args)
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape) if x.ndim == 3 else x, agent.best_model)
+    same = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[:1], x.shape) if x.ndim == 3 else x, agent.best_model)
     same["params"] |= {"max_log_var": jnp.full(4, -30.0), "min_log_var": jnp.full(4, -40.0)}
     found = mobile.value_disagreement(agent.replace(best_model=same), batch, key, args)
     assert (found[2:] < 0.1 * usual[2:]).all() and found.max() < 0.05
@@ -100,9 +100,9 @@ def test_mobile_max_q_backup_takes_each_critics_best_action_then_the_least_criti
 def test_mobile_needs_two_elites(mobile, pendulum, tmp_path):
     for change in ({"next_samples": 0}, {"n_critics": 0}):
         with pytest.raises(InputError, match="--next-samples and --n-critics must be at least 1"):
-            mobile.main(small("mobile", pendulum, tmp_path / "run", **change))
+            load("mobile").main(small("mobile", pendulum, tmp_path / "run", **change))
     with pytest.raises(InputError, match="at least 2"):
-        mobile.main(small("mobile", pendulum, tmp_path / "run", n_elites=1))
+        load("mobile").main(small("mobile", pendulum, tmp_path / "run", n_elites=1))
 
 
 def test_mobile_presets_are_the_kits_table(mobile):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import SHORT, small, train
-from reference import SPEC, B, agent_of, close, differences
+from reference import SPEC, B, agent_of, close, compiled, differences
 
 from shared.errors import InputError
 
@@ -20,12 +20,12 @@ SIZES = {**SMALL, "hidden_dims": (8, 8), "batch_size": B}
 
 @pytest.fixture
 def morel():
-    return load("morel")
+    return compiled("morel")
 
 
 def test_morel_differs_from_mopo_in_its_rollouts_alone(morel):
     """What mopo's tests hold of the model, of SAC's losses and of the order of updates holds here."""
-    assert differences(morel, load("mopo")) == {"Args", "Agent", "init", "main", "rollout"}
+    assert differences(load("morel"), load("mopo")) == {"Args", "Agent", "init", "main", "rollout"}
 
 
 def test_morel_disagreement_is_the_farthest_pair_of_next_states(morel):
@@ -57,7 +57,7 @@ def test_morel_an_unknown_pair_leads_to_halt_which_is_worth_less_than_any_return
     mean[0, [1, 3], 0] = 2.0
     mean[0, 2, 0] = 1.4
     terminal = jnp.array([True, False, False, False, False])
-    reward, ends, unknown = morel.halt(agent, mean, jnp.full(B, 7.0), terminal, least, args)
+    reward, ends, unknown = load("morel").halt(agent, mean, jnp.full(B, 7.0), terminal, least, args)
     np.testing.assert_array_equal(unknown, [False, True, False, True, False])
     np.testing.assert_array_equal(ends, [True, True, False, True, False])  # nothing is bootstrapped beyond
     np.testing.assert_allclose(reward, [7, worth, 7, worth, 7], rtol=1e-5)
@@ -66,7 +66,7 @@ def test_morel_an_unknown_pair_leads_to_halt_which_is_worth_less_than_any_return
 def test_morel_refuses_what_knows_everything_and_an_end_that_is_worth_seeking(morel, pendulum, tmp_path):
     for change in ({"n_models": 1, "n_elites": 1}, {"halt_penalty": (50.0, -1.0)}):
         with pytest.raises(InputError, match="must be at least 2, --halt-penalty .* at least 0"):
-            morel.main(small("morel", pendulum, tmp_path / "run", **change))
+            load("morel").main(small("morel", pendulum, tmp_path / "run", **change))
 
 
 def test_morel_rollouts_end_at_the_first_unknown_pair(morel, pendulum, tmp_path):

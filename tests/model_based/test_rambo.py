@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import SHORT, train
-from reference import SPEC, B, agent_of, close, differences, heads, mlp
+from reference import SPEC, B, agent_of, close, compiled, differences, heads, mlp
 from scipy.stats import norm
 
 from shared.arguments import preset_for
@@ -22,7 +22,7 @@ SIZES = {**SMALL, "hidden_dims": (8, 8), "batch_size": B}
 
 @pytest.fixture
 def rambo():
-    return load("rambo")
+    return compiled("rambo")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def made(agent, batch):
 
 def test_rambo_differs_from_mopo_by_the_game_alone(rambo):
     """What mopo's tests hold of the model, of SAC's losses and of the order of updates holds here."""
-    found = differences(rambo, load("mopo"))
+    found = differences(load("rambo"), load("mopo"))
     assert found == {"Args", "Agent", "_of", "actor_optimizer", "init", "main", "rollout", "temperature", "train"}
 
 
@@ -71,7 +71,7 @@ def test_rambo_likelihood_is_of_the_elites_mixture_in_all_dimensions_together(ra
 def test_rambo_model_makes_good_outcomes_rarer_and_keeps_to_the_data(rambo, agent, batch, args):
     """Of lambda = 1: the loss, and the sign: a step lowers the likelihood of what has a high advantage."""
     args = rambo.Args(**SIZES, adversary_weight=1.0)
-    outcome, adv = made(agent, batch), jnp.float32([1.0, -1.0, 0.5, 0.0, -0.5])
+    outcome, adv = made(agent, batch), np.float32([1.0, -1.0, 0.5, 0.0, -0.5])
     of_data = batch._replace(
         **{f: np.stack([getattr(batch, f)] * 3) for f in ("obs", "action", "reward", "next_obs")},
         successor=np.ones((3, B), np.float32),
@@ -86,8 +86,8 @@ def test_rambo_model_makes_good_outcomes_rarer_and_keeps_to_the_data(rambo, agen
     def game(model):
         return rambo.adversary_loss(model, *inputs, args)[0] - rambo.model_loss(model, agent, of_data, args)[0]
 
-    grads = jax.grad(game)(agent.best_model)
-    model = jax.tree.map(lambda x, g: x - 1e-3 * g, agent.best_model, grads)
+    grads = jax.jit(jax.grad(game))(agent.best_model)
+    model = jax.tree.map(lambda x, g: np.asarray(x) - np.float32(1e-3) * np.asarray(g), agent.best_model, grads)
     change = rambo.mixture_log_prob(model, agent, batch.obs, batch.action, outcome, args) - log_prob
     assert (change * adv).sum() < -1e-4
 
@@ -102,16 +102,17 @@ def test_rambo_clones_by_the_likelihood_of_the_datas_actions(rambo, agent, batch
 def test_rambo_the_game_changes_the_model_alone(rambo, agent, args):
     """A step of it at each of `adversary_updates`, on rows that are not held out."""
     r = np.random.default_rng(0)
-    rows = jnp.float32(np.concatenate([r.normal(size=(40, 10)), np.ones((40, 1))], 1)).at[:, 6].set(0.0)
+    rows = np.concatenate([r.normal(size=(40, 10)), np.ones((40, 1))], 1)
+    rows[:, 6] = 0.0
     ends = lambda next_obs: next_obs[..., 0] > 1.0  # noqa: E731
-    rows = rows.at[:20, 5].set(jnp.nan)  # rewards of the rows held out, which no update may see
-    data = rambo.Transitions(rows, None, None, SPEC, (*rambo.FIELDS, "successor"))
+    rows[:20, 5] = np.nan  # rewards of the rows held out, which no update may see
+    data = rambo.Transitions(jnp.float32(rows), None, None, SPEC, (*rambo.FIELDS, "successor"))
     new, info = jax.jit(lambda a, s: rambo.adversary(a, jax.random.key(0), s, data, ends, 20))(agent, args)
     assert np.isfinite(info["adversary_loss"]) and np.isnan(info["holdout_error"])
     for field in ("actor", "critic", "target_critic", "model"):
         jax.tree.map(np.testing.assert_array_equal, getattr(new, field), getattr(agent, field))
     kernel = new.best_model["params"]["Dense_0"]["kernel"]
-    assert (np.abs(kernel - agent.best_model["params"]["Dense_0"]["kernel"]).max((1, 2)) > 1e-5).all()
+    assert (np.abs(np.asarray(kernel) - agent.best_model["params"]["Dense_0"]["kernel"]).max((1, 2)) > 1e-5).all()
     assert new.adversary_opt[0].count == 3
 
 
@@ -126,9 +127,10 @@ def test_rambo_sees_normalised_observations_and_begins_with_a_clone(rambo, pendu
 
 def test_rambo_actor_has_one_step_size_and_an_unbounded_temperature(rambo, agent, args):
     """As in the authors' code, unlike mopo, after which it is made."""
-    step = rambo.actor_optimizer(args)
-    state = jax.tree.map(lambda x: x + args.updates if x.ndim == 0 else x, step.init(agent.actor))  # at its last update
-    moved, _ = step.update(jax.tree.map(jnp.ones_like, agent.actor), state, agent.actor)
+    step = load("rambo").actor_optimizer(args)
+    state = jax.jit(step.init)(agent.actor)
+    state = jax.tree.map(lambda x: x + args.updates if x.ndim == 0 else x, state)  # at its last update
+    moved, _ = jax.jit(step.update)(jax.tree.map(np.ones_like, agent.actor), state, agent.actor)
     assert all((np.asarray(x) < 0).all() for x in jax.tree.leaves(moved))
     close(rambo.temperature(agent.replace(log_alpha=jnp.float32(0.3))), np.exp(0.3))
 
@@ -140,10 +142,10 @@ def test_rambo_rollouts_are_of_the_policy_or_of_uniform_actions(rambo, agent, un
     agent.actor["params"]["Dense_2"] = {"kernel": np.zeros((8, 4)), "bias": np.float32([3.0, 3.0, -5.0, -5.0])}
     data = rambo.Transitions(jnp.ones((20, 11)), None, None, SPEC, (*rambo.FIELDS, "successor"))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    replay = jax.tree.map(lambda x: x[0], rambo.init_replay(1, 40, SPEC, sharding))
+    replay = jax.tree.map(lambda x: x[0], load("rambo").init_replay(1, 40, SPEC, sharding))
     never = lambda next_obs: next_obs[..., 0] > np.inf  # noqa: E731
     replay, _ = rambo.rollout(agent, replay, jax.random.key(0), args, data, 2, never, None)
-    action = np.asarray(replay.take(np.arange(16)).action)
+    action = np.asarray(jax.jit(replay.take)(np.arange(16)).action)
     assert (action.min() < -0.5 and action.max() < 1.0) if uniform else np.allclose(action, np.tanh(3.0), atol=1e-2)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import SHORT, small, train
-from reference import B, agent_of, close, differences, heads, mlp, tanh_normal
+from reference import B, agent_of, close, compiled, differences, heads, mlp, tanh_normal
 
 from shared.errors import InputError
 
@@ -27,7 +27,7 @@ def drawn(actor, obs, key, *n):
 
 @pytest.fixture
 def ravl():
-    return load("ravl")
+    return compiled("ravl")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def agent(ravl):
 
 def test_ravl_differs_from_mopo_in_its_critics_and_rollouts_alone(ravl):
     """What mopo's tests hold of the model, of the other losses and of the order of updates holds here."""
-    found = differences(ravl, load("mopo"))
+    found = differences(load("ravl"), load("mopo"))
     own = {
         "Args",
         "Agent",
@@ -62,17 +62,17 @@ def test_ravl_alignment_is_the_mean_cosine_of_the_critics_gradients(ravl, agent,
     grads /= np.linalg.norm(grads, axis=-1, keepdims=True)
     pairs = sum((grads[i] * grads[j]).sum(-1) for i in range(3) for j in range(3) if i != j)
     np.testing.assert_allclose(ravl.alignment(agent.critic, agent, batch), (pairs / 2).mean(), rtol=1e-3)
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), agent.critic)
+    same = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[:1], x.shape), agent.critic)
     close(ravl.alignment(same, agent, batch), 3.0)  # N (N - 1) / (N - 1): all alike
-    dead = jax.tree.map(jnp.zeros_like, agent.critic)  # of critics that do not depend on the action
-    slope = jax.grad(ravl.alignment)(dead, agent, batch)
+    dead = jax.tree.map(np.zeros_like, agent.critic)  # of critics that do not depend on the action
+    slope = jax.jit(jax.grad(ravl.alignment))(dead, agent, batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
 
 
 def test_ravl_one_critic_has_none_to_differ_from(ravl, pendulum, tmp_path):
     for change in ({"n_critics": 1}, {"n_critics": 0, "diversity": 0.0}):
         with pytest.raises(InputError, match="--n-critics must be at least 2, or 1 with --diversity 0"):
-            ravl.main(small("ravl", pendulum, tmp_path / "run", **change))
+            load("ravl").main(small("ravl", pendulum, tmp_path / "run", **change))
 
 
 def test_ravl_critics_share_the_soft_target_of_the_least(ravl, agent, batch):
@@ -91,17 +91,17 @@ def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
     args = ravl.Args(**{**SIZES, "rollout_steps": 3.0, "dynamics": "exact"})
     spec = load("mopo").Spec((1,), 2, False, (-1.0, -1.0), (1.0, 1.0))
     agent = ravl.init(jax.random.key(0), args, spec)
-    rows = jnp.zeros((10, 1 + 2 + 1 + 1 + 1 + 1)).at[:, -1].set(1.0)
-    data = ravl.Transitions(rows, None, None, spec, (*ravl.FIELDS, "successor"))
+    rows = np.zeros((10, 1 + 2 + 1 + 1 + 1 + 1), np.float32)
+    rows[:, -1] = 1.0
+    data = ravl.Transitions(jnp.asarray(rows), None, None, spec, (*ravl.FIELDS, "successor"))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    empty = jax.tree.map(lambda x: x[0], ravl.init_replay(1, 48, spec, sharding))
+    empty = jax.tree.map(lambda x: x[0], load("ravl").init_replay(1, 48, spec, sharding))
 
-    def exact(obs, action, key):
-        return obs + 1.0, jnp.ones(len(obs)), obs[:, 0] >= limit
+    def line(limit):
+        return lambda obs, action, key: (obs + 1.0, jnp.ones(len(obs)), obs[:, 0] >= limit)
 
-    limit = jnp.inf
-    replay, info = jax.jit(lambda *x: ravl.rollout(*x, args, data, 3, None, exact))(agent, empty, jax.random.key(1))
-    made = replay.take(jnp.arange(24))
+    replay, info = ravl.rollout(agent, empty, jax.random.key(1), args, data, 3, None, line(np.inf))
+    made = replay.take(np.arange(24))
     assert set(np.asarray(made.obs[:, 0])) == {0.0, 1.0, 2.0} and set(np.asarray(made.next_obs[:, 0])) == {
         1.0,
         2.0,
@@ -116,11 +116,11 @@ def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
     close(info["q_edge"], least(3.0))
     close(info["q_start"], least(0.0))
     assert info["error_1"] == 0 and info["error_h"] == 0
-    limit = 1.0  # the second step ends an episode, but not without --termination
+    short = line(1.0)  # the second step ends an episode, but not without --termination
     for termination, rows_made in ((True, 16), (False, 24)):
         again = dataclasses.replace(args, termination=termination)
-        made = ravl.rollout(agent, empty, jax.random.key(1), again, data, 3, None, exact)[0]
-        assert made.size() == rows_made and made.take(jnp.arange(16)).terminal.any() == termination
+        made = ravl.rollout(agent, empty, jax.random.key(1), again, data, 3, None, short)[0]
+        assert made.size() == rows_made and made.take(np.arange(16)).terminal.any() == termination
 
 
 def test_ravl_runs_in_the_environment_itself(ravl, pendulum, tmp_path):
@@ -130,4 +130,4 @@ def test_ravl_runs_in_the_environment_itself(ravl, pendulum, tmp_path):
     assert float(rows[-1]["error_1"]) < 1e-5 and not (tmp_path / "run" / "before.csv").exists()
     for change in ({"model_updates": 4}, {"model_updates": 0, "env": "none"}):
         with pytest.raises(InputError, match="--dynamics exact needs"):
-            ravl.main(small("ravl", pendulum, tmp_path / "bad", dynamics="exact", **change))
+            load("ravl").main(small("ravl", pendulum, tmp_path / "bad", dynamics="exact", **change))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from reference import B, agent_of, close, heads, log_std_of, mlp, normed_v
+from reference import B, agent_of, close, compiled, heads, log_std_of, mlp, normed_v
 from released import ANTMAZE, MUJOCO, every, wrong_settings
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
@@ -31,7 +31,7 @@ def conjugate(divergence, d):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES[:3])
 def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
-    f_dvl, args = load("f_dvl"), small(divergence=divergence, loss_temperature=0.7)
+    f_dvl, args = compiled("f_dvl"), small(divergence=divergence, loss_temperature=0.7)
     agent = agent_of(f_dvl, args, seed=7)
     d = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     expected = (0.7 * conjugate(divergence, d) - 0.3 * d).mean()
@@ -39,7 +39,7 @@ def test_f_dvl_value_loss_is_the_dual_of_its_divergence(divergence, batch):
 
 
 def test_f_dvl_reverse_kl_is_gumbel_regression_clipped_and_rescaled(batch):
-    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", loss_temperature=0.5, max_clip=1.0)
+    f_dvl, args = compiled("f_dvl"), small(divergence="reverse_kl", loss_temperature=0.5, max_clip=1.0)
     agent = agent_of(f_dvl, args, seed=7)
     d = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     z = np.minimum(d / 0.5, 1.0)
@@ -49,7 +49,7 @@ def test_f_dvl_reverse_kl_is_gumbel_regression_clipped_and_rescaled(batch):
 
 
 def test_f_dvl_the_rescaling_of_gumbel_regression_is_not_differentiated():
-    f_dvl, args = load("f_dvl"), small(divergence="reverse_kl", loss_temperature=1.0)
+    f_dvl, args = compiled("f_dvl"), small(divergence="reverse_kl", loss_temperature=1.0)
     d = jnp.array([0.5, 2.0, -1.0])
     gradient = jax.grad(lambda d: f_dvl.conjugate_loss(d, args).sum())(d)
     close(gradient, (np.exp(d) - 1) * np.exp(-2.0))
@@ -58,7 +58,7 @@ def test_f_dvl_the_rescaling_of_gumbel_regression_is_not_differentiated():
 
 
 def test_f_dvl_chi_square_differs_from_its_conjugate_below_zero_only():
-    f_dvl = load("f_dvl")
+    f_dvl = compiled("f_dvl")
     d = jnp.array([-10.0, -4.0, -3.0, -1.0, 0.0, 2.0])
     loss = {n: np.asarray(f_dvl.conjugate_loss(d, small(divergence=n))) for n in DIVERGENCES[:2]}
     close(loss["chi_square"], [15.0, 0.0, 0.0, 0.0, 0.0, 3.0])
@@ -67,22 +67,23 @@ def test_f_dvl_chi_square_differs_from_its_conjugate_below_zero_only():
 
 @pytest.mark.parametrize("divergence, settings", [("total_variation", (0.5, 0.9, 0.99)), ("reverse_kl", (10, 1, 0.1))])
 def test_f_dvl_the_best_constant_value_goes_from_inside_the_data_to_its_maximum(divergence, settings):
-    f_dvl, q = load("f_dvl"), np.linspace(-1.0, 1.0, 41)
+    f_dvl, q = compiled("f_dvl"), np.linspace(-1.0, 1.0, 41)
 
     def best(temperature):
         args = small(divergence=divergence, loss_temperature=temperature, max_clip=100.0)
         if divergence == "reverse_kl":  # the rescaling depends on v: the minimiser is where the gradient is zero
             g = jax.grad(lambda v: f_dvl.conjugate_loss(q - v, args).mean())
             grid = np.linspace(-1, 1.2, 221)
-            return grid[np.abs(np.array([g(v) for v in grid])).argmin()]
-        return minimize_scalar(lambda v: float(f_dvl.conjugate_loss(q - v, args).mean()), bounds=(-2, 2)).x
+            return grid[np.abs(jax.jit(jax.vmap(g))(grid)).argmin()]
+        loss = jax.jit(lambda v: f_dvl.conjugate_loss(q - v, args).mean())
+        return minimize_scalar(lambda v: float(loss(v)), bounds=(-2, 2)).x
 
     v = [best(t) for t in settings]
     assert v[0] < v[1] < v[2] <= 1.05 and v[0] < 0.2 and v[2] > 0.7
 
 
 def test_f_dvl_random_and_noisy_actions_reach_the_value_only(batch):
-    f_dvl, args = load("f_dvl"), small(n_random_actions=2, action_noise=0.4)
+    f_dvl, args = compiled("f_dvl"), small(n_random_actions=2, action_noise=0.4)
     agent, key = agent_of(f_dvl, args, seed=7), jax.random.key(3)
     noise_key, random_key = jax.random.split(key)
     noise = np.clip(0.4 * np.asarray(jax.random.normal(noise_key, batch.action.shape)), -0.5, 0.5)
@@ -92,13 +93,12 @@ def test_f_dvl_random_and_noisy_actions_reach_the_value_only(batch):
     d = heads(agent.target_critic, obs, action).min(0) - normed_v(agent.value, obs)
     close(f_dvl.value_loss(agent.value, agent, batch, key, args)[0], np.maximum(d + d**2 / 4, 0).mean())
     plain = dataclasses.replace(args, n_random_actions=0, action_noise=0.0)
-    for loss, more in ((f_dvl.actor_loss, (key,)), (f_dvl.critic_loss, ())):
-        params = agent.actor if loss is f_dvl.actor_loss else agent.critic
+    for loss, params, more in ((f_dvl.actor_loss, agent.actor, (key,)), (f_dvl.critic_loss, agent.critic, ())):
         close(loss(params, agent, batch, *more, args)[0], loss(params, agent, batch, *more, plain)[0])
 
 
 def test_f_dvl_critic_loss_is_huber_and_stops_at_terminals(batch):
-    f_dvl, args = load("f_dvl"), small(discount=0.9, huber_delta=0.5)
+    f_dvl, args = compiled("f_dvl"), small(discount=0.9, huber_delta=0.5)
     agent = agent_of(f_dvl, args, seed=7)
     y = batch.reward + 0.9 * (1 - batch.terminal) * normed_v(agent.value, batch.next_obs)
     x = np.abs(heads(agent.critic, batch.obs, batch.action) - y)
@@ -108,7 +108,7 @@ def test_f_dvl_critic_loss_is_huber_and_stops_at_terminals(batch):
 
 
 def test_f_dvl_actor_weights_are_iqls(batch):
-    f_dvl, args = load("f_dvl"), small(beta=4.0, max_weight=3.0)
+    f_dvl, args = compiled("f_dvl"), small(beta=4.0, max_weight=3.0)
     agent = agent_of(f_dvl, args, seed=7)
     adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - normed_v(agent.value, batch.obs)
     weight = np.minimum(np.exp(4.0 * adv), 3.0)
@@ -118,7 +118,7 @@ def test_f_dvl_actor_weights_are_iqls(batch):
 
 
 def test_f_dvl_takes_several_value_steps_and_then_the_actor_and_the_critic(batch):
-    f_dvl, args = load("f_dvl"), small(value_updates=3, value_lr=0.1)
+    f_dvl, args = compiled("f_dvl"), small(value_updates=3, value_lr=0.1)
     agent, key = agent_of(f_dvl, args, seed=7), jax.random.key(0)
     new, metrics = f_dvl.update(agent, batch, key, args)
     assert int(new.value_opt[0].count) == 3 and int(new.critic_opt[0].count) == 1
@@ -174,10 +174,10 @@ def test_f_dvl_the_actors_step_size_is_constant_where_it_does_not_decay(batch):
 
 def test_f_dvl_total_variation_is_quantile_regression():
     """Its least point over V of a sample of Q is the (2 lambda - 1) / lambda quantile."""
-    f_dvl, q = load("f_dvl"), np.random.default_rng(0).normal(size=401).astype(np.float32)
+    f_dvl, q = compiled("f_dvl"), np.random.default_rng(0).normal(size=401).astype(np.float32)
     for temperature in (0.6, 0.8, 0.9):
         args = small(divergence="total_variation", loss_temperature=temperature)
-        losses = [float(f_dvl.conjugate_loss(jnp.asarray(q - v), args).mean()) for v in np.sort(q)]
+        losses = [np.mean(f_dvl.conjugate_loss(q - v, args)) for v in np.sort(q)]
         assert abs(np.argmin(losses) / 400 - (2 * temperature - 1) / temperature) < 0.01
 
 

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load
-from reference import B, agent_of, close, heads, mlp, tanh_normal
+from reference import B, agent_of, close, compiled, heads, mlp, tanh_normal
 
 from shared.arguments import preset_for
 from shared.task import Spec
@@ -17,7 +16,7 @@ SIZES = {**SMALL, "hidden_dims": (8, 8), "batch_size": B}
 
 @pytest.fixture
 def mcq():
-    return load("mcq")
+    return compiled("mcq")
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_mcq_critic_loss_weighs_the_bellman_error_against_the_pseudo_values(mcq,
 def test_mcq_pseudo_values_are_not_differentiated(mcq, agent, batch):
     """The slope of the loss on the policy's actions is that of a regression on fixed numbers, by finite differences."""
     args, key = mcq.Args(**SIZES, bellman_weight=0.0), jax.random.key(2)
-    grads, _ = jax.grad(mcq.critic_loss, has_aux=True)(agent.critic, agent, batch, key, args)
+    grads, _ = jax.jit(jax.grad(mcq.critic_loss, has_aux=True))(agent.critic, agent, batch, key, args)
     norm = np.sqrt(sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(grads)))
     _, pi_key, vae_key = jax.random.split(key, 3)
     obs = np.concatenate([batch.obs, batch.next_obs])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load, timeless, write_goals
 from jobs import agents, small
-from reference import agent_of, close, exact_gelu
+from reference import agent_of, close, compiled, exact_gelu
 from transformer_in_numpy import B, dense, relu, transformer, window
 
 from shared.arguments import preset_for
@@ -27,7 +27,7 @@ TINY |= {"batch_size": B, "hidden_dims": (8, 8)}
 
 
 def setting(**changes):
-    gcpc = load("gcpc")
+    gcpc = compiled("gcpc")
     args = gcpc.Args(**TINY | changes)
     r = np.random.default_rng(3)
     past = window(steps=K)
@@ -72,11 +72,11 @@ def acts(agent, obs, goal, slots):
 
 def test_blocks_have_the_exact_gelu():
     """As the released code has it; JAX's default differs by 1e-4 here."""
-    block, x = load("gcpc").Block(1, 0.0), jnp.zeros((1, 1, 2))
-    p = block.init(jax.random.key(0), x, jnp.ones((1, 1, 1), bool), False)["params"]
-    p["Dense_2"] = {"kernel": jnp.zeros((2, 8)), "bias": jnp.full(8, -2.0)}
-    p["Dense_3"] = {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}
-    out = block.apply({"params": p}, x, jnp.ones((1, 1, 1), bool), False)
+    block, x, seen = load("gcpc").Block(1, 0.0), np.zeros((1, 1, 2), np.float32), np.ones((1, 1, 1), bool)
+    p = jax.jit(block.init, static_argnums=3)(jax.random.key(0), x, seen, False)["params"]
+    p["Dense_2"] = {"kernel": np.zeros((2, 8), np.float32), "bias": np.full(8, -2.0, np.float32)}
+    p["Dense_3"] = {"kernel": np.ones((8, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    out = jax.jit(block.apply, static_argnums=3)({"params": p}, x, seen, False)
     np.testing.assert_allclose(out, np.full((1, 1, 2), 8 * exact_gelu(-2.0)), rtol=1e-5)
 
 
@@ -105,13 +105,13 @@ def test_the_policy_is_cloned_with_the_plan_in_its_hand():
 
 def test_gradients_of_both_stages_are_clipped_as_in_the_authors_trainer():
     """To a norm of 1: Adam sees 0.6 and 0.8 of them, which its first moment tells."""
-    gcpc = load("gcpc")
+    gcpc = compiled("gcpc")
     grads, default = {"a": jnp.float32([3.0]), "b": jnp.float32([4.0])}, gcpc.Args()
     assert default.max_grad_norm == 1.0
     for norm, expected in ((1.0, (0.06, 0.08)), (0.0, (0.3, 0.4))):
         args = gcpc.Args(**TINY | {"max_grad_norm": norm})
-        tx = gcpc.clipped_adam(args.actor_lr, args)
-        moment = tx.update(grads, tx.init(grads))[1][1][0].mu
+        tx = load("gcpc").clipped_adam(args.actor_lr, args)
+        moment = jax.jit(lambda grads, tx=tx: tx.update(grads, tx.init(grads))[1])(grads)[1][0].mu
         np.testing.assert_allclose([*moment["a"], *moment["b"]], expected, rtol=1e-5)
     _, args, agent, batch = setting(max_grad_norm=1e-3)
     for step, opt in ((gcpc.fit, "autoencoder_opt"), (gcpc.update, "actor_opt")):
@@ -130,7 +130,7 @@ def test_kitchen_has_the_authors_sizes():
 @pytest.mark.parametrize("hidden", [True, False])
 def test_what_is_drawn_for_each_row(hidden, tmp_path):
     """Goals are later states; the present state stays, or in the first stage one of those that are kept."""
-    gcpc, n = load("gcpc"), 4000
+    gcpc, n = compiled("gcpc"), 4000
     data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz")))
     states = data.data.obs
     windows = gcpc.GoalWindows(sequences(data.data, "obs", "action"), None)
@@ -163,7 +163,7 @@ def test_acting_reads_the_last_states_and_the_goal():
     gcpc, args, agent, _ = setting()
     r, n = np.random.default_rng(5), 2
     obs, goal = r.normal(size=(n, 6, 3)).astype(np.float32), r.normal(size=(n, 2)).astype(np.float32)
-    carry = jax.tree.map(lambda x: jnp.stack([x] * n), gcpc.initial_carry(agent, args))
+    carry = jax.tree.map(lambda x: np.stack([x] * n), gcpc.initial_carry(agent, args))
     act = jax.jit(lambda carry, obs: gcpc.act(agent, carry, obs, goal, None, None, args))
     for t in range(6):
         action, carry = act(carry, obs[:, t])
@@ -184,16 +184,16 @@ def test_without_slots_the_policy_is_a_network_on_state_and_goal():
 def test_without_slots_there_is_no_phase_of_an_autoencoder(tmp_path, monkeypatch):
     """From the command line, as the claim gives it; what was drawn at first of the autoencoder is left as it was."""
     gcpc, out = load("gcpc"), tmp_path / "run"
-    sizes = "--seeds 2 --updates 400 --log-every 200 --eval-every 400 --width 8 --layers 1 --heads 2 --context 3"
+    sizes = "--seeds 2 --updates 40 --log-every 20 --eval-every 40 --width 8 --layers 1 --heads 2 --context 3"
     sizes += " --future-steps 4 --batch-size 8 --hidden-dims 8 --slots 0 --autoencoder-updates 0"
     where = ["--dataset", write_goals(tmp_path / "goals.npz"), "--env", "none", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [gcpc.__file__, *where, *sizes.split()])
     launch(gcpc.main, gcpc.Args, gcpc.PRESETS, gcpc.__doc__)
     rows = timeless(out / "metrics.csv")
-    assert [row["update"] for row in rows] == ["200", "200", "400", "400"] and "actor_loss" in rows[0]
+    assert [row["update"] for row in rows] == ["20", "20", "40", "40"] and "actor_loss" in rows[0]
     assert not (out / "before.csv").exists() or not timeless(out / "before.csv")
     agent = agents(out)
-    assert agent["[0].actor_opt[1][0].count"].tolist() == [400, 400]
+    assert agent["[0].actor_opt[1][0].count"].tolist() == [40, 40]
     assert agent["[0].autoencoder_opt[1][0].count"].tolist() == [0, 0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jobs import small
-from reference import agent_of, close
+from reference import agent_of, close, compiled
 from transformer_in_numpy import SPEC, B, T, dense, norm, transformer, window
 
 from shared.data import load_dataset
@@ -30,7 +30,7 @@ TOLD = SPEC._replace(obs_shape=(3 + K,))
 @pytest.fixture(scope="module")
 def setting():
     """HarmoDT, its arguments, an agent with prompts, and windows of three tasks."""
-    harmodt = load("harmodt")
+    harmodt = compiled("harmodt")
     args = harmodt.Args(**TINY)
     agent = agent_of(harmodt, args, TOLD)
     prompts = window(seed=9, batch=K, steps=P)._replace(mask=np.ones((K, P), np.float32), reward=None, terminal=None)
@@ -79,19 +79,21 @@ def test_each_task_has_its_loss_and_gradient_under_its_own_mask(setting):
         w = jax.tree.map(lambda x, k=k: x[k], windows)
         there = w.mask > 0
         close(losses[k], ((outputs(agent, k, w) - w.action) ** 2)[there].mean())
-    gradients = jax.vmap(lambda g: harmodt.weights_of(g)[0])(grads)
+    weights = jax.jit(lambda g: load("harmodt").weights_of(g)[0])
+    gradients = np.asarray(jax.jit(jax.vmap(weights))(grads))
     assert np.abs(gradients[agent.masks == 0]).max() > 0  # of hidden weights, too
     new, info = jax.jit(harmodt.update)(agent, windows, jax.random.key(0), args)
     close(info["worst_loss"], losses.max())
-    moved = np.asarray(harmodt.weights_of(new.actor)[0] != harmodt.weights_of(agent.actor)[0])
+    moved = np.asarray(weights(new.actor)) != np.asarray(weights(agent.actor))
     hidden = np.asarray(agent.masks).max(0) == 0
     assert hidden.any() and not moved[hidden].any() and moved[~hidden].mean() > 0.9
-    own = harmodt.weights_of(jax.tree.map(lambda g: g.mean(0), jax.vmap(harmodt.masked)(grads, agent.masks)))[0]
+    under_masks = jax.jit(jax.vmap(harmodt.masked))(grads, agent.masks)
+    own = weights(jax.tree.map(lambda g: np.asarray(g).mean(0), under_masks))
     close(own, (np.asarray(agent.masks) * np.asarray(gradients)).mean(0))
 
 
 def test_masks_exchange_what_agrees_least_for_what_agrees_most():
-    harmodt = load("harmodt")
+    harmodt = compiled("harmodt")
     args, r = harmodt.Args(**TINY | {"harmony": 3.0}), np.random.default_rng(0)
     masks = np.float32(r.permuted(np.tile([1, 1, 1, 1, 0, 0], (K, 1)), axis=1))
     gradients = r.normal(size=(K, 6)).astype(np.float32)
@@ -132,7 +134,7 @@ def test_each_environment_is_acted_in_by_its_own_task(setting):
     obs = r.normal(size=(n, T + 1, 3)).astype(np.float32)
     reward = np.concatenate([np.zeros((n, 1)), r.normal(size=(n, T))], 1).astype(np.float32)
     tasks, actions = np.array([2, 0]), []
-    carry = jax.tree.map(lambda x: jnp.stack([x] * n), harmodt.initial_carry(agent, args))
+    carry = jax.tree.map(lambda x: np.stack([x] * n), harmodt.initial_carry(agent, args))
     act = jax.jit(lambda carry, obs, reward: harmodt.act(agent, carry, obs, reward, None, args))
     for t in range(T + 1):
         action, carry = act(carry, np.concatenate([obs[:, t], np.eye(K, dtype=np.float32)[tasks]], 1), reward[:, t])
@@ -178,7 +180,7 @@ def test_windows_and_prompts_are_of_their_task(tmp_path):
 
 
 def test_the_environment_must_have_as_many_tasks():
-    harmodt = load("harmodt")
+    harmodt = compiled("harmodt")
     task = env_task("TurnedPoint-v0")
     assert harmodt.of_tasks(task, harmodt.Args(n_tasks=8)).tasks == tuple(range(1, 9))
     assert harmodt.of_tasks(env_task("Pendulum-v1"), harmodt.Args(n_tasks=1)).tasks == ()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load, write_pendulum
 from jobs import small
-from reference import close, differences, mlp, relu
+from reference import close, compiled, differences, mlp, relu
 from transformer_in_numpy import SPEC, B, dense, norm, transformer, window
 
 from shared.data import load_dataset
@@ -28,7 +28,7 @@ TINY |= {"learning_rate": 0.01, "warmup_updates": 1, "weight_decay": 0.1, "varie
 
 @pytest.fixture(scope="module")
 def module():
-    return load("meta_dt")
+    return compiled("meta_dt")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_world_model_is_told_the_task_by_the_steps_before_one(module, agent,
 def test_the_gates_of_the_encoder_begin_as_one_orthogonal_matrix(module):
     """Of all three together, as the authors' code has it, for what comes in and for the memory."""
     inputs = [np.zeros((1, H, n), np.float32) for n in (3, 2, 1)]
-    cell = module.TaskEncoder(2, 8).init(jax.random.key(0), *inputs)["params"]["GRUCell_0"]
+    cell = jax.jit(module.TaskEncoder(2, 8).init)(jax.random.key(0), *inputs)["params"]["GRUCell_0"]
     for kind, size in (("i", 6), ("h", 8)):
         stacked = np.concatenate([cell[f"{kind}{gate}"]["kernel"] for gate in "rzn"], axis=1)
         np.testing.assert_allclose(stacked @ stacked.T, np.eye(size), atol=1e-5)
@@ -141,7 +141,7 @@ def test_the_models_learn_first_and_then_the_actor_alone(module, agent, args, ba
 
 
 def test_the_transformer_is_harmodts(module):
-    assert not {"Block", "Transformer", "optimizer"} & differences(module, load("harmodt"))
+    assert not {"Block", "Transformer", "optimizer"} & differences(load("meta_dt"), load("harmodt"))
 
 
 def actions(agent, batch, weight=0.5, prompted=True):
@@ -188,9 +188,9 @@ def test_a_piece_is_drawn_in_proportion_to_its_error(module, args):
     """From the step on that has a whole history before it: of five steps, two begin one of two steps."""
     error = np.float32([9, 9, 1, 2, 4])  # sums 3 and 6
     keys = jax.random.split(jax.random.key(0), 4000)
+    pieces = jax.jit(jax.vmap(module.piece, (0, None, None)))
     for power in (0.0, 1.0, 2.0):
-        own = dataclasses.replace(args, error_power=power)
-        drawn = np.asarray(jax.vmap(lambda key, own=own: module.piece(key, error, own))(keys))
+        drawn = np.asarray(pieces(keys, error, dataclasses.replace(args, error_power=power)))
         assert set(drawn.tolist()) == {2, 3}
         assert abs((drawn == 3).mean() - 6**power / (3**power + 6**power)) < 0.03
 
