@@ -82,7 +82,8 @@ def agent_of(module, args, spec=SPEC, seed=0):
     def shake(tree, s):
         leaves, structure = jax.tree.flatten(tree)
         r = np.random.default_rng(s)
-        return jax.tree.unflatten(structure, [x + 0.3 * r.normal(size=x.shape).astype(np.float32) for x in leaves])
+        values = [np.asarray(x) + 0.3 * r.normal(size=x.shape).astype(np.float32) for x in leaves]
+        return jax.tree.unflatten(structure, [jax.device_put(x) for x in values])  # no program for each shape
 
     fields = {f: getattr(agent, f) for f in agent.__dataclass_fields__}
     networks = [f for f, tree in fields.items() if isinstance(tree, dict) and "params" in tree]
