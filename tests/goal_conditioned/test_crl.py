@@ -6,7 +6,7 @@ import pytest
 from conftest import load, write_goals
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
 from jobs import small
-from reference import B, agent_of, close, gelu, mlp
+from reference import B, agent_of, close, compiled, gelu, mlp
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -16,7 +16,7 @@ NET = {"activation": gelu, "layer_norm": True}
 
 
 def setting(spec=GOAL_SPEC, **changes):
-    crl = load("crl")
+    crl = compiled("crl")
     args = crl.Args(**TINY, latent_dim=6, **changes)
     return crl, args, agent_of(crl, args, spec), goal_batch(discrete=spec.discrete)
 
@@ -46,15 +46,22 @@ def test_a_rows_goal_is_told_from_those_of_all_others():
     close(crl.value_loss(agent.value, agent, batch, args), expected)
 
 
+@jax.jit
+def actor_step(agent, batch, args):
+    """Of an update V and the actor's loss: what makes up the rest is not compiled."""
+    new, metrics = compiled("crl").update(agent, batch, jax.random.key(0), args)
+    return new.value, metrics["actor_loss"]
+
+
 def test_the_actor_climbs_the_lesser_critic():
     crl, args, agent, batch = setting(bc_weight=0.7)
     mean = mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu)
     q = critics(agent, batch.actor_goal, batch.obs, np.clip(mean, -1, 1)).diagonal(axis1=1, axis2=2).min(0)
     expected = -q.mean() / (np.abs(q).mean() + 1e-6) - 0.7 * unit_log_prob(batch.action, mean).mean()
     close(crl.ddpg_bc_loss(agent.actor, agent, batch, args)[0], expected)
-    new, metrics = crl.update(agent, batch, jax.random.key(0), args)
-    close(metrics["actor_loss"], expected)
-    jax.tree.map(np.testing.assert_array_equal, new.value, agent.value)  # V is of the discrete actor alone
+    value, loss = actor_step(agent, batch, args)
+    close(loss, expected)
+    jax.tree.map(np.testing.assert_array_equal, value, agent.value)  # V is of the discrete actor alone
 
 
 def test_discrete_actions_are_cloned_by_advantages():
@@ -64,16 +71,16 @@ def test_discrete_actions_are_cloned_by_advantages():
     weight = np.minimum(np.exp(2.0 * adv), 1.5)
     assert (weight == 1.5).any() and (weight < 1.5).any()
     log_prob = softmax_log_prob(batch.action, mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu))
-    new, metrics = crl.update(agent, batch, jax.random.key(0), args)
-    close(metrics["actor_loss"], -(weight * log_prob).mean())
-    assert any(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (new.value, agent.value)), strict=True))
+    value, loss = actor_step(agent, batch, args)
+    close(loss, -(weight * log_prob).mean())
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (value, agent.value)), strict=True))
 
 
 def test_the_optimum_is_the_log_of_the_ratio_of_visits():
     """Of a table of logits the loss is least where f = log p(g|s) / p(g) - log(B - 1), for many equal batches."""
-    crl, batches = load("crl"), 4000
+    crl, batches, size = load("crl"), 4000, 16
     r = np.random.default_rng(0)
-    state = r.integers(0, 3, (batches, 64))
+    state = r.integers(0, 3, (batches, size))
     reach = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     goal = (r.random(state.shape)[..., None] > reach.cumsum(1)[state]).sum(-1)
 
@@ -82,13 +89,13 @@ def test_the_optimum_is_the_log_of_the_ratio_of_visits():
 
     table, step = np.zeros((3, 3)), jax.jit(jax.grad(loss))
     marginal = reach.mean(0)
-    expected = np.log(reach / marginal) - np.log(63)
+    expected = np.log(reach / marginal) - np.log(size - 1)
     gradient = step(expected, state, goal)
-    assert np.abs(gradient).max() < 2e-5 < np.abs(step(table, state, goal)).max()
+    assert np.abs(gradient).max() < 1e-4 < np.abs(step(table, state, goal)).max()
 
 
 def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
-    crl, data = load("crl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    crl, data = compiled("crl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     args = crl.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = crl.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end
@@ -114,7 +121,7 @@ def test_wanted_goals_weigh_by_how_soon_they_are_met_and_equal_ones_are_no_negat
 
 
 def test_wanted_goals_are_those_of_the_record(tmp_path):
-    crl, path = load("crl"), tmp_path / "wanted.npz"
+    crl, path = compiled("crl"), tmp_path / "wanted.npz"
     row = np.arange(60)
     wanted = np.where(row < 20, row // 7, row // 20)  # the first episode's goal changes every 7 rows
     obs = np.stack([row, row, wanted, wanted, row, row], -1).astype(np.float32)  # state, wanted, achieved

@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from conftest import load, write_goals
+from conftest import write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch
-from reference import agent_of, close, mlp
+from reference import agent_of, close, compiled, mlp
 
 from shared.data import load_dataset
 from shared.goals import goal_dataset
@@ -16,7 +16,7 @@ SURVIVORS = {
 
 
 def setting(**changes):
-    dwsl = load("dwsl")
+    dwsl = compiled("dwsl")
     args = dwsl.Args(**TINY, bins=4, **changes)
     plain = goal_batch()
     own = {k: getattr(plain, k) for k in ("obs", "action", "next_obs", "goal")}
@@ -73,7 +73,7 @@ def test_several_steps_are_one_class_and_a_goal_that_is_passed_costs_nothing():
 
 
 def test_goals_are_later_states_and_their_steps_are_counted(tmp_path):
-    dwsl = load("dwsl")
+    dwsl = compiled("dwsl")
     data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.take(np.arange(300)).obs))}
     for nstep in (1, 3):

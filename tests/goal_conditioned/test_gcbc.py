@@ -5,27 +5,27 @@ import numpy as np
 import pytest
 from conftest import load
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, unit_log_prob
-from reference import agent_of, close, gelu, mlp
+from reference import agent_of, close, compiled, gelu, mlp
 
 from shared.arguments import preset_for
 from shared.checks import preset_misfit
 
 
 def test_gcbc_is_regression_to_the_actions_of_the_goal():
-    gcbc, batch = load("gcbc"), goal_batch()
+    gcbc, batch = compiled("gcbc"), goal_batch()
     args = gcbc.Args(**TINY)
     agent = agent_of(gcbc, args, GOAL_SPEC)
     mean = mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu)
-    loss, grads = jax.value_and_grad(gcbc.actor_loss)(agent.actor, agent, batch, args)
+    loss, grads = jax.jit(jax.value_and_grad(gcbc.actor_loss))(agent.actor, agent, batch, args)
     close(loss, -unit_log_prob(batch.action, mean).mean())
     squared = jax.grad(lambda p: ((agent.net.apply(p, batch.obs, batch.actor_goal) - batch.action) ** 2).mean())
     jax.tree.map(
-        lambda a, b: close(a, b), grads, squared(agent.actor)
+        lambda a, b: close(a, b), grads, jax.jit(squared)(agent.actor)
     )  # A / 2 = 1 times that of the mean squared error
 
 
 def test_gcbc_of_discrete_actions_is_a_softmax():
-    gcbc, batch = load("gcbc"), goal_batch(discrete=True)
+    gcbc, batch = compiled("gcbc"), goal_batch(discrete=True)
     args = gcbc.Args(**TINY)
     agent = agent_of(gcbc, args, DISCRETE_SPEC)
     logits = mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu)

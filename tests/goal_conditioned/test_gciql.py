@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from conftest import load, write_goals
+from conftest import write_goals
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
-from reference import agent_of, close, gelu, heads, mlp
+from reference import agent_of, close, compiled, gelu, heads, mlp
 
 from shared.data import load_dataset
 from shared.goals import goal_dataset
@@ -13,7 +13,7 @@ NET = {"activation": gelu, "layer_norm": True}
 
 
 def setting(spec=GOAL_SPEC, **changes):
-    gciql = load("gciql")
+    gciql = compiled("gciql")
     args = gciql.Args(**TINY, discount=0.9, **changes)
     return gciql, args, agent_of(gciql, args, spec), goal_batch(discrete=spec.discrete)
 
@@ -49,8 +49,8 @@ def test_the_actor_climbs_q_over_its_size_and_is_held_to_the_data():
         q = gciql.q_values(agent, agent.critic, batch.obs, batch.actor_goal, output.clip(-1, 1)).min(0).mean()
         return -q / size - 0.7 * gciql.actor_log_prob(output, batch.action).mean()
 
-    grads = jax.grad(lambda p: gciql.ddpg_bc_loss(p, agent, batch, args)[0])(agent.actor)
-    jax.tree.map(close, grads, jax.grad(unscaled)(agent.actor))  # the size of Q is a constant
+    slope = jax.jit(jax.grad(lambda p: gciql.ddpg_bc_loss(p, agent, batch, args)[0]))
+    jax.tree.map(close, slope(agent.actor), jax.jit(jax.grad(unscaled))(agent.actor))  # the size of Q is a constant
 
 
 def test_discrete_actions_are_cloned_by_advantages():
@@ -61,13 +61,13 @@ def test_discrete_actions_are_cloned_by_advantages():
     weight = np.minimum(np.exp(2.0 * adv), 1.5)
     assert (weight == 1.5).any() and (weight < 1.5).any()
     log_prob = softmax_log_prob(batch.action, mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu))
-    _, metrics = gciql.update(agent, batch, jax.random.key(0), args)
+    metrics = jax.jit(lambda *x: gciql.update(*x)[1])(agent, batch, jax.random.key(0), args)
     close(metrics["actor_loss"], -(weight * log_prob).mean())
     close(metrics["critic_loss"], gciql.critic_loss(agent.critic, agent, batch, args)[0])
 
 
 def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
-    gciql, data = load("gciql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    gciql, data = compiled("gciql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     args = gciql.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = gciql.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from conftest import load, write_goals
+from conftest import write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals, unit_log_prob
-from reference import agent_of, close, gelu, heads, mlp
+from reference import agent_of, close, compiled, gelu, heads, mlp
 
 from shared.data import load_dataset
 from shared.goals import goal_dataset
@@ -13,7 +13,7 @@ NET = {"activation": gelu, "layer_norm": True}
 
 
 def setting(**changes):
-    gcivl = load("gcivl")
+    gcivl = compiled("gcivl")
     args = gcivl.Args(**TINY, discount=0.9, **changes)
     return gcivl, args, agent_of(gcivl, args, GOAL_SPEC, seed=5), goal_batch()
 
@@ -46,12 +46,12 @@ def test_both_losses_take_the_networks_of_before():
     new, metrics = gcivl.update(agent, batch, jax.random.key(0), args)
     close(metrics["actor_loss"], gcivl.actor_loss(agent.actor, agent, batch, args)[0])
     close(metrics["value_loss"], gcivl.value_loss(agent.value, agent, batch, args)[0])
-    half = jax.tree.map(lambda a, b: (a + b) / 2, agent.target_value, new.value)
+    half = jax.tree.map(lambda a, b: (a + b) / 2, *jax.device_get((agent.target_value, new.value)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.target_value, half)
 
 
 def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
-    gcivl, data = load("gcivl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    gcivl, data = compiled("gcivl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     args = gcivl.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = gcivl.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -8,7 +8,7 @@ import pytest
 from conftest import load, write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch
 from jobs import small
-from reference import B, agent_of, close, mlp
+from reference import B, agent_of, close, compiled, mlp
 
 from shared.arguments import parse
 from shared.data import load_dataset
@@ -22,7 +22,7 @@ SURVIVORS = {
 
 
 def setting(**changes):
-    goat = load("goat")
+    goat = compiled("goat")
     args = goat.Args(**{**TINY, **SMALL, "discount": 0.5, **changes})
     plain = goal_batch()
     own = {k: getattr(plain, k) for k in ("obs", "action", "next_obs", "goal")}
@@ -119,7 +119,7 @@ def test_actions_are_cloned_by_their_weights_with_the_networks_of_before():
 
 
 def test_goals_are_later_states_and_rewarded_where_the_next_one_achieves_them(tmp_path):
-    goat = load("goat")
+    goat = compiled("goat")
     data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     states = np.asarray(data.take(np.arange(300)).obs)
     row_of = {tuple(x): i for i, x in enumerate(states)}
@@ -144,7 +144,7 @@ def test_settings_are_those_released():
         ("handreach-near", 0.01, 0.05, 20),
         ("point-open-right", 0.1, 0.1, 4),
     ):
-        goat = load("goat")
+        goat = compiled("goat")
         args = parse(goat.Args, goat.PRESETS, goat.__doc__, ["--dataset", dataset])
         assert (args.percentile_rise, args.tau) == (rise, pytest.approx(share / n_batches))
         sizes = {"fetchreach-left": (256, 2_500), "point-open-right": (128, 40_000)}

@@ -6,7 +6,7 @@ import pytest
 from conftest import load, write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals, unit_log_prob
 from jobs import small
-from reference import B, agent_of, close, gelu, heads, mlp
+from reference import B, agent_of, close, compiled, gelu, heads, mlp
 
 from shared.arguments import preset_for
 from shared.checks import preset_misfit
@@ -19,7 +19,7 @@ NET = {"activation": gelu, "layer_norm": True}
 
 
 def setting(**changes):
-    hiql = load("hiql")
+    hiql = compiled("hiql")
     args = hiql.Args(**TINY, representation_dim=4, discount=0.9, **changes)
     r, plain = np.random.default_rng(1), goal_batch()
     goals = {k: r.normal(size=(B, 2)).astype(np.float32) for k in ("low_goal", "high_goal", "subgoal")}
@@ -39,7 +39,7 @@ def values(agent, value, obs, goal):
 
 def test_a_representation_has_the_norm_of_its_size():
     hiql, args, agent, batch = setting()
-    found = agent.nets.representation.apply(agent.representation, batch.obs, batch.goal)
+    found = jax.jit(agent.nets.representation.apply)(agent.representation, batch.obs, batch.goal)
     close(found, phi(agent, batch.obs, batch.goal))
     close(np.linalg.norm(found, axis=-1), np.full(B, 2.0))
 
@@ -82,8 +82,9 @@ def test_the_lower_policy_is_cloned_by_what_one_step_gains():
 def test_the_representation_is_learned_by_the_value_alone():
     hiql, args, agent, batch = setting(learning_rate=0.1)
     new, _ = hiql.update(agent, batch, jax.random.key(0), args)
-    grads = jax.grad(lambda p: hiql.value_loss(p, agent, batch, args)[0])((agent.representation, agent.value))
-    moved = jax.tree.map(lambda a, b: np.asarray(a - b), new.representation, agent.representation)
+    slope = jax.jit(jax.grad(lambda p: hiql.value_loss(p, agent, batch, args)[0]))
+    grads = jax.device_get(slope((agent.representation, agent.value)))
+    moved = jax.tree.map(np.subtract, new.representation, agent.representation)
     for step, grad in zip(*map(jax.tree.leaves, (moved, grads[0])), strict=True):
         felt = np.abs(grad) > 1e-6  # Adam's first step is the rate, against the gradient's sign
         np.testing.assert_allclose(step[felt], -0.1 * np.sign(grad[felt]), rtol=1e-2)
@@ -99,7 +100,7 @@ def test_the_proposed_subgoal_is_scaled_before_it_is_acted_on():
 
 
 def test_subgoals_lie_k_steps_ahead_and_not_beyond_the_goal(tmp_path):
-    hiql = load("hiql")
+    hiql = compiled("hiql")
     path = write_goals(tmp_path / "goals.npz")
     data = goal_dataset(load_dataset(path)).transitions()
     row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.transitions.take(np.arange(300)).obs))}
@@ -127,7 +128,7 @@ def test_episodes_shorter_than_a_subgoals_steps_are_refused(tmp_path):
 
 
 def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
-    hiql, data = load("hiql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    hiql, data = compiled("hiql"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     args = hiql.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = hiql.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

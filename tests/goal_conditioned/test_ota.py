@@ -6,7 +6,7 @@ import pytest
 from conftest import load, write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch, steps_to_goals
 from jobs import small
-from reference import B, agent_of, close, gelu, heads, mlp
+from reference import B, agent_of, close, compiled, gelu, heads, mlp
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -17,7 +17,7 @@ NET = {"activation": gelu, "layer_norm": True}
 
 
 def setting(**changes):
-    ota = load("ota")
+    ota = compiled("ota")
     args = ota.Args(**TINY, representation_dim=4, discount=0.9, **changes)
     r, plain = np.random.default_rng(1), goal_batch()
     goals = {k: r.normal(size=(B, 2)).astype(np.float32) for k in ("option_goal", "low_goal", "high_goal", "subgoal")}
@@ -60,7 +60,7 @@ def test_each_policy_follows_its_own_value():
 
 
 def test_options_end_at_their_goals(tmp_path):
-    ota = load("ota")
+    ota = compiled("ota")
     data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     row = np.random.default_rng(0).integers(0, 300, 30_000)
     ahead = np.minimum(row + 3, row // 30 * 30 + 29)
@@ -87,7 +87,7 @@ def test_options_longer_than_a_subgoals_steps_are_refused(tmp_path):
 
 
 def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
-    ota, data = load("ota"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    ota, data = compiled("ota"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     args = ota.Args(batch_size=4000, discount=0.8, value_goals=(0.0, 1.0, 0.0))
     batch = ota.sample(jax.random.key(0), data, args)
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

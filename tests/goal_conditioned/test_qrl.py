@@ -7,7 +7,7 @@ import pytest
 from conftest import load, write_goals
 from goal_reference import STATE_SPEC, TINY, goal_batch, steps_to_goals, unit_log_prob
 from jobs import small
-from reference import agent_of, close, gelu, mlp
+from reference import agent_of, close, compiled, gelu, mlp
 
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -51,7 +51,7 @@ def test_the_distances_are_quasimetrics(form):
 
 
 def setting(**changes):
-    qrl = load("qrl")
+    qrl = compiled("qrl")
     args = qrl.Args(**TINY, latent_dim=16, **changes)
     agent = agent_of(qrl, args, STATE_SPEC)
     agent = agent.replace(mixing=jnp.float32(0.3), log_multiplier=jnp.float32(0.7))
@@ -89,7 +89,7 @@ def test_the_multiplier_and_the_distance_pull_at_each_other_from_outside():
         value = agent.encoder, agent.mixing, agent.dynamics
         return qrl.value_loss(value, agent.replace(log_multiplier=log_multiplier), batch, args)[0]
 
-    assert jax.grad(loss)(agent.log_multiplier) == 0.0
+    assert jax.jit(jax.grad(loss))(agent.log_multiplier) == 0.0
 
 
 def test_the_actor_climbs_the_distance_after_one_step_of_the_model():
@@ -108,7 +108,7 @@ def test_weighted_cloning_follows_what_a_step_gains():
     assert (weight == 1.2).any() and (weight < 1.2).any()
     log_prob = unit_log_prob(batch.action, mlp(agent.actor, batch.obs, batch.actor_goal, activation=gelu))
     close(qrl.awr_loss(agent.actor, agent, batch, args)[0], -(weight * log_prob).mean())
-    _, metrics = qrl.update(agent, batch, jax.random.key(0), args)
+    metrics = jax.jit(lambda *x: qrl.update(*x)[1])(agent, batch, jax.random.key(0), args)
     close(metrics["actor_loss"], -(weight * log_prob).mean())
 
 
@@ -122,5 +122,6 @@ def test_later_goals_of_the_value_are_drawn_geometrically_where_they_are_asked_f
     qrl, data = load("qrl"), goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     assert qrl.DISCOUNT == 0.99
     monkeypatch.setattr(qrl, "DISCOUNT", 0.8)
-    batch = qrl.sample(jax.random.key(0), data, qrl.Args(batch_size=4000, value_goals=(0.0, 1.0, 0.0)))
+    sample = jax.jit(lambda *x: qrl.sample(*x))  # a program of its own, of the other discount
+    batch = sample(jax.random.key(0), data, qrl.Args(batch_size=4000, value_goals=(0.0, 1.0, 0.0)))
     assert abs(steps_to_goals(data, batch.obs, batch.goal).mean() - 5.0) < 0.6  # 1 / (1 - 0.8), but for the end

@@ -72,7 +72,8 @@ def test_h2o_begins_with_the_released_weights():
     Those of policy and critics are Xavier's with gain 1e-2: first Q are near 0, first actions near N(0, e^-1).
     """
     h2o, width = load("h2o"), 64
-    agent = h2o.init(jax.random.key(0), tiny(hidden_dims=(width, width)), SPEC)
+    init = jax.jit(h2o.init, static_argnums=2)
+    agent = jax.device_get(init(jax.random.key(0), tiny(hidden_dims=(width, width)), SPEC))
     inputs = {"actor": 3, "critic": 5, "d_sa": 5, "d_sas": 8}
     for name, n in inputs.items():
         layers = getattr(agent, name)["params"]
@@ -205,10 +206,11 @@ def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agen
 
 
 def test_h2o_with_simulated_data_only_is_sac(agent, batch):
-    h2o, sac, key = load("h2o"), load("sac"), jax.random.key(2)
+    h2o, sac, key = compiled("h2o"), compiled("sac"), jax.random.key(2)
     args = tiny(sim_share=1.0, backup_entropy=True)
     new, info = h2o.update(agent, h2o.Batches(batch, None, None), key, args)
-    assert new.d_sa is agent.d_sa and "penalty" not in info and "weight" not in info
+    jax.tree.map(np.testing.assert_array_equal, (new.d_sa, new.d_sas), (agent.d_sa, agent.d_sas))
+    assert "penalty" not in info and "weight" not in info
 
     class Actor:
         apply = staticmethod(lambda params, obs: agent.nets.actor.apply(params, obs))
@@ -238,8 +240,8 @@ def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
 
 def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
     """Pairs differ in both cases; in the second s' follows from them in the same way, and the weights stay near one."""
-    h2o, n = compiled("h2o"), 256
-    args = tiny(batch_size=n, hidden_dims=(32, 32), discriminator_lr=3e-3, sim_share=0.5)
+    h2o, n = compiled("h2o"), 64
+    args = tiny(batch_size=n, hidden_dims=(16, 16), sim_share=0.5)
 
     def draws(key, shift, gap):
         k = jax.random.split(key, 3)
@@ -255,10 +257,10 @@ def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
             batches = h2o.Batches(None, draws(k[0], -0.5, 0.0), draws(k[1], 0.5, gap))
             d = (agent.d_sa, agent.d_sas)
             grads, info = jax.grad(h2o.discriminator_loss, has_aux=True)(d, agent, batches, k[2], args)
-            d = jax.tree.map(lambda p, g: p - 0.1 * g, d, grads)
+            d = jax.tree.map(lambda p, g: p - 0.3 * g, d, grads)
             return agent.replace(d_sa=d[0], d_sas=d[1]), info
 
-        return jax.lax.scan(step, agent, jax.random.split(jax.random.key(0), 1500))
+        return jax.lax.scan(step, agent, jax.random.split(jax.random.key(0), 600))
 
     agent = h2o.init(jax.random.key(0), args, SPEC)
     _, same = train_discriminators(agent, 0.0)
@@ -268,9 +270,10 @@ def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
     assert last["gap_sim"][1] > 1.0 and last["gap_real"][1] < -1.0, last
 
 
-def test_h2o_interacts_with_the_simulator_and_is_evaluated_in_the_real_environment(pendulum, tmp_path):
+def test_h2o_interacts_with_the_simulator_and_is_evaluated_in_the_real_environment(pendulum, tmp_path, monkeypatch):
     """theta'' = 3 g / (2 l) sin(theta) + 3 u / (m l^2) in what was collected, with the simulator's g."""
     out = tmp_path / "run"
+    monkeypatch.setattr(load("h2o"), "update", lambda agent, batches, *_: (agent, {}))  # the first agent will do
     train("h2o", pendulum, out, sim_gravity=1.5, discount=0.9)
     with np.load(out / "checkpoint" / "state.npz") as file:
         rows = file[next(k for k in file.files if k.endswith("rows"))][0]

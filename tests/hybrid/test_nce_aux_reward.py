@@ -12,11 +12,11 @@ from jobs import train
 from reference import close, mlp
 from scipy.special import log_softmax
 
-from shared.data import Dataset, load_dataset
+from shared.data import Dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv
 from shared.sequences import Sequences
-from shared.task import Spec, Task
+from shared.task import Spec, Task, env_task
 from shared.transitions import Batch
 
 SMALL = {
@@ -112,12 +112,18 @@ def test_demonstrations_that_lead_nowhere_are_refused():
         demos(*range(17))
 
 
-def test_demonstrations_need_no_rewards(data_for, tmp_path):
-    data = load_dataset(data_for("nce_aux_reward"))
-    names = {"obs": "observations", "action": "actions", "next_obs": "next_observations", "terminal": "terminals"}
-    arrays = {name: getattr(data, field) for field, name in names.items()}
-    np.savez(tmp_path / "mazes.npz", **arrays, timeouts=data.last & ~data.terminal)
-    more = {"env": data.task.env_spec.id, "eval_env": ""}
+def test_demonstrations_need_no_rewards(tmp_path):
+    """Eight episodes of 20 rows, of the maze's numbers and actions."""
+    r, row, spec = np.random.default_rng(0), np.arange(160), env_task("PointMazes-v0").spec
+    frames = r.normal(size=(161, *spec.obs_shape)).astype(np.float32)
+    arrays = {
+        "observations": frames[:-1],
+        "actions": r.integers(0, spec.action_dim, 160),
+        "next_observations": frames[1:],
+    }
+    ends = {"terminals": row % 40 == 19, "timeouts": row % 40 == 39}
+    np.savez(tmp_path / "mazes.npz", **arrays, **ends)
+    more = {"env": "PointMazes-v0", "eval_env": ""}
     agent = train("nce_aux_reward", str(tmp_path / "mazes.npz"), tmp_path / "run", **more)
     assert all(np.isfinite(x).all() for x in agent.values())
 

@@ -94,7 +94,7 @@ def test_one_step_is_g_critic_updates_and_one_of_the_actor_on_the_last_minibatch
     rlpd = compiled("rlpd")
     args, key = args_of(), jax.random.key(3)
     agent = agent_of(rlpd, args)
-    batches = Batch(*(None if x is None else jnp.stack([x, 0.5 * x, -x]) for x in batch))
+    batches = Batch(*(None if x is None else np.float32([x, 0.5 * x, -x]) for x in batch))
     after, _ = rlpd.update(agent, batches, key, args)
     assert int(after.critic_opt[0].count) == G and int(after.actor_opt[0].count) == 1 == int(after.alpha_opt[0].count)
 
@@ -102,10 +102,12 @@ def test_one_step_is_g_critic_updates_and_one_of_the_actor_on_the_last_minibatch
     by_hand = agent
     for g, k in enumerate(jax.random.split(critic_key, G)):
         by_hand, _ = rlpd.update_critic(by_hand, jax.tree.map(lambda x, g=g: x[g], batches), k, args)
+    agent, after, by_hand = jax.device_get((agent, after, by_hand))
     for a, b in zip(jax.tree.leaves(after.target_critic), jax.tree.leaves(by_hand.target_critic), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     last = jax.tree.map(lambda x: x[-1], batches)
-    grads = jax.grad(lambda a: rlpd.actor_loss(a, by_hand, last, actor_key, args)[0])(agent.actor)
+    slope = jax.jit(jax.grad(lambda a: rlpd.actor_loss(a, by_hand, last, actor_key, args)[0]))
+    grads = jax.device_get(slope(agent.actor))
     moved = jax.tree.map(lambda x, y: x - y, after.actor, agent.actor)
     for g, m in zip(jax.tree.leaves(grads), jax.tree.leaves(moved), strict=True):
         big = np.abs(g) > 1e-6
