@@ -207,4 +207,5 @@ def folder(tmp_path_factory):
     write_pendulum(folder / "pendulum.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFLINE_RL_CACHE", str(folder / "cache"))
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
         yield folder
