@@ -89,6 +89,8 @@ class Args(OfflineArgs):
     """Their number."""
     time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""
+    value_layer_norm: bool = True
+    """Layer normalisation of what V sees (the diffusion form); of few numbers it leaves little: there --no-."""
     normalize_return: bool = False
     """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0
@@ -272,7 +274,10 @@ def init(key, args: Args, spec: Spec) -> Agent:
     else:
         actor_net = Diffusion(spec.action_dim, args.residual_dim, args.residual_blocks, args.time_dim, args.dropout)
     nets = Networks(
-        actor_net, MLP(args.hidden_dims, 1, gelu, gelu), MLP(args.hidden_dims, 1, gelu, True), spec.action_dim
+        actor_net,
+        MLP(args.hidden_dims, 1, gelu, gelu),
+        MLP(args.hidden_dims, 1, gelu, gelu or args.value_layer_norm),
+        spec.action_dim,
     )
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))

@@ -31,9 +31,10 @@ CLAIM = Claim(
         },
     },
     observed={
-        **{f"{d}: it ends above IQL's fine-tuning": end(fql[d]) > end(iql[d]) for d in iql},
-        f"{FEW}: with ten times the weight of the distillation it ends above its offline level, beyond noise": (
-            gain(held) > noise(gain(held))
+        f"{HALF}: it ends above IQL's fine-tuning": end(fql[HALF]) > end(iql[HALF]),
+        f"{FEW}: it ends below IQL's fine-tuning": end(fql[FEW]) < end(iql[FEW]),
+        f"{FEW}: with ten times the weight of the distillation the gain is within the noise": (
+            gain(held) < noise(gain(held))
         ),
     },
     finding="Where half of the data are uniform actions the one-step policy is far above IQL's before the first step "

@@ -81,6 +81,17 @@ def test_idql_value_is_an_expectile_of_the_least_target_critic(idql, form, batch
     close(idql.value_loss(agent.value, agent, batch, args)[0], expected)
 
 
+def test_idql_v_without_the_norm_sees_how_large_observations_are(idql, batch):
+    """Normalised over its three numbers an observation and its double are one; so says V, unless told otherwise."""
+    value = {}
+    for normed in (True, False):
+        args = idql.Args(**SIZES, value_layer_norm=normed)
+        agent = agent_of(idql, args, seed=2)
+        value[normed] = [agent.nets.value.apply(agent.value, scale * batch.obs)[..., 0] for scale in (1.0, 2.0)]
+    close(value[False][0], mlp(agent.value, batch.obs)[..., 0])
+    assert np.abs(value[True][0] - value[True][1]).max() < 1e-3 < 0.01 < np.abs(value[False][0] - value[False][1]).max()
+
+
 def test_idql_critics_learn_from_the_next_value(idql, form, batch):
     args, agent = form
     y = batch.reward + 0.9 * (1 - batch.terminal) * v_of(args, agent.value, batch.next_obs)
