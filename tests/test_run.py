@@ -489,7 +489,7 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
 @pytest.mark.parametrize(
     "name, argument, least",
     [
-        ("c_cql", "inverse_updates", 0),
+        ("c_cql", "inverse_updates", 1),
         ("pac", "warmup_updates", 0),
         ("pac", "layers", 1),
         ("semi_pessimistic", "reward_batch", 1),
@@ -510,7 +510,7 @@ def test_a_fraction_lies_between_0_and_1(name, argument, value):
         ("idql", "diffusion_steps", 1),
         ("spot", "latent_samples", 1),
         ("td3_bc", "policy_delay", 1),
-        ("plas", "vae_updates", 0),
+        ("plas", "vae_updates", 1),
         ("moorl", "inner_steps", 1),
         ("nce_aux_reward", "steps_per_iteration", 1),
         ("three_regimes", "subset_size", 1),
