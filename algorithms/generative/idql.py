@@ -90,7 +90,7 @@ class Args(OfflineArgs):
     time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""
     value_layer_norm: bool = True
-    """Layer normalisation of what V sees (the diffusion form); of few numbers it leaves little: there --no-."""
+    """Layer normalisation of what V sees (the diffusion form); switch it off where observations have few numbers."""
     normalize_return: bool = False
     """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0

@@ -19,7 +19,7 @@ of IFQL (results/parity.md).
 Deviations from the papers:
 - the authors' last release has the flags of the second variant but not what they did; that is here as in their first;
 - the networks are those of the authors' offline experiments, so that runs of idql.py can be taken over: their script
-  for the online phase is written for former ones;
+  for the online phase is written for former ones, whose V is not normalised (--no-value-layer-norm);
 - with --online-actor the diffusion model's learning rate decays over both phases, else over the offline one, as the
   authors' script says; after --from, give --offline-updates the number of updates of that run;
 - rewards are scaled and shifted alike in both phases (the authors scale none online);
@@ -122,7 +122,7 @@ class Args(FinetuneArgs):
     time_dim: Size = 128
     """Size of the embedding of a time (of a diffusion step)."""
     value_layer_norm: bool = True
-    """Layer normalisation of what V sees (the diffusion form); of few numbers it leaves little: there --no-."""
+    """Layer normalisation of what V sees (the diffusion form); switch it off where observations have few numbers."""
     normalize_return: bool = False
     """Rewards times 1000 / (highest - lowest episode return), as in IQL's MuJoCo runs."""
     reward_shift: float = 0.0

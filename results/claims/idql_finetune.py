@@ -26,19 +26,19 @@ CLAIM = Claim(
         f"{HALF}: its mean over the online evaluations is above that of IQL's fine-tuning, beyond noise": (
             online_mean(plain) > online_mean(iql) + noise(online_mean(plain), online_mean(iql))
         ),
-        f"{HALF}: it ends above its offline level with the released V as well, beyond noise": (
+        f"{HALF}: with the V of the offline script it ends above its offline level as well, beyond noise": (
             gain(frozen) > noise(gain(frozen))
         ),
     },
     observed={
-        f"{HALF}: with the released V it ends below IQL's fine-tuning": end(frozen) < end(iql),
+        f"{HALF}: with the V of the offline script it ends below IQL's fine-tuning": end(frozen) < end(iql),
         f"{HALF}: there one action that is drawn and not chosen does better than the best of 32, beyond noise": (
             under("n_candidates=1", frozen) > end(frozen) + noise(under("n_candidates=1", frozen), end(frozen))
         ),
     },
     finding="Where half of the data are uniform actions it improves without a dip to near where IQL ends, though the "
-    "actions that it chooses from stay those of the data. But not with the V as released, which normalises what it "
-    "sees over the numbers of an observation: of Pendulum's three that leaves one, V cannot tell states apart, and the "
-    "choice by Q does worse than no choice, after the online phase as well. Hence --no-value-layer-norm where "
-    "observations have few numbers.",
+    "actions that it chooses from stay those of the data. But not with the V of the authors' offline script, which "
+    "normalises what it sees over the numbers of an observation: of Pendulum's three that leaves one, V cannot tell "
+    "states apart, and the choice by Q does worse than no choice, after the online phase as well. The learner that "
+    "their fine-tuning was written for has no such V. Hence --no-value-layer-norm where observations have few numbers.",
 )
