@@ -13,7 +13,8 @@ of actions that are drawn, of which none is chosen, and modes_covered.
 
 Choose it when the data's actions have several modes and the policy shall be improved after training, by N alone.
 
-Parity: IFQL is equal to its authors' code, update for update, but for the target critic (results/parity.md).
+Parity: IDQL and IFQL are equal to their authors' code, update for update, but for the target critic of IFQL
+(results/parity.md).
 
 Deviations from the papers:
 - offline training only;

@@ -23,7 +23,7 @@ in the second, in which all rows count alike.
 Choose it when rewards or demonstrations come without actions and cover little of what the other data do. Bounds of the
 values follow the rewards' range; where episodes end by success, keep --no-remove-terminals.
 
-Parity: one update of the game (--relative) is equal to AnqiLi/mahalo, with one action dimension (results/parity.md).
+Parity: one update of the game and of PSPI is equal to AnqiLi/mahalo, with one action dimension (results/parity.md).
 
 Deviations from the released code (AnqiLi/mahalo):
 - the fit of the reward function and the warm start of policy and critics run side by side, there one after the other;

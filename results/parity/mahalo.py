@@ -1,6 +1,8 @@
 """MAHALO beside its authors' code, which needs microsoft/lightATAC on the PYTHONPATH."""
 
+from functools import partial
 from importlib import import_module
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ def one_last(tree):
     return {"params": {**layers, "Dense_3": {k: np.concatenate([mean[k], deviation[k]], -1) for k in mean}}}
 
 
-def compare(checkout, undo):
+def compare(checkout, undo, relative=True):
     torch, module = ref.torch_double(), ref.ours("mahalo")
     peer = ref.theirs(checkout, FILE, (*ref.ABSENT, "torchaudio"))
     reward_functions = ref.theirs(checkout, "mahalo/reward_functions.py")
@@ -28,8 +30,9 @@ def compare(checkout, undo):
     rng = np.random.default_rng(0)
     noise, data = ref.Noise(rng), ref.batches(rng, action=1)
     args = module.Args(
-        batch_size=ref.ROWS, consistency_weight=4.0, reward_weight=3.0, actor_lr=1e-3, critic_lr=1e-3, max_norm=5.0
-    )
+        batch_size=ref.ROWS, consistency_weight=4.0, reward_weight=3.0, actor_lr=1e-3, critic_lr=1e-3, max_norm=5.0,
+        relative=relative,
+    )  # fmt: skip
     agent = ref.agent_of(module, args, rng, SPEC)
     agent = agent.replace(critic=module.bounded(agent.critic, args))
     bounds = module.Bounds(np.float64(-0.2), np.float64(0.3))
@@ -55,6 +58,7 @@ def compare(checkout, undo):
         beta=4.0,
         norm_constraint=5.0,
         alpha_beta_ratio=3.0,
+        buffer_batch_size=ref.ROWS,
     )
     trainer._alpha_optimizer.param_groups[0]["lr"] = args.alpha_lr
 
@@ -70,13 +74,17 @@ def compare(checkout, undo):
 
     def update():
         nonlocal agent
-        rows, shown = next(data), next(data)
+        rows, shown, states = next(data), next(data), None if relative else next(data)["obs"]
         with noise.ours():
-            agent, info = module.update(agent, ref.batch(rows), ref.batch(shown), jax.random.key(0), bounds, args)
+            agent, info = module.update(
+                agent, ref.batch(rows), ref.batch(shown), jax.random.key(0), bounds, args, states=states
+            )
         given = [torch.tensor(rows[name]) for name in ("obs", "action", "next_obs", "terminal")]
         given += [torch.tensor(shown[name]) for name in ("obs", "next_obs", "reward", "terminal")]
+        trainer._init_observations = None if relative else torch.tensor(states)
         draw = noise.drawn[0]
-        with noise.theirs([draw._replace(array=x) for x in draw.array]):
+        in_order = mock.patch.object(np.random, "choice", lambda n, size: np.arange(size))
+        with in_order, noise.theirs([draw._replace(array=x) for x in draw.array]):
             log = trainer.update(*given)
         return {
             "critic and reward": (ref.scalar(info["critic_loss"]), ref.scalar(log["qf_loss"])),
@@ -87,12 +95,13 @@ def compare(checkout, undo):
     return ref.side_by_side(networks, update)
 
 
+NOTE = (
+    "The game's update, not the warm start; one action dimension, where sum and mean of log-probabilities are "
+    "one; weights of 4 and 3 (10 and 1e5 by default), and a norm of 5 (100), so that every term counts."
+)
 CASES = {
-    "": ref.Case(
-        "AnqiLi/mahalo",
-        FILE,
-        compare,
-        note="The game's update, not the warm start; one action dimension, where sum and mean of log-probabilities are "
-        "one; weights of 4 and 3 (10 and 1e5 by default), and a norm of 5 (100), so that every term counts.",
-    )
+    "": ref.Case("AnqiLi/mahalo", FILE, compare, note=NOTE),
+    "PSPI": ref.Case(
+        "AnqiLi/mahalo", FILE, partial(compare, relative=False), note="With --no-relative; settings as above."
+    ),
 }
