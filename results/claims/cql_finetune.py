@@ -1,13 +1,15 @@
 from results.checks import Claim, dip, end, gain, noise, start
-from results.grid import worlds
+from results.grid import interaction, worlds
 
-FEW, MIXED = "pendulum-few", "point-umaze-mixed"
+FEW, HALF, MIXED, REPLAY = "pendulum-few", "pendulum-half", "point-umaze-mixed", "hopper-medium-replay-v0"
 FORM = {
     FEW: "--n-actions 4 --reward-scale 0.1 --critic-lr 1e-3 --actor-lr 3e-4",
+    HALF: "--n-actions 4 --reward-scale 0.1 --discount 0.98 --tau 0.01 --critic-lr 1e-3 --actor-lr 3e-4",
     MIXED: "--n-actions 4 --reward-scale 10 --reward-shift -5 --discount 0.97 --tau 0.01 --critic-lr 1e-3",
 }
 
 runs = {d: worlds("cql_finetune", d, "8000+3000", form, seeds=16) for d, form in FORM.items()}
+runs[REPLAY] = interaction("cql_finetune", REPLAY, "10000+4800", "--n-actions 4")
 
 CLAIM = Claim(
     title="CQL that is fine-tuned falls before it rises",

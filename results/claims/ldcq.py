@@ -56,6 +56,5 @@ CLAIM = Claim(
     },
     finding="Q-learning over latents of eight steps has every lane at the goal; over latents of one step about half of "
     "the episodes fail. Latents of the prior do as well as those of the diffusion model: in this maze there is no room "
-    "above them, so which proposes better plans is not told. "
-    "The runs were made while the networks began with Flax's weights; they are to be made again.",
+    "above them, so which proposes better plans is not told.",
 )

@@ -31,6 +31,5 @@ CLAIM = Claim(
     },
     finding="More is learned than from the labelled trajectories alone, but far less than from all true actions: what "
     "labels the other trajectories has seen only controllers of the worse half, and explains little of what the "
-    "better ones did. "
-    "The run with the inverse model was made while it began with larger weights; it is to be made again.",
+    "better ones did.",
 )
