@@ -8,7 +8,8 @@ FORM = {
     MIXED: "--n-actions 4 --reward-scale 10 --reward-shift -5 --discount 0.97 --tau 0.01 --critic-lr 1e-3",
 }
 
-runs = {d: worlds("cql_finetune", d, "8000+3000", form, seeds=16) for d, form in FORM.items()}
+runs = {d: worlds("cql_finetune", d, "8000+3000", form, seeds=16) for d, form in FORM.items() if d != HALF}
+runs[HALF] = worlds("cql_finetune", HALF, "8000+10000", FORM[HALF])
 runs[REPLAY] = interaction("cql_finetune", REPLAY, "10000+4800", "--n-actions 4")
 
 CLAIM = Claim(

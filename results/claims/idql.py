@@ -24,14 +24,15 @@ one_of_modes = under("n_candidates=1", modes)
 MAZE = "pointmaze-umaze"
 cloned_maze = small("bc", dataset=MAZE)
 AS_CLONED = cloned_maze.arguments.replace("--preset none", "--preset ifql")
-maze = Entry("idql", MAZE, AS_CLONED, "flow", "claim", ("n_candidates=1",))
+slow = Entry("idql", MAZE, AS_CLONED, "flow", "claim", ("n_candidates=1",))
+maze = Entry("idql", MAZE, f"{AS_CLONED} --tau 0.02 --critic-lr 1e-3", "fast-flow", "claim", ("n_candidates=1",))
 one_of_maze = under("n_candidates=1", maze)
 
 CLAIM = Claim(
     title="The best of many cloned actions improves a policy that was never told of rewards",
     paper="IDQL (arXiv 2304.10573) claims that a policy is improved by choosing among candidates of a model of the "
     "data with IQL's Q, and that more candidates improve it more; FQL's paper (arXiv 2502.02538) has its flow form.",
-    runs=[bc, flow, cloned, modes, rings, cloned_maze, maze],
+    runs=[bc, flow, cloned, modes, rings, cloned_maze, maze, slow],
     checks={
         f"{NEAR}: the best of 32 candidates ends above one of them, beyond noise": (
             end(flow) > one + noise(end(flow), one)
@@ -54,11 +55,13 @@ CLAIM = Claim(
     },
     observed={
         f"{MODES}: the energy distance to the density is below 0.03": logged("energy_distance", modes) < 0.03,
-        f"{MAZE}: the best of 32 is no better than one of them": end(maze) < one_of_maze,
-        f"{MAZE}: it ends below cloning": end(maze) < end(cloned_maze),
+        f"{MAZE}: with the presets' rates the best of 32 ends below cloning": end(slow) < end(cloned_maze),
+        f"{MAZE}: and its values are less than a fifth": logged("q", slow) < 0.2 * logged("q", maze),
     },
     finding="Where the density is known drawn actions are of all eight modes, and the best of 32 is of the best one. "
     "Of one policy that clones the data, the best of 32 actions by Q ends above the best of four, and that "
     "above one action, which is what cloning does. Only what acts differs: the three are evaluations of one "
-    "training. On PointMaze the best of 32 by Q is no better than one of them, and below cloning.",
+    "training. On PointMaze values have to come from far, and with the presets' rates they had not after so many "
+    "updates: the best of 32 by them is worse than cloning. With targets that follow faster, and larger steps of Q and "
+    "V, they arrive, and it is far above.",
 )

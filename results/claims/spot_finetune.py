@@ -4,14 +4,18 @@ from results.grid import worlds
 HALF = "pendulum-half"
 SIZES = "--vae-hidden-dims 64 64 --vae-updates 4000"
 
-run = worlds("spot_finetune", HALF, "10000+5000", f"{SIZES} --support-weight 0.5 --min-decay 0.2 1", "decay", seeds=16)
+FAST = "--tau 0.02 --discount 0.98 --online-discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"
+slow = worlds("spot_finetune", HALF, "10000+5000", f"{SIZES} --support-weight 0.5 --min-decay 0.2 1", "decay", seeds=16)
+run = worlds(
+    "spot_finetune", HALF, "10000+5000", f"{SIZES} --support-weight 0.5 --min-decay 0.2 1 {FAST}", "fast", seeds=16
+)
 DECAYING, CONSTANT = "min_decay=0.2", "min_decay=1"
 
 CLAIM = Claim(
     title="A constraint to the data's support is let go online, and the policy improves",
     paper="SPOT (arXiv 2202.06239) claims that its constraint, as a term of the loss, goes on online with a weight "
     "that falls, and that the policy improves beyond what the data allowed.",
-    runs=[run],
+    runs=[run, slow],
     checks={
         f"{HALF}: with a falling weight it ends above its offline level, beyond noise": (
             gain(run, DECAYING) > noise(gain(run, DECAYING))
@@ -21,14 +25,12 @@ CLAIM = Claim(
         ),
     },
     observed={
-        f"{HALF}: the constant weight ends above its offline level, beyond noise": (
+        f"{HALF}: the constant weight ends above its offline level, too, beyond noise": (
             gain(run, CONSTANT) > noise(gain(run, CONSTANT))
         ),
-        f"{HALF}: the falling weight ends below its offline level, beyond noise": (
-            gain(run, DECAYING) + noise(gain(run, DECAYING)) < 0.0
+        f"{HALF}: with the presets' rates the falling weight ends below its offline level, beyond noise": (
+            gain(slow, DECAYING) + noise(gain(slow, DECAYING)) < 0.0
         ),
     },
-    finding="The other way round: with a constant weight it improves a little, and when the weight falls the policy is "
-    "lost. What the data lack here, uniform actions below the horizontal, is where the critics know least, and the "
-    "constraint is let go in fewer steps than they need for it. Slower schedules and other weights were not tried.",
+    finding="TODO",
 )

@@ -3,7 +3,8 @@ from results.grid import interaction, worlds
 
 HALF, PENDULUM, REPLAY, MAZE = "pendulum-half", "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--vae-updates 10000 --vae-hidden-dims 128 128"
-SMALL = "--vae-updates 4000 --vae-hidden-dims 64 64 --no-squash"
+RATES = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"  # with the paper's, values had not settled
+SMALL = f"--vae-updates 4000 --vae-hidden-dims 64 64 --no-squash {RATES}"
 ARMS = {
     "": "",
     "td3": "--online-bc 0 --n-candidates 1 --n-finalists 1",
@@ -17,7 +18,7 @@ runs = {
     for arm, more in ARMS.items()
 }
 small = {
-    arm: worlds("sung", HALF, "10000+5000", f"{SMALL} {more}".strip(), arm, seeds=16)
+    arm: worlds("sung", HALF, "10000+5000", f"{SMALL} {more}".strip(), "-".join(filter(None, [arm, "fast"])), seeds=16)
     for arm, more in (ARMS | {"": "--choice-temperature 0.02 1"}).items()
 }
 SHARP, PAPERS = "choice_temperature=0.02", "choice_temperature=1"

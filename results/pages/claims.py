@@ -11,10 +11,14 @@ from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
 from results.pictures import claim_picture
 from results.plan_pictures import plans_picture_name, values_picture_name
-from results.raw import Row, baselines, online, read_evaluation, read_plans, read_values
+from results.raw import Row, baselines, online, read_evaluation, read_plans, read_values, value_course
 from shared.evaluation import fine_tuning
 
 NO_CLAIM = "no claim yet"
+UNSETTLED = (
+    "Over the last third of the updates on data alone the mean value of these runs changed by more than a tenth: what "
+    "is far away was not yet known in full, and a longer run, or targets that follow faster (--tau), may end elsewhere."
+)
 
 
 def claim_rows(claim: Claim, files: Raw) -> list[Row]:
@@ -74,6 +78,18 @@ def fine_tuning_table(rows: list[Row]) -> str:
     return markdown(header, body) if body else ""
 
 
+def settling_table(rows: list[Row]) -> str:
+    """Runs on data alone whose values still moved: by more than a tenth over the last third of the updates."""
+    body = []
+    for row in sorted(drawn(rows), key=lambda r: r.dataset):
+        course = value_course(row)
+        if course is None or abs(course[1] - course[0]) <= 0.1 * abs(course[1]):
+            continue
+        name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
+        body.append([row.dataset, name, *(f"{x:,.2f}" for x in course)])
+    return markdown(["dataset", "run", "mean value at two thirds", "at the end"], body) if body else ""
+
+
 def claim_head(name: str, claim: Claim, files: Raw) -> str:
     """What the paper says, how far it is seen, the checks, and what was found."""
     held = [holds(comparison, files) for comparison in claim.checks.values()]
@@ -101,6 +117,7 @@ def claim_page(name: str, claim: Claim, files: Raw) -> str:
         *([CAPTION, claim_table(rows)] if rows else ["No finished runs."]),
         *([f"![{claim.title}](../curves/{claim_picture(name)})"] if drawn(rows) else []),
         *([table] if (table := fine_tuning_table(rows)) else []),
+        *(["## Values that had not settled", UNSETTLED, table] if (table := settling_table(rows)) else []),
         *plans_section(name, files.root),
         *values_section(name, files.root),
     ]
