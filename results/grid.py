@@ -130,6 +130,10 @@ def offline(
     return Entry(algorithm, dataset, f"{length} {SMALL} {more}".strip(), variant, "claim", tuple(evaluations))
 
 
+FAST = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"
+"""For 10,000 updates on Pendulum: with the presets' rates values have not settled by then (see claim pages)."""
+
+
 def interaction(algorithm: str, dataset: str, steps: str, more: str = "", variant: str = "") -> Entry:
     """`steps`: "4000" from the beginning, or "10000+6000" after so many offline updates; evaluated twelve times."""
     before, _, online = steps.rpartition("+")

@@ -1,14 +1,11 @@
 from results.checks import Claim, end, gain, noise
-from results.grid import worlds
+from results.grid import FAST, worlds
 
 HALF = "pendulum-half"
-SIZES = "--vae-hidden-dims 64 64 --vae-updates 4000"
+WEIGHTS = "--vae-hidden-dims 64 64 --vae-updates 4000 --support-weight 0.5 --min-decay 0.2 1"
 
-FAST = "--tau 0.02 --discount 0.98 --online-discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"
-slow = worlds("spot_finetune", HALF, "10000+5000", f"{SIZES} --support-weight 0.5 --min-decay 0.2 1", "decay", seeds=16)
-run = worlds(
-    "spot_finetune", HALF, "10000+5000", f"{SIZES} --support-weight 0.5 --min-decay 0.2 1 {FAST}", "fast", seeds=16
-)
+slow = worlds("spot_finetune", HALF, "10000+5000", WEIGHTS, "decay", seeds=16)
+run = worlds("spot_finetune", HALF, "10000+5000", f"{WEIGHTS} {FAST} --online-discount 0.98", "fast", seeds=16)
 DECAYING, CONSTANT = "min_decay=0.2", "min_decay=1"
 
 CLAIM = Claim(

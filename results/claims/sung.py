@@ -1,10 +1,9 @@
 from results.checks import Claim, course, dip, end, noise, start
-from results.grid import interaction, worlds
+from results.grid import FAST, interaction, worlds
 
 HALF, PENDULUM, REPLAY, MAZE = "pendulum-half", "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--vae-updates 10000 --vae-hidden-dims 128 128"
-RATES = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"  # with the paper's, values had not settled
-SMALL = f"--vae-updates 4000 --vae-hidden-dims 64 64 --no-squash {RATES}"
+SMALL = f"--vae-updates 4000 --vae-hidden-dims 64 64 --no-squash {FAST}"
 ARMS = {
     "": "",
     "td3": "--online-bc 0 --n-candidates 1 --n-finalists 1",
