@@ -248,13 +248,13 @@ def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
     )
 
 
-def logged(name: str, run: Entry, setting: str = "") -> LaneMean:
-    """Mean of a metric over the last fifth of the run: what the mechanism acts on."""
+def logged(name: str, run: Entry, setting: str = "", file: str = "metrics.csv") -> LaneMean:
+    """Mean of a metric over the last fifth of the run, or of the phase that `file` logs: what the mechanism acts on."""
 
     def value(row: raw.Row) -> np.ndarray:
-        if not (row.run / "metrics.csv").exists():
-            raise Missing(f"{run.directory().as_posix()} has no metrics.csv: what it logged was lost.")
-        return raw.logged(row, name)
+        if not (row.run / file).exists():
+            raise Missing(f"{run.directory().as_posix()} has no {file}: what it logged was lost.")
+        return raw.logged(row, name, file)
 
     return of_lanes(run, setting, value)
 

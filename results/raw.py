@@ -275,13 +275,13 @@ def final_episodes(row: Row, task: int | None = None) -> np.ndarray:
     return last.pivot(index="lane", columns="episode", values=row.metric).loc[row.lanes].to_numpy()
 
 
-def logged(row: Row, name: str) -> np.ndarray:
-    """[lanes] mean of a metric over the last fifth of the steps in metrics.csv.
+def logged(row: Row, name: str, file: str = "metrics.csv") -> np.ndarray:
+    """[lanes] mean of a metric over the last fifth of the steps in `file`.
 
     Raises:
       InputError: there is no such metric.
     """
-    table = pd.read_csv(row.run / "metrics.csv")
+    table = pd.read_csv(row.run / file)
     if name not in table:
         raise InputError(f"{row.run.name} has logged no '{name}', but {', '.join(table.columns)}.")
     at = "env_step" if table["env_step"].any() else "update"

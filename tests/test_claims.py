@@ -398,6 +398,11 @@ def test_a_metric_is_the_mean_of_a_setting_over_the_end_of_the_run(swept):
         np.testing.assert_allclose(logged("gap", entry, setting).lanes(files), np.add(lanes, (4 + 5) / 2))
     with pytest.raises(InputError, match="has logged no 'gain', but .*gap"):
         logged("gain", entry, "alpha=1").value(files)
+    path = files.root / entry.directory() / "metrics.csv"
+    path.with_name("offline.csv").write_text(path.read_text().replace("gap", "score"))
+    np.testing.assert_allclose(logged("score", entry, "alpha=2", file="offline.csv").lanes(files), [24.5, 34.5])
+    with pytest.raises(Missing, match="no before.csv"):
+        logged("score", entry, "alpha=2", file="before.csv").value(files)
 
 
 def test_the_first_step_at_a_level_is_a_lanes_own(swept):
