@@ -304,23 +304,6 @@ def first_step(row: Row, name: str, level: float) -> np.ndarray:
     return first.reindex(row.lanes, fill_value=table["env_step"].max()).to_numpy(float)
 
 
-def value_course(row: Row) -> tuple[float, float] | None:
-    """Mean Q (V where there is no Q) of all lanes at two thirds of the updates on data alone, and at their end.
-
-    Of the first log with values: of the offline updates, of what came before them, or metrics.csv of a run that never
-    interacts. None where there is none of four rows or more.
-    """
-    for file in ("offline.csv", "before.csv", "metrics.csv"):
-        table = pd.read_csv(row.run / file) if (row.run / file).exists() else pd.DataFrame()
-        name = next((name for name in ("q", "v") if name in table), None)
-        if name is None or (file == "metrics.csv" and table["env_step"].any()):
-            continue
-        course = table[table["lane"].isin(row.lanes)].groupby("update")[name].mean().to_numpy()
-        if len(course) >= 4 and np.isfinite(course).all():
-            return float(course[2 * len(course) // 3 - 1]), float(course[-1])
-    return None
-
-
 def pace(row: Row) -> float:
     """Updates per second of all lanes of the run together: the median over the stretches between rows of metrics.csv.
 

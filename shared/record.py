@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,37 @@ def summarise(
         plot_curve(out, swept, f"{algorithm} on {task.id}")
     if returns.size:
         print_summary(algorithm, task, settings, returns, scores, table if fine_tuned else None)
+    if unsettled(course := value_course(out)):
+        print(
+            f"\nnote: over the last third of the updates on data alone the mean value went from {course[0]:.3g} to "
+            f"{course[1]:.3g}: it had not settled, and more --updates, or targets that follow faster, may end elsewhere"
+        )
+
+
+def value_course(run: Path, lanes: Container[int] | None = None) -> tuple[float, float] | None:
+    """Mean Q (V where there is no Q) of the lanes at two thirds of the updates on data alone, and at their end.
+
+    Of the first log with values: of the offline updates, of what came before them, or metrics.csv of a run that never
+    interacts. None where there is none of four rows or more.
+    """
+    for file in ("offline.csv", "before.csv", "metrics.csv"):
+        rows = _rows(run / file) if (run / file).exists() else []
+        name = next((name for name in ("q", "v") if rows and name in rows[0]), None)
+        if name is None or (file == "metrics.csv" and any(int(r["env_step"]) for r in rows)):
+            continue
+        values: dict[int, list[float]] = {}
+        for r in rows:
+            if lanes is None or int(r["lane"]) in lanes:
+                values.setdefault(int(r["update"]), []).append(float(r[name] or "nan"))
+        means = np.array([np.mean(x) for x in values.values()])
+        if len(means) >= 4 and np.isfinite(means).all():
+            return float(means[round(2 * len(means) / 3) - 1]), float(means[-1])
+    return None
+
+
+def unsettled(course: tuple[float, float] | None) -> bool:
+    """Whether the values of `value_course` moved by more than a tenth of what they came to."""
+    return course is not None and abs(course[1] - course[0]) > 0.1 * abs(course[1])
 
 
 def print_summary(
@@ -191,10 +222,14 @@ def print_summary(
             print(f"{label:<34}{len(lanes):>6}{cells}")
 
 
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open() as f:
+        return list(csv.DictReader(f))
+
+
 def _evaluations(returns: Path) -> list[dict[str, str]]:
     """Rows of returns.csv; where a run interacted, without those from before the end of offline training."""
-    with returns.open() as f:
-        rows = list(csv.DictReader(f))
+    rows = _rows(returns)
     if not any(int(r["env_step"]) for r in rows):
         return rows
     first = max((int(r["update"]) for r in rows if r["env_step"] == "0"), default=0)

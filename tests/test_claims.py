@@ -54,10 +54,10 @@ from results.checks import (
 from results.grid import Entry, claim_files, claims, grid
 from results.pages.claims import claim_head, claim_page, overview, settling_table
 from results.pictures import digest_in
-from results.raw import value_course
 from shared.arguments import DatasetArgs, float_fields, preset_for
 from shared.data import load_dataset
 from shared.errors import InputError
+from shared.record import value_course
 from shared.schedule import chunk_length
 
 FILES, CLAIMS, GRID = Raw(ROOT), claims(ROOT), grid(ROOT)
@@ -423,18 +423,18 @@ def test_values_that_still_move_are_named(swept):
     """q = 10 lane + n after n thousand updates on data alone, of lanes 0 and 1: 8 at two thirds (n = 3), 10 at last."""
     entry, files = swept
     path = files.root / entry.directory() / "metrics.csv"
-    rows = {row.setting: row for row in files.rows(entry)}
+    run, rows = path.parent, files.rows(entry)
     claim = Claim("t", "arXiv 2000.00000", [entry], {"x": logged("gap", entry, "alpha=1") > 0})
-    assert value_course(rows["alpha=1"]) is None and "had not settled" not in claim_page("iql", claim, files)
+    assert value_course(run, [0, 1]) is None and "had not settled" not in claim_page("iql", claim, files)
     path.write_text(written := path.read_text().replace("gap", "q"))
-    assert value_course(rows["alpha=1"]) == (8.0, 10.0) and value_course(rows["alpha=2"]) == (28.0, 30.0)
-    table = settling_table(list(rows.values())).splitlines()[2:]
+    assert value_course(run, [0, 1]) == (8.0, 10.0) and value_course(run, [2, 3]) == (28.0, 30.0)
+    table = settling_table(rows).splitlines()[2:]
     assert len(table) == 1 and "alpha=1" in table[0] and "8.00 | 10.00" in table[0]  # 28 to 30 is less than a tenth
     path.rename(path.with_name("offline.csv"))
-    assert value_course(rows["alpha=1"]) == (8.0, 10.0)
+    assert value_course(run, [0, 1]) == (8.0, 10.0)
     path.with_name("offline.csv").unlink()
     path.write_text(written.replace(",0,", ",5,"))  # while it interacts, values move for other reasons
-    assert value_course(rows["alpha=1"]) is None
+    assert value_course(run, [0, 1]) is None
 
 
 def test_a_claims_own_table_and_picture_say_what_the_runs_say(swept, tmp_path):

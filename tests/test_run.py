@@ -30,7 +30,7 @@ from shared.arguments import Float, OfflineArgs, float_fields, hyperparameters, 
 from shared.checkpoint import load_tree, read_header, save_tree
 from shared.errors import InputError, Interrupted
 from shared.lanes import make_mesh, over_lanes
-from shared.record import Tables, print_summary
+from shared.record import Tables, print_summary, summarise
 from shared.run import Run, launch
 from shared.task import Spec, Task, registered_env
 
@@ -1185,6 +1185,17 @@ def test_a_metric_that_is_not_known_yet_has_its_column_and_is_no_divergence(tmp_
         toy(tmp_path / "run", log_every=4, checkpoint_every=2, seeds=2)
     assert [r["later"] for r in rows(tmp_path / "run", "metrics")] == ["nan", "nan", "nan", "nan", "nan", "inf"]
     assert record(tmp_path / "run")["diverged"] == {"0": 12, "1": 12}
+
+
+@pytest.mark.parametrize(("last", "said"), [(10.9, False), (12.0, True), (-12.0, True)])
+def test_a_run_says_when_its_values_had_not_settled(last, said, tmp_path, capsys):
+    rows = [
+        f"{lane},{lane},{update},0,1.0,{q}" for update, q in ((1, 0), (2, 5), (3, 10), (4, last)) for lane in (0, 1)
+    ]
+    (tmp_path / "metrics.csv").write_text("\n".join(["lane,seed,update,env_step,wall_s,q", *rows]) + "\n")
+    none = np.empty((2, 0))
+    summarise(tmp_path, "toy", None, [{"seed": 0}, {"seed": 1}], [], none, none, False)
+    assert (f"the mean value went from 10 to {last:.3g}: it had not settled" in capsys.readouterr().out) == said
 
 
 def test_a_table_takes_no_rows_of_other_columns(tmp_path):

@@ -11,8 +11,9 @@ from results.pages.scores import CAPTION
 from results.pages.text import budget, iqm_text, markdown, mean_std
 from results.pictures import claim_picture
 from results.plan_pictures import plans_picture_name, values_picture_name
-from results.raw import Row, baselines, online, read_evaluation, read_plans, read_values, value_course
+from results.raw import Row, baselines, online, read_evaluation, read_plans, read_values
 from shared.evaluation import fine_tuning
+from shared.record import unsettled, value_course
 
 NO_CLAIM = "no claim yet"
 UNSETTLED = (
@@ -82,8 +83,8 @@ def settling_table(rows: list[Row]) -> str:
     """Runs on data alone whose values still moved: by more than a tenth over the last third of the updates."""
     body = []
     for row in sorted(drawn(rows), key=lambda r: r.dataset):
-        course = value_course(row)
-        if course is None or abs(course[1] - course[0]) <= 0.1 * abs(course[1]):
+        course = value_course(row.run, row.lanes)
+        if not unsettled(course):
             continue
         name = " ".join(filter(None, [row.algorithm, row.setting, f"({row.run.name})"]))
         body.append([row.dataset, name, *(f"{x:,.2f}" for x in course)])
