@@ -356,7 +356,8 @@ How far a claim is seen is computed from its checks, comparisons that state what
 that was tried: *seen* if all hold, *seen in part* if more than a third hold, *hardly seen* if fewer do, *not seen* if
 none does. A check whose runs are missing does not hold; a claim of which all are missing is *not run yet*. Where a
 check asks for a difference beyond noise, that is two standard errors of the difference of the means over lanes. The
-numbers beside a check are its two sides, that margin included; of curves, where they are closest to not holding."""
+numbers beside a check are its two sides, that margin included; of curves, where they are closest to not holding.
+A page also names the runs whose values had not settled: a claim may be seen with more updates, or faster targets."""
 
 
 class Said(NamedTuple):
