@@ -1,4 +1,4 @@
-from results.checks import Claim, dip, end, gain, noise, start
+from results.checks import Claim, course, dip, end, gain, highest, noise, start
 from results.grid import interaction, worlds
 
 FEW, HALF, MIXED, REPLAY = "pendulum-few", "pendulum-half", "point-umaze-mixed", "hopper-medium-replay-v0"
@@ -18,21 +18,25 @@ CLAIM = Claim(
     "the policy first unlearns, and then improves beyond its offline level.",
     runs=[*runs.values()],
     checks={
-        f"{MIXED}: it falls below its offline level at the onset, beyond noise": (
-            dip(runs[MIXED]) > noise(dip(runs[MIXED]))
-        ),
-        f"{FEW}: it falls below its offline level at the onset, beyond noise": dip(runs[FEW]) > noise(dip(runs[FEW])),
-        f"{FEW}: it ends above its offline level, beyond noise": gain(runs[FEW]) > noise(gain(runs[FEW])),
+        **{
+            f"{d}: it falls below its offline level at the onset, beyond noise": dip(run) > noise(dip(run))
+            for d, run in runs.items()
+        },
+        **{
+            f"{d}: it ends above its offline level, beyond noise": gain(runs[d]) > noise(gain(runs[d]))
+            for d in runs
+            if d != MIXED
+        },
     },
     observed={
-        f"{FEW}: it begins at the return of a pendulum that hangs, below -1400": start(runs[FEW]) < -1400.0,
-        f"{FEW}: it ends there, too": end(runs[FEW]) < -1400.0,
+        f"{FEW}: it begins and ends below -1250": highest(start(runs[FEW]), end(runs[FEW])) < -1250.0,
+        f"{HALF}: it loses more than 300": end(runs[HALF]) < start(runs[HALF]) - 300.0,
+        f"{HALF}: and hangs before the end": course(runs[HALF])[1:].min() < -1450.0,
         f"{MIXED}: it begins above 95": start(runs[MIXED]) > 95.0,
         f"{MIXED}: it falls by less than 1": dip(runs[MIXED]) < 1.0,
     },
-    finding="On Pendulum both the fall and the rise are beyond noise and mean nothing: the policy hangs before it "
-    "interacts and after, where returns differ by a few parts in a hundred. CQL has learned nothing offline "
-    "from these few transitions that it could lose online. On the U maze the goal is reached before and "
-    "after, and there is no fall. The runs were made while networks began with the small outputs of cql.py; "
-    "they are to be made again.",
+    finding="Where half of Pendulum's data are uniform actions CQL loses all that it had at the onset, until the "
+    "pendulum hangs, and in as many steps as it had offline updates it does not come back. On a tenth of the data it "
+    "has learned next to nothing that it could lose, and loses some of that. TODO On the U maze the goal is reached "
+    "before and after, and there is no fall.",
 )

@@ -1,14 +1,15 @@
 from results.checks import Claim, end, logged, noise
 from results.grid import MODEL, Entry, replay
 
-WEAK, REPLAY = "pendulum-weak", "hopper-medium-replay-v0"
+FEW, REPLAY = "pendulum-few", "hopper-medium-replay-v0"
 SIZES = (
     "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 "
-    "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000 --rollout-steps 5"
+    "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000 --rollout-steps 5 --tau 0.02 "
+    "--discount 0.98 --critic-lr 1e-3 --actor-lr 3e-4"
 )
 
-mopo = Entry("mopo", WEAK, f"{SIZES} --reward-penalty 0 1", "h5", "claim")
-mobile = Entry("mobile", WEAK, f"{SIZES} --n-elites 3 --next-samples 2 --inconsistency 0 1", "", "claim")
+mopo = Entry("mopo", FEW, f"{SIZES} --reward-penalty 0 1", "h5", "claim")
+mobile = Entry("mobile", FEW, f"{SIZES} --n-elites 3 --next-samples 2 --inconsistency 0 0.3 1", "", "claim")
 hopper = replay("mobile", f"{MODEL} --n-elites 3 --next-samples 2")
 others = {
     "TD3+BC": replay("td3_bc"),
@@ -24,13 +25,13 @@ CLAIM = Claim(
     "penalties of earlier methods, MOPO (arXiv 2005.13239) among them.",
     runs=[mopo, mobile, hopper, *others.values()],
     checks={
-        f"{WEAK}: MOBILE ends above itself without the penalty, beyond noise": (
+        f"{FEW}: MOBILE ends above itself without the penalty, beyond noise": (
             end(mobile, ours) > end(mobile, plain) + noise(end(mobile, ours), end(mobile, plain))
         ),
-        f"{WEAK}: MOBILE ends above MOPO, beyond noise": (
+        f"{FEW}: MOBILE ends above MOPO, beyond noise": (
             end(mobile, ours) > end(mopo, "reward_penalty=1") + noise(end(mobile, ours), end(mopo, "reward_penalty=1"))
         ),
-        f"{WEAK}: the penalty lowers Q at the policy's actions": (
+        f"{FEW}: the penalty lowers Q at the policy's actions": (
             logged("q_pi", mobile, ours) < logged("q_pi", mobile, plain)
         ),
         **{
@@ -38,8 +39,12 @@ CLAIM = Claim(
             for name, run in others.items()
         },
     },
-    finding="The inconsistency of values lowers Q at the policy's actions, as it should. On data that cover the "
-    "states (see MOPO's claim) that buys nothing: with the penalty MOBILE ends no higher than without it, and"
-    " no higher than MOPO. On hopper-medium-replay, with the same networks, batches, step sizes and as many "
-    "updates, a small part of the papers', MOBILE is above none of TD3+BC, CQL, MOPO and COMBO beyond noise.",
+    observed={
+        f"{FEW}: it ends above -160, where nothing is left to gain": end(mobile, ours) > -160.0,
+        f"{FEW}: without the penalty, too": end(mobile, plain) > -160.0,
+    },
+    finding="The inconsistency of values lowers Q at the policy's actions, as it should. On a tenth of Pendulum's data "
+    "that buys nothing, since with values that had settled the model alone is enough: MOBILE is at the top with the "
+    "penalty and without it, and so is MOPO. On hopper-medium-replay, with the same networks, batches, step sizes and "
+    "as many updates, a small part of the papers', MOBILE is above none of TD3+BC, CQL, MOPO and COMBO beyond noise.",
 )

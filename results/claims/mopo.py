@@ -1,38 +1,48 @@
 from results.checks import Claim, end, logged, noise
-from results.grid import MODEL, Entry, replay
+from results.grid import MODEL, Entry, replay, small
 
-WEAK, REPLAY = "pendulum-weak", "hopper-medium-replay-v0"
+FEW, WEAK, REPLAY = "pendulum-few", "pendulum-weak", "hopper-medium-replay-v0"
 SIZES = (
     "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 "
     "--model-updates 5000 --updates 10000 --rollout-batch 1000 --eval-every 5000"
 )
+RATES = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 3e-4"
 
-short = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 5 --reward-penalty 0 1", "h5", "claim")
-long = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 20 --reward-penalty 0 1", "h20", "claim")
-rambo = Entry("rambo", WEAK, f"{SIZES} --rollout-steps 5 --adversary-updates 200 --adversary-weight 0 1", "", "claim")
+short, long = (
+    Entry("mopo", FEW, f"{SIZES} {RATES} --rollout-steps {h} --reward-penalty 0 1", f"h{h}", "claim") for h in (5, 20)
+)
+model_free = {title: small(name, RATES, "fast", FEW) for title, name in (("TD3+BC", "td3_bc"), ("CQL", "cql"))}
+slow = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 5 --reward-penalty 0 1", "h5", "claim")
 td3_bc, hopper = replay("td3_bc"), replay("mopo", MODEL)
-refitted = "adversary_weight=0"  # MOPO without a penalty, whose model goes on learning between rollouts
+PENALTY, NONE = "reward_penalty=1", "reward_penalty=0"
 ALEATORIC, PAIRS, STD, LIKELIHOOD, KL = (f"rank_{i}" for i in (1, 2, 3, 5, 6))
+
+
+def above(a, b):
+    return a > b + noise(a, b)
+
 
 CLAIM = Claim(
     title="A penalty for what the model does not know makes model-based learning an offline method",
     paper="MOPO (arXiv 2005.13239) claims that rewards minus the model's uncertainty beat plain model-based policy "
-    "optimisation (MBPO). 'Revisiting Design Choices' (arXiv 2110.04135) claims that the std of the ensemble follows "
-    "the model's true error best, and that MOPO's largest aleatoric std does not.",
-    runs=[short, long, rambo, td3_bc, hopper],
+    "optimisation (MBPO), and model-free learning from the same data. 'Revisiting Design Choices' (arXiv 2110.04135) "
+    "claims that the std of the ensemble follows the model's true error best, and that MOPO's largest aleatoric std "
+    "does not.",
+    runs=[short, long, *model_free.values(), slow, td3_bc, hopper],
     checks={
         **{
-            f"{WEAK}: with the penalty MOPO ends above without it, beyond noise, with rollouts of {h} steps": (
-                end(run, "reward_penalty=1")
-                > end(run, "reward_penalty=0") + noise(end(run, "reward_penalty=1"), end(run, "reward_penalty=0"))
+            f"{FEW}: with the penalty MOPO ends above without it, beyond noise, with rollouts of {h} steps": (
+                above(end(run, PENALTY), end(run, NONE))
             )
             for h, run in ((5, short), (20, long))
         },
         **{
-            f"{WEAK}: the std of the ensemble ranks pairs more like the true error than {name} does, beyond noise": (
-                logged(STD, short, "reward_penalty=1")
-                > logged(other, short, "reward_penalty=1")
-                + noise(logged(STD, short, "reward_penalty=1"), logged(other, short, "reward_penalty=1"))
+            f"{FEW}: it ends above {name}, beyond noise": above(end(short, PENALTY), end(run))
+            for name, run in model_free.items()
+        },
+        **{
+            f"{FEW}: the std of the ensemble ranks pairs more like the true error than {name} does, beyond noise": (
+                above(logged(STD, short, PENALTY), logged(other, short, PENALTY))
             )
             for name, other in (
                 ("the largest aleatoric std", ALEATORIC),
@@ -41,21 +51,17 @@ CLAIM = Claim(
                 ("the KL divergence", KL),
             )
         },
-        f"{REPLAY}: MOPO ends above TD3+BC, beyond noise": end(hopper) > end(td3_bc) + noise(end(hopper), end(td3_bc)),
+        f"{REPLAY}: MOPO ends above TD3+BC, beyond noise": above(end(hopper), end(td3_bc)),
     },
     observed={
-        "without a penalty, a model that goes on learning has less than half the error of one step": (
-            logged("error_1", rambo, refitted) < 0.5 * logged("error_1", short, "reward_penalty=0")
-        ),
-        "and its policies end above, beyond noise": (
-            end(rambo, refitted)
-            > end(short, "reward_penalty=0") + noise(end(rambo, refitted), end(short, "reward_penalty=0"))
-        ),
+        f"{FEW}: it ends above -160, where nothing is left to gain": end(short, PENALTY) > -160.0,
+        f"{FEW}: without the penalty, too": end(short, NONE) > -160.0,
+        f"{WEAK}: with the presets' rates it ends below -500 from ten times the data": end(slow, PENALTY) < -500.0,
     },
-    finding="Not on Pendulum: data of four controllers cover the states, and a penalty for what nobody did costs more"
-    " than it saves. What the model lacks is fitting: the same learner without a penalty whose model goes on "
-    "learning between the rollouts (RAMBO's arm without its game), has a much smaller error and ends much "
-    "higher. The std of the ensemble does not rank pairs as the true error does here; other measures do so "
-    "better. On hopper-medium-replay, with the same networks, batches, step sizes and as many updates, a "
-    "small part of the papers', MOPO ends no higher than TD3+BC.",
+    finding="From a tenth of Pendulum's data the model is enough: MOPO reaches the top, where TD3+BC learns nothing. The "
+    "penalty decides nothing there, since without it the top is reached, too. The std of the ensemble follows the true "
+    "error better than the variance of likelihoods and the KL divergence do, and no better than the largest aleatoric "
+    "std or the distance of two means. That needs targets that follow faster: with the presets' rates values had not "
+    "settled, and from ten times the data MOPO ended far below. On hopper-medium-replay, with the same networks, "
+    "batches, step sizes and as many updates, a small part of the papers', MOPO ends no higher than TD3+BC.",
 )
