@@ -67,7 +67,8 @@ CLAIM = Claim(
     finding="On Pendulum, in a simulator with a third of the gravity, H2O learns the real task, where the "
     "simulator alone and mixed batches without weights and penalty do not. It cannot be above the data alone where "
     "all transitions are given: they show the whole task, and offline CQL solves it too. So the data are also cut "
-    "to a tenth: there H2O has the higher mean, by less than the noise. On hopper-medium-replay with a simulator of twice the gravity 12,000 steps are too few for any of "
-    "the four: all end within two points of each other. The runs on hopper were made while the last layers of policy and "
-    "critics began about a hundred times larger than the released ones; they are to be made again.",
+    "to a tenth: there H2O has the higher mean, by less than the noise. On hopper-medium-replay with a simulator of "
+    "twice the gravity 12,000 steps are too few for any of the four: all end within two points of each other. The runs "
+    "on hopper were made while the last layers of policy and critics began about a hundred times larger than the "
+    "released ones; they are to be made again.",
 )

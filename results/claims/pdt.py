@@ -42,12 +42,11 @@ CLAIM = Claim(
         "told its future the policy foretells what was played better than told a return": (
             logged("nll", pdt) < logged("nll", returns) - 0.3
         ),
-        "it ends above a start from scratch": end(pdt) > end(scratch) + 20.0,
+        "it ends below a start from scratch": end(pdt) < end(scratch),
         "it ends below the transformer that was told random returns": end(pdt) < end(returns),
     },
     finding="The futures are learned: they lead to different places, and the policy follows them. What so few "
-    "rewards teach of them is not enough here to choose by: the future that promises most is no better "
-    "than any other, and what is gained is no more than a Decision Transformer gains that was told random "
-    "returns before. "
-    "The runs were made while the heads began with smaller weights; they are to be made again.",
+    "rewards teach of them is not enough here to choose by: the future that promises most is no better than any other. "
+    "A Decision Transformer that was told random returns before ends higher, and so does a start from scratch, which "
+    "is nowhere at first and ahead after as many steps: the corner is easily found.",
 )
