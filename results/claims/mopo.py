@@ -9,7 +9,7 @@ SIZES = (
 RATES = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 3e-4"
 
 short, long = (
-    Entry("mopo", FEW, f"{SIZES} {RATES} --rollout-steps {h} --reward-penalty 0 1", f"h{h}", "claim") for h in (5, 20)
+    Entry("mopo", FEW, f"{SIZES} --rollout-steps {h} {RATES} --reward-penalty 0 1", f"h{h}", "claim") for h in (5, 20)
 )
 model_free = {title: small(name, RATES, "fast", FEW) for title, name in (("TD3+BC", "td3_bc"), ("CQL", "cql"))}
 slow = Entry("mopo", WEAK, f"{SIZES} --rollout-steps 5 --reward-penalty 0 1", "h5", "claim")
