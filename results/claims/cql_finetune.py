@@ -35,7 +35,7 @@ CLAIM = Claim(
         f"{MIXED}: it falls by less than 1": dip(runs[MIXED]) < 1.0,
     },
     finding="Where half of Pendulum's data are uniform actions CQL loses all that it had at the onset, until the "
-    "pendulum hangs, and in as many steps as it had offline updates it does not come back. On a tenth of the data it "
-    "has learned next to nothing that it could lose, and loses some of that. On the U maze the goal is reached "
-    "before and after, and there is no fall.",
+    "pendulum hangs, and it does not come back in more steps than it had offline updates; its values had not settled "
+    "before. On a tenth of the data it has learned next to nothing that it could lose, and loses some of that. On the "
+    "U maze the goal is reached before and after, and there is no fall.",
 )

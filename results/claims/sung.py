@@ -86,8 +86,9 @@ CLAIM = Claim(
     "difference. There the ranking by uncertainty was nearly uniform (perplexity in metrics.csv: almost the "
     "number of finalists), so the runs on data of two halves have the paper's softmax and a sharper one side "
     "by side, more seeds, and a decoder without the tanh. There all fall far at the onset, TD3 and SUNG to the bottom; "
-    "SUNG comes back to where it was, while TD3+BC goes on falling. That needs values that had settled offline "
-    "(targets that follow faster, larger steps): with the presets' rates it ends within the noise of TD3+BC. On "
+    "SUNG comes back to where it was, while TD3+BC goes on falling. That takes targets that follow faster, "
+    "larger steps and a shorter horizon, with which values are nearly settled: with the presets' rates it ends within "
+    "the noise of TD3+BC. On "
     "PointMaze all three lose most of their offline level, SUNG the most at the onset, and on average none has "
     "regained it after 6,000 steps, though SUNG ends highest. On hopper-medium-replay all end within each other's "
     "spread. Batches are the paper's, nine tenths of them from the few online transitions.",
