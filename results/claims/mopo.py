@@ -63,11 +63,12 @@ CLAIM = Claim(
         f"{WEAK}: with those of the other runs above -160": end(fast, PENALTY) > -160.0,
         f"{WEAK}: and so it does without the penalty": end(fast, NONE) > -160.0,
     },
-    finding="From a tenth of Pendulum's data the model is enough: MOPO reaches the top, where TD3+BC, whose values had "
-    "not settled, learns nothing; CQL comes near it. The penalty decides nothing there, since without it the top is "
-    "reached, too. The std of the ensemble follows the true error better than the variance of likelihoods and the KL "
-    "divergence do, and no better than the largest aleatoric std or the distance of two means. That takes targets that "
-    "follow faster, larger steps and a shorter horizon: from the same data of other controllers MOPO ends far below "
-    "with the presets' rates, its values not settled, and at the top with these. On hopper-medium-replay, with the same "
-    "networks, batches, step sizes and as many updates, a small part of the papers', MOPO ends no higher than TD3+BC.",
+    finding="From a tenth of Pendulum's data the model is enough: MOPO reaches the top, where TD3+BC, whose values "
+    "had not settled, learns nothing; CQL comes near it. The penalty decides nothing there, since without it the top "
+    "is reached, too. The std of the ensemble follows the true error better than the variance of likelihoods and the "
+    "KL divergence do, and no better than the largest aleatoric std or the distance of two means. That takes targets "
+    "that follow faster, larger steps and a shorter horizon: from the same data of other controllers MOPO ends far "
+    "below with the presets' rates, its values not settled, and at the top with these. On hopper-medium-replay, with "
+    "the same networks, batches, step sizes and as many updates, a small part of the papers', MOPO ends no higher "
+    "than TD3+BC.",
 )
