@@ -20,7 +20,8 @@ Deviations from the paper:
   round (--reset-optimizer begins it anew), and the temperature is no meta parameter: it is adapted in the inner loop;
 - targets follow the meta critics, once per round by 1 - (1 - tau)^K: they move as fast as SAC's and do not jump with
   the source;
-- K, the outer step, the probability of the dataset and layer normalisation are ours: no code was published;
+- K, the outer step, the probability of the dataset and layer normalisation (behind the ReLU, RLPD has it before) are
+  ours: no code was published;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
     python algorithms/hybrid/moorl.py --dataset hopper-medium --env-steps 250000 --seeds 4
@@ -290,6 +291,8 @@ def explore(agent: Agent, obs, key, args: Args):
 def main(args: Args) -> None:
     if np.min(args.reptile_step) <= 0.0 or np.max(args.reptile_step) > 1.0:
         raise InputError(f"--reptile-step must lie in (0, 1], not {args.reptile_step}.")
+    if np.min(args.init_temperature) <= 0.0:
+        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

@@ -19,6 +19,7 @@ Deviations from the authors' code:
 - rewards are normalised for the model in every environment (the code: not in DeepMind Control), and terminal rows are
   always modelled; actions of samples are clipped to [-1, 1];
 - the temperature's loss is SAC's, of alpha; the code's is of log alpha;
+- the actor climbs critics that have made their last step; the code's takes its gradient before that step;
 - EDM's last step evaluates the network once more than it needs;
 - everything of one model, its fit and its samples, is one compiled call, after which a signal is answered.
 
@@ -527,7 +528,7 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def check(args: Args, chunk: int) -> None:
-    """InputError: sizes that no model has, or a --retrain-every that does not fit the run's other intervals."""
+    """InputError: sizes that no model or ensemble has, or a --retrain-every that does not fit the other intervals."""
     if min(args.diffusion_updates, args.synthetic_rows, args.sampling_batch) < 1 or args.denoiser_batch_size < 0:
         raise InputError(
             "--diffusion-updates, --synthetic-rows and --sampling-batch must be at least 1, --denoiser-batch-size at "
@@ -535,6 +536,10 @@ def check(args: Args, chunk: int) -> None:
         )
     if args.sampling_steps < 2:
         raise InputError(f"--sampling-steps must be at least 2, not {args.sampling_steps}.")
+    if np.min(args.init_temperature) <= 0.0:
+        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
+    if args.subset_size > args.n_critics:
+        raise InputError(f"--subset-size {args.subset_size} is more than --n-critics {args.n_critics}.")
     if args.retrain_every < 1 or args.retrain_every % chunk:
         raise InputError(f"--retrain-every must be a multiple of {chunk}, which divides the other intervals.")
 

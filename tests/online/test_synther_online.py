@@ -178,6 +178,8 @@ def test_synther_online_has_a_new_model_every_so_many_steps(pendulum, tmp_path, 
     "changes, words",
     [
         ({"sampling_steps": 1}, "--sampling-steps must be at least 2"),
+        ({"init_temperature": (1.0, 0.0)}, "--init-temperature must be above 0"),
+        ({"n_critics": 2, "subset_size": 3}, "--subset-size 3 is more than --n-critics 2"),
         ({"synthetic_rows": 0}, "--synthetic-rows and --sampling-batch must be at least 1"),
         ({"denoiser_batch_size": -1}, "--denoiser-batch-size at least 0"),
         ({"retrain_every": 3}, "--retrain-every must be a multiple of 2, which divides"),
