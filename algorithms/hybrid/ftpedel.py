@@ -129,12 +129,14 @@ def lock_of(task: Task, args: Args):
 
 
 def checked(args: Args) -> None:
-    """InputError where an epoch could never end, or has nothing to decide."""
+    """InputError where an epoch could never end, has nothing to decide, or knows nothing to decide by."""
     for name in ("ridge", "c_beta", "accuracy"):
         if not (np.asarray(getattr(args, name)) > 0).all():
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     if args.class_size < 2:
         raise InputError(f"--class-size {args.class_size}: the best policy and another one are needed at least.")
+    if args.mode == "offline" and (np.round(np.asarray(args.covered_steps) * args.horizon) < 1).any():
+        raise InputError(f"--mode offline --covered-steps {args.covered_steps}: none of {args.horizon} steps is there.")
 
 
 def whole_episodes(args: Args) -> Args:

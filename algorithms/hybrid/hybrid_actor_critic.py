@@ -107,11 +107,14 @@ def lock_of(task: Task, args: Args):
     return lock
 
 
-def checked(args: Args) -> None:
-    """InputError where what was never tried would be divided by 0, or no growth would be enough for another fit."""
+def checked(args: Args, n: int) -> None:
+    """InputError where what was never tried would be divided by 0, no growth would be enough for another fit, or there
+    is nothing to learn from. `n`: rows that the dataset has of each step."""
     for name in ("ridge", "switch_factor"):
         if not (np.asarray(getattr(args, name)) > 0).all():
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if args.mode == "offline" and (np.round(np.asarray(args.offline_fraction) * n) < 1).any():
+        raise InputError(f"--mode offline --offline-fraction {args.offline_fraction}: none of {n:,} rows is there.")
 
 
 def whole_episodes(args: Args) -> Args:
@@ -234,10 +237,11 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_episodes(dataclasses.replace(args, horizon=lock.horizon))
-    checked(args)
+    rows = data.by_step(lock.horizon)
+    checked(args, rows.reward.shape[1])
     with Run(__file__, args, data.task, act, unit=args.horizon) as run:
         run.note(other_rewards(data.task))
-        rows = run.replicate(data.by_step(lock.horizon))
+        rows = run.replicate(rows)
         agent = run.init(partial(init, spec=data.spec))
         known = run.over_lanes(partial(start, n_actions=lock.num_actions), in_axes=(0, None))(run.lane_args, rows)
         agent, known = run.restore(agent, known)

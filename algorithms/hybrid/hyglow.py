@@ -124,10 +124,13 @@ def lock_of(task: Task, args: Args):
     return lock
 
 
-def checked(args: Args) -> None:
-    """InputError where no ratio is left of the clipping: all weights would be 0, and the penalty 0 / 0."""
+def checked(args: Args, n: int) -> None:
+    """InputError where no ratio is left of the clipping: all weights would be 0, and the penalty 0 / 0; or where there
+    is nothing to learn from. `n`: rows that the dataset has of each step."""
     if not (np.asarray(args.density_clip) > 0).all():
         raise InputError(f"--density-clip must be above 0, not {args.density_clip}.")
+    if args.mode == "offline" and (np.round(np.asarray(args.offline_fraction) * n) < 1).any():
+        raise InputError(f"--mode offline --offline-fraction {args.offline_fraction}: none of {n:,} rows is there.")
 
 
 def round_steps(args: Args) -> int:
@@ -294,10 +297,11 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))
-    checked(args)
+    rows = data.by_step(lock.horizon)
+    checked(args, rows.reward.shape[1])
     with Run(__file__, args, data.task, act, unit=round_steps(args)) as run:
         run.note(other_rewards(data.task))
-        rows = run.replicate(data.by_step(lock.horizon))
+        rows = run.replicate(rows)
         agent = run.init(partial(init, spec=data.spec))
         offline = run.over_lanes(partial(start, n_actions=lock.num_actions), in_axes=(0, None))(run.lane_args, rows)
         online = jax.tree.map(jnp.zeros_like, offline)

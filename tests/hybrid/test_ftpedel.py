@@ -208,6 +208,7 @@ def test_the_policy_that_would_be_given_out_acts(agent):
         ({"c_beta": -1.0}, "--c-beta must be above 0, not -1.0."),
         ({"accuracy": 0.0}, "--accuracy must be above 0, not 0.0."),
         ({"class_size": 1}, "--class-size 1: the best policy and another one"),
+        ({"mode": "offline", "covered_steps": (1.0, 0.0)}, "--mode offline --covered-steps (1.0, 0.0): none of "),
     ],
 )
 def test_what_could_never_end_or_has_nothing_to_decide_is_refused(wrong, said):

@@ -140,6 +140,10 @@ def test_a_lock_whose_states_are_not_seen_is_refused(tmp_path):
         ({"ridge": (1.0, 0.0)}, "--ridge must be above 0, not (1.0, 0.0)."),
         ({"switch_factor": -2.0}, "--switch-factor must be above 0, not -2.0."),
         ({"switch_factor": 0.0}, "--switch-factor must be above 0, not 0.0."),
+        (
+            {"mode": "offline", "offline_fraction": 0.0},
+            "--mode offline --offline-fraction 0.0: none of 20 rows is there.",
+        ),
     ],
 )
 def test_what_divides_by_0_or_never_switches_is_refused(wrong, said, data_for, tmp_path):

@@ -187,3 +187,10 @@ def test_the_greedy_policy_plays_and_acts(agent):
 def test_a_bound_that_leaves_no_ratio_is_refused(clip, data_for, tmp_path):
     with pytest.raises(InputError, match=r"^--density-clip must be above 0, not "):
         hyglow.main(small("hyglow", data_for("hyglow"), tmp_path / "run", density_clip=clip))
+
+
+@pytest.mark.parametrize("fraction", [0.0, (1.0, 1e-4)])
+def test_offline_without_rows_is_refused(fraction, data_for, tmp_path):
+    with pytest.raises(InputError, match=r"^--mode offline --offline-fraction .*: none of \d+ rows is there"):
+        job = {"mode": "offline", "offline_fraction": fraction}
+        hyglow.main(small("hyglow", data_for("hyglow"), tmp_path / "run", **job))
