@@ -39,7 +39,6 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
-from shared.checks import other_rewards
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
@@ -446,9 +445,13 @@ def main(args: Args) -> None:
     env, args = require_jax_env(data.task), whole_iterations(args)
     if args.batch_size > args.steps_per_iteration:
         raise InputError(f"--batch-size {args.batch_size} is more than an iteration's {args.steps_per_iteration}.")
+    if args.before_batch_size < 2 or np.min(args.nce_temperature) <= 0.0:
+        raise InputError(
+            f"--before-batch-size must be at least 2, since of one pair nothing is told apart, and --nce-temperature "
+            f"above 0, not {args.before_batch_size} and {args.nce_temperature}."
+        )
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.before_updates) as run:
-        run.note(other_rewards(data.task))
         demos = run.replicate(watched(data))
         agent = run.init(partial(init, spec=data.spec))
         begin_lanes = run.over_lanes(partial(begin, env=env), in_axes=(0, 0))
