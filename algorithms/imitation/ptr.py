@@ -333,6 +333,10 @@ def logged_of(data: Dataset, clean: np.ndarray, args: Args) -> Logged:
 def main(args: Args) -> None:
     if np.min(args.score_temperature) <= 0.0 or np.max(args.lowest_score) > np.min(args.highest_score):
         raise InputError("--score-temperature must be above 0, and --lowest-score not above --highest-score.")
+    if np.min(args.highest_score) <= 0.0:
+        raise InputError(f"--highest-score must be above 0, not {args.highest_score}: it bounds weights.")
+    if args.batch_size < 2:
+        raise InputError("--batch-size must be at least 2: the batch is the pool that a consequence is told apart in.")
     data = load_all(args, (args.dataset, *args.more_data)).require(discrete=False, reward=False)
     data, clean = spoilt(data, args)
     with Run(__file__, args, data.task, act, before=args.scorer_updates) as run:

@@ -175,6 +175,8 @@ def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
         (pendulum, {"lowest_score": (0.1, 60.0)}, "--lowest-score not above --highest-score"),
         (pendulum, {"lowest_score": (0.1, 10.0), "highest_score": (5.0, 50.0)}, "--lowest-score not above"),  # a grid
         (pendulum, {"lowest_score": (0.1, 6.0), "highest_score": (5.0, 6.0, 7.0)}, "--lowest-score not above"),
+        (pendulum, {"lowest_score": -9.0, "highest_score": -3.0}, "--highest-score must be above 0"),
+        (pendulum, {"batch_size": 1}, "--batch-size must be at least 2: the batch is the pool"),
         (pendulum, {"spoilt_share": 0.0}, "--spoilt-share 0: of either kind"),
         (pendulum, {"spoil": "mirrored", "spoilt_share": 1.0}, "--spoilt-share 1: of either kind"),
         (cartpole, {"spoil": "none"}, "needs continuous actions"),
