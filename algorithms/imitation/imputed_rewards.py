@@ -417,6 +417,8 @@ def main(args: Args) -> None:
         raise InputError(f"--hide {' '.join(args.hide)}: rewards are what is imputed here, and they alone.")
     if args.write_dataset and args.impute == "none":
         raise InputError("--write-dataset with --impute none: there are no labels to write.")
+    if np.min(args.max_weight) <= 0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     before = {}
     if args.impute == "model":
         if args.holdout_every < 1 or args.reward_updates < 1 or args.reward_updates % args.holdout_every:

@@ -18,6 +18,8 @@ Deviations from the paper:
 - its model-based form is not here;
 - continuous actions keep TD3+BC's pull to the data and its least of two critics: TD3 alone diverges offline. The actor
   is updated with every update of the critics;
+- with discrete actions, too, the least of two critics chooses and is bootstrapped from, which is a little pessimistic
+  beside the bound; double DQN has one critic;
 - TD3+BC's standardised states are not here: the networks of the learner see the states as they are.
 
     python algorithms/imitation/semi_pessimistic.py --dataset point-hazard-explore --seeds 8 --pessimism 0 1 2
@@ -271,7 +273,8 @@ def q_values(net: Critic, critics, *inputs):
 
 
 def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
-    """Squared Bellman errors, summed over the two critics: of TD3 with a smoothed target action; of double DQN."""
+    """Squared Bellman errors, summed over the two critics: of TD3 with a smoothed target action; of double DQN, whose
+    next action and its value are those of the least of the two."""
     net = agent.nets.critic
     if agent.nets.actor is None:
         rows = jnp.arange(args.batch_size)
@@ -417,6 +420,8 @@ def main(args: Args) -> None:
         raise InputError("--write-dataset with --impute none: there are no labels to write.")
     if args.n_models < 1 or (args.impute == "model" and args.reward_updates < 1):
         raise InputError("--reward-updates and --n-models must be at least 1.")
+    if args.impute == "model" and args.n_models < 2 and np.any(args.pessimism):
+        raise InputError("--n-models must be at least 2 with --pessimism: one model has no deviation, and no bound.")
     before = {"before": args.reward_updates} if args.impute == "model" else {}
     shared = imputable(data, labelled, truth.reward, args)
     with Run(__file__, args, data.task, act, **before) as run:

@@ -194,6 +194,7 @@ def test_bad_input_is_one_sentence(pendulum, tmp_path):
         (pendulum, {"hide": ("actions",)}, "--hide actions: rewards are what is imputed here"),
         (pendulum, {"n_models": 0}, "--reward-updates and --n-models must be at least 1"),
         (pendulum, {"reward_updates": 0}, "--reward-updates and --n-models must be at least 1"),
+        (pendulum, {"n_models": 1, "pessimism": (0.0, 1.0)}, "--n-models must be at least 2 with --pessimism"),
         (pendulum, {"impute": "none", "write_dataset": "x.npz"}, "there are no labels to write"),
         (goals, {"env": "none"}, "learns from rewards"),
     ):
