@@ -550,6 +550,8 @@ def main(args: Args) -> None:
     judged = ("diffusion_loss", "marginal_distance", *(("reward_error", "sample_error") if exact else ()))
     with Run(__file__, args, task, act) as run:
         check(args, run.chunk)
+        if args.retrain_every >= run.total:
+            run.note(f"--retrain-every {args.retrain_every:,}: no model is fitted in {run.total:,} environment steps.")
         agent = run.init(partial(init, spec=task.spec))
         online = Interaction(
             run, None, explore, sample, update,

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,13 @@ def test_synther_online_has_a_new_model_every_so_many_steps(pendulum, tmp_path, 
     assert seen == [4, 8]
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert [row["sample_error"] for row in rows] == ["nan", "7", "7", "7"]  # of steps 4, 6, 8, 10
+
+
+def test_synther_online_says_where_it_has_no_model(pendulum, tmp_path):
+    for every, notes in ((4, []), (8, ["--retrain-every 8: no model is fitted in 8 environment steps."])):
+        out = tmp_path / str(every)
+        train("synther_online", pendulum, out, env=SHORT_JAX, log_every=4, retrain_every=every, env_steps=8)
+        assert json.loads((out / "run.json").read_text())["notes"] == notes
 
 
 @pytest.mark.parametrize(
