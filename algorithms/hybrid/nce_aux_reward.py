@@ -16,7 +16,8 @@ Deviations from the paper:
 - PPO in place of Muesli, networks on vectors in place of NetHack's encoders;
 - the paper's text leaves open how pairs are drawn; here k is uniform for the representation, its logarithm for the
   progress, and both ends of a pair lie in one episode;
-- before an episode has k steps, its first state stands for s_{t-k}.
+- before an episode has k steps, its first state stands for s_{t-k};
+- actor and value function see e(s) through a ReLU, also where the representation was learned without one.
 
     python algorithms/hybrid/nce_aux_reward.py --n-envs 16 --steps-per-iteration 1024 --batch-size 256 --seeds 4
     python algorithms/hybrid/nce_aux_reward.py --no-pretrained-torso --aux-weight 0 --seeds 4   # PPO alone
@@ -135,9 +136,9 @@ class Networks(NamedTuple):
     progress: MLP
     """f(s_i, s_j) [B, 1]"""
     actor: MLP
-    """Logits of e(s) [B, A]"""
+    """Logits of relu(e(s)) [B, A]"""
     value: MLP
-    """V of e(s) [B, 1]"""
+    """V of relu(e(s)) [B, 1]"""
 
 
 class Agent(flax.struct.PyTreeNode):

@@ -16,7 +16,8 @@ Deviations from the paper:
   tenth of the labelled rows is held out, the weights of its least error are kept) are choices of this file;
 - the learner is IQL; the paper has TD3+BC beside it (--write-dataset, then algorithms/offline/td3_bc.py);
 - rewards are divided by the standard deviation of the labelled ones (--unit-reward-std), not by the range of
-  returns: those of episodes with missing rewards are not known.
+  returns: those of episodes with missing rewards are not known;
+- a terminal row whose next observation is not known is labelled as if it had led to where it began.
 
     python algorithms/imitation/imputed_rewards.py --dataset pendulum-mixed --seeds 8 --updates 20000
     python algorithms/imitation/imputed_rewards.py --dataset hopper-medium-replay --impute zero --labelled-fraction 0.01
