@@ -36,6 +36,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -321,6 +322,8 @@ def reward_map(data: Dataset, tuning: str) -> tuple[float, float]:
 def main(args: Args) -> None:
     if args.time_dim < 2:
         raise InputError("--time-dim must be at least 2: a sine and a cosine.")
+    if np.min(args.time_std) <= 0.0:
+        raise InputError(f"--time-std must be above 0, not {args.time_std}: all times would be one.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:
