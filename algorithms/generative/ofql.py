@@ -89,7 +89,7 @@ class Args(OfflineArgs):
 _antmaze = {"reward_tuning": "antmaze", "max_q_backup": True, "eval_episodes": 100}
 _pen = {"reward_tuning": "normalize", "actor_lr": 3e-5, "eval_episodes": 100}
 _kitchen = {"eval_episodes": 100}
-PRESETS = {  # Diffusion-QL's, but eta
+PRESETS = {  # Diffusion-QL's, but eta and updates: all are trained for a million
     "halfcheetah-medium": {"max_grad_norm": 9.0},
     "hopper-medium": {"max_grad_norm": 9.0},
     "walker2d-medium": {"max_grad_norm": 1.0},
