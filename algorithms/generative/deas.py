@@ -392,7 +392,16 @@ def train(agent: Agent, keys, args: Args, chunks: Chunks) -> tuple[Agent, dict]:
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def check(args: Args) -> None:
+    """InputError: classes among which nothing is told apart, labels without a width."""
+    if args.classification and args.value_classes < 2:
+        raise InputError("--value-classes must be at least 2, or --no-classification.")
+    if args.classification and np.min(args.label_std) <= 0.0:
+        raise InputError(f"--label-std must be above 0, not {args.label_std}.")
+
+
 def main(args: Args) -> None:
+    check(args)
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     found = chunks_of(data, args.chunk_length)

@@ -685,6 +685,8 @@ def check(args: Args) -> None:
         raise InputError(f"--futures {args.futures}: the model of single steps foretells one.")
     if args.futures == 1 and np.any(np.ravel(args.pessimism) > 0.0):
         raise InputError(f"--pessimism {args.pessimism} is over futures: it needs --futures of at least 2.")
+    if min(args.channel_factors, default=0) < 1:
+        raise InputError("--channel-factors: at least one level, of a factor of at least 1.")
     halved = 2 ** (len(args.channel_factors) - 1)
     if args.window_steps < 2 or args.window_steps % halved:
         raise InputError(
@@ -692,6 +694,8 @@ def check(args: Args) -> None:
         )
     if any(args.channels * factor % 8 for factor in args.channel_factors) or args.channels < 8:
         raise InputError(f"--channels must be a multiple of 8, the groups of GroupNorm, not {args.channels}.")
+    if args.learner == "iql" and np.min(args.max_weight) <= 0.0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     steps = np.ravel(args.rollout_steps)
     if np.any(steps % 1) or steps.min() < 1 or steps.max() >= args.window_steps:
         raise InputError(

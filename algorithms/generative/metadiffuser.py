@@ -491,6 +491,8 @@ def check(args: Args) -> None:
         )
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
+    if min(args.channel_factors, default=0) < 1:
+        raise InputError("--channel-factors: at least one level, of a factor of at least 1.")
     halved = 2 ** (len(args.channel_factors) - 1)
     for flag, n, of in (("window-steps", args.window_steps, halved), ("channels", args.channels, 8)):
         if n < of or n % of:

@@ -36,6 +36,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -88,7 +89,7 @@ class Args(OfflineArgs):
 _antmaze = {"reward_tuning": "antmaze", "max_q_backup": True, "eval_episodes": 100}
 _pen = {"reward_tuning": "normalize", "actor_lr": 3e-5, "eval_episodes": 100}
 _kitchen = {"eval_episodes": 100}
-PRESETS = {  # Diffusion-QL's, but eta
+PRESETS = {  # Diffusion-QL's, but eta and updates: all are trained for a million
     "halfcheetah-medium": {"max_grad_norm": 9.0},
     "hopper-medium": {"max_grad_norm": 9.0},
     "walker2d-medium": {"max_grad_norm": 1.0},
@@ -321,6 +322,8 @@ def reward_map(data: Dataset, tuning: str) -> tuple[float, float]:
 def main(args: Args) -> None:
     if args.time_dim < 2:
         raise InputError("--time-dim must be at least 2: a sine and a cosine.")
+    if np.min(args.time_std) <= 0.0:
+        raise InputError(f"--time-std must be above 0, not {args.time_std}: all times would be one.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(*reward_map(data, args.reward_tuning))
     with Run(__file__, args, data.task, act) as run:

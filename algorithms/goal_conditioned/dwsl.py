@@ -12,7 +12,8 @@ Deviations from the paper:
 - for nstep over 1 the number of steps is divided once; the released code divides it twice;
 - observations are not normalised by running statistics, and there is no dropout (kitchen);
 - one distance network: the paper's ensembles have one member in all its settings;
-- a row whose episode has no later state is left out of both losses.
+- rows are drawn uniformly; the released code draws an episode first, long or short;
+- a row whose episode does not go on for nstep steps is left out of both losses (not drawn there).
 
     python algorithms/goal_conditioned/dwsl.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/dwsl.py --dataset point-medium-explore --soft-min 0.1 1.0 --seeds 4
@@ -28,6 +29,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -68,7 +70,7 @@ PRESETS = {
     **dict.fromkeys(("fetch", "hand"), {"updates": 200_000}),
 }
 
-dense_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+dense_init = nn.initializers.orthogonal()
 
 
 class MLP(nn.Module):
@@ -86,7 +88,7 @@ class MLP(nn.Module):
 
 
 class DistanceBatch(NamedTuple):
-    """Rows with a later state of their episode as the goal."""
+    """Rows with a state of their episode as the goal, nstep steps later at least."""
 
     obs: jax.Array
     action: jax.Array
@@ -94,9 +96,9 @@ class DistanceBatch(NamedTuple):
     """nstep steps later."""
     goal: jax.Array
     steps: jax.Array
-    """To the goal, at least 1."""
+    """To the goal, at least nstep."""
     valid: jax.Array
-    """0 where the episode has no later state."""
+    """0 where the episode has no state nstep steps later."""
 
 
 class Networks(NamedTuple):
@@ -136,10 +138,10 @@ def distance_loss(distance, agent: Agent, batch: DistanceBatch, args: Args):
 def actor_loss(actor, agent: Agent, batch: DistanceBatch, args: Args):
     """exp(A / beta) (pi(s, g) - a)^2, A = d(s, g) - c - d(s', g), weights clipped (eq. 5 and 6).
 
-    c = 1 / B, one class; 0 where the goal is nearer than s', which is nstep steps ahead.
+    c = 1 / B, one class: no goal is nearer than s', which is nstep steps ahead.
     """
     near, far = (soft_min_distance(agent, x, batch.goal, args) for x in (batch.next_obs, batch.obs))
-    adv = far - jnp.where(batch.steps >= args.nstep, 1.0 / args.bins, 0.0) - near
+    adv = far - 1.0 / args.bins - near
     weight = jnp.minimum(jnp.exp(adv / args.temperature), args.max_weight)
     error = ((jnp.tanh(agent.nets.actor.apply(actor, batch.obs, batch.goal)) - batch.action) ** 2).sum(-1)
     chex.assert_shape([weight, error], (args.batch_size,))
@@ -158,14 +160,14 @@ def init(key, args: Args, spec: Spec) -> Agent:
 
 
 def sample(key, transitions: GoalTransitions, args: Args) -> DistanceBatch:
-    """Rows, each with a later state of its episode, uniformly."""
+    """Rows, each with a state of its episode, nstep steps later or more, uniformly."""
     row_key, goal_key = jax.random.split(key)
     row = transitions.rows(row_key, args.batch_size)
-    left = transitions.ahead(row, len(transitions.end)) - row
-    steps = 1 + jnp.floor(jax.random.uniform(goal_key, row.shape) * left).astype(row.dtype)
+    goals = jnp.maximum(transitions.ahead(row, len(transitions.end)) - row - args.nstep + 1, 0)  # that there are
+    steps = args.nstep + jnp.floor(jax.random.uniform(goal_key, row.shape) * goals).astype(row.dtype)
     at, goal = transitions.take(row), transitions.goal(transitions.ahead(row, steps))
     next_obs = at.next_obs if args.nstep == 1 else transitions.take(transitions.ahead(row, args.nstep)).obs
-    return DistanceBatch(at.obs, at.action, next_obs, goal, steps, (left > 0).astype(jnp.float32))
+    return DistanceBatch(at.obs, at.action, next_obs, goal, steps, (goals > 0).astype(jnp.float32))
 
 
 def update(agent: Agent, batch: DistanceBatch, key, args: Args) -> tuple[Agent, dict]:
@@ -202,6 +204,9 @@ def main(args: Args) -> None:
     data.require_steps(args.nstep, "--nstep")
     if args.bins < 2:
         raise InputError(f"--bins {args.bins}: at least 2 classes of the distance.")
+    for name in ("soft_min", "temperature", "max_weight"):
+        if np.min(getattr(args, name)) <= 0.0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

@@ -6,7 +6,8 @@ episode as goals, each with a weight of three factors: exp(beta A), A the advant
 where A is not among the best seen so far; and more where the ensemble of values disagrees, since rare goals are what
 unseen ones resemble. The critics learn from hindsight rewards, 1 where the next state achieves the goal.
 
-With --no-uncertainty-weight it is WGCSL, with --no-best-weight, too, MARVIL with hindsight, with none of them GCSL.
+With --no-uncertainty-weight it is WGCSL (one critic in the released code, --n-critics 1), with --no-best-weight, too,
+MARVIL with hindsight, with none of them GCSL.
 
 Choose it when goals will come that the data never reached. It clones: it does not put episodes together.
 
@@ -17,8 +18,7 @@ Deviations from the released code:
 - targets move a little at every update, not by a twentieth after 20 (Fetch; FetchReach: 5) or a tenth after
   4 (Point);
 - the standard deviations that an uncertainty is scaled by are as many as the advantages (10,000 there);
-- all goals are states that were achieved (the authors' critics keep a fifth of those that were recorded, FetchSlide
-  half), and critics and policy learn from one batch;
+- all goals are states that were achieved (in FetchSlide half, or four fifths, are those that were recorded);
 - point worlds are trained as long as the others (the authors' for 2,000 updates);
 - of a row whose episode has no later state nothing is learned.
 
@@ -36,6 +36,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -76,7 +77,7 @@ class Args(GoalArgs):
     max_uncertainty_weight: Float = 1.5
     """Clip of the weights by uncertainty."""
     td_expectile: Expectile = 0.5
-    """Expectile of its targets that Q fits, in [0, 1]: 0.5 is the mean, above it is optimistic."""
+    """Expectile of its targets that Q fits, in (0, 1): 0.5 is the mean, above it is optimistic."""
     goal_radius: Float = 0.0
     """Distance within which a state achieves a goal; 0: it is the very state that the goal was taken from."""
     n_critics: Size = 5
@@ -95,7 +96,7 @@ class Args(GoalArgs):
 
 PRESETS = {
     "fetch": {"goal_radius": 0.05},
-    "fetchreach": {"goal_radius": 0.05, "percentile_rise": 0.15, "tau": 0.01, "batch_size": 256, "updates": 2_500},
+    "fetchreach": {"goal_radius": 0.05, "percentile_rise": 0.15, "tau": 0.01, "updates": 2_500},
     "hand": {"goal_radius": 0.01, "max_percentile": 50.0},
     "point": {"goal_radius": 0.5, "percentile_rise": 0.1, "tau": 0.025, "batch_size": 128},
 }
@@ -274,6 +275,10 @@ def train(agent: Agent, keys, args: Args, transitions: GoalTransitions) -> tuple
 def main(args: Args) -> None:
     if args.queue_size < args.batch_size:
         raise InputError(f"--queue-size {args.queue_size}: at least one batch of {args.batch_size}.")
+    if np.min(args.percentile_rise) < 0.0 or np.min(args.max_percentile) < 0.0 or np.max(args.max_percentile) > 100.0:
+        raise InputError("--percentile-rise must be at least 0, and --max-percentile lie in [0, 100].")
+    if args.exponential_weight and np.min(args.max_weight) <= 0.0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
     data.require_steps(1, "a goal later by")
     with Run(__file__, args, data.task, act) as run:

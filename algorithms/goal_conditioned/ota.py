@@ -24,6 +24,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -362,6 +363,8 @@ def main(args: Args) -> None:
     data.require_steps(args.subgoal_steps, "--subgoal-steps")
     if not 1 <= args.option_steps <= args.subgoal_steps:
         raise InputError(f"--option-steps {args.option_steps}: 1 to --subgoal-steps {args.subgoal_steps}.")
+    if np.min(args.max_weight) <= 0.0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

@@ -13,10 +13,15 @@ Choose it when data is play without any task and goals are many windows away: va
 Deviations from the released code:
 - observations are vectors: the encoder of a window is an MLP on all of its states, not a transformer, and the decoder
   an MLP with a Gaussian of standard deviation 1, not a recurrent one with a mixture of logistics;
+- networks have ReLU, no clips of means and standard deviations, and first weights of one kind; the released actor and
+  critics have SiLU and first weights near 0 in their last layers, the actor means within 9 and log standard deviations
+  within -5 and 2;
 - a plan is proposed anew at every step, where the released code follows one for a window;
 - all windows have one length, as its settings for D4RL have it; goals come from the window's episode, and with
   --random-goals also from any other (in its settings for pictures);
-- in the first --bc-steps the actor has the critics' batch, with its goals; gradients are clipped network by network.
+- in the first --bc-steps the actor has the critics' batch, with its goals; gradients are clipped network by network;
+- all losses are of the old parameters; the released actor's has the new temperature.
+As there, the entropy that plans aim at is minus the size of an action, not of a plan.
 
     python algorithms/goal_conditioned/tacorl.py --dataset point-medium-stitch --seeds 8 --updates 10000
     python algorithms/goal_conditioned/tacorl.py --dataset point-medium-navigate --cql-alpha 0.1 1 --latent-dim 4
@@ -94,7 +99,7 @@ class Args(GoalArgs):
     """Polyak step of the target networks, in [0, 1]."""
     batch_size: Size = 64
     """Transitions per gradient update."""
-    hidden_dims: tuple[int, ...] = (256, 256)
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Hidden layers of every network that has no argument of its own for them."""
 
 
@@ -299,7 +304,7 @@ def actor_loss(actor, agent: Agent, batch: WindowBatch, plan, key, args: Args):
 
 
 def alpha_loss(log_alpha, entropy, action_dim: int):
-    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A)."""
+    """SAC's temperature: log alpha grows while the entropy is under its target -dim(A), A the environment's."""
     return log_alpha * (entropy + action_dim)
 
 

@@ -272,6 +272,8 @@ class DocBatch(NamedTuple):
     reward: jax.Array
     """Of that step, which z must not tell."""
     next_obs: jax.Array
+    known: jax.Array
+    """0 where the task ended with it in a state that is not known."""
 
 
 class Carry(NamedTuple):
@@ -285,12 +287,14 @@ class Carry(NamedTuple):
 def information(agent: Agent, classifier, h, batch: DocBatch, z):
     """E f - E log mean exp f (eq. 8): what z tells of a later step's outcome, and its past and action do without it.
 
-    `h` [B, W]: what that past tells.
+    `h` [B, W]: what that past tells. Of outcomes that are not known nothing is asked.
     """
     step = batch.later.action[:, -1], z, batch.reward, batch.next_obs
     f = agent.nets.classifier.apply(classifier, h, *step)
     chex.assert_shape(f, (len(z), len(z)))
-    return (jnp.diagonal(f) - jax.nn.logsumexp(f, axis=1)).mean() + jnp.log(len(z))
+    outcomes = jnp.maximum(batch.known.sum(), 1.0)
+    told = jnp.diagonal(f) - jax.nn.logsumexp(jnp.where(batch.known > 0, f, -1e9), axis=1)
+    return (batch.known * told).sum() / outcomes + jnp.log(outcomes)
 
 
 def divergence(q: Latent, p: Latent):
@@ -380,6 +384,7 @@ def batch_of(data: Sequences, row, later, args: Args) -> DocBatch:
         past_of(data, later, args),
         step.reward[:, 0],
         step.next_obs[:, 0],
+        step.successor[:, 0],
     )
 
 
@@ -458,7 +463,7 @@ def main(args: Args) -> None:
     scale = return_scale(data, args.return_scale)
     args = dataclasses.replace(args, return_scale=scale, max_timestep=args.max_timestep or horizon(data))
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
-        fields = "obs", "action", "reward", "terminal", "next_obs", "return_to_go"
+        fields = "obs", "action", "reward", "terminal", "next_obs", "return_to_go", "successor"
         windows = run.replicate(sequences(data, *fields))
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

@@ -24,6 +24,7 @@ Deviations from the paper (and the authors' code):
   scale and shift, which differ by a positive factor that the binary filter does not see;
 - exp(beta A) is clipped at 100, as in the authors' settings of the exponential filter (at 50 in their first public
   ones), without their least weight of 1e-7;
+- imitation keeps the further actors, which the authors' leaves out;
 - critics on two-hot returns, and AMAGO's ascent of the critics, which Metamon leaves out, are not here.
 The paper's text asks for the least of two random critics; the authors' code takes their mean wherever critics are not
 ascended, and so does this file. As there, the two are drawn for each step and discount, and may be the same.
@@ -443,6 +444,8 @@ def main(args: Args) -> None:
         raise InputError(f"--memory {np.min(args.memory):g}: at least the present step is seen, 1.")
     if not all(0.0 <= discount <= 1.0 for discount in args.train_discounts):
         raise InputError(f"--train-discounts must lie in [0, 1], unlike {' '.join(map(str, args.train_discounts))}.")
+    if args.filter == "exp" and np.min(args.max_weight) <= 0.0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
         windows = run.replicate(sequences(data, "obs", "action", "reward", "terminal", "next_obs"))
         agent = run.init(partial(init, spec=data.spec))

@@ -393,6 +393,8 @@ def resolved(args: Args, data) -> Args:
     if args.context < 2:
         raise InputError("--context must be at least 2: what follows a step is read off the next one.")
     require_heads(args.width, args.heads)
+    if args.regions == 1:
+        raise InputError("--regions 1: one region tells nothing; at least 2, or 0 for none.")
     given = np.append(args.next_obs_weight, args.next_return_weight)
     if args.objective_weights != "equal" and (given != 1.0).any():
         raise InputError(f"--objective-weights {args.objective_weights} finds its weights, none can be given.")

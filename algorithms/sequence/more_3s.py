@@ -17,6 +17,7 @@ Deviations from the paper (and the authors' code):
 - networks, as said; the texts before an action are the mission and the name of the action before it;
 - the decoder is trained to give the action (theirs to give the next step's feature, from which a probe tells the
   action);
+- after its rise the step size stays (theirs falls to 0 at the end), and AdamW stands for their BertAdam;
 - what is no text is read as the data has it, not normalised;
 - states are aligned with the action's text against the other actions' texts; what theirs is against is not known;
 - discrete actions alone; the weights and sizes of the paper's runs are not known, nor are target returns.
@@ -37,6 +38,7 @@ import flax.linen as nn
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -358,6 +360,8 @@ def resolved(args: Args, data) -> Args:
     """`args` with what the data says; InputError where they ask for what it cannot say."""
     require_context(data, args.context)
     require_heads(args.width, args.heads)
+    if np.min(args.alignment_temperature) <= 0.0:
+        raise InputError(f"--alignment-temperature must be above 0, not {args.alignment_temperature}.")
     asked = {"target_return": target_returns(data, args.target_return)}
     asked |= {"return_scale": return_scale(data, args.return_scale)}
     return dataclasses.replace(args, **asked, max_timestep=args.max_timestep or horizon(data))

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import load
+from jobs import small
 from reference import B, agent_of, close, differences, gelu, mlp
 from scipy.stats import norm
 
@@ -267,3 +268,13 @@ def test_deas_presets_are_the_papers_lengths(deas):
         101,
         0.75,
     )
+
+
+def test_deas_refuses_labels_that_tell_nothing(deas, pendulum, tmp_path):
+    for changes, words in (
+        ({"value_classes": 1}, "--value-classes must be at least 2"),
+        ({"label_std": (0.0, 0.75)}, "--label-std must be above 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            deas.main(small("deas", pendulum, tmp_path / "run", env="none", **changes))
+        deas.check(deas.Args(**changes, classification=False))

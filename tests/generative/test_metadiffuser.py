@@ -344,6 +344,8 @@ def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent,
         ({"diffusion_steps": 1}, "--diffusion-steps and --sampling-steps must be at least 2"),
         ({"warm_steps": 21}, "--warm-steps 21: a plan is made in --sampling-steps 20"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
+        ({"channel_factors": ()}, "--channel-factors: at least one level"),
+        ({"channel_factors": (1, -1)}, "--channel-factors: at least one level, of a factor of at least 1"),
         ({"window_steps": 32}, "--window-steps 32: no episode of .* has so many rows"),
     ],
 )

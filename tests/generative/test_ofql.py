@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import load
+from jobs import small
 from networks_in_numpy import q_values, velocity_net
 from reference import B, agent_of, close
 
@@ -213,3 +214,8 @@ def test_ofql_refuses_an_embedding_of_less_than_a_pair():
     module = load("ofql")
     with pytest.raises(InputError, match="--time-dim must be at least 2"):
         module.main(module.Args(time_dim=1))
+
+
+def test_ofql_refuses_times_that_are_all_one(pendulum, tmp_path):
+    with pytest.raises(InputError, match="--time-std must be above 0, not 0.0: all times would be one"):
+        load("ofql").main(small("ofql", pendulum, tmp_path / "run", env="none", time_std=0.0))

@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
-from conftest import write_goals
+import pytest
+from conftest import load, write_goals
 from goal_reference import GOAL_SPEC, TINY, goal_batch
+from jobs import small
 from reference import agent_of, close, compiled, mlp
 
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.goals import goal_dataset
 
 SMALL = {"bins": 6}
@@ -49,30 +52,30 @@ def test_the_soft_minimum_lies_between_the_least_and_the_mean():
 
 
 def test_actions_that_shorten_the_way_are_cloned_more():
-    dwsl, args, agent, batch = setting(soft_min=0.3, temperature=0.1, max_weight=0.05)
+    dwsl, args, agent, batch = setting(soft_min=0.3, temperature=0.1, max_weight=0.0685)
     d = np.arange(4) / 4
 
     def distance(obs):
         return -0.3 * np.log((probabilities(agent, obs, batch.goal) * np.exp(-d / 0.3)).sum(-1))
 
-    weight = np.minimum(np.exp((distance(batch.obs) - 0.25 - distance(batch.next_obs)) / 0.1), 0.05)
+    weight = np.minimum(np.exp((distance(batch.obs) - 0.25 - distance(batch.next_obs)) / 0.1), 0.0685)
     error = ((np.tanh(mlp(agent.actor, batch.obs, batch.goal)) - batch.action) ** 2).sum(-1)
     close(dwsl.actor_loss(agent.actor, agent, batch, args)[0], (weight * error)[:4].mean())
-    assert (weight[:4] == 0.05).any() and (weight[:4] < 0.05).any()
+    assert (weight[:4] == 0.0685).any() and (weight[:4] < 0.0685).any()
 
 
-def test_several_steps_are_one_class_and_a_goal_that_is_passed_costs_nothing():
+def test_several_steps_are_one_class():
     dwsl, args, agent, batch = setting(nstep=3, temperature=1.0)
-    batch = batch._replace(steps=np.int32([1, 3, 4, 99, 1]))
+    batch = batch._replace(steps=np.int32([3, 3, 4, 99, 3]))
     p = probabilities(agent, batch.obs, batch.goal)
     expected = -np.log(p[[0, 1, 2, 3], [0, 0, 1, 3]]).mean()
     close(dwsl.distance_loss(agent.distance, agent, batch, args), expected)
     far, near = (dwsl.soft_min_distance(agent, x, batch.goal, args) for x in (batch.obs, batch.next_obs))
-    adv = (far - near - np.float32([0, 0.25, 0.25, 0.25, 0]))[:4].mean()
+    adv = (far - near - 0.25)[:4].mean()
     close(dwsl.actor_loss(agent.actor, agent, batch, args)[1]["adv"], adv)
 
 
-def test_goals_are_later_states_and_their_steps_are_counted(tmp_path):
+def test_goals_lie_behind_the_next_state_and_their_steps_are_counted(tmp_path):
     dwsl = compiled("dwsl")
     data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
     row_of = {tuple(x): i for i, x in enumerate(np.asarray(data.take(np.arange(300)).obs))}
@@ -80,11 +83,30 @@ def test_goals_are_later_states_and_their_steps_are_counted(tmp_path):
         batch = dwsl.sample(jax.random.key(0), data, dwsl.Args(batch_size=5000, nstep=nstep))
         row, goal = (np.array([row_of[tuple(y)] for y in np.asarray(x)]) for x in (batch.obs, batch.goal))
         end = row // 30 * 30 + 29
-        np.testing.assert_array_equal(batch.valid, row < end)
-        at = row < end
-        assert ((goal > row) & (goal <= end))[at].all()
+        at = row + nstep <= end
+        np.testing.assert_array_equal(batch.valid, at)
+        assert ((goal >= row + nstep) & (goal <= end))[at].all()
         np.testing.assert_array_equal(np.asarray(batch.steps)[at], (goal - row)[at])
-        share = (goal - row - 1)[at] / (end - row)[at]
+        share = (goal - row - nstep)[at] / (end - row - nstep + 1)[at]
         assert 0.4 < share.mean() < 0.5
     ahead = np.minimum(row + 3, end)
     np.testing.assert_array_equal(batch.next_obs, data.take(ahead).obs)
+
+
+def test_first_weights_are_orthogonal_of_gain_one():
+    dwsl = load("dwsl")
+    agent = dwsl.init(jax.random.key(0), dwsl.Args(**TINY, bins=4), GOAL_SPEC)
+    for net in (agent.actor, agent.distance):
+        kernel = net["params"]["Dense_1"]["kernel"]
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(len(kernel)), atol=1e-5)
+
+
+def test_what_would_divide_by_zero_is_refused(goals, tmp_path):
+    for changes, words in (
+        ({"bins": 1}, "--bins 1: at least 2"),
+        ({"soft_min": (0.0, 1.0)}, r"--soft-min must be above 0, not \(0.0, 1.0\)"),
+        ({"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
+        ({"max_weight": 0.0}, "--max-weight must be above 0, not 0.0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load("dwsl").main(small("dwsl", goals, tmp_path / "run", env="none", **changes))

@@ -147,7 +147,7 @@ def test_settings_are_those_released():
         goat = compiled("goat")
         args = parse(goat.Args, goat.PRESETS, goat.__doc__, ["--dataset", dataset])
         assert (args.percentile_rise, args.tau) == (rise, pytest.approx(share / n_batches))
-        sizes = {"fetchreach-left": (256, 2_500), "point-open-right": (128, 40_000)}
+        sizes = {"fetchreach-left": (512, 2_500), "point-open-right": (128, 40_000)}
         assert (args.batch_size, args.updates) == sizes.get(dataset, (512, 40_000))
 
 
@@ -155,3 +155,13 @@ def test_a_queue_holds_a_batch(tmp_path):
     args = small("goat", write_goals(tmp_path / "goals.npz"), tmp_path / "run", queue_size=B)
     with pytest.raises(InputError, match="--queue-size 5: at least one batch of 8"):
         load("goat").main(args)
+
+
+def test_weights_that_are_none_are_refused(goals, tmp_path):
+    for changes, words in (
+        ({"max_percentile": 101.0}, r"--max-percentile lie in \[0, 100\]"),
+        ({"percentile_rise": (-0.1, 0.1)}, "--percentile-rise must be at least 0"),
+        ({"max_weight": 0.0}, "--max-weight must be above 0, not 0.0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load("goat").main(small("goat", goals, tmp_path / "run", **changes))

@@ -206,3 +206,11 @@ def test_windows_need_two_states_and_an_episode_longer_than_they_are(tmp_path):
         args = small("tacorl", write_goals(tmp_path / "goals.npz"), tmp_path / "run", window=window)
         with pytest.raises(InputError, match=message):
             load("tacorl").main(args)
+
+
+def test_sizes_and_rates_are_those_released():
+    """config/module/tacorl_d4rl.yaml, config/networks/actor_critic of ErickRosete/tacorl."""
+    args = load("tacorl").Args()
+    assert args.hidden_dims == (256, 256, 256) and args.latent_dim == 16 and args.window == 8 and args.n_actions == 4
+    assert (args.discount, args.reward_scale, args.goal_chance) == (0.95, 10.0, 0.3)
+    assert (args.actor_lr, args.critic_lr, args.decoder_lr, args.plan_lr) == (1e-4, 3e-4, 3e-4, 1e-4)

@@ -6,7 +6,7 @@ import pytest
 from conftest import load
 from jobs import small
 from reference import agent_of, close, compiled
-from test_sequences import log
+from test_sequences import TERMINAL, log
 from transformer_in_numpy import DISCRETE, SPEC, B, T, dense, norm, relu, transformer, window
 
 from shared.errors import InputError
@@ -15,6 +15,8 @@ from shared.sequences import sequences
 SMALL = {"width": 8, "layers": 1, "heads": 2, "context": 3, "future": 2, "prior_samples": 3, "warmup_updates": 1000}
 TINY = {"width": 8, "layers": 1, "heads": 2, "context": T, "future": T, "batch_size": B, "token_dropout": 0.0}
 TINY |= {"latent_dim": 3, "max_timestep": 6, "prior_samples": 7}
+KNOWN = np.float32(np.arange(B) != 1)
+"""The second outcome is not."""
 
 
 def setting(spec=SPEC, **changes):
@@ -24,7 +26,7 @@ def setting(spec=SPEC, **changes):
     future = window(spec, seed=1)
     future = future._replace(**{n: getattr(future, n)[:, ::-1] for n in ("mask", "obs", "action", "reward")})
     next_obs, (reward, togo) = r.normal(size=(B, 3)).astype(np.float32), r.normal(size=(2, B)).astype(np.float32)
-    batch = doc.DocBatch(window(spec, first=3), future, togo, window(spec, seed=2, first=1), reward, next_obs)
+    batch = doc.DocBatch(window(spec, first=3), future, togo, window(spec, seed=2, first=1), reward, next_obs, KNOWN)
     return doc, args, agent_of(doc, args, spec), batch
 
 
@@ -76,7 +78,8 @@ def information(agent, batch, h, z):
     action = np.eye(spec.action_dim)[action] if spec.discrete else action
     outcome = mlp(c["MLP_1"], batch.reward[:, None], batch.next_obs)
     f = mlp(c["MLP_0"], h, action, z) @ outcome.T
-    return (np.diag(f) - np.log(np.exp(f).mean(1))).mean()
+    known = KNOWN > 0
+    return (np.diag(f) - np.log(np.exp(f[:, known]).mean(1)))[known].mean()
 
 
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
@@ -134,7 +137,7 @@ def test_the_classifier_and_the_encoder_pull_in_opposite_directions():
 def test_past_and_future_of_a_step():
     """The past tells the reward of the step before; the future begins with the present step."""
     doc = compiled("doc")
-    data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go")
+    data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go", "successor")
     args = doc.Args(context=3, future=2, return_scale=10.0)
     batch = doc.batch_of(data, np.array([1, 6, 3]), np.array([2, 6, 4]), args)
     assert batch.past.obs[..., 0].tolist() == [[0, 0, 1], [4, 5, 6], [0, 0, 3]]
@@ -146,12 +149,15 @@ def test_past_and_future_of_a_step():
     assert batch.later.reward.tolist() == [[0, 1, 2], [10, 20, 30], [0, 0, 10]]
     assert batch.reward.tolist() == [3, 40, 20] and batch.next_obs[:, 0].tolist() == [3, 7, 5]
     close(batch.return_to_go, [0.5, 4.0, 10.0])
+    hidden = sequences(log(successor=~TERMINAL), "obs", "action", "reward", "next_obs", "return_to_go", "successor")
+    ends = np.flatnonzero(TERMINAL)
+    assert doc.batch_of(hidden, ends, ends, args).known.tolist() == [0.0] * len(ends) and batch.known.all()
 
 
 def test_every_step_that_z_is_made_of_is_kept_from_it():
     """Of a step's future, cut where its episode ends, each step is drawn as often as another."""
     doc = compiled("doc")
-    data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go")
+    data = sequences(log(), "obs", "action", "reward", "next_obs", "return_to_go", "successor")
     batch = doc.sample(jax.random.key(0), data, doc.Args(context=2, future=3, return_scale=1.0, batch_size=4000))
     row, later = (np.asarray(w.obs)[:, -1, 0].astype(int) for w in (batch.past, batch.later))
     end = np.asarray(data.end)

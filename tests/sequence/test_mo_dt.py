@@ -201,3 +201,5 @@ def test_the_region_is_chosen_first_and_the_action_within_it(module, parted):
 def test_what_cannot_be_learned_is_refused(pendulum, tmp_path):
     with pytest.raises(InputError, match="--context must be at least 2"):
         load("mo_dt").main(small("mo_dt", pendulum, tmp_path / "run", env="none", context=1))
+    with pytest.raises(InputError, match="--regions 1: one region tells nothing"):
+        load("mo_dt").main(small("mo_dt", pendulum, tmp_path / "run", env="none", regions=1))
