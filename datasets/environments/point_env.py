@@ -22,6 +22,7 @@ IDS = {
     "PointOpen": ({"layout": "open"}, 100),
     "PointOpenStarts": ({"layout": "open", "start": "sampled"}, 100),
     "PointUMaze": ({"layout": "umaze"}, 100),
+    "PointUMazeDense": ({"layout": "umaze", "reward": "dense"}, 100),
     "PointRoundTrip": ({"layout": "umaze", "show_goal": False}, 100),
     "PointWayBack": ({"layout": "umaze", "show_goal": False, "start": (1.5, 3.5), "goal": (1.5, 1.5)}, 100),
     "PointNoEnd": ({"layout": "umaze", "show_goal": False, "at_goal": "stay"}, 100),
