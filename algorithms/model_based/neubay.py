@@ -5,8 +5,8 @@ Conservatism", arXiv 2512.04341. An ensemble of models stands for what the data 
 rollout is made in one of them from its beginning to its end, and the agent, which remembers what has happened, can tell
 in which: its best policy explores where that pays, and rewards are not penalised. Rollouts begin after a piece of an
 episode of the data, which the memory has seen, and go on until the episode's end, --rollout-steps, or where the models
-disagree more than they do anywhere in the data; where they are cut, values bootstrap. After a piece that ends an episode
-nothing is imagined: there the data's last rows are learned from.
+disagree more than they do anywhere in the data; where they are cut, values bootstrap. After a piece that ends its
+episode nothing is imagined: there the data's last rows are learned from.
 1. Model phase, logged to before.csv: at most --model-updates, until no member's hold-out error falls any more.
 2. --updates of recurrent SAC with --n-critics heads, of which two random ones make a target (REDQ). Before the first
    and after every `rollout_every` of them the model makes new rollouts.
