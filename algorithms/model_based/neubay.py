@@ -20,7 +20,8 @@ Deviations from the paper (twni2016/neubay):
 - a batch is --rollouts-per-update whole rollouts with their histories (--batch-size is the model's), where the authors
   cut a tape of 2,048 steps; histories have at most --history steps; the step at which the models disagree is not
   learned from;
-- between two batches of rollouts lie --rollout-every updates, in place of a twentieth of the steps made;
+- between two batches of rollouts lie --rollout-every updates, in place of a twentieth of the steps made, and
+  --rollout-rounds batches are kept (40 million steps);
 - the threshold of disagreement, and its mean, the unit of --reward-penalty, are taken from at most 10,000 rows;
 - a rollout from late in an episode may go on beyond the environment's time limit, where the authors' is cut;
 - the hold-out error is looked at as in mopo.py; no gradient is clipped, which the authors do at a norm of 1,000; layer
