@@ -44,6 +44,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -510,6 +511,10 @@ def main(args: Args) -> None:
     if args.plan_elites > args.plan_samples + args.policy_plans:
         candidates = args.plan_samples + args.policy_plans
         raise InputError(f"--plan-elites {args.plan_elites}: a plan has {candidates} candidates.")
+    if np.min(args.max_weight) <= 0:
+        raise InputError(f"--max-weight must be above 0, not {args.max_weight}: the policy would learn nothing.")
+    if np.min(args.min_std) < 0 or np.max(args.min_std) > np.min(args.max_std):
+        raise InputError(f"--min-std {args.min_std} must be at least 0, and at most --max-std {args.max_std}.")
     if len(data.obs) < args.steps:
         raise InputError(f"'{data.task.id}' has {len(data.obs)} rows; a window of --steps needs {args.steps} or more.")
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0

@@ -24,6 +24,8 @@ Deviations from the paper:
   are in the data; where it has more than --codes different ones, by the nearest of as many means (k-means);
 - small worlds in place of Atari's pictures; windows begin at any row, and end with its episode;
 - Adam's moments of stage 1 go on into stage 2, all weights decay, and blocks have ReLUs;
+- Q's hidden layers are plain ones with ReLUs and dropout (there: layer normalisation and Mish, and dropout of the first
+  alone), and begin as all others do; actions that a game has not count in Q's penalty there;
 - with a plan the policy sees as many steps less as the plan is long, without one all;
 - actions that a game allows are those of its data, with one task all;
 - what a path earns behind a predicted end counts nothing (the authors' code searches on);
@@ -621,6 +623,10 @@ def resolved(args: Args, data: Dataset) -> Args:
             f"--n-tasks {args.n_tasks}: observations of '{data.task.id}' have {data.spec.obs_shape[0]} numbers."
         )
     if not np.any(args.v_min) and not np.any(args.v_max):
+        if np.ptp(args.discount) > 0:  # a lane's atoms would be those of another
+            raise InputError(
+                f"--discount {args.discount}: each has its own range of returns; give --v-min and --v-max."
+            )
         signs = dataclasses.replace(data, reward=np.sign(data.reward)).return_to_go(float(np.max(args.discount)))
         args = dataclasses.replace(args, v_min=float(signs.min()), v_max=float(signs.max()))
     if np.max(args.v_min) >= np.min(args.v_max):

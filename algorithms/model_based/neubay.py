@@ -5,7 +5,8 @@ Conservatism", arXiv 2512.04341. An ensemble of models stands for what the data 
 rollout is made in one of them from its beginning to its end, and the agent, which remembers what has happened, can tell
 in which: its best policy explores where that pays, and rewards are not penalised. Rollouts begin after a piece of an
 episode of the data, which the memory has seen, and go on until the episode's end, --rollout-steps, or where the models
-disagree more than they do anywhere in the data; where they are cut, values bootstrap.
+disagree more than they do anywhere in the data; where they are cut, values bootstrap. After a piece that ends its
+episode nothing is imagined: there the data's last rows are learned from.
 1. Model phase, logged to before.csv: at most --model-updates, until no member's hold-out error falls any more.
 2. --updates of recurrent SAC with --n-critics heads, of which two random ones make a target (REDQ). Before the first
    and after every `rollout_every` of them the model makes new rollouts.
@@ -19,13 +20,15 @@ Deviations from the paper (twni2016/neubay):
 - a batch is --rollouts-per-update whole rollouts with their histories (--batch-size is the model's), where the authors
   cut a tape of 2,048 steps; histories have at most --history steps; the step at which the models disagree is not
   learned from;
-- between two batches of rollouts lie --rollout-every updates, in place of a twentieth of the steps made;
+- between two batches of rollouts lie --rollout-every updates, in place of a twentieth of the steps made, and
+  --rollout-rounds batches are kept (40 million steps);
 - the threshold of disagreement, and its mean, the unit of --reward-penalty, are taken from at most 10,000 rows;
 - a rollout from late in an episode may go on beyond the environment's time limit, where the authors' is cut;
 - the hold-out error is looked at as in mopo.py; no gradient is clipped, which the authors do at a norm of 1,000; layer
   normalisation has no weights in ensembles; the temperature is always learned, which is fixed for Hopper: no presets;
 - a layer of the memory is a recurrence, a leaky ReLU and a skip (with layer normalisation, a gated linear unit and an
-  input scale that is learned for itself); last layers begin as the others do (at a hundredth);
+  input scale that is learned for itself); weights are drawn from normal distributions (from uniform ones), and the
+  critics' last layers begin as the others do (at a tenth); the temperature's loss is linear in its logarithm;
 - actions are continuous: the paper's bandit has a form of its own here (bandit-unknown-arm), without its recurrent
   Q-learning.
 
@@ -486,20 +489,37 @@ def fit(agent: Agent, keys, args: Args, data: Sequences, held_out: Batch, rows) 
 # ------------------------------------------------------------------------------------------ rollouts
 
 
+def beginnings(data: Sequences, key, n: int):
+    """Rows [n] that rollouts begin in, and [n] whether instead the history is up to that row, an episode's last.
+
+    Drawn uniformly from all rows and ends of episodes. At an end nothing is imagined: its row, in which tasks
+    terminate, is learned from.
+    """
+    last = data.end == jnp.arange(len(data.end))
+    place = jnp.arange(len(last)) + jnp.cumsum(last) - last
+    drawn = jax.random.randint(key, (n,), 0, len(last) + last.sum())
+    row = jnp.searchsorted(place, drawn, side="right") - 1
+    return row, drawn > place[row]
+
+
 def rollout(
     agent: Agent, made: Rollouts, key, args: Args, data: Sequences, ends: Callable, exact: Callable | None
 ) -> tuple[Rollouts, dict]:
-    """--rollout-batch rollouts in place of the oldest, each in one elite, after a history of its own."""
+    """--rollout-batch rollouts in place of the oldest, each in one elite, after a history of its own.
+
+    Some are a history alone, that of an episode's end.
+    """
     row_key, member_key, key = jax.random.split(key, 3)
     n, steps = args.rollout_batch, made.obs.shape[1]
-    row = data.rows(row_key, n)
-    first = jnp.maximum(data.start[row], row - args.history)
+    row, whole = beginnings(data, row_key, n)
+    whole &= args.history > 0
+    first = jnp.maximum(data.start[row], row + whole - args.history)
     member = jax.random.choice(member_key, elites(agent, args), (n,))
 
     def step(carry, t):
         obs, true_obs, action, reward, memory, alive = carry
-        action_key, noise_key, exact_key = jax.random.split(jax.random.fold_in(key, t), 3)
-        past = first + t < row
+        action_key, noise_key, exact_key, true_key = jax.random.split(jax.random.fold_in(key, t), 4)
+        past = first + t < row + whole
         known = data.transitions.take(jnp.minimum(first + t, row))
         obs, true_obs = (jnp.where((first + t <= row)[:, None], known.obs, x) for x in (obs, true_obs))
         inputs = jnp.concatenate([obs, action, reward[:, None]], axis=-1)
@@ -515,13 +535,13 @@ def rollout(
         penalty = jnp.where(past, 0.0, args.reward_penalty * u / agent.usual)
         next_obs = jnp.where(past[:, None], known.next_obs, outcome[:, :-1])
         terminal = jnp.where(past, known.terminal, ends(next_obs)).astype(jnp.float32)
-        alive &= past | ((u <= agent.threshold) & (first + t - row < args.rollout_steps))
+        alive &= past | (~whole & (u <= agent.threshold) & (first + t - row < args.rollout_steps))
         next_obs = jnp.where(alive[:, None], next_obs, obs)  # nothing runs away where nobody looks
         made = Rollouts(obs, action, reward - penalty, reward, terminal, next_obs, past, alive, u)
         errors = {}
         if exact:
             errors["error_1"] = jnp.linalg.norm(next_obs - exact(obs, action, exact_key)[0], axis=-1)
-            true_obs = exact(true_obs, action, jax.random.fold_in(exact_key, 1))[0]
+            true_obs = exact(true_obs, action, true_key)[0]
             errors["error_h"] = jnp.linalg.norm(next_obs - true_obs, axis=-1)
         at_last = first + t - row + 1 >= args.rollout_steps
         return (next_obs, true_obs, action, reward, memory, alive & (terminal == 0.0)), (made, errors, at_last)
@@ -537,7 +557,7 @@ def rollout(
     imagined = (new.valid * (1.0 - new.real)).T
     count = jnp.maximum(imagined.sum(), 1.0)
     info = {"rollout_length": imagined.sum() / n, "disagreement": (imagined * u).sum() / count}
-    info |= {"model_reward": (imagined * new.reward.T).sum() / count, "history_length": (row - first).mean()}
+    info |= {"model_reward": (imagined * new.reward.T).sum() / count, "history_length": (row + whole - first).mean()}
     over = {"error_1": imagined, "error_h": imagined * at_last}
     info |= {name: (over[name] * x).sum() / jnp.maximum(over[name].sum(), 1.0) for name, x in errors.items()}
     return Rollouts(*ring, made.made + 1), info

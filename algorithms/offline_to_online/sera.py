@@ -381,6 +381,8 @@ def main(args: Args) -> None:
         raise InputError(
             f"--entropy-neighbours {args.entropy_neighbours}: a batch of {args.batch_size} has no so many others."
         )
+    if np.min(args.cql_temperature) <= 0:
+        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -429,8 +429,12 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 def main(args: Args) -> None:
     if args.subset_size > args.n_critics:
         raise InputError(f"--subset-size {args.subset_size}: there are --n-critics {args.n_critics}.")
+    if args.pretraining != "cal_ql" and np.min(args.alpha) <= 0:
+        raise InputError(f"--alpha must be above 0, not {args.alpha}: imitation's weight is mean |Q| divided by it.")
     data = load_dataset(args).require(discrete=False).scale_rewards(args.reward_scale, args.reward_shift)
     with Run(__file__, args, data.task, act) as run:
+        if np.max(args.frozen_steps) >= run.total:
+            run.note(f"--frozen-steps {np.max(args.frozen_steps):,g}: nothing is learned in {run.total:,} steps.")
         failure = None if args.failure_reward is None else data.task.training_reward(args.failure_reward)
         offline_data = run.replicate(data.with_returns(np.asarray(run.lane_args.discount), failure, args.endless))
         agent = run.init(partial(init, spec=data.spec))

@@ -440,6 +440,7 @@ def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
         ({"v_min": (-1.0, 3.0)}, "must be less than --v-max"),
         ({"v_min": (-1.0, 3.0), "v_max": (2.0, 5.0)}, "must be less than --v-max"),  # each meets each
         ({"v_min": (-1.0, 0.0), "v_max": (0.0, 2.0, 3.0)}, "must be less than --v-max"),
+        ({"v_min": 0.0, "v_max": 0.0, "discount": (0.8, 0.9)}, "each has its own range of returns; give --v-min"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, said):

@@ -291,7 +291,7 @@ def rolling(neubay):
 def rolled(neubay, agent, args, data, limit=np.inf, rounds=1):
     made = neubay.empty_rollouts(args, SPEC, 3)
     for i in range(rounds):
-        made, info = rolling(neubay)(agent, made, jax.random.key(i), args, data, limit)
+        made, info = rolling(neubay)(agent, made, jax.random.key(3 + i), args, data, limit)  # at first no ends
     return jax.tree.map(np.asarray, made), info
 
 
@@ -323,6 +323,30 @@ def test_neubay_a_rollout_goes_on_from_a_history_in_one_model(neubay, certain, a
     whole = np.linalg.norm(made.next_obs[at, begin[:4] + 2] - made.obs[at, begin[:4]], axis=-1)
     close(info["error_1"], moved.mean())
     close(info["error_h"], whole.mean())
+
+
+def test_neubay_the_last_rows_of_episodes_are_learned_from(neubay, certain, data):
+    """Thirty episodes of two rows, every other of which terminates: a third of the rollouts are an end's history."""
+    rows, row = np.array(data.transitions.rows), jnp.arange(60)
+    rows[1::4, 6] = 1.0
+    transitions = data.transitions.__class__(jnp.asarray(rows), None, None, SPEC, data.transitions.fields)
+    short, n = Sequences(transitions, row // 2 * 2, row // 2 * 2 + 1), 3_000
+    for history in (0, 1, 2):
+        args = neubay.Args(**{**SIZES, "rollout_batch": n, "rollout_rounds": 1, "history": history})
+        made, info = rolled(neubay, certain, args, short)
+        first, past = np.abs(made.obs[:, 0, None] - rows[None, :, :3]).sum(-1).argmin(1), made.real.sum(1).astype(int)
+        ends = (past > 0) & ((first + past) % 2 == 0)
+        assert history == 0 and not ends.any() or abs(ends.mean() - 1 / 3) < 0.03
+        np.testing.assert_array_equal(made.valid.sum(1), past + np.where(ends, 0, 3))
+        np.testing.assert_array_equal(past[ends], min(history, 2))
+        begun = (first + past)[~ends]  # the others begin in any row alike
+        if history:
+            at, i = past[ends] - 1, np.flatnonzero(ends)
+            last = [getattr(made, x)[i, at] for x in ("obs", "action", "reward", "terminal", "next_obs")]
+            close(np.concatenate([x.reshape(len(i), -1) for x in last], 1), rows[first[ends] + at, :10])
+            np.testing.assert_allclose(np.bincount(begun, minlength=60) / n, 1 / 90, atol=0.008)
+        close(info["rollout_length"], 3.0 * (~ends).mean())
+        close(info["history_length"], past.mean())
 
 
 def test_neubay_a_rollout_is_cut_where_models_disagree_and_ends_where_the_task_does(neubay, certain, args, data):

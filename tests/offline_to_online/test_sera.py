@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import ALGORITHMS, load
+from jobs import small
 from reference import agent_of, close, heads
 from scipy.special import digamma
 
+from shared.errors import InputError
 from shared.transitions import Batch
 
 SMALL = {"actor_hidden_dims": (8,), "n_actions": 2, "entropy_neighbours": 3}
@@ -70,6 +72,18 @@ def test_sera_adds_the_bonus_to_rewards_online_alone(agent, rows):
     assert max(jax.tree.leaves(moved)) > 1e-6
     none, _ = jax.jit(sera.update_online)(agent, rows, key, dataclasses.replace(args, bonus_weight=0.0), 0)
     jax.tree.map(close, none.critic, plain.critic)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"entropy_neighbours": 8}, "--entropy-neighbours 8: a batch of 8 has no so many others"),
+        ({"cql_temperature": (1.0, 0.0)}, "--cql-temperature must be above 0"),
+    ],
+)
+def test_sera_refuses(changes, said, pendulum, tmp_path):
+    with pytest.raises(InputError, match=said):
+        sera.main(small("sera", pendulum, tmp_path / "run", **changes))
 
 
 def test_sera_has_everything_else_from_cal_ql_to_the_letter():

@@ -1,6 +1,7 @@
 """The fine-tuner of the three regimes against plain numpy: both regularisers, and what each intervention does."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
-from jobs import train
+from jobs import small, train
 from reference import SPEC, B, agent_of, close, tanh_normal
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -218,9 +219,11 @@ def test_a_reset_draws_the_networks_anew_and_keeps_temperature_and_prior(agent, 
 
 
 def test_interventions_are_lanes_of_one_job(pendulum, tmp_path):
-    settings = {"frozen_steps": (0.0, 6.0), "new_networks": (0.0, 1.0)}
+    settings = {"frozen_steps": (0.0, 6.0, 8.0), "new_networks": (0.0, 1.0)}
     agent = train("three_regimes", pendulum, tmp_path / "run", pretraining="td3_bc", **settings)
-    assert agent["[0].critic_opt[0].count"].tolist() == [4 + 8, 8, 4 + 2, 2]
+    assert agent["[0].critic_opt[0].count"].tolist() == [4 + 8, 8, 4 + 2, 2, 4, 0]
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert "--frozen-steps 8: nothing is learned in 8 steps." in notes
     kernel = "[0].{}['params']['Dense_0']['kernel']"
     prior = agent[kernel.format("prior_actor")]
     assert (prior == prior[0]).all()  # of one seed
@@ -231,3 +234,10 @@ def test_three_regimes_refuses_a_subset_of_more_than_all_critics():
     module = load("three_regimes")
     with pytest.raises(InputError, match="--subset-size 4: there are --n-critics 3"):
         module.main(module.Args(n_critics=3, subset_size=4))
+
+
+@pytest.mark.parametrize("pretraining", ("bc", "td3_bc"))
+def test_three_regimes_refuses_imitation_of_infinite_weight(pretraining, pendulum, tmp_path):
+    args = small("three_regimes", pendulum, tmp_path / "run", pretraining=pretraining, alpha=(2.5, 0.0))
+    with pytest.raises(InputError, match="--alpha must be above 0"):
+        regimes.main(args)
