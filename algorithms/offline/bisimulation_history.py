@@ -62,9 +62,9 @@ class Args(OfflineArgs):
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     batch_size: Size = 32
-    """Transitions per gradient update."""
+    """Histories per gradient update, of `context` steps each."""
     context: int = 10
-    """K: steps that the policy sees."""
+    """K: steps of a history in training; the policy sees its whole episode."""
     episodes: Count = 0
     """Episodes that are trained on, the same for all lanes; 0: all."""
     recurrent_dim: Size = 128

@@ -18,7 +18,8 @@ Deviations from the paper, as far as they are known:
 - transitions that end in a terminal state have no penalty at s^: nothing is to be steered into them;
 - the inverse model is deterministic and fitted without noise. With --noisy-inverse its inputs have the same noise: then
   it learns the data's action again, and the context is gone (an ablation);
-- CQL's part has CORL's settings for MuJoCo, and none of its options (Lagrange, clips, best of several next actions).
+- CQL's part has CORL's settings for MuJoCo, and none of its options (Lagrange, clips, best of several next actions,
+  rewards scaled by the returns).
 
 --obs-noise adds Gaussian noise to what the policy sees in evaluation; training does not know of it.
 
@@ -38,11 +39,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -362,6 +365,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if np.min(args.cql_temperature) <= 0:
+        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, before=args.inverse_updates) as run:

@@ -28,7 +28,8 @@ Deviations from the released code (cfpi-icml23/cfpi):
 - --critic mse does not occur there; a round of --multi-step keeps its first critics, in place of its actions;
 - with --critic iql V steps before Q, whose target is the new V, as in IQL's own code (there both losses see the old V);
 - a component's step is divided by its norm over action dimensions (there, of a mixture, over the components);
-- hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place.
+- hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place. The biases of
+  the critics begin at zero, as the policy's do.
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
 
     python algorithms/offline/cfpi.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --bc-updates 50000
@@ -46,6 +47,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -599,6 +601,11 @@ def main(args: Args) -> None:
         raise InputError("--multi-step improves the actions in Q's targets; those of --critic iql have none.")
     if args.behavior != "mixture" and args.operator == "sample":
         raise InputError("--operator sample draws from a mixture; --operator mode takes the best that a VAE decodes.")
+    if args.critic == "quantile" and not (args.critic_hidden_dims or args.hidden_dims):
+        raise InputError("--hidden-dims: quantile critics need a hidden layer, which the fractions enter.")
+    for name in ("delta", "lse_factor"):
+        if np.min(getattr(args, name)) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(args, name)}.")
     fields = FIELDS if args.critic == "iql" else (*FIELDS, "next_action")
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -434,6 +434,8 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions, learn) -> tu
 def main(args: Args) -> None:
     if args.anchors == "seeker" and min(args.dynamics_updates, args.seeker_updates) < 1:
         raise InputError("--anchors seeker: --dynamics-updates and --seeker-updates must be at least 1.")
+    if args.anchors != "none" and not args.hidden_dims:
+        raise InputError("--hidden-dims: embeddings are as many as the last hidden layer has units; give one.")
     data = load_dataset(args).require(discrete=False)
     inputs = [np.concatenate([x, data.action], axis=1) for x in (data.obs, data.next_obs)]
     mean, std = (np.stack(of) for of in zip(*(moments(x, 1e-12) for x in inputs)))

@@ -310,6 +310,8 @@ def guides_of(data: Dataset, demos: Dataset, n: int) -> Dataset:
 def main(args: Args) -> None:
     data, demos, _ = load_demonstrated(args, hide=())
     data = data.require(discrete=False)
+    if args.weighting == "mixed":  # their rewards count, too
+        demos.require()
     if args.guide_every % args.policy_delay:
         raise InputError(f"--guide-every must be a multiple of --policy-delay {args.policy_delay}.")
     data = data.scale_rewards(shift=args.reward_shift)

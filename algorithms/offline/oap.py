@@ -25,6 +25,7 @@ Deviations from the paper:
     python algorithms/offline/oap.py --dataset hopper-medium-replay --oracle results/runs/sac/Hopper-v5/RUN
 """
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -42,6 +43,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Dropout, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.checkpoint import read_header
 from shared.data import load_dataset
 from shared.errors import InputError, first_line
 from shared.evaluation import load_run
@@ -395,7 +397,15 @@ def oracle_of(name: str, task: Task) -> Callable | None:
     else:
         value = critics_of(Path(name), task)
     mean, std = (0.0, 1.0) if task.obs_mean is None else (task.obs_mean, task.obs_std)
-    return lambda obs, action: value(obs * std + mean, action)
+    judge = lambda obs, action: value(obs * std + mean, action)  # noqa: E731
+    rows = [jax.ShapeDtypeStruct((3, size), jnp.float32) for size in (task.spec.obs_shape[0], task.spec.action_dim)]
+    try:
+        given = jax.eval_shape(judge, *rows).shape
+    except Exception as error:  # of somebody's module, or of critics that are asked in another way
+        raise InputError(f"--oracle {name} cannot judge actions in these states ({first_line(error)}).") from None
+    if given != (3,):
+        raise InputError(f"--oracle {name} gives values of shape {given} for 3 actions, not one for each.")
+    return judge
 
 
 def critics_of(run_dir: Path, task: Task) -> Callable:
@@ -427,10 +437,25 @@ def main(args: Args) -> None:
             f"--query-every {args.query_every}: the first questions come after so many updates, and --updates "
             f"{args.updates} leave none to learn from the answers."
         )
+    if args.n_queries * args.query_every < args.updates:
+        raise InputError(
+            f"--n-queries {args.n_queries}: of {args.updates:,} updates no whole question falls to every "
+            f"{args.query_every:,}."
+        )
     with Run(__file__, args, data.task, act, unit=args.policy_delay) as run:
         if args.query_every % run.chunk:
             raise InputError(f"--query-every must be a multiple of {run.chunk}, which divides the other intervals.")
         transitions = run.replicate(data.transitions())
+        if args.resume:
+            before = read_header(run.out / "checkpoint" / "state.npz")["args"]["updates"]
+            rounds = [
+                rounds_of(dataclasses.replace(args, updates=n), len(transitions.rows)) for n in (before, args.updates)
+            ]
+            if rounds[0] != rounds[1]:
+                raise InputError(
+                    f"--resume with --updates {args.updates:,}, but the questions were shared out over {before:,}; use "
+                    "the same."
+                )
         agent = run.init(partial(init, spec=data.spec))
         answers = run.over_lanes(first_answers, in_axes=(0, None))(run.lane_args, transitions)
         agent, answers = run.restore(agent, answers)

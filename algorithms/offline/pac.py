@@ -401,17 +401,41 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
+def value_range(data: Dataset, discount: float) -> tuple[float, float]:
+    """Lowest and highest return-to-go of the data; InputError where they are one."""
+    returns = data.return_to_go(discount, endless=discount < 1.0)
+    low, high = float(np.min(returns)), float(np.max(returns))
+    if low >= high:
+        raise InputError(f"--v-min {low} must be lower than --v-max {high}.")
+    return low, high
+
+
 def resolved(args: Args, data: Dataset) -> Args:
-    """`args` with the range of values that the data has; InputError where there is none, or sizes do not fit."""
+    """`args` with the range of values that the data has under one discount; InputError where sizes do not fit.
+
+    Of several discounts each lane has its own range (`lane_ranges`): here it stays as it is.
+    """
     require_heads(args.width, args.heads)
     if args.n_atoms < 2 or args.n_bins < 2:
         raise InputError("--n-atoms and --n-bins must be at least 2.")
-    if not np.any(args.v_min) and not np.any(args.v_max):
-        found = [data.return_to_go(d, endless=d < 1.0) for d in np.ravel(args.discount)]
-        args = dataclasses.replace(args, v_min=float(np.min(found)), v_max=float(np.max(found)))
-    if np.max(args.v_min) >= np.min(args.v_max):
-        raise InputError(f"--v-min {args.v_min} must be lower than --v-max {args.v_max}.")
+    for name in ("improvement_temperature", "max_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if np.any(args.v_min) or np.any(args.v_max):
+        if np.max(args.v_min) >= np.min(args.v_max):
+            raise InputError(f"--v-min {args.v_min} must be lower than --v-max {args.v_max}.")
+    elif np.ndim(args.discount) == 0:
+        low, high = value_range(data, args.discount)
+        args = dataclasses.replace(args, v_min=low, v_max=high)
     return args
+
+
+def lane_ranges(args: Args, data: Dataset, settings: list[dict]) -> np.ndarray | None:
+    """[L, 2] lowest and highest return of each lane's own discount; None: `args` say them."""
+    if np.any(args.v_min) or np.any(args.v_max):
+        return None
+    known = {discount: value_range(data, discount) for discount in np.ravel(args.discount).tolist()}
+    return np.float32([known[setting["discount"]] for setting in settings])
 
 
 def main(args: Args) -> None:
@@ -419,6 +443,10 @@ def main(args: Args) -> None:
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     args = resolved(args, data)
     with Run(__file__, args, data.task, act) as run:
+        ranges = lane_ranges(args, data, run.padded_settings)
+        if ranges is not None:
+            own = dataclasses.replace(run.lane_args, v_min=ranges[:, 0], v_max=ranges[:, 1])
+            run.lane_args = jax.device_put(own, run.sharding)
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.spec))
         agent = run.restore(agent)

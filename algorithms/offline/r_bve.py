@@ -35,6 +35,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import FIELDS, Batch, TransitionsWithReturns
@@ -182,6 +183,9 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 
 
 def main(args: Args) -> None:
+    for name in ("return_temperature", "max_return_weight"):
+        if np.min(getattr(args, name)) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=True)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

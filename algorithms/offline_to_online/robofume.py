@@ -672,7 +672,8 @@ def main(args: Args) -> None:
                 if run.done == 0:
                     agent = begin_lanes(agent, run.step_keys(run.total + 2), run.lane_args)
                 agent, metrics = online.steps(agent, keys)
-            run.log(agent, metrics, updates=online.updates, state=online.state())
+            updates = max(0, online.updates - args.learning_starts)  # what is tried changes from the first step on
+            run.log(agent, metrics, updates=updates, state=online.state())
 
 
 if __name__ == "__main__":

@@ -137,15 +137,20 @@ class Agent(flax.struct.PyTreeNode):
     critic_opt: optax.OptState
 
 
-def model_objective(model: Model, obs, plan, args: Args):
-    """J(s, tau) [B]: the discounted reward of a plan [B, H, A] in the model, up to where the task has ended."""
+def model_objective(model: Model, obs, plan, key, args: Args):
+    """J(s, tau) [B]: the discounted reward of a plan [B, H, A] in the model, up to where the task has ended.
 
-    def step(carry, action):
-        obs, weight = carry
-        next_obs, reward, terminal = model(obs, action, jax.random.PRNGKey(0))  # the model is without noise
+    Of a model with noise, which `key` is for, one draw.
+    """
+
+    def step(carry, x):
+        (obs, weight), (action, key) = carry, x
+        next_obs, reward, terminal = model(obs, action, key)
         return (next_obs, args.discount * weight * (1.0 - terminal)), weight * reward
 
-    rewards = jax.lax.scan(step, (obs, jnp.ones(len(obs))), jnp.swapaxes(plan, 0, 1))[1]
+    key = jax.random.key_data(key)  # plain numbers: worlds fold into a key more than once
+    keys = jax.random.split(key, plan.shape[1])
+    rewards = jax.lax.scan(step, (obs, jnp.ones(len(obs))), (jnp.swapaxes(plan, 0, 1), keys))[1]
     return rewards.sum(0)
 
 
@@ -160,14 +165,15 @@ def critic_loss(critic, agent: Agent, model: Model, batch: Batch, key, args: Arg
     y = r + gamma (w J(s', tau') + min_i target Q_res_i(s', a')), a' being the target plan's first action with TD3's
     noise. tau is the target policy's plan whose first action is a.
     """
+    model_keys = jax.random.split(jax.random.fold_in(key, 1))
     noise = args.policy_noise * jax.random.normal(key, batch.action.shape)
     noise = jnp.clip(noise, -args.noise_clip, args.noise_clip)
     next_plan, plan = (agent.nets.actor.apply(agent.target_actor, obs) for obs in (batch.next_obs, batch.obs))
     next_action = jnp.clip(next_plan[:, 0] + noise, -1.0, 1.0)
     next_plan, plan = next_plan.at[:, 0].set(next_action), plan.at[:, 0].set(batch.action)
     base, next_base = (
-        args.model_weight * model_objective(model, obs, actions, args)
-        for obs, actions in ((batch.obs, plan), (batch.next_obs, next_plan))
+        args.model_weight * model_objective(model, obs, actions, key, args)
+        for obs, actions, key in zip((batch.obs, batch.next_obs), (plan, next_plan), model_keys, strict=True)
     )
     target_q = next_base + residuals(agent.nets.critic, agent.target_critic, batch.next_obs, next_action).min(0)
     y = batch.reward + args.discount * (1.0 - batch.terminal) * target_q
@@ -177,18 +183,18 @@ def critic_loss(critic, agent: Agent, model: Model, batch: Batch, key, args: Arg
     return ((base + residual - y) ** 2).mean(1).sum(0), info
 
 
-def model_loss(actor, net: Actor, model: Model, obs, args: Args):
+def model_loss(actor, net: Actor, model: Model, obs, key, args: Args):
     """-J(s, pi(s)): offline."""
-    objective = model_objective(model, obs, net.apply(actor, obs), args)
+    objective = model_objective(model, obs, net.apply(actor, obs), key, args)
     return -objective.mean(), {}
 
 
-def actor_loss(actor, agent: Agent, model: Model, obs, args: Args):
+def actor_loss(actor, agent: Agent, model: Model, obs, key, args: Args):
     """-(w J(s, tau) + Q_res_1(s, a)), tau = pi(s), a its first action: online."""
     plan = agent.nets.actor.apply(actor, obs)
     first_critic = jax.tree.map(lambda x: x[0], agent.critic)
     residual = agent.nets.critic.apply(first_critic, obs, plan[:, 0])
-    objective = model_objective(model, obs, plan, args)
+    objective = model_objective(model, obs, plan, key, args)
     chex.assert_equal_shape([residual, objective])
     return -(args.model_weight * objective + residual).mean(), {"objective": objective.mean()}
 
@@ -230,19 +236,21 @@ def descend_actor(agent: Agent, grads, args: Args) -> Agent:
     )
 
 
-def update(agent: Agent, model: Model, batch: Batch, args: Args) -> tuple[Agent, dict]:
+def update(agent: Agent, model: Model, batch: Batch, key, args: Args) -> tuple[Agent, dict]:
     """Offline: one gradient step of the policy in the model."""
     grad = jax.value_and_grad(model_loss, has_aux=True)
-    (loss, info), grads = grad(agent.actor, agent.nets.actor, model, batch.obs, args)
+    (loss, info), grads = grad(agent.actor, agent.nets.actor, model, batch.obs, key, args)
     return descend_actor(agent, grads, args), {"model_loss": loss, **info}
 
 
 def update_online(agent: Agent, batch: Batch, key, args: Args, t, model: Model) -> tuple[Agent, dict]:
     """One critic step, and an actor step where environment step t is a multiple of `policy_delay`."""
+    actor_key = jax.random.fold_in(key, 2)
     agent, critic_info = update_critic(agent, model, batch, key, args)
 
     def move(agent):  # what is seldom counts more, so that means over all steps are those over actor steps
-        (loss, info), grads = jax.value_and_grad(actor_loss, has_aux=True)(agent.actor, agent, model, batch.obs, args)
+        grad = jax.value_and_grad(actor_loss, has_aux=True)
+        (loss, info), grads = grad(agent.actor, agent, model, batch.obs, actor_key, args)
         info = {"actor_loss": loss, **info}
         return descend_actor(agent, grads, args), jax.tree.map(lambda x: args.policy_delay * x, info)
 
@@ -273,14 +281,15 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions, model: Model
     """One lane, offline: one update per key; mean metrics."""
 
     def step(agent, key):
-        return update(agent, model, transitions.sample(key, args.batch_size), args)
+        model_key = jax.random.fold_in(key, 1)
+        return update(agent, model, transitions.sample(key, args.batch_size), model_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
 
 
 def main(args: Args) -> None:
-    data = load_dataset(args).require(discrete=False)
+    data = load_dataset(args).require(discrete=False, reward=False)  # its states alone are learned from
     modelled = data.task.in_env(args.model_env) if args.model_env else data.task
     model = exact_model(modelled)
     if model is None:

@@ -492,6 +492,18 @@ def test_cfpi_refuses_to_draw_from_what_is_no_mixture(cfpi, pendulum, tmp_path):
         cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), behavior="vae", operator="sample"))
 
 
+@pytest.mark.parametrize("name", ["delta", "lse_factor"])
+def test_cfpi_refuses_radii_of_less_than_nothing(cfpi, pendulum, tmp_path, name):
+    """lse's radius would be NaN; jensen would have no proposal that is allowed."""
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} must be at least 0, not -0.5"):
+        cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), **{name: -0.5}))
+
+
+def test_cfpi_refuses_quantile_critics_without_a_layer(cfpi, pendulum, tmp_path):
+    with pytest.raises(InputError, match="^--hidden-dims: quantile critics need a hidden layer"):
+        cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), hidden_dims=()))
+
+
 def test_cfpi_settings_are_those_released(cfpi):
     """cfpi/variants of cfpi-icml23/cfpi: base, bc, sarsa_iqn, mg (base, MG8, IQL on AntMaze, multi-step), sg."""
     args = cfpi.Args()

@@ -242,3 +242,8 @@ def test_cocoa_seeks_no_anchors_with_what_has_learned_nothing(left_out, cocoa, p
 def test_cocoa_needs_no_models_where_no_anchor_is_sought(cocoa, pendulum, tmp_path):
     phases = {"dynamics_updates": 0, "seeker_updates": 0}
     assert train("cocoa", pendulum, tmp_path / "run", env="none", anchors="random", **phases)
+
+
+def test_cocoa_needs_a_hidden_layer_for_its_embeddings(cocoa, pendulum, tmp_path):
+    with pytest.raises(InputError, match="^--hidden-dims: embeddings are as many as"):
+        cocoa.main(small("cocoa", pendulum, tmp_path / "run", hidden_dims=()))

@@ -196,6 +196,17 @@ def test_gorl_guided_steps_the_guiding_network_once_in_every_so_many_updates(gor
         train("gorl_guided", pendulum, tmp_path / "none", demo_episodes=0)
 
 
+def test_gorl_guided_asks_for_the_guides_rewards_where_they_count(gorl, pendulum, tmp_path):
+    """Among the data they would be rows of reward 0; as guides they need none."""
+    with np.load(pendulum) as file:
+        np.savez(tmp_path / "pendulum-mute.npz", **{name: file[name] for name in file.files if name != "rewards"})
+    mute = {"demos": (str(tmp_path / "pendulum-mute.npz"),), "demo_episodes": 0, "env": "none"}
+    mute |= {"updates": 8, "log_every": 8, "eval_every": 8, "checkpoint_every": 8}
+    with pytest.raises(InputError, match="learns from rewards; '.*pendulum-mute.npz' has none"):
+        train("gorl_guided", pendulum, tmp_path / "mixed", weighting="mixed", **mute)
+    train("gorl_guided", pendulum, tmp_path / "guided", **mute)
+
+
 def test_gorl_guided_settings_are_the_papers(gorl):
     """Table VI."""
     args = gorl.Args()

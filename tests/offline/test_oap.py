@@ -224,6 +224,31 @@ def test_oap_a_missing_oracle_is_told(oap, name, said):
         oap.oracle_of(name, task())
 
 
+@pytest.mark.parametrize(
+    "values, said",
+    [(lambda obs, action: action, r"values of shape \(3, 2\) for 3 actions"),
+     (lambda obs, action: action[:, :1], r"values of shape \(3, 1\) for 3 actions"),
+     (lambda obs, action: obs @ jnp.ones(4), "cannot judge actions in these states")],
+)  # fmt: skip
+def test_oap_an_oracle_gives_one_value_for_each_action(oap, monkeypatch, values, said):
+    """A column of values would be compared with every answer."""
+    monkeypatch.setitem(__import__("sys").modules, "judges", SimpleNamespace(judge=lambda task: values))
+    with pytest.raises(InputError, match=f"^--oracle judges:judge .*{said}"):
+        oap.oracle_of("judges:judge", task())
+
+
+def test_oap_asks_no_more_than_it_may(oap, pendulum, tmp_path):
+    """One question in each of three rounds would be more than two."""
+    with pytest.raises(InputError, match="^--n-queries 2: of 16 updates no whole question falls to every 4"):
+        train("oap", pendulum, tmp_path / "run", updates=16, query_every=4, n_queries=2, env="none")
+
+
+def test_oap_does_not_go_on_with_other_parts_of_its_questions(oap, pendulum, tmp_path):
+    train("oap", pendulum, tmp_path / "run", env="none")
+    with pytest.raises(InputError, match="^--resume with --updates 12, but the questions were shared out over 8"):
+        train("oap", pendulum, tmp_path / "run", updates=12, resume=True, env="none")
+
+
 def test_oap_rounds_fall_between_updates_and_are_logged(oap, pendulum, tmp_path):
     with pytest.raises(InputError, match="--query-every must be a multiple of 4"):
         train("oap", pendulum, tmp_path / "odd", updates=8, log_every=4, query_every=2, env="none")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from jobs import small
+from jobs import small, train
 from reference import SPEC, B, close, gelu
 from scipy.special import log_softmax, softmax
 
@@ -301,11 +301,22 @@ class Returns:
 
 
 def test_pac_values_range_over_the_datas_returns(pac):
-    found = pac.resolved(pac.Args(discount=(0.5, 0.9)), Returns())
+    found = pac.resolved(pac.Args(discount=0.9), Returns())
     close((found.v_min, found.v_max), (-10.0, 30.0))
+    assert pac.lane_ranges(found, Returns(), [{"seed": 0}]) is None
     close(pac.resolved(pac.Args(discount=1.0), Returns()).v_max, 3.0)
     given = pac.resolved(pac.Args(v_min=-1.0, v_max=(0.0, 2.0)), Returns())
     assert (given.v_min, given.v_max) == (-1.0, (0.0, 2.0))
+
+
+def test_pac_each_lane_has_the_range_of_its_own_discount(pac, pendulum, tmp_path):
+    """As it has alone: that of another lane's returns would be other atoms, and another eta."""
+    args = pac.resolved(pac.Args(discount=(0.5, 0.9)), Returns())
+    close(pac.lane_ranges(args, Returns(), [{"discount": 0.5}, {"discount": 0.9}]), [[-2, 6], [-10, 30]])
+    both = train("pac", pendulum, tmp_path / "both", discount=(0.5, 0.9), env="none")
+    alone = train("pac", pendulum, tmp_path / "alone", discount=0.5, env="none")
+    for path, value in alone.items():
+        np.testing.assert_allclose(both[path][0], value[0], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +326,8 @@ def test_pac_values_range_over_the_datas_returns(pac):
         ({"width": 6, "heads": 4}, "--width 6 must be a multiple of --heads 4"),
         ({"n_atoms": 1}, "at least 2"),
         ({"n_bins": 1}, "at least 2"),
+        ({"improvement_temperature": (0.1, 0.0)}, "--improvement-temperature must be above 0"),
+        ({"max_weight": 0.0}, "--max-weight must be above 0"),
     ],
 )
 def test_pac_refuses_sizes_and_ranges_that_are_none(pac, pendulum, tmp_path, settings, said):

@@ -1,5 +1,6 @@
 """RoboFuME against plain numpy: the judge, what it rewards, Cal-QL with cloning, and practice without resets."""
 
+import csv
 import dataclasses
 from functools import partial
 
@@ -406,6 +407,8 @@ def test_a_run_from_another_one_takes_its_classifier_as_it_is(pendulum, tmp_path
     first = train("robofume", pendulum, tmp_path / "first")
     then = train("robofume", pendulum, tmp_path / "then", from_run=str(tmp_path / "first"))
     assert (tmp_path / "first" / "before.csv").exists() and not (tmp_path / "then" / "before.csv").exists()
+    last = list(csv.DictReader((tmp_path / "first" / "metrics.csv").open()))[-1]
+    assert (last["update"], last["env_step"]) == ("10", "8")  # 4 offline, and after 2 steps one after each
     kept = [name for name in first if name.startswith(("[0].classifier[", "[0].classifier_opt["))]
     assert any("kernel" in name for name in kept)
     for name in kept:

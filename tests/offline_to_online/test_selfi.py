@@ -19,6 +19,9 @@ selfi = load("selfi")
 ARGS = selfi.Args(hidden_dims=(8, 8), batch_size=B, plan_length=3, discount=0.9, model_weight=0.7, tau=0.1)
 
 
+KEY = jax.random.key(7)
+
+
 def model(obs, action, key):
     """Ends where the first coordinate falls below -1; rewards are linear."""
     new = obs + 0.5 * jnp.pad(action, ((0, 0), (0, 1)))
@@ -46,10 +49,24 @@ def agent():
 def test_selfi_objective_is_the_discounted_reward_of_a_plan_up_to_its_end(batch):
     plan = np.random.default_rng(1).uniform(-1, 1, (B, 3, 2)).astype(np.float32)
     expected = objective(batch.obs, plan)
-    close(jax.jit(lambda obs, plan: selfi.model_objective(model, obs, plan, ARGS))(batch.obs, plan), expected)
+    close(jax.jit(lambda obs, plan: selfi.model_objective(model, obs, plan, KEY, ARGS))(batch.obs, plan), expected)
     far = batch.obs - np.float32([9, 0, 0])  # ends at once
     first = far + 0.5 * np.pad(plan[:, 0], ((0, 0), (0, 1)))
-    close(selfi.model_objective(model, far, plan, ARGS), first @ [1.0, -2.0, 0.5] + plan[:, 0, 0])
+    close(selfi.model_objective(model, far, plan, KEY, ARGS), first @ [1.0, -2.0, 0.5] + plan[:, 0, 0])
+
+
+def test_selfi_each_step_of_a_model_with_noise_has_its_own(batch):
+    """The same draw at every step and in every update would be a wind."""
+
+    def gusty(obs, action, key):
+        gust = jax.random.normal(key, (len(obs),))
+        return obs, gust, jnp.zeros(len(obs), bool)
+
+    plan, args = jnp.zeros((B, 3, 2)), dataclasses.replace(ARGS, discount=1.0)
+    one, other = (selfi.model_objective(gusty, batch.obs, plan, jax.random.key(i), args) for i in (0, 1))
+    keys = jax.random.split(jax.random.key_data(jax.random.key(0)), 3)
+    close(one, sum(np.asarray(jax.random.normal(key, (B,))) for key in keys))
+    assert np.abs(one - other).min() > 1e-3
 
 
 def test_selfi_critic_is_the_models_objective_plus_a_residual_also_in_the_target(agent, batch):
@@ -73,9 +90,9 @@ def test_selfi_critic_is_the_models_objective_plus_a_residual_also_in_the_target
 
 def test_selfi_policy_maximises_the_objective_offline_and_the_sum_online(agent, batch):
     plan = plan_of(agent.actor, batch.obs)
-    offline, _ = selfi.model_loss(agent.actor, agent.nets.actor, model, batch.obs, ARGS)
+    offline, _ = selfi.model_loss(agent.actor, agent.nets.actor, model, batch.obs, KEY, ARGS)
     close(offline, -objective(batch.obs, plan).mean())
-    online, info = selfi.actor_loss(agent.actor, agent, model, batch.obs, ARGS)
+    online, info = selfi.actor_loss(agent.actor, agent, model, batch.obs, KEY, ARGS)
     residual = heads(agent.critic, batch.obs, plan[:, 0])[0]
     close(online, -(0.7 * objective(batch.obs, plan) + residual).mean())
     close(info["objective"], objective(batch.obs, plan).mean())
@@ -87,10 +104,10 @@ def test_selfi_first_online_gradient_is_the_offline_one(batch):
     agent = jax.jit(selfi.init, static_argnums=2)(jax.random.key(0), ARGS, SPEC)
     assert not heads(agent.critic, batch.obs, batch.action).any()
     args = dataclasses.replace(ARGS, model_weight=1.0)
-    offline = jax.grad(lambda p: selfi.model_loss(p, agent.nets.actor, model, batch.obs, args)[0])(agent.actor)
+    offline = jax.grad(lambda p: selfi.model_loss(p, agent.nets.actor, model, batch.obs, KEY, args)[0])(agent.actor)
     online = jax.jit(
         lambda p, w: jax.grad(lambda p: selfi.actor_loss(
-            p, agent, model, batch.obs, dataclasses.replace(args, model_weight=w)
+            p, agent, model, batch.obs, KEY, dataclasses.replace(args, model_weight=w)
         )[0])(p)
     )  # fmt: skip
     jax.tree.map(close, online(agent.actor, 1.0), offline)
@@ -135,3 +152,11 @@ def test_selfi_needs_a_model(pendulum, tmp_path):
     args = selfi.Args(dataset=pendulum, env="none", out=str(tmp_path))
     with pytest.raises(InputError, match="without an environment are not known as functions; give another --model-env"):
         selfi.main(args)
+
+
+def test_selfi_needs_no_rewards_in_the_data(pendulum, tmp_path):
+    """Those that count are the model's and the environment's: what is missing here is the model."""
+    with np.load(pendulum) as file:
+        np.savez(tmp_path / "pendulum-mute.npz", **{name: file[name] for name in file.files if name != "rewards"})
+    with pytest.raises(InputError, match="give another --model-env"):
+        selfi.main(selfi.Args(dataset=str(tmp_path / "pendulum-mute.npz"), env="none", out=str(tmp_path)))
