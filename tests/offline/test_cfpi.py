@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
+from jobs import small
 from reference import B, agent_of, close, heads, mlp, relu
 from scipy.optimize import minimize
 from scipy.special import logsumexp
@@ -496,12 +497,12 @@ def test_cfpi_refuses_to_draw_from_what_is_no_mixture(cfpi, pendulum, tmp_path):
 def test_cfpi_refuses_radii_of_less_than_nothing(cfpi, pendulum, tmp_path, name):
     """lse's radius would be NaN; jensen would have no proposal that is allowed."""
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} must be at least 0, not -0.5"):
-        cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), **{name: -0.5}))
+        cfpi.main(small("cfpi", pendulum, tmp_path / "run", env="none", **{name: -0.5}))
 
 
 def test_cfpi_refuses_quantile_critics_without_a_layer(cfpi, pendulum, tmp_path):
     with pytest.raises(InputError, match="^--hidden-dims: quantile critics need a hidden layer"):
-        cfpi.main(cfpi.Args(dataset=pendulum, env="none", out=str(tmp_path), hidden_dims=()))
+        cfpi.main(small("cfpi", pendulum, tmp_path / "run", env="none", hidden_dims=()))
 
 
 def test_cfpi_settings_are_those_released(cfpi):
