@@ -42,7 +42,9 @@ Fraction = Annotated[Float, _IN_UNIT_INTERVAL]
 StaticFraction = Annotated[float, _IN_UNIT_INTERVAL]
 """A float that must lie in [0, 1] and may not be swept: it decides about shapes, or is used before training."""
 
-_INSIDE, _BELOW_1 = object(), object()
+_POSITIVE, _INSIDE, _BELOW_1 = object(), object(), object()
+Positive = Annotated[Float, _POSITIVE]
+"""A `Float` above 0: what is divided by, what weights or values are clipped at, what a logarithm is learned of."""
 Expectile = Annotated[Float, _INSIDE]
 """A `Float` that must lie between 0 and 1, which are no expectiles: at 0 or 1 half of the errors count nothing."""
 Dropout = Annotated[float, _BELOW_1]
@@ -212,7 +214,7 @@ def hyperparameters(cls: type) -> type:
 
 def float_fields(cls: type) -> list[str]:
     """Names of the fields that may be swept."""
-    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction, Expectile)]
+    return [f.name for f in dataclasses.fields(cls) if f.type in (Float, Fraction, Expectile, Positive)]
 
 
 class ByName(dict):
@@ -270,6 +272,8 @@ def parse(
             raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
+        if field.type == Positive and np.any(np.array(value) <= 0):
+            raise InputError(f"--{field.name.replace('_', '-')} must be above 0, not {value}.")
         if field.type == Expectile and not np.all((np.array(value) > 0) & (np.array(value) < 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in (0, 1), not {value}.")
         if field.type == Dropout and not 0 <= value < 1:

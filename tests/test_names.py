@@ -18,7 +18,7 @@ from reference import SPEC
 
 import shared.arguments
 from results.raw import changed_settings, read_run
-from shared.arguments import Count, Dropout, Expectile, Fraction, Size, StaticFraction, float_fields, parse
+from shared.arguments import Count, Dropout, Expectile, Fraction, Positive, Size, StaticFraction, float_fields, parse
 from shared.checkpoint import comparable, load_lanes, pretrained_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
@@ -155,6 +155,30 @@ def test_every_fraction_lies_between_0_and_1(name, monkeypatch):
                 parse(module.Args, {}, "", [flag, value])
 
 
+NOT_DIVIDED_BY = {"eval_temperature", "evaluation_temperature", "plan_temperature", "reweight_temperature"}
+"""Temperatures that may be 0: their help says what that means, or they are weights."""
+OF_MORE_THAN_POSITIVE = {"gumbel_temperature", "loss_temperature", "score_temperature", "weight_temperature"}
+"""Their files say why they are refused, or have further bounds."""
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
+def test_what_turns_or_undoes_a_loss_at_0_is_refused_there(name, monkeypatch):
+    """Temperatures, and the clips of weights and of PPO's ratio: of one kind in every file, in every lane of a grid."""
+    module = load(name)
+    kind_of = {f.name: f.type for f in dataclasses.fields(module.Args)}
+    named = {n for n in kind_of if n.endswith(("temperature", "max_weight", "ratio_clip")) and n != "tune_temperature"}
+    assert not {n for n in named - NOT_DIVIDED_BY - OF_MORE_THAN_POSITIVE if kind_of[n] != Positive}
+    for argument in (n for n, kind in kind_of.items() if kind == Positive):
+        flag = f"--{argument.replace('_', '-')}"
+        presets = [preset[argument] for preset in module.PRESETS.values() if argument in preset]
+        assert np.min([*np.ravel(getattr(module.Args(), argument)), *presets]) > 0.0
+        for value in (0.0, -1.0, (0.5, 0.0)):
+            given = dataclasses.replace(module.Args(), **{argument: value})
+            monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
+            with pytest.raises(InputError, match=f"^{flag} must be above 0, not {re.escape(str(value))}\\.$"):
+                parse(module.Args, {}, "", [flag])
+
+
 @pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
 def test_every_size_and_count_is_refused_below_its_least(name, monkeypatch):
     """Without parsing words, as above."""
@@ -178,7 +202,8 @@ def test_a_fraction_may_be_swept_unless_it_is_static():
     assert args.discount == (0.9, 0.99)
     with pytest.raises(InputError, match="--discount must lie in"):
         parse(module.Args, module.PRESETS, "", ["--discount", "0.9", "1.5"])
-    own = [f.name for f in dataclasses.fields(module.Args) if f.type in (shared.arguments.Float, Fraction, Expectile)]
+    kinds = (shared.arguments.Float, Fraction, Expectile, Positive)
+    own = [f.name for f in dataclasses.fields(module.Args) if f.type in kinds]
     assert float_fields(module.Args) == own  # lanes are numbered in the fields' order
 
 

@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -104,7 +104,7 @@ class Args(OfflineArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -694,8 +694,6 @@ def check(args: Args) -> None:
         )
     if any(args.channels * factor % 8 for factor in args.channel_factors) or args.channels < 8:
         raise InputError(f"--channels must be a multiple of 8, the groups of GroupNorm, not {args.channels}.")
-    if args.learner == "iql" and np.min(args.max_weight) <= 0.0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     steps = np.ravel(args.rollout_steps)
     if np.any(steps % 1) or steps.min() < 1 or steps.max() >= args.window_steps:
         raise InputError(

@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -60,15 +60,15 @@ class Args(OfflineArgs):
     """What the critics learn and how they improve the policy (section 4.3)."""
     eta: Float = 2.0
     """eta: weight of the normalised Q against cloning; 0 clones."""
-    crr_temperature: Float = 1.0
+    crr_temperature: Positive = 1.0
     """crr: the advantage is divided by this, in units of Q; small follows it, large clones."""
-    crr_max_weight: Float = 20.0
+    crr_max_weight: Positive = 20.0
     """crr: the weights are clipped here."""
     value_samples: Size = 10
     """Actions of the policy that the value of a state is estimated from."""
     iql_beta: Float = 3.0
     """iql: the advantage is multiplied by this; 0 clones."""
-    iql_max_weight: Float = 100.0
+    iql_max_weight: Positive = 100.0
     """iql: the weights are clipped here."""
     expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""

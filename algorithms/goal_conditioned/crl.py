@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Float, Fraction, GoalArgs, Positive, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
@@ -54,7 +54,7 @@ class Args(GoalArgs):
     """alpha: weight of -log pi(a|s, g) against the normalised Q (ddpg_bc)."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     latent_dim: Size = 512
     """Size of the representations."""

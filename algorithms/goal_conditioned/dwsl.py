@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, Size, hyperparameters
+from shared.arguments import Float, GoalArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -51,9 +51,9 @@ class Args(GoalArgs):
     """Steps of one class, and between the two states of an advantage."""
     soft_min: Float = 1.0
     """alpha: temperature of the minimum over distances, of which the farthest is 1; large: their mean."""
-    temperature: Float = 0.05
+    temperature: Positive = 0.05
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
-    max_weight: Float = 10.0
+    max_weight: Positive = 10.0
     """Clip of the exponential advantage weights."""
     learning_rate: Float = 5e-4
     """Adam's step size: everything that is learned."""
@@ -204,9 +204,8 @@ def main(args: Args) -> None:
     data.require_steps(args.nstep, "--nstep")
     if args.bins < 2:
         raise InputError(f"--bins {args.bins}: at least 2 classes of the distance.")
-    for name in ("soft_min", "temperature", "max_weight"):
-        if np.min(getattr(args, name)) <= 0.0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
+    if np.min(args.soft_min) <= 0.0:
+        raise InputError(f"--soft-min must be above 0, not {args.soft_min}.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

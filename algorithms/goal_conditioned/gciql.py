@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Positive, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -48,7 +48,7 @@ class Args(GoalArgs):
     """alpha: weight of -log pi(a|s, g) against the normalised Q (ddpg_bc)."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     expectile: Expectile = 0.9
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""

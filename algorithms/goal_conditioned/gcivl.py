@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Positive, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -45,7 +45,7 @@ class Args(GoalArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 10.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     value_goals: Shares = (0.2, 0.5, 0.3)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, GoalArgs, Size, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, GoalArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -62,7 +62,7 @@ class Args(GoalArgs):
     """Weigh actions by how much the ensemble disagrees about their state and goal."""
     beta: Float = 2.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 10.0
+    max_weight: Positive = 10.0
     """Clip of the exponential advantage weights."""
     percentile_rise: Float = 0.01
     """Rise, at each update, of the percentile (0 to 100) of advantages that --best-weight asks for."""
@@ -277,8 +277,6 @@ def main(args: Args) -> None:
         raise InputError(f"--queue-size {args.queue_size}: at least one batch of {args.batch_size}.")
     if np.min(args.percentile_rise) < 0.0 or np.min(args.max_percentile) < 0.0 or np.max(args.max_percentile) > 100.0:
         raise InputError("--percentile-rise must be at least 0, and --max-percentile lie in [0, 100].")
-    if args.exponential_weight and np.min(args.max_weight) <= 0.0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=False), args.tasks)
     data.require_steps(1, "a goal later by")
     with Run(__file__, args, data.task, act) as run:

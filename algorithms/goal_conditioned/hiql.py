@@ -32,7 +32,17 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Expectile,
+    Float,
+    Fraction,
+    GoalArgs,
+    Positive,
+    Shares,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.goals import GoalTransitions, goal_dataset
 from shared.run import Run, launch
@@ -51,7 +61,7 @@ class Args(GoalArgs):
     """Inverse temperature of the higher policy's advantage weights."""
     low_beta: Float = 3.0
     """Inverse temperature of the lower policy's advantage weights."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     representation_dim: Size = 10
     """Size of a goal's representation."""

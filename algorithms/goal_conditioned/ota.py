@@ -24,11 +24,20 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, GoalArgs, Shares, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Expectile,
+    Float,
+    Fraction,
+    GoalArgs,
+    Positive,
+    Shares,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalTransitions, goal_dataset
@@ -50,7 +59,7 @@ class Args(GoalArgs):
     """Inverse temperature of the higher policy's advantage weights."""
     low_beta: Float = 3.0
     """Inverse temperature of the lower policy's advantage weights."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     representation_dim: Size = 10
     """Size of a goal's representation."""
@@ -363,8 +372,6 @@ def main(args: Args) -> None:
     data.require_steps(args.subgoal_steps, "--subgoal-steps")
     if not 1 <= args.option_steps <= args.subgoal_steps:
         raise InputError(f"--option-steps {args.option_steps}: 1 to --subgoal-steps {args.subgoal_steps}.")
-    if np.min(args.max_weight) <= 0.0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, GoalArgs, Shares, Size, hyperparameters
+from shared.arguments import Float, GoalArgs, Positive, Shares, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import GoalBatch, GoalTransitions, goal_dataset
@@ -57,7 +57,7 @@ class Args(GoalArgs):
     """alpha: weight of -log pi(a|s, g) against the normalised Q (ddpg_bc)."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     value_goals: Shares = (0.0, 0.0, 1.0)
     """Shares of the value's goals: the row's own state, a later one of its episode (geometrically), any of the data."""

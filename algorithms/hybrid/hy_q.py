@@ -41,11 +41,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, HybridArgs, Size, hyperparameters
+from shared.arguments import EnvSteps, Float, HybridArgs, Positive, Size, hyperparameters
 from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -66,7 +65,7 @@ class Args(HybridArgs):
     """Episodes that explore each step h in a round."""
     learning_rate: Float = 2.5e-3
     """Adam's step size: everything that is learned."""
-    encoder_temperature: Float = 1.0
+    encoder_temperature: Positive = 1.0
     """Of the softmax over latent states."""
     critic_updates: Size = 500
     """Gradient updates of every critic in a fit."""
@@ -287,8 +286,6 @@ def train(carry: tuple[Agent, Buffer], keys, args: Args, data: Batch, lock) -> t
 
 
 def main(args: Args) -> None:
-    if np.min(args.encoder_temperature) <= 0.0:
-        raise InputError(f"--encoder-temperature must be above 0, not {args.encoder_temperature}.")
     data = load_dataset(args).require(discrete=True)
     lock = lock_of(data.task, args)
     args = whole_rounds(dataclasses.replace(args, horizon=lock.horizon))

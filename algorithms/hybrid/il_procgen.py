@@ -58,7 +58,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Positive, Size, hyperparameters
 from shared.checks import other_rewards
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
@@ -105,7 +105,7 @@ class Args(HybridArgs):
     """Transitions per gradient update."""
     learning_rate: Float = 1e-4
     """Adam's step size: everything that is learned."""
-    ratio_clip: Float = 0.2
+    ratio_clip: Positive = 0.2
     """The ratio counts within 1 +- ratio_clip."""
     max_grad_norm: Float = 0.5
     """Global norm that gradients are clipped to; 0: not clipped."""

@@ -42,7 +42,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, HybridArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -80,7 +80,7 @@ class Args(HybridArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
@@ -291,8 +291,6 @@ def explore(agent: Agent, obs, key, args: Args):
 def main(args: Args) -> None:
     if np.min(args.reptile_step) <= 0.0 or np.max(args.reptile_step) > 1.0:
         raise InputError(f"--reptile-step must lie in (0, 1], not {args.reptile_step}.")
-    if np.min(args.init_temperature) <= 0.0:
-        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     with Run(__file__, args, data.task, act) as run:

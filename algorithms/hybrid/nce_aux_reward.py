@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, HybridArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, HybridArgs, Positive, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
@@ -67,7 +67,7 @@ class Args(HybridArgs):
     """k: steps over which progress is rewarded."""
     nce_steps: Size = 16
     """K: pairs of states of the representation are 1 to K steps apart."""
-    nce_temperature: Float = 0.1
+    nce_temperature: Positive = 0.1
     """Similarities are divided by it."""
     progress_steps: Size = 64
     """Pairs of states of the progress are at most so many steps apart."""
@@ -85,7 +85,7 @@ class Args(HybridArgs):
     """Transitions per gradient update."""
     learning_rate: Float = 2.5e-4
     """Adam's step size: everything that is learned."""
-    ratio_clip: Float = 0.2
+    ratio_clip: Positive = 0.2
     """The ratio counts within 1 +- ratio_clip."""
     max_grad_norm: Float = 0.5
     """Global norm that gradients are clipped to; 0: not clipped."""
@@ -446,11 +446,8 @@ def main(args: Args) -> None:
     env, args = require_jax_env(data.task), whole_iterations(args)
     if args.batch_size > args.steps_per_iteration:
         raise InputError(f"--batch-size {args.batch_size} is more than an iteration's {args.steps_per_iteration}.")
-    if args.before_batch_size < 2 or np.min(args.nce_temperature) <= 0.0:
-        raise InputError(
-            f"--before-batch-size must be at least 2, since of one pair nothing is told apart, and --nce-temperature "
-            f"above 0, not {args.before_batch_size} and {args.nce_temperature}."
-        )
+    if args.before_batch_size < 2:
+        raise InputError("--before-batch-size must be at least 2, since of one pair nothing is told apart.")
     evaluated = data.task.in_env(args.eval_env) if args.eval_env else data.task
     with Run(__file__, args, evaluated, act, unit=args.steps_per_iteration, before=args.before_updates) as run:
         demos = run.replicate(watched(data))

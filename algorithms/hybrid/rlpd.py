@@ -30,11 +30,20 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, Float, Fraction, HybridArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    EnvSteps,
+    Float,
+    Fraction,
+    HybridArgs,
+    Positive,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -72,7 +81,7 @@ class Args(HybridArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     reward_shift: float = 0.0
     """Added to every reward in training, after the scale."""
@@ -262,8 +271,6 @@ def explore(agent: Agent, obs, key, args: Args):
 
 
 def main(args: Args) -> None:
-    if np.min(args.init_temperature) <= 0.0:
-        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     if args.subset_size > args.n_critics:
         raise InputError(f"--subset-size {args.subset_size} is more than --n-critics {args.n_critics}.")
     data = load_dataset(args).require(discrete=False)

@@ -49,6 +49,7 @@ from shared.arguments import (
     Float,
     Fraction,
     OfflineArgs,
+    Positive,
     Size,
     StaticFraction,
     hyperparameters,
@@ -94,7 +95,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""

@@ -38,7 +38,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Expectile, Float, Fraction, LabelArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Dropout,
+    Expectile,
+    Float,
+    Fraction,
+    LabelArgs,
+    Positive,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import Dataset, moments
 from shared.errors import InputError
 from shared.parts import load_labelled, relabelled, write_dataset
@@ -71,7 +81,7 @@ class Args(LabelArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""
@@ -418,8 +428,6 @@ def main(args: Args) -> None:
         raise InputError(f"--hide {' '.join(args.hide)}: rewards are what is imputed here, and they alone.")
     if args.write_dataset and args.impute == "none":
         raise InputError("--write-dataset with --impute none: there are no labels to write.")
-    if np.min(args.max_weight) <= 0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     before = {}
     if args.impute == "model":
         if args.holdout_every < 1 or args.reward_updates < 1 or args.reward_updates % args.holdout_every:

@@ -38,7 +38,7 @@ import optax
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import DemoArgs, Dropout, Expectile, Float, Fraction, Size, hyperparameters
+from shared.arguments import DemoArgs, Dropout, Expectile, Float, Fraction, Positive, Size, hyperparameters
 from shared.data import Dataset
 from shared.errors import InputError
 from shared.parts import load_demonstrated, rank_correlation, relabelled, with_something_in_common, write_dataset
@@ -79,7 +79,7 @@ class Args(DemoArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""

@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Positive, Size, StaticFraction, hyperparameters
 from shared.checks import fewer_held_out
 from shared.data import load_dataset, moments
 from shared.env_models import exact_model, termination
@@ -64,7 +64,7 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     cql_alpha: Float = 5.0
     """Weight of the conservative penalty against the Bellman error."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
@@ -568,11 +568,6 @@ def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
     if not 0 < int(args.real_share * args.batch_size) < args.batch_size:
         raise InputError(f"A batch needs rows of the data and of the model; --real-share is {args.real_share}.")
-    if args.n_actions < 1 or np.min(args.cql_temperature) <= 0:
-        raise InputError(
-            f"--n-actions must be at least 1, not {args.n_actions}, and --cql-temperature above 0, not "
-            f"{args.cql_temperature}."
-        )
     usable, steps = np.flatnonzero(data.usable()), int(np.max(args.rollout_steps))
     rows = len(usable)
     holdout = min(args.holdout_rows, rows // 5)

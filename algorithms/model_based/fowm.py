@@ -48,7 +48,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Expectile, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    Expectile,
+    FinetuneArgs,
+    Float,
+    Fraction,
+    Positive,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -80,14 +90,14 @@ class Args(FinetuneArgs):
     plan_momentum: Fraction = 0.1
     """Share of the old mean in the new one, in [0, 1]."""
     min_std: Float = 0.05
-    """Least standard deviation of a plan's actions, and that of the policy's."""
+    """Least standard deviation of a plan's actions, and of the policy's where there is one."""
     max_std: Float = 2.0
     """Largest standard deviation of a plan's actions, with which it begins."""
     expectile: Expectile = 0.7
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     rho: Fraction = 0.5
     """Weight of a step of a sequence against the one before it, in [0, 1]."""
@@ -511,8 +521,6 @@ def main(args: Args) -> None:
     if args.plan_elites > args.plan_samples + args.policy_plans:
         candidates = args.plan_samples + args.policy_plans
         raise InputError(f"--plan-elites {args.plan_elites}: a plan has {candidates} candidates.")
-    if np.min(args.max_weight) <= 0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}: the policy would learn nothing.")
     if np.min(args.min_std) < 0 or np.max(args.min_std) > np.min(args.max_std):
         raise InputError(f"--min-std {args.min_std} must be at least 0, and at most --max-std {args.max_std}.")
     if len(data.obs) < args.steps:

@@ -29,13 +29,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -43,11 +41,11 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(OfflineArgs):
-    temperature: Float = 0.1
+    temperature: Positive = 0.1
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "softmax"] = "exp"
     """How advantages become weights: see above."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -208,9 +206,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    for name in ("temperature", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

@@ -16,8 +16,8 @@ Deviations from the paper:
 - the two histories of a pair are compared under the first one's action; the distance of the predicted Gaussians is the
   2-Wasserstein distance, times gamma, as in the bisimulation metric (Ferns et al.);
 - the learner is CQL; the paper has ILQL for language beside it. Observations are vectors;
-- histories begin --context steps back in training; when the policy acts its recurrent state goes on from the episode's
-  first step.
+- a batch is of --batch-size histories, which begin --context steps back; when the policy acts its recurrent state goes
+  on from the episode's first step.
 
     python algorithms/offline/bisimulation_history.py --dataset cartpole-mixed --seeds 4 --updates 20000
     python algorithms/offline/bisimulation_history.py --dataset point-grid-mixed --episodes 40 \\
@@ -62,9 +62,9 @@ class Args(OfflineArgs):
     updates: Size = 100_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     batch_size: Size = 32
-    """Histories per gradient update, of `context` steps each."""
+    """Transitions per gradient update."""
     context: int = 10
-    """K: steps of a history in training; the policy sees its whole episode."""
+    """K: steps that the policy sees."""
     episodes: Count = 0
     """Episodes that are trained on, the same for all lanes; 0: all."""
     recurrent_dim: Size = 128

@@ -39,13 +39,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -70,7 +68,7 @@ class Args(OfflineArgs):
     --normalize-obs; lanes that differ in it train alike."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -365,8 +363,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if np.min(args.cql_temperature) <= 0:
-        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     data = data.normalize_obs() if args.normalize_obs else data
     with Run(__file__, args, data.task, act, before=args.inverse_updates) as run:

@@ -43,7 +43,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Count,
+    Dropout,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Positive,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -57,7 +67,7 @@ class Args(OfflineArgs):
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -73,7 +83,7 @@ class Args(OfflineArgs):
     """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     tune_temperature: bool = True
     """Tune the entropy temperature to the entropy -dim(A); without it it keeps its first value."""
@@ -495,8 +505,6 @@ OF_AN_ACTOR = (
 
 
 def main(args: Args) -> None:
-    if np.min(args.cql_temperature) <= 0:
-        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     if args.clip_diff_min >= args.clip_diff_max:
         raise InputError(
             f"--clip-diff-min {args.clip_diff_min} must be lower than --clip-diff-max {args.clip_diff_max}."

@@ -34,9 +34,8 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -50,7 +49,7 @@ class Args(OfflineArgs):
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 50
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     lagrange: bool = False
     """Tune the penalty's weight so that the gap stays near target_gap."""
@@ -341,8 +340,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if np.min(args.cql_temperature) <= 0:
-        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     if args.max_reward < data.reward.max():
         data = data.replace({"max_reward": args.max_reward}, reward=np.minimum(data.reward, args.max_reward))

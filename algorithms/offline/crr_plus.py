@@ -33,13 +33,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Expectile, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Expectile, Float, Fraction, OfflineArgs, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -49,11 +47,11 @@ from shared.transitions import Batch, Transitions
 class Args(OfflineArgs):
     updates: Size = 1_200_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    temperature: Float = 1.0
+    temperature: Positive = 1.0
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "indicator", "softmax"] = "exp"
     """How advantages become weights: see above."""
-    max_weight: Float = 20.0
+    max_weight: Positive = 20.0
     """Clip of the exponential advantage weights."""
     baseline: Literal["mean", "max"] = "mean"
     """What the advantage is over: the mean or the largest Q of the policy's value_samples actions."""
@@ -261,9 +259,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    for name in ("temperature", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale, shift = args.reward_scale, args.reward_shift
     if args.normalize_reward:

@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -58,7 +58,7 @@ class Args(OfflineArgs):
     loss_temperature: Float = 1.0
     """lambda: weight of f* in (0, 1], of total_variation in (1/2, 1] (the larger, the nearer V is to the maximum); for
     reverse_kl the scale that Q - V is divided by, > 0 (the smaller, the nearer to the maximum)."""
-    max_clip: Float = 7.0
+    max_clip: Positive = 7.0
     """reverse_kl: (Q - V) / lambda is clipped here from above, > 0."""
     n_random_actions: Count = 0
     """Uniform actions per state that the value's loss sees beside the dataset's."""
@@ -80,9 +80,9 @@ class Args(OfflineArgs):
     """Adam's step size: value function."""
     decay_actor_lr: bool = True
     """The actor's step size decays to zero over the run as a cosine; else it is constant."""
-    huber_delta: Float = 20.0
+    huber_delta: Positive = 20.0
     """TD errors count as a square up to here and linearly beyond."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""
@@ -342,11 +342,6 @@ def check_temperature(args: Args) -> None:
 
 def main(args: Args) -> None:
     check_temperature(args)
-    for name in ("huber_delta", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
-    if np.min(args.max_clip) <= 0:
-        raise InputError(f"--max-clip must be above 0, not {args.max_clip}: V would only fall, under every Q.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale, args.reward_shift)

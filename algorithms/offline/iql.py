@@ -37,7 +37,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -48,13 +47,13 @@ from shared.arguments import (
     Float,
     Fraction,
     OfflineArgs,
+    Positive,
     Size,
     StaticFraction,
     by_name,
     hyperparameters,
 )
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -78,7 +77,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""
@@ -321,8 +320,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if np.min(args.max_weight) <= 0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = load_dataset(args).require(discrete=False, images=True)
     data = data.corrupt(args.corruption, args.corruption_rate, args.corruption_scale, args.corruption_seed)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0

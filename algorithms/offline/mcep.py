@@ -38,13 +38,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -60,7 +58,7 @@ class Args(OfflineArgs):
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
     evaluation_alpha: Float = 10.0
     """With --base td3_bc: alpha of the evaluation policy, over --alpha."""
-    temperature: Float = 1.0
+    temperature: Positive = 1.0
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     evaluation_temperature: Float = 0.6
     """With --base awac: weight of log pi(a|s) against Q in the evaluation policy's loss, under --temperature."""
@@ -80,7 +78,7 @@ class Args(OfflineArgs):
     """The target policy's smoothing noise is clipped to [-noise_clip, noise_clip]."""
     policy_delay: Size = 2
     """Critic updates per update of the actor and of the targets."""
-    max_weight: Float = 1000.0
+    max_weight: Positive = 1000.0
     """Clip of the exponential advantage weights."""
     max_q: Float = 10_000.0
     """With --base awac: clip of Q in the evaluation policy's loss."""
@@ -339,9 +337,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    for name in ("temperature", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(args.reward_scale * scale)

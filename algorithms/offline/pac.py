@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -58,13 +58,13 @@ class Args(OfflineArgs):
     """Which system: PAC, PAC+V, BC+Q or BC."""
     cloning: Fraction = 0.75
     """alpha: share of cloning in the policy's loss, in [0, 1]; 0: improvement alone. Of pac and pac_v."""
-    improvement_temperature: Float = 0.1
+    improvement_temperature: Positive = 0.1
     """eta: the improved policy weighs actions by exp(Q / eta); a share of the range of values."""
     critic_weight: Float = 1.0
     """Weight of the critics' loss beside the actor's."""
     policy_samples: Size = 10
     """Actions of the target policy at a state that are weighted, and at a next state that the critic's target is of."""
-    max_weight: Float = 20.0
+    max_weight: Positive = 20.0
     """Clip of the exponential advantage weights."""
     n_bins: Size = 101
     """Bins of each dimension of continuous actions, evenly between -1 and 1."""
@@ -418,9 +418,6 @@ def resolved(args: Args, data: Dataset) -> Args:
     require_heads(args.width, args.heads)
     if args.n_atoms < 2 or args.n_bins < 2:
         raise InputError("--n-atoms and --n-bins must be at least 2.")
-    for name in ("improvement_temperature", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     if np.any(args.v_min) or np.any(args.v_max):
         if np.max(args.v_min) >= np.min(args.v_max):
             raise InputError(f"--v-min {args.v_min} must be lower than --v-max {args.v_max}.")

@@ -33,9 +33,8 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import FIELDS, Batch, TransitionsWithReturns
@@ -49,9 +48,9 @@ class Args(OfflineArgs):
     """alpha: weight of the ranking loss against the Bellman error; 0: values of the behaviour alone (BVE)."""
     margin: Float = 0.05
     """nu: by how much the recorded action's Q shall be above the others'."""
-    return_temperature: Float = 2.0
+    return_temperature: Positive = 2.0
     """beta_G: standard deviations of the return-to-go that a weight of e belongs to; large: all rows weigh alike."""
-    max_return_weight: Float = 20.0
+    max_return_weight: Positive = 20.0
     """Clip of these weights."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
@@ -183,9 +182,6 @@ def train(agent: Agent, keys, args: Args, data: TransitionsWithReturns) -> tuple
 
 
 def main(args: Args) -> None:
-    for name in ("return_temperature", "max_return_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     data = load_dataset(args).require(discrete=True)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

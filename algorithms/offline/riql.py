@@ -46,6 +46,7 @@ from shared.arguments import (
     Float,
     Fraction,
     OfflineArgs,
+    Positive,
     Size,
     StaticFraction,
     by_name,
@@ -66,7 +67,7 @@ class Args(OfflineArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    huber_sigma: Float = 1.0
+    huber_sigma: Positive = 1.0
     """sigma: Huber's loss is quadratic up to 1 / sigma^2 and linear beyond (section 4.2); a large one is almost L1."""
     quantile: Fraction = 0.25
     """alpha: quantile over the critics that V and the policy learn from, in [0, 1]; 0 is their minimum."""
@@ -88,7 +89,7 @@ class Args(OfflineArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     batch_size: Size = 256
     """Transitions per gradient update."""
@@ -314,9 +315,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    for name in ("huber_sigma", "max_weight"):
-        if np.min(getattr(args, name)) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}.")
     if np.max(args.min_target) >= np.min(args.max_target):
         raise InputError(f"--min-target {args.min_target} must be lower than --max-target {args.max_target}.")
     data = load_dataset(args).require(discrete=False)

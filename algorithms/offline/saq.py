@@ -45,11 +45,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -73,7 +72,7 @@ class Args(OfflineArgs):
     """First updates of the VAE after which codes that a batch did not use move to embeddings of it; 0: none."""
     expectile: Expectile = 0.8
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
-    policy_temperature: Float = 1.0
+    policy_temperature: Positive = 1.0
     """T: iql and brac choose codes by pi_beta exp(Q / T); brac also lowers the values by T KL(pi | pi_beta)."""
     sample_codes: bool = True
     """iql and brac: codes are drawn from the policy; without it the likeliest one is taken."""
@@ -421,8 +420,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if np.min(args.policy_temperature) <= 0:
-        raise InputError(f"--policy-temperature must be above 0, not {args.policy_temperature}.")
     if args.copy_every < 0:
         raise InputError("--copy-every must be at least 0.")
     data = load_dataset(args).require(discrete=False)

@@ -40,7 +40,17 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Expectile, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import (
+    Dropout,
+    Expectile,
+    Float,
+    Fraction,
+    OfflineArgs,
+    Positive,
+    Size,
+    StaticFraction,
+    hyperparameters,
+)
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.run import Run, launch
@@ -62,7 +72,7 @@ class Args(OfflineArgs):
     """Expectile of Q that V estimates, in (0, 1); 0.5 is the mean: one-step policy improvement."""
     beta: Float = 3.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     alpha: Float = 2.5
     """alpha: weight of the normalised Q against imitation; large: TD3, small: imitation."""
@@ -352,8 +362,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if np.min(args.max_weight) <= 0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     data = load_dataset(args).require(discrete=False)
     normalize_return = args.normalize_return and args.base == "iql"
     scale = 1000.0 / data.return_range() if normalize_return else 1.0

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -47,11 +47,11 @@ from shared.transitions import Batch, Transitions
 
 @hyperparameters
 class Args(FinetuneArgs):
-    temperature: Float = 0.1
+    temperature: Positive = 0.1
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
     weight_mode: Literal["exp", "softmax"] = "exp"
     """How advantages become weights: see above."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""

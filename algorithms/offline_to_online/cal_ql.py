@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Positive, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, concatenate, episode_returns
@@ -64,7 +64,7 @@ class Args(FinetuneArgs):
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""

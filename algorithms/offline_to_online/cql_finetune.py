@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, FinetuneArgs, Float, Fraction, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -52,7 +52,7 @@ class Args(FinetuneArgs):
     """The same in the environment."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -68,7 +68,7 @@ class Args(FinetuneArgs):
     """Bootstrap from the best of several actions of the policy instead of one."""
     backup_entropy: bool = False
     """Subtract alpha log pi from the bootstrapped Q, as in SAC."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     tune_temperature: bool = True
     """Tune the entropy temperature to the entropy -dim(A); without it it keeps its first value."""

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -71,13 +71,13 @@ class Args(FinetuneArgs):
     """Adam's step size: balance policy and its temperature."""
     balance_entropy: bool = True
     """The balance policy maximises its entropy besides Q, as in the authors' code."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     target_entropy: Float = -0.5
     """Entropy of the balance policy over (-1, 1) that the temperature keeps; uniform is log 2."""
     encoding_dim: Size = 6
     """Sines and cosines that beta enters the universal policy as, half of each."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""

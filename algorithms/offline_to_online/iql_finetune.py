@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Size, by_name, hyperparameters
+from shared.arguments import Dropout, Expectile, FinetuneArgs, Float, Fraction, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
 from shared.online import Interaction
 from shared.replay import Replay, sample_union
@@ -67,7 +67,7 @@ class Args(FinetuneArgs):
     """Adam's step size: critics, and value function and Lagrange multiplier where they have no rate of their own."""
     value_lr: Float = 3e-4
     """Adam's step size: value function."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     dropout: Dropout = 0.0
     """Dropout after the actor's hidden layers, in [0, 1)."""

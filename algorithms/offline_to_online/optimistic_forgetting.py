@@ -96,7 +96,7 @@ class Args(FinetuneArgs):
     plan_iterations: Size = 5
     """Iterations of a plan."""
     min_std: Float = 0.05
-    """Least standard deviation of a plan's actions from one iteration to the next."""
+    """Least standard deviation of a plan's actions, and of the policy's where there is one."""
     n_models: Size = 5
     """Models in the ensemble."""
     discount: Fraction = 0.99

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import FinetuneArgs, Float, Fraction, Positive, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -64,7 +64,7 @@ class Args(FinetuneArgs):
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
-    cql_temperature: Float = 1.0
+    cql_temperature: Positive = 1.0
     """Temperature of the soft maximum."""
     importance_sampling: bool = True
     """Weight the soft maximum's actions by their densities; without it the data's action is one of them."""
@@ -381,8 +381,6 @@ def main(args: Args) -> None:
         raise InputError(
             f"--entropy-neighbours {args.entropy_neighbours}: a batch of {args.batch_size} has no so many others."
         )
-    if np.min(args.cql_temperature) <= 0:
-        raise InputError(f"--cql-temperature must be above 0, not {args.cql_temperature}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

@@ -45,11 +45,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Size, StaticFraction, hyperparameters
+from shared.arguments import EnvSteps, FinetuneArgs, Float, Fraction, Positive, Size, StaticFraction, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.online import Interaction
@@ -73,7 +72,7 @@ class Args(FinetuneArgs):
     """Candidate actions at each step of an episode, of which one is taken."""
     n_finalists: Size = 10
     """Of these, those with the highest Q that uncertainty decides between; 1: greedy in Q."""
-    choice_temperature: Float = 1.0
+    choice_temperature: Positive = 1.0
     """Uncertainties are divided by this in the softmax that chooses among them; small: the most uncertain one."""
     exploration_noise: Float = 0.1
     """Standard deviation of the noise on the actor's actions in the environment."""
@@ -408,8 +407,6 @@ def vae_updates(args: Args) -> int:
 def main(args: Args) -> None:
     if args.n_finalists > args.n_candidates:
         raise InputError(f"--n-finalists {args.n_finalists}: there are --n-candidates {args.n_candidates}.")
-    if np.min(args.choice_temperature) <= 0.0:
-        raise InputError(f"--choice-temperature must be above 0, not {np.min(args.choice_temperature):g}.")
     data = load_dataset(args).require(discrete=False)
     data = data.scale_rewards(shift=args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

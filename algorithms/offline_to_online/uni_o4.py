@@ -59,7 +59,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Expectile, FinetuneArgs, Float, Fraction, Size, hyperparameters
+from shared.arguments import Count, Expectile, FinetuneArgs, Float, Fraction, Positive, Size, hyperparameters
 from shared.checks import other_rewards
 from shared.data import load_dataset
 from shared.errors import InputError
@@ -92,13 +92,13 @@ class Args(FinetuneArgs):
     """Adam's step size: model of the dynamics."""
     actor_lr: Float = 1e-4
     """Adam's step size: actor, and entropy temperature where it has no rate of its own."""
-    clip: Float = 0.25
+    clip: Positive = 0.25
     """Offline: the ratio counts within 1 +- clip, which falls towards 0 for the first `clip_decay_updates`."""
     online_actor_lr: Float = 2e-5
     """Adam's step size: actor, in the environment."""
     online_value_lr: Float = 2e-4
     """Adam's step size: value function, in the environment."""
-    online_clip: Float = 0.05
+    online_clip: Positive = 0.05
     """Online: the ratio counts within 1 +- online_clip."""
     gae_lambda: Fraction = 0.95
     """lambda of the generalised advantage estimate, in [0, 1]."""

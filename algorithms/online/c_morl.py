@@ -57,7 +57,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Positive, Size, hyperparameters
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, of_objectives, require_jax_env, step_envs
 from shared.pareto import crowding_distance, expected_utility, hypervolume, non_dominated, simplex_lattice, sparsity
@@ -110,7 +110,7 @@ class Args(OnlineArgs):
     """Adam's step size: everything that is learned."""
     max_grad_norm: Float = 0.5
     """Global norm that gradients are clipped to; 0: not clipped."""
-    ratio_clip: Float = 0.2
+    ratio_clip: Positive = 0.2
     """The ratio counts within 1 +- ratio_clip."""
     entropy_cost: Float = 0.0
     """Weight of the policy's entropy."""

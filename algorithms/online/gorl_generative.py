@@ -51,7 +51,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import EnvSteps, Float, Fraction, OnlineArgs, Positive, Size, hyperparameters
 from shared.errors import InputError
 from shared.jax_envs import JaxEnv, begin_envs, require_jax_env, step_envs
 from shared.run import Run, launch
@@ -78,9 +78,9 @@ class Args(OnlineArgs):
     """Transitions per gradient update."""
     learning_rate: Float = 1e-3
     """Adam's step size: everything that is learned."""
-    first_ratio_clip: Float = 0.15
+    first_ratio_clip: Positive = 0.15
     """In the first stage the ratio counts within 1 +- first_ratio_clip."""
-    later_ratio_clip: Float = 0.3
+    later_ratio_clip: Positive = 0.3
     """In the later stages the ratio counts within 1 +- later_ratio_clip."""
     first_latent_penalty: Float = 5e-4
     """Weight of the encoder's squared mean and deviation in the first stage."""

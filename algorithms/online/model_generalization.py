@@ -42,7 +42,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Positive, Size, hyperparameters
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.online import Interaction
@@ -62,7 +62,7 @@ class Args(OnlineArgs):
     that is perfect)."""
     imagined_steps: Size = 10
     """Steps of a rollout in a model; the batch is made of as many rollouts as it has room for."""
-    explore_temperature: Float = 0.4
+    explore_temperature: Positive = 0.4
     """Of the softmax over Q that actions are drawn of, in the environment and in rollouts, > 0, in units of Q."""
     utd: Size = 10
     """Gradient updates of the critics per environment step."""
@@ -307,8 +307,6 @@ def possible(task: Task, args: Args) -> Callable | None:
         raise InputError(f"--batch-size {args.batch_size} is no multiple of --imagined-steps {args.imagined_steps}.")
     if args.copy_every < 0:
         raise InputError("--copy-every must be at least 0.")
-    if np.min(args.explore_temperature) <= 0:
-        raise InputError(f"--explore-temperature must be above 0, not {args.explore_temperature}.")
     exact, kinds = exact_model(task), np.atleast_1d(args.experience)
     if not np.isin(kinds, (REPLAYED, LEARNED, PERFECT)).all():
         raise InputError(f"--experience is {REPLAYED}, {LEARNED} or {PERFECT}, not {args.experience}.")

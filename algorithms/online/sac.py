@@ -37,8 +37,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OnlineArgs, Size, hyperparameters
-from shared.errors import InputError
+from shared.arguments import Count, Float, Fraction, OnlineArgs, Positive, Size, hyperparameters
 from shared.online import Interaction
 from shared.replay import Replay
 from shared.run import Run, launch
@@ -63,7 +62,7 @@ class Args(OnlineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
     sample_actions: bool = False
     """Evaluate with sampled actions instead of the mean's."""
@@ -232,8 +231,6 @@ def export_policy(agent: Agent) -> dict[str, np.ndarray]:
 
 
 def main(args: Args) -> None:
-    if np.min(args.init_temperature) <= 0.0:
-        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     task = env_task(args.env).require(discrete=False)
     with Run(__file__, args, task, act) as run:
         agent = run.init(partial(init, spec=task.spec))

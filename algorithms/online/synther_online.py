@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Size, hyperparameters
+from shared.arguments import Count, EnvSteps, Float, Fraction, OnlineArgs, Positive, Size, hyperparameters
 from shared.env_models import exact_model
 from shared.errors import InputError
 from shared.online import Interaction
@@ -107,7 +107,7 @@ class Args(OnlineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    init_temperature: Float = 1.0
+    init_temperature: Positive = 1.0
     """First value of the entropy temperature."""
 
 
@@ -536,8 +536,6 @@ def check(args: Args, chunk: int) -> None:
         )
     if args.sampling_steps < 2:
         raise InputError(f"--sampling-steps must be at least 2, not {args.sampling_steps}.")
-    if np.min(args.init_temperature) <= 0.0:
-        raise InputError(f"--init-temperature must be above 0, not {args.init_temperature}: its logarithm is learned.")
     if args.subset_size > args.n_critics:
         raise InputError(f"--subset-size {args.subset_size} is more than --n-critics {args.n_critics}.")
     if args.retrain_every < 1 or args.retrain_every % chunk:

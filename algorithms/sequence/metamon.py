@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -67,7 +67,7 @@ class Args(OfflineArgs):
     weights exp(beta * advantage), clipped (exp)."""
     beta: Float = 1.0
     """beta: inverse temperature of the advantage weights; 0 is behaviour cloning."""
-    max_weight: Float = 100.0
+    max_weight: Positive = 100.0
     """Clip of the exponential advantage weights."""
     context: int = 20
     """K: steps that the policy sees."""
@@ -444,8 +444,6 @@ def main(args: Args) -> None:
         raise InputError(f"--memory {np.min(args.memory):g}: at least the present step is seen, 1.")
     if not all(0.0 <= discount <= 1.0 for discount in args.train_discounts):
         raise InputError(f"--train-discounts must lie in [0, 1], unlike {' '.join(map(str, args.train_discounts))}.")
-    if args.filter == "exp" and np.min(args.max_weight) <= 0.0:
-        raise InputError(f"--max-weight must be above 0, not {args.max_weight}.")
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
         windows = run.replicate(sequences(data, "obs", "action", "reward", "terminal", "next_obs"))
         agent = run.init(partial(init, spec=data.spec))

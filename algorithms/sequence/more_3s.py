@@ -38,11 +38,10 @@ import flax.linen as nn
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Dropout, Float, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Dropout, Float, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -76,7 +75,7 @@ class Args(OfflineArgs):
     """Returns are divided by it; 0: by the largest magnitude of the data's returns-to-go."""
     alignment_weight: Float = 0.1
     """Weight of the contrast of a state's action text with the other actions' texts; 0: states are not aligned."""
-    alignment_temperature: Float = 0.07
+    alignment_temperature: Positive = 0.07
     """Cosines of states and texts are divided by it."""
     told: bool = True
     """Whether the policy is told the text of an observation; without it it sees the rest alone."""
@@ -360,8 +359,6 @@ def resolved(args: Args, data) -> Args:
     """`args` with what the data says; InputError where they ask for what it cannot say."""
     require_context(data, args.context)
     require_heads(args.width, args.heads)
-    if np.min(args.alignment_temperature) <= 0.0:
-        raise InputError(f"--alignment-temperature must be above 0, not {args.alignment_temperature}.")
     asked = {"target_return": target_returns(data, args.target_return)}
     asked |= {"return_scale": return_scale(data, args.return_scale)}
     return dataclasses.replace(args, **asked, max_timestep=args.max_timestep or horizon(data))

@@ -55,7 +55,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Count, Dropout, EnvSteps, FinetuneArgs, Float, Size, hyperparameters
+from shared.arguments import Count, Dropout, EnvSteps, FinetuneArgs, Float, Positive, Size, hyperparameters
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.jax_envs import jax_env
@@ -108,7 +108,7 @@ class Args(FinetuneArgs):
     """Adam's step size: the return predictor, alone."""
     alpha_lr: Float = 1e-4
     """Adam's step size: entropy temperature."""
-    init_temperature: Float = 0.1
+    init_temperature: Positive = 0.1
     """First value of the entropy temperature."""
     weight_decay: Float = 5e-4
     """Weights lose this share of the step size at each update (AdamW)."""

@@ -349,7 +349,6 @@ def test_dwm_average_follows_every_tenth_update():
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"channel_factors": ()}, "--channel-factors: at least one level"),
         ({"channel_factors": (1, 0)}, "--channel-factors: at least one level, of a factor of at least 1"),
-        ({"learner": "iql", "max_weight": 0.0}, "--max-weight must be above 0, not 0.0"),
         ({"rollout_steps": (1.0, 4.0)}, "--rollout-steps must be whole, at least 1 and less than --window-steps 4"),
         ({"sampling_steps": 5}, "--sampling-steps must be from 1 to --diffusion-steps 4, not 5.$"),
         ({"model_updates": 0}, "--model-updates must be at least 1, not 0"),

@@ -94,8 +94,3 @@ def test_goals_of_the_value_lie_as_far_ahead_as_the_discount_looks(tmp_path):
     args = ota.Args(option_steps=99, discount=0.8, value_goals=(0.0, 1.0, 0.0))  # an option that ends at its goal
     row = np.tile(np.arange(5), 1000)
     assert abs((ota.option_rows(jax.random.key(0), row, data, args)[1] - row).mean() - 5.0) < 0.6
-
-
-def test_weights_that_are_none_are_refused(goals, tmp_path):
-    with pytest.raises(InputError, match="--max-weight must be above 0, not 0.0"):
-        load("ota").main(small("ota", goals, tmp_path / "run", option_steps=2, subgoal_steps=5, max_weight=0.0))

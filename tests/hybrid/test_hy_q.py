@@ -265,8 +265,3 @@ def test_the_horizon_is_the_locks(lock_folder, pendulum, cartpole):
         hy_q.main(args_of(dataset=cartpole, horizon=0))
     with pytest.raises(InputError, match="discrete"):
         hy_q.main(args_of(dataset=pendulum, horizon=0))
-
-
-def test_a_softmax_without_a_temperature_is_refused():
-    with pytest.raises(InputError, match=r"^--encoder-temperature must be above 0, not \(1.0, 0.0\)\."):
-        hy_q.main(args_of(dataset=LOCK, horizon=0, encoder_temperature=(1.0, 0.0)))

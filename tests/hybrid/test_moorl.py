@@ -191,9 +191,3 @@ def test_moorl_meta_actor_acts(agent, batch):
 def test_moorl_meta_parameters_must_move(step):
     with pytest.raises(InputError, match=r"^--reptile-step must lie in \(0, 1\], not "):
         load("moorl").main(tiny(reptile_step=step))
-
-
-@pytest.mark.parametrize("temperature", [0.0, (1.0, -0.5)])
-def test_moorl_first_temperature_has_a_logarithm(temperature):
-    with pytest.raises(InputError, match=r"^--init-temperature must be above 0, not "):
-        load("moorl").main(tiny(init_temperature=temperature))

@@ -129,7 +129,6 @@ def test_layer_norm_bounds_what_critics_say_far_from_the_data(batch):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"init_temperature": (0.1, 0.0)}, r"^--init-temperature must be above 0, not \(0.1, 0.0\)"),
         ({"subset_size": E + 1}, f"^--subset-size {E + 1} is more than --n-critics {E}\\.$"),
     ],
 )

@@ -126,7 +126,6 @@ def test_bad_input_is_one_sentence(pendulum, tmp_path):
         (pendulum, {"hide": ("actions",)}, "--hide actions: rewards are what is imputed here"),
         (pendulum, {"impute": "none", "holdout": 1.0}, "Of 150 labelled rows all are held out"),
         (pendulum, {"reward_updates": 3}, "--reward-updates 3 must be a multiple of --holdout-every"),
-        (pendulum, {"max_weight": (100.0, 0.0)}, "--max-weight must be above 0"),
         (pendulum, {"impute": "none", "write_dataset": "x.npz"}, "there are no labels to write"),
         (goals, {"env": "none"}, "learns from rewards"),
     ):

@@ -294,7 +294,6 @@ def test_fowm_presets():
     [
         ({"n_critics": 1}, "--n-critics 1: .* at least 2"),
         ({"plan_elites": 7}, "--plan-elites 7: a plan has 6 candidates"),
-        ({"max_weight": (100.0, 0.0)}, "--max-weight must be above 0"),
         ({"min_std": -0.1}, "--min-std -0.1 must be at least 0"),
         ({"min_std": (0.1, 0.5), "max_std": (0.4, 2.0)}, "at most --max-std"),  # each meets each
         ({"steps": 301}, "300 rows; a window of --steps needs 301 or more"),

@@ -9,8 +9,6 @@ from reference import B, agent_of, close, compiled, heads, log_std_of, mlp
 from released import ADROIT, ANTMAZE, MAZE2D, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
-from shared.errors import InputError
-
 BOTH = pytest.mark.parametrize("name", ["awac", "awac_finetune"])
 
 
@@ -64,11 +62,3 @@ def test_awac_settings_are_those_released():
         **every(ANTMAZE, **common, temperature=0.1, reward_shift=-1.0, eval_episodes=100),
     }
     assert not wrong_settings(load("awac"), expected)
-
-
-@pytest.mark.parametrize("argument", ["temperature", "max_weight"])
-def test_awac_refuses_what_would_turn_or_undo_its_weights(argument):
-    module, flag = load("awac"), argument.replace("_", "-")
-    for value in (0.0, -1.0, (0.5, 0.0)):
-        with pytest.raises(InputError, match=f"--{flag} must be above 0"):
-            module.main(module.Args(dataset="/nowhere.npz", **{argument: value}))

@@ -8,8 +8,6 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
-from shared.errors import InputError
-
 SMALL = {"n_actions": 2}
 
 
@@ -162,11 +160,3 @@ def test_cql_plus_clips_rewards_before_it_scales_them(pendulum, monkeypatch, cha
     if changes.get("normalize_reward"):
         expected = (expected - expected.min()) / (1.0 - expected.min()) * 2 - 1
     close(seen[0], expected)
-
-
-def test_cql_plus_refuses_temperatures_that_are_not_above_0():
-    """Below it the soft maximum is a soft minimum."""
-    cql_plus = load("cql_plus")
-    for value in (0.0, -1.0, (1.0, 0.0)):
-        with pytest.raises(InputError, match="--cql-temperature must be above 0"):
-            cql_plus.main(cql_plus.Args(dataset="/nowhere.npz", cql_temperature=value))

@@ -8,8 +8,6 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, mlp, tanh_normal
 from scipy.stats import norm
 
-from shared.errors import InputError
-
 SMALL = {"value_samples": 2}
 
 
@@ -144,11 +142,3 @@ def test_crr_log_prob_is_finite_at_the_actions_bounds():
     value, grad = jax.value_and_grad(lambda m: crr.tanh_gaussian_log_prob(m, log_std, u).sum())(jnp.zeros((1, 2)))
     assert np.isfinite(value) and np.isfinite(grad).all()
     close(value, log_prob(np.array([[-1.0, 1.0]]), np.zeros((1, 2)), np.full((1, 2), -5.0))[0])
-
-
-@pytest.mark.parametrize("argument", ["temperature", "max_weight"])
-def test_crr_plus_refuses_what_would_turn_or_undo_its_weights(argument):
-    module, flag = load("crr_plus"), argument.replace("_", "-")
-    for value in (0.0, -1.0, (0.5, 0.0)):
-        with pytest.raises(InputError, match=f"--{flag} must be above 0"):
-            module.main(module.Args(dataset="/nowhere.npz", **{argument: value}))

@@ -9,7 +9,6 @@ from released import ADROIT, ANTMAZE, KITCHEN, MUJOCO, every, wrong_settings
 from scipy.stats import norm
 
 from shared.arguments import preset_for
-from shared.errors import InputError
 
 both = pytest.mark.parametrize("name", ["iql", "iql_finetune"])
 
@@ -120,10 +119,3 @@ def test_iql_finetune_explores_a_deterministic_policy_with_clipped_noise(batch):
     assert (np.abs(noise) > 0.5).any()
     expected = np.tanh(mlp(agent.actor, batch.obs)) + np.clip(noise, -0.5, 0.5)
     close(iql.explore(agent, batch.obs, key, args), expected)
-
-
-def test_iql_refuses_a_clip_that_leaves_no_weight():
-    iql = load("iql")
-    for value in (0.0, -1.0, (100.0, 0.0)):
-        with pytest.raises(InputError, match="--max-weight must be above 0"):
-            iql.main(iql.Args(dataset="/nowhere.npz", max_weight=value))

@@ -9,8 +9,6 @@ from jobs import train
 from reference import B, agent_of, close, compiled, heads, mlp, smoothed_next_action, tanh_normal
 from scipy.stats import norm
 
-from shared.errors import InputError
-
 BASES = ["td3_bc", "awac"]
 
 
@@ -147,11 +145,3 @@ def test_mcep_evaluation_policy_is_the_milder_one():
     mcep = load("mcep")
     for args in (mcep.Args(), mcep.Args(**mcep.PRESETS["pen-"])):
         assert args.evaluation_alpha > args.alpha and args.evaluation_temperature < args.temperature
-
-
-@pytest.mark.parametrize("argument", ["temperature", "max_weight"])
-def test_mcep_refuses_what_would_turn_or_undo_its_weights(argument):
-    module, flag = load("mcep"), argument.replace("_", "-")
-    for value in (0.0, -1.0, (0.5, 0.0)):
-        with pytest.raises(InputError, match=f"--{flag} must be above 0"):
-            module.main(module.Args(dataset="/nowhere.npz", base="awac", **{argument: value}))

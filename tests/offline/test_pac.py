@@ -326,8 +326,6 @@ def test_pac_each_lane_has_the_range_of_its_own_discount(pac, pendulum, tmp_path
         ({"width": 6, "heads": 4}, "--width 6 must be a multiple of --heads 4"),
         ({"n_atoms": 1}, "at least 2"),
         ({"n_bins": 1}, "at least 2"),
-        ({"improvement_temperature": (0.1, 0.0)}, "--improvement-temperature must be above 0"),
-        ({"max_weight": 0.0}, "--max-weight must be above 0"),
     ],
 )
 def test_pac_refuses_sizes_and_ranges_that_are_none(pac, pendulum, tmp_path, settings, said):

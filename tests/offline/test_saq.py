@@ -338,9 +338,3 @@ def test_saq_first_weights_are_those_released(saq):
     assert 0.9 * np.sqrt(3 / 64) < book.max() <= np.sqrt(3 / 64)  # fan-in: the number of codes
     assert agent_for(saq, "iql")[0].nets.critic.orthogonal and agent_for(saq, "iql")[0].nets.value.orthogonal
     assert not agent_for(saq, "cql")[0].nets.critic.orthogonal
-
-
-def test_saq_refuses_temperatures_by_which_the_policy_would_not_follow_q(saq):
-    for value in (0.0, -1.0, (1.0, 0.0)):
-        with pytest.raises(InputError, match="--policy-temperature must be above 0"):
-            saq.main(saq.Args(dataset="/nowhere.npz", policy_temperature=value))

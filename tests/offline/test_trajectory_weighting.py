@@ -149,10 +149,3 @@ def test_settings_are_those_released():
         **every(KITCHEN, **common, expectile=0.7, beta=0.5, dropout=0.1),
     }
     assert not wrong_settings(load("trajectory_weighting"), expected)
-
-
-def test_a_clip_that_leaves_no_weight_is_refused():
-    module = load("trajectory_weighting")
-    for value in (0.0, -1.0, (100.0, 0.0)):
-        with pytest.raises(InputError, match="--max-weight must be above 0"):
-            module.main(module.Args(dataset="/nowhere.npz", max_weight=value))

@@ -78,7 +78,6 @@ def test_sera_adds_the_bonus_to_rewards_online_alone(agent, rows):
     ("changes", "said"),
     [
         ({"entropy_neighbours": 8}, "--entropy-neighbours 8: a batch of 8 has no so many others"),
-        ({"cql_temperature": (1.0, 0.0)}, "--cql-temperature must be above 0"),
     ],
 )
 def test_sera_refuses(changes, said, pendulum, tmp_path):

@@ -186,7 +186,6 @@ def test_synther_online_says_where_it_has_no_model(pendulum, tmp_path):
     "changes, words",
     [
         ({"sampling_steps": 1}, "--sampling-steps must be at least 2"),
-        ({"init_temperature": (1.0, 0.0)}, "--init-temperature must be above 0"),
         ({"n_critics": 2, "subset_size": 3}, "--subset-size 3 is more than --n-critics 2"),
         ({"synthetic_rows": 0}, "--synthetic-rows and --sampling-batch must be at least 1"),
         ({"denoiser_batch_size": -1}, "--denoiser-batch-size at least 0"),

@@ -278,7 +278,6 @@ def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
         (pendulum, {}, "discrete actions"),
         (str(choices), {"context": 21}, "--context 21: "),
         (str(choices), {"width": 8, "heads": 3}, "--width 8 must be a multiple of --heads 3"),
-        (str(choices), {"filter": "exp", "max_weight": (0.0, 1.0)}, "--max-weight must be above 0"),
         (str(choices), {"memory": (0.0, 20.0)}, "--memory 0: at least the present step is seen"),
         (str(choices), {"train_discounts": (0.9, 1.5)}, r"--train-discounts must lie in \[0, 1\], unlike 0.9 1.5"),
     ):

@@ -270,7 +270,6 @@ def test_what_cannot_be_trained_is_refused(pendulum, tmp_path):
         (log, {"context": 21}, "--context 21"),
         (log, {"target_return": 1000.0}, "--target-return 1000"),
         (log, {"action_texts": ("left",)}, "1 names, but there are 2"),
-        (log, {"alignment_temperature": 0.0}, "--alignment-temperature must be above 0, not 0.0"),
     ):
         with pytest.raises(InputError, match=message):
             m.main(small("more_3s", data, tmp_path / "run", **{"env": "none", **changes}))
