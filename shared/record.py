@@ -48,7 +48,7 @@ class Tables:
         """Rows of `<name>.csv` in one write, below a header where it is new.
 
         Raises:
-          InputError: the file has other columns, of another version or of another stage's metrics.
+          InputError: the file has other columns, of another version or of another stage's metrics, or two of one name.
         """
         path = self.out / f"{name}.csv"
         text = io.StringIO()
@@ -57,6 +57,8 @@ class Tables:
             self._files[name] = path.open("ab", buffering=0)
         size, at = path.stat().st_size, columns.index("seed") + 1
         columns = [*columns[:at], *self.swept, *columns[at:]]
+        if twice := sorted({c for c in columns if columns.count(c) > 1}):
+            raise InputError(f"{path} would have two columns '{twice[0]}': name the metric unlike the argument.")
         if size == 0:
             writer.writerow(columns)
         else:

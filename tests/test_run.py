@@ -1209,6 +1209,13 @@ def test_a_table_takes_no_rows_of_other_columns(tmp_path):
     assert (tmp_path / "before.csv").read_text() == "lane,seed,loss\n0,0,1\n0,0,1\n"
 
 
+def test_a_metric_of_a_swept_arguments_name_is_refused(tmp_path):
+    """Readers by name would take the one for the other: lanes of one setting had as many settings as values."""
+    with pytest.raises(InputError, match="metrics.csv would have two columns 'alpha': name the metric unlike"):
+        Tables(tmp_path, ["alpha"]).append("metrics", ["lane", "seed", "loss", "alpha"], [[0, 0, 1.0, 2.0]])
+    assert not (tmp_path / "metrics.csv").stat().st_size
+
+
 @pytest.mark.parametrize("reference", [None, {"min": 0.0, "max": 2.0}, {"min": 0.0, "max": 1.0, "of": "success"}])
 def test_the_table_of_tasks_says_what_it_shows(reference, capsys):
     task = Task("toy", "hash", PENDULUM, reference=reference, tasks=(2, 5))

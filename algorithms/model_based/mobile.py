@@ -462,7 +462,7 @@ def critic_loss(critic, agent: Agent, batch: Batch, key, args: Args):
     y = jnp.maximum(y, args.target_floor)
     q = q_values(agent.nets.critic, critic, batch.obs, batch.action)
     chex.assert_shape([y, q[0]], (args.batch_size,))
-    return ((q - y) ** 2).mean(1).sum(0), {"inconsistency": u.mean(), "q": q.mean(), "q_max": q.max()}
+    return ((q - y) ** 2).mean(1).sum(0), {"value_std": u.mean(), "q": q.mean(), "q_max": q.max()}
 
 
 def actor_loss(actor, agent: Agent, batch: Batch, key, args: Args):

@@ -79,7 +79,7 @@ def test_mobile_targets_lose_the_penalty_and_have_a_floor(mobile, agent, batch, 
     q = heads(agent.critic, batch.obs, batch.action)
     loss, info = mobile.critic_loss(agent.critic, agent, batch, key, args)
     close(loss, ((q - y) ** 2).mean(1).sum())
-    close(info["inconsistency"], u.mean())
+    close(info["value_std"], u.mean())
     floor = float(np.median(y))
     args = mobile.Args(**SIZES, inconsistency=1.5, backup_entropy=backup_entropy, target_floor=floor)
     expected = ((q - np.maximum(y, floor)) ** 2).mean(1).sum()
