@@ -200,6 +200,19 @@ def replay(algorithm: str, more: str = "", variant: str = "", updates: int = 20_
 MODEL = "--model-hidden-dims 64 64 --model-updates 10000 --rollout-batch 2000"
 """Of `replay`, where a model is learned."""
 
+WALL = "point-umaze-dense-expert"
+WALL_RATES = "--tau 0.02 --discount 0.97 --critic-lr 1e-3 --actor-lr 1e-3"
+
+
+def behind_the_wall(algorithm: str, more: str = "", variant: str = "") -> Entry:
+    """A model-based run where what the model makes up decides: eight seeds, two layers of 64.
+
+    The straight way to the goal is shorter, and leads through a wall that the data never touch.
+    """
+    length = "--seeds 8 --batch-size 128 --hidden-dims 64 64 --model-hidden-dims 64 64 --model-updates 3000"
+    length += " --updates 10000 --rollout-batch 1000 --eval-every 5000 --eval-episodes 10"
+    return Entry(algorithm, WALL, f"{length} {WALL_RATES} {more}".strip(), variant, "claim")
+
 
 # ------------------------------------------------------------------ the files of results/claims/
 
