@@ -1,5 +1,5 @@
 from results.checks import Claim, end, logged, noise, start
-from results.grid import MODEL, Entry, replay
+from results.grid import MODEL, WALL, WALL_RATES, Entry, behind_the_wall, replay, small
 
 WEAK, REPLAY = "pendulum-weak", "hopper-medium-replay-v0"
 ENV = "--seeds 8 --env phys2d/Pendulum-v0 --batch-size 128 --hidden-dims 64 64 --updates 10000 --eval-every 5000"
@@ -14,13 +14,26 @@ hopper = {
     "COMBO": replay("combo", f"{MODEL} --n-actions 4"),
 }
 plain, ours = "cql_alpha=0", "cql_alpha=0.5"
+wall = behind_the_wall("combo", "--rollout-steps 5 --n-actions 4 --cql-alpha 0 5")
+cloning = small("bc", dataset=WALL)
+model_free = small("cql", f"{WALL_RATES} --n-actions 4 --cql-alpha 5", dataset=WALL)
+conservative = "cql_alpha=5"
 
 CLAIM = Claim(
     title="Conservative values make a model useful where its uncertainty is not estimated",
     paper="COMBO (arXiv 2102.08363) claims to be better than its model-free half (CQL) and than model-based learning "
     "without it, because Q is bounded on what the model makes up.",
-    runs=[bc, cql, combo, *hopper.values()],
+    runs=[wall, cloning, model_free, bc, cql, combo, *hopper.values()],
     checks={
+        f"{WALL}: COMBO ends above itself without the regulariser, beyond noise": (
+            end(wall, conservative) > end(wall, plain) + noise(end(wall, conservative), end(wall, plain))
+        ),
+        **{
+            f"{WALL}: COMBO ends above {name}, beyond noise": (
+                end(wall, conservative) > end(run) + noise(end(wall, conservative), end(run))
+            )
+            for name, run in (("CQL", model_free), ("cloning", cloning))
+        },
         f"{WEAK}: COMBO ends above CQL, beyond noise": end(combo, ours) > end(cql) + noise(end(combo, ours), end(cql)),
         f"{WEAK}: COMBO ends above cloning, beyond noise": (
             end(combo, ours) > end(bc) + noise(end(combo, ours), end(bc))
@@ -40,6 +53,7 @@ CLAIM = Claim(
         },
     },
     observed={
+        f"{WALL}: without the regulariser it ends below -160, before the wall": end(wall, plain) < -160.0,
         f"{REPLAY}: COMBO is within 10 of TD3+BC": abs(end(hopper["COMBO"]) - end(hopper["TD3+BC"])) < 10.0,
         f"{REPLAY}: CQL ends above COMBO, beyond noise": (
             end(hopper["CQL"]) > end(hopper["COMBO"]) + noise(end(hopper["CQL"]), end(hopper["COMBO"]))
@@ -51,10 +65,11 @@ CLAIM = Claim(
         f"{WEAK}: so does model-based learning without the regulariser": end(combo, plain) > start(combo, plain) + 300,
         f"{WEAK}: the model's error is below 0.1 after five steps": logged("error_h", combo, ours) < 0.1,
     },
-    finding="CQL alone solves Pendulum from the same data, so a model can add nothing here, and COMBO, which learns "
-    "from the model's rows for half of each batch, is not done after as many updates: with the regulariser "
-    "and without it, it still rises from one evaluation to the next, though its model is a good one. The "
-    "regulariser does to Q what it should; what that is worth has to be seen where CQL fails. On "
-    "hopper-medium-replay, with the same networks, batches, step sizes and as many updates, a small part of "
-    "the papers', COMBO ends near TD3+BC and below CQL.",
+    finding="Where the straight way to the goal leads through a wall that the data never touch, the regulariser "
+    "decides: without it the policy stands before the wall, of which the model knows nothing; with it the policy goes "
+    "round, faster than cloning and, by little, than CQL of the same weight. On Pendulum CQL alone reaches the top "
+    "from the same data, so that a model can add nothing, and COMBO, which learns from the model's rows for half of "
+    "each batch, is not done after as many updates: with the regulariser and without it, it still rises from one "
+    "evaluation to the next. On hopper-medium-replay, with the same networks, batches, step sizes and as many updates, "
+    "a small part of the papers', COMBO ends near TD3+BC and below CQL.",
 )

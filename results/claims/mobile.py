@@ -1,5 +1,5 @@
 from results.checks import Claim, end, logged, noise
-from results.grid import MODEL, Entry, replay
+from results.grid import MODEL, WALL, Entry, behind_the_wall, replay
 
 FEW, REPLAY = "pendulum-few", "hopper-medium-replay-v0"
 SIZES = (

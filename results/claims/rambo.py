@@ -1,5 +1,5 @@
 from results.checks import Claim, end, logged, noise
-from results.grid import Entry
+from results.grid import WALL, Entry, behind_the_wall
 
 WEAK = "pendulum-weak"
 SIZES = (
@@ -8,14 +8,22 @@ SIZES = (
 )
 
 rambo = Entry("rambo", WEAK, f"{SIZES} --adversary-updates 200 --adversary-weight 0 1", "", "claim")
+wall = behind_the_wall("rambo", "--rollout-steps 5 --adversary-updates 200 --adversary-weight 0 1 3")
 plain, ours = "adversary_weight=0", "adversary_weight=1"
 
 CLAIM = Claim(
     title="A model that plays against the policy keeps its values low",
     paper="RAMBO (arXiv 2204.12581) claims that adversarial updates of the model make it pessimistic where data are "
     "missing while it keeps to the data, and that policies get better than those of the model alone.",
-    runs=[rambo],
+    runs=[wall, rambo],
     checks={
+        **{
+            f"{WALL}: with a weight of {weight} RAMBO ends above itself without the game, beyond noise": (
+                end(wall, game) > end(wall, plain) + noise(end(wall, game), end(wall, plain))
+            )
+            for weight, game in ((1, ours), (3, "adversary_weight=3"))
+        },
+        f"{WALL}: the game lowers Q at the policy's actions": logged("q_pi", wall, ours) < logged("q_pi", wall, plain),
         f"{WEAK}: RAMBO ends above itself without the game, beyond noise": (
             end(rambo, ours) > end(rambo, plain) + noise(end(rambo, ours), end(rambo, plain))
         ),
