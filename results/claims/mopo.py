@@ -56,7 +56,7 @@ CLAIM = Claim(
             )
             for name, run in model_free_there.items()
         },
-        f"{WALL}: with the std of the ensemble the model errs less where the policy goes than with none, beyond noise": (
+        f"{WALL}: with the std of the ensemble the model errs less where the policy goes, beyond noise": (
             above(logged("error_1", none), logged("error_1", wall, BEST))
         ),
         f"{WALL}: the std of the ensemble as the penalty ends above the largest aleatoric std, beyond noise": (
