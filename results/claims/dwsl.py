@@ -26,6 +26,6 @@ CLAIM = Claim(
             rank_correlation(dwsl[NAVIGATE]) > 0.9
         ),
     },
-    finding="On data that wander DWSL reaches more goals than cloning. On data that lead to goals already it does so in "
-    "the mean, within noise, after twice as many updates; its distances rank the ways as well as asked for there.",
+    finding="On data that wander DWSL reaches more goals than cloning. On data that lead to goals already it does so "
+    "in the mean, within noise, after twice as many updates; its distances rank the ways as well as asked for there.",
 )
