@@ -58,10 +58,10 @@ CLAIM = Claim(
         f"{REPLAY}: MCQ ends below TD3+BC": end(hopper) < end(td3_bc),
         f"{MAZE}: it ends below CQL and cloning": end(maze["MCQ"]) < lowest(end(maze["CQL"]), end(maze["cloning"])),
     },
-    finding="Where the straight way to the goal leads through a wall that the data never touch, the mechanism is seen: "
-    "with the Bellman error alone no lane arrives, with half of the weight on the "
-    "values of unseen actions most of them go round, faster than cloning does, but not all, as with CQL "
-    "and cloning. Among hazards MCQ and CQL end alike, far above cloning, and with the Bellman error alone the policy "
-    "ends as high: data that goes everywhere does not tell the three apart. On hopper-medium-replay and PointMaze, in "
-    "small networks and with a small part of the papers' updates, it ends below all that stand beside it.",
+    finding="Where the straight way to the goal leads through a wall that the data never touch, the mechanism is seen:"
+    " with the Bellman error alone no lane arrives, with half of the weight on the values of unseen actions "
+    "most of them go round, faster than cloning does, but not all, as with CQL and cloning. Among hazards MCQ "
+    "and CQL end alike, far above cloning, and with the Bellman error alone the policy ends as high: data that"
+    " goes everywhere does not tell the three apart. On hopper-medium-replay and PointMaze, in small networks "
+    "and with a small part of the papers' updates, it ends below all that stand beside it.",
 )

@@ -77,12 +77,12 @@ CLAIM = Claim(
         f"{FEW}: without the penalty, too": end(mobile, plain) > -160.0,
     },
     finding="Where the straight way to the goal leads through a wall that the data never touch, the policy of the "
-    "model alone stands before the wall. The inconsistency of values leads a few lanes round it, with either weight; "
-    "the others stay there or go astray: disagreement about states, MOPO's with the distance of two means, leads "
-    "all of them round. What lies behind the wall is worth about the same whichever member is asked, far from the "
-    "truth as all of them are; that this is the cause was not tried. On a tenth of Pendulum's data the penalty lowers Q, as it "
-    "should, and buys nothing, since with values that had settled the model alone is enough: MOBILE is at the top with "
-    "the penalty and without it, and so is MOPO. On hopper-medium-replay, with the same networks, batches, step sizes "
-    "and as many updates, a small part of the papers', MOBILE is above none of TD3+BC, CQL, MOPO and COMBO beyond "
-    "noise.",
+    "model alone stands before the wall. The inconsistency of values leads a few lanes round it, with either "
+    "weight; the others stay there or go astray: disagreement about states, MOPO's with the distance of two "
+    "means, leads all of them round. What lies behind the wall is worth about the same whichever member is "
+    "asked, far from the truth as all of them are; that this is the cause was not tried. On a tenth of "
+    "Pendulum's data the penalty lowers Q, as it should, and buys nothing, since with values that had settled "
+    "the model alone is enough: MOBILE is at the top with the penalty and without it, and so is MOPO. On "
+    "hopper-medium-replay, with the same networks, batches, step sizes and as many updates, a small part of "
+    "the papers', MOBILE is above none of TD3+BC, CQL, MOPO and COMBO beyond noise.",
 )
