@@ -155,3 +155,12 @@ def test_a_queue_holds_a_batch(tmp_path):
     args = small("goat", write_goals(tmp_path / "goals.npz"), tmp_path / "run", queue_size=B)
     with pytest.raises(InputError, match="--queue-size 5: at least one batch of 8"):
         load("goat").main(args)
+
+
+def test_percentiles_that_are_none_are_refused(goals, tmp_path):
+    for changes, words in (
+        ({"max_percentile": 101.0}, r"--max-percentile lie in \[0, 100\]"),
+        ({"percentile_rise": (-0.1, 0.1)}, "--percentile-rise must be at least 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load("goat").main(small("goat", goals, tmp_path / "run", **changes))

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load
-from jobs import small
 from reference import B, agent_of, close, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
-from shared.errors import InputError
 from shared.task import Spec
 from shared.transitions import Batch
 
@@ -185,9 +183,3 @@ def test_c_cql_inverse_model_finds_the_action_that_returns_on_a_double_integrato
     found = agent.nets.inverse.apply(agent.inverse, near, next_obs[0])
     error = [np.abs(np.asarray(x - returns))[inside].mean() for x in (found, action[0])]
     assert error[0] < 0.5 * error[1]
-
-
-def test_c_cql_refuses_a_temperature_of_nothing(c_cql, pendulum, tmp_path):
-    """The soft maximum would be NaN."""
-    with pytest.raises(InputError, match="^--cql-temperature must be above 0, not 0.0"):
-        c_cql.main(small("c_cql", pendulum, tmp_path / "run", cql_temperature=0.0))

@@ -104,10 +104,3 @@ def test_r_bve_ranking_keeps_absent_actions_under_the_recorded_one(r_bve):
 def test_r_bve_refuses_continuous_actions(r_bve, pendulum, tmp_path):
     with pytest.raises(InputError, match="needs discrete actions"):
         r_bve.main(small("r_bve", pendulum, tmp_path / "run"))
-
-
-@pytest.mark.parametrize("name", ["return_temperature", "max_return_weight"])
-def test_r_bve_refuses_weights_that_are_none(r_bve, pendulum, tmp_path, name):
-    """At a temperature of 0 they are NaN, below it the worst episodes weigh most; a clip of 0 ranks nothing."""
-    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} must be above 0, not"):
-        r_bve.main(small("r_bve", pendulum, tmp_path / "run", **{name: (1.0, 0.0)}))
