@@ -29,7 +29,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -49,7 +48,7 @@ class Args(GoalArgs):
     """B: classes of the distance; farther goals are in the last one."""
     nstep: int = 1
     """Steps of one class, and between the two states of an advantage."""
-    soft_min: Float = 1.0
+    soft_min: Positive = 1.0
     """alpha: temperature of the minimum over distances, of which the farthest is 1; large: their mean."""
     temperature: Positive = 0.05
     """Temperature that advantages are divided by, in units of Q: small follows the advantage, large clones."""
@@ -204,8 +203,6 @@ def main(args: Args) -> None:
     data.require_steps(args.nstep, "--nstep")
     if args.bins < 2:
         raise InputError(f"--bins {args.bins}: at least 2 classes of the distance.")
-    if np.min(args.soft_min) <= 0.0:
-        raise InputError(f"--soft-min must be above 0, not {args.soft_min}.")
     with Run(__file__, args, data.task, act) as run:
         transitions = run.replicate(data.transitions())
         agent = run.init(partial(init, spec=data.task.spec))

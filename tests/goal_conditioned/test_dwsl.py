@@ -101,10 +101,6 @@ def test_first_weights_are_orthogonal_of_gain_one():
         np.testing.assert_allclose(kernel.T @ kernel, np.eye(len(kernel)), atol=1e-5)
 
 
-def test_what_would_divide_by_zero_is_refused(goals, tmp_path):
-    for changes, words in (
-        ({"bins": 1}, "--bins 1: at least 2"),
-        ({"soft_min": (0.0, 1.0)}, r"--soft-min must be above 0, not \(0.0, 1.0\)"),
-    ):
-        with pytest.raises(InputError, match=words):
-            load("dwsl").main(small("dwsl", goals, tmp_path / "run", env="none", **changes))
+def test_one_class_of_the_distance_is_refused(goals, tmp_path):
+    with pytest.raises(InputError, match="--bins 1: at least 2"):
+        load("dwsl").main(small("dwsl", goals, tmp_path / "run", env="none", bins=1))
