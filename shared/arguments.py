@@ -47,6 +47,8 @@ Positive = Annotated[Float, _POSITIVE]
 """A `Float` above 0: what is divided by, what weights or values are clipped at, what a logarithm is learned of."""
 Expectile = Annotated[Float, _INSIDE]
 """A `Float` that must lie between 0 and 1, which are no expectiles: at 0 or 1 half of the errors count nothing."""
+NEVER_BELOW_0 = ("_lr", "learning_rate", "_decay", "_noise", "noise_clip", "_grad_norm", "_std")
+"""How the names of those end that are nothing below 0: a loss would grow, and a bound or a deviation is no sign."""
 Dropout = Annotated[float, _BELOW_1]
 """The share of units that are left out, in [0, 1): at 1 nothing is left. It may not be swept."""
 
@@ -278,8 +280,8 @@ def parse(
             raise InputError(f"--{field.name.replace('_', '-')} must lie in (0, 1), not {value}.")
         if field.type == Dropout and not 0 <= value < 1:
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1), not {value}.")
-        if field.name.endswith(("_lr", "learning_rate")) and np.any(np.array(value) < 0):
-            raise InputError(f"--{field.name.replace('_', '-')} must be at least 0, not {value}: losses would grow.")
+        if field.name.endswith(NEVER_BELOW_0) and np.any(np.array(value) < 0):
+            raise InputError(f"--{field.name.replace('_', '-')} must be at least 0, not {value}.")
         kinds = getattr(field.type, "__metadata__", ())
         for least, kind in ((1, _ABOVE_0), (0, _FROM_0)):
             if kind in kinds and value < least:

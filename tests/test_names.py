@@ -18,7 +18,18 @@ from reference import SPEC
 
 import shared.arguments
 from results.raw import changed_settings, read_run
-from shared.arguments import Count, Dropout, Expectile, Fraction, Positive, Size, StaticFraction, float_fields, parse
+from shared.arguments import (
+    NEVER_BELOW_0,
+    Count,
+    Dropout,
+    Expectile,
+    Fraction,
+    Positive,
+    Size,
+    StaticFraction,
+    float_fields,
+    parse,
+)
 from shared.checkpoint import comparable, load_lanes, pretrained_lanes, refuse_another_run, renamed, save_tree
 from shared.errors import InputError
 from shared.evaluation import load_run
@@ -180,6 +191,19 @@ def test_what_turns_or_undoes_a_loss_at_0_is_refused_there(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
+def test_no_rate_noise_bound_or_deviation_is_below_0(name, monkeypatch):
+    module = load(name)
+    for argument in (f.name for f in dataclasses.fields(module.Args) if f.name.endswith(NEVER_BELOW_0)):
+        presets = [preset[argument] for preset in module.PRESETS.values() if argument in preset]
+        assert np.min([*np.ravel(getattr(module.Args(), argument)), *presets]) >= 0
+        given, flag = dataclasses.replace(module.Args(), **{argument: (0.5, -1.0)}), f"--{argument.replace('_', '-')}"
+        monkeypatch.setattr(shared.arguments.tyro, "cli", lambda *_, given=given, **__: given)
+        said = rf"^{flag} must (be at least 0|lie in \[0, 1\]), not \(0.5, -1.0\).$"
+        with pytest.raises(InputError, match=said):
+            parse(module.Args, {}, "", [flag])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
 def test_every_size_and_count_is_refused_below_its_least(name, monkeypatch):
     """Without parsing words, as above."""
     module = load(name)
@@ -210,13 +234,12 @@ def test_a_fraction_may_be_swept_unless_it_is_static():
 # ---------------------------------------------------------------------------------- whole numbers
 
 OF_MORE_THAN_A_LEAST = {
-    "adversary_updates", "bins", "channels", "context", "copy_every", "denoiser_batch_size", "diffusion_updates",
-    "embed_updates", "encoder_heads", "examples", "future", "future_steps", "generated_plans", "heads",
-    "holdout_every", "holdout_rows", "horizon", "model_updates", "n_demos", "n_elites", "n_quantiles", "neighbour",
-    "next_samples", "nstep", "option_steps", "past", "plan_steps", "queue_size", "reference_rows", "retrain_every",
-    "reward_updates", "rollout_batch", "rollout_every", "rollout_rounds", "round_updates", "rounds", "sampling_batch",
-    "sampling_steps", "sinkhorn_iterations", "slots", "subgoal_steps", "synthetic_rows", "width", "window",
-    "window_steps",
+    "adversary_updates", "bins", "channels", "context", "denoiser_batch_size", "diffusion_updates", "embed_updates",
+    "encoder_heads", "examples", "future", "future_steps", "generated_plans", "heads", "holdout_every",
+    "holdout_rows", "horizon", "n_demos", "n_elites", "neighbour", "next_samples", "nstep", "option_steps", "past",
+    "plan_steps", "queue_size", "reference_rows", "retrain_every", "reward_updates", "rollout_batch",
+    "rollout_every", "rollout_rounds", "round_updates", "rounds", "sampling_batch", "sampling_steps",
+    "sinkhorn_iterations", "slots", "subgoal_steps", "synthetic_rows", "width", "window",
 }  # fmt: skip
 """Whole numbers of which files ask more than to be no less than 0 or 1: they say it themselves where they are wrong."""
 

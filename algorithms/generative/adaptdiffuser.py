@@ -73,7 +73,7 @@ from shared.task import Spec
 class Args(GoalArgs):
     dataset: str = "point-medium-stitch"
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
-    window_steps: int = 32
+    window_steps: Size = 32
     """Steps of a window of the data."""
     plan_steps: int = 64
     """Steps of a plan, from the state that is seen to the goal."""

@@ -64,7 +64,7 @@ class Args(OfflineArgs):
     """What learns, by its name in this collection."""
     rollout_steps: Float = 7.0
     """h: steps of a rollout in the model."""
-    window_steps: int = 8
+    window_steps: Size = 8
     """Steps of a window of the data."""
     futures: Size = 1
     """Futures that are drawn of the model for each transition."""
@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     """Steps from noise to a sample."""
     sampling: Literal["ddpm", "ddim"] = "ddpm"
     """How: with noise of the posterior at each of these steps, or with none after the first."""
-    model_updates: int = 1_000_000
+    model_updates: Count = 1_000_000
     """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     model_lr: Float = 1e-4
     """Adam's step size: model of the dynamics."""

@@ -66,7 +66,7 @@ from shared.transitions import FIELDS
 
 @hyperparameters
 class Args(OfflineArgs):
-    window_steps: int = 30
+    window_steps: Size = 30
     """Steps of a window of the data."""
     replan_every: Count = 10
     """Steps of an episode after which a new plan is made; 0: at a plan's end."""

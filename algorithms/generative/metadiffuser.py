@@ -64,7 +64,7 @@ class Args(OfflineArgs):
     """Transitions of a context, drawn from those of the episode before a window."""
     latent_dim: Size = 16
     """Size of the representations."""
-    window_steps: int = 16
+    window_steps: Size = 16
     """Steps of a window of the data."""
     diffusion_steps: Size = 20
     """T: steps of the diffusion."""

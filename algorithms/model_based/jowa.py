@@ -52,7 +52,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Dropout, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
+from shared.arguments import Count, Dropout, Float, Fraction, OfflineArgs, Size, by_name, hyperparameters
 from shared.data import Dataset, load_dataset
 from shared.errors import InputError
 from shared.policies import StatefulPolicy
@@ -67,7 +67,7 @@ class Args(OfflineArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     updates: Size = 1_500_000
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
-    model_updates: int = 250_000
+    model_updates: Count = 250_000
     """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     n_tasks: Size = 1
     """Tasks: the last numbers of an observation, as many, say by a one which it is; 1: none do."""
@@ -103,7 +103,7 @@ class Args(OfflineArgs):
     """Weight of the conservative penalty against the Bellman error."""
     discount: Fraction = 0.99
     """gamma, in [0, 1]."""
-    copy_every: int = 1_000
+    copy_every: Count = 1_000
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
@@ -612,8 +612,6 @@ def resolved(args: Args, data: Dataset) -> Args:
     if args.context < 2 or (args.planning and args.context <= args.plan_length):
         least = max(2, args.plan_length + 1 if args.planning else 2)
         raise InputError(f"--context {args.context}: a block and those that follow it are at least {least}.")
-    if args.model_updates < 0 or args.copy_every < 0:
-        raise InputError("--model-updates and --copy-every must be at least 0.")
     if args.n_atoms < 2:
         raise InputError(f"--n-atoms must be at least 2, not {args.n_atoms}.")
     if args.planning and np.any(np.equal(args.world_weight, 0.0)):

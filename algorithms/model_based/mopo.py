@@ -49,7 +49,7 @@ import numpy as np
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, StaticFraction, hyperparameters
 from shared.checks import fewer_held_out
 from shared.data import load_dataset, moments
 from shared.env_models import exact_model, termination
@@ -82,7 +82,7 @@ class Args(OfflineArgs):
     """Share of the data's rows in a batch; the others are the model's."""
     termination: bool = True
     """Rollouts end where the environment's episodes would; without it, nowhere."""
-    model_updates: int = 200_000
+    model_updates: Count = 200_000
     """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     holdout_rows: int = 1_000
     """Rows that the model does not learn from, at most a fifth of the data; its members are judged by them."""

@@ -70,7 +70,7 @@ class Args(FinetuneArgs):
     """Share of an online batch that comes from the replay buffer, in [0, 1]; the rest is the dataset's."""
     learning_starts: Count = 1_000
     """Environment steps before the first online update."""
-    window_steps: int = 50
+    window_steps: Size = 50
     """Steps of a window of the data."""
     imagination_steps: Size = 5
     """H: steps that are imagined from every latent state of a batch."""
@@ -90,7 +90,7 @@ class Args(FinetuneArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    copy_every: int = 100
+    copy_every: Count = 100
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     model_lr: Float = 3e-4
     """Adam's step size: model of the dynamics."""
@@ -606,8 +606,6 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=False)
-    if min(args.window_steps, args.n_models) < 1 or args.copy_every < 0:
-        raise InputError("--window-steps and --n-models must be at least 1, --copy-every at least 0.")
     if len(data.obs) < args.window_steps:
         raise InputError(
             f"'{data.task.id}' has {len(data.obs)} rows; a window of --window-steps needs {args.window_steps} or more."

@@ -93,7 +93,7 @@ class Args(OfflineArgs):
     """Batches of rollouts that are kept."""
     termination: bool = True
     """Rollouts end where the environment's episodes would; without it, nowhere."""
-    model_updates: int = 200_000
+    model_updates: Count = 200_000
     """Most updates of the model before the first of the agent; 0 only where it goes on learning then, or is exact."""
     holdout_rows: int = 1_000
     """Rows that the model does not learn from, at most a fifth of the data; its members are judged by them."""

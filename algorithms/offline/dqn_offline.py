@@ -36,9 +36,8 @@ import jax.numpy as jnp
 import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from shared.arguments import Float, Fraction, OfflineArgs, Size, hyperparameters
+from shared.arguments import Count, Float, Fraction, OfflineArgs, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -50,7 +49,7 @@ class Args(OfflineArgs):
     """Minari id, path to a D4RL hdf5 / OGBench npz / plain npz, or the name of a recipe in datasets/."""
     method: Literal["none", "bcq", "cql"] = "bcq"
     """What keeps the policy to the data: nothing, the behaviour's likely actions (bcq), or lowered values (cql)."""
-    n_quantiles: int = 0
+    n_quantiles: Count = 0
     """Quantiles of the return's distribution that each action has (QR-DQN); 0: its mean alone."""
     double: bool = True
     """The online network chooses the next action, whose target value is learned; else the target network itself."""
@@ -64,7 +63,7 @@ class Args(OfflineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    copy_every: int = 0
+    copy_every: Count = 0
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
@@ -237,8 +236,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if args.n_quantiles < 0 or args.copy_every < 0:
-        raise InputError("--n-quantiles and --copy-every must be at least 0.")
     data = load_dataset(args).require(discrete=True)
     data = data.scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data

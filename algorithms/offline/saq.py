@@ -50,7 +50,6 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Expectile, Float, Fraction, OfflineArgs, Positive, Size, hyperparameters
 from shared.data import load_dataset
-from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -84,7 +83,7 @@ class Args(OfflineArgs):
     """gamma, in [0, 1]."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
-    copy_every: int = 0
+    copy_every: Count = 0
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     learning_rate: Float = 3e-4
     """Adam's step size: everything that is learned."""
@@ -420,8 +419,6 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
-    if args.copy_every < 0:
-        raise InputError("--copy-every must be at least 0.")
     data = load_dataset(args).require(discrete=False)
     scale = 1000.0 / data.return_range() if args.normalize_return else 1.0
     data = data.scale_rewards(scale * args.reward_scale, args.reward_shift)

@@ -66,7 +66,7 @@ class Args(OnlineArgs):
     """Of the softmax over Q that actions are drawn of, in the environment and in rollouts, > 0, in units of Q."""
     utd: Size = 10
     """Gradient updates of the critics per environment step."""
-    copy_every: int = 100
+    copy_every: Count = 100
     """Updates between two copies of the network to its target, in place of Polyak steps; 0: none."""
     tau: Fraction = 0.005
     """Polyak step of the target networks, in [0, 1]."""
@@ -305,8 +305,6 @@ def possible(task: Task, args: Args) -> Callable | None:
         raise InputError(f"The model predicts observations of 0 and 1; those of {task.env_spec.id} are in {space}.")
     if args.batch_size % args.imagined_steps:
         raise InputError(f"--batch-size {args.batch_size} is no multiple of --imagined-steps {args.imagined_steps}.")
-    if args.copy_every < 0:
-        raise InputError("--copy-every must be at least 0.")
     exact, kinds = exact_model(task), np.atleast_1d(args.experience)
     if not np.isin(kinds, (REPLAYED, LEARNED, PERFECT)).all():
         raise InputError(f"--experience is {REPLAYED}, {LEARNED} or {PERFECT}, not {args.experience}.")

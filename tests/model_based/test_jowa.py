@@ -434,7 +434,6 @@ def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
         ({"context": 1, "planning": False}, "are at least 2"),
         ({"plan_length": 4}, "--context 4: a block and those that follow it are at least 5"),
         ({"world_weight": (0.1, 0.0)}, "--world-weight 0: a plan needs a model"),
-        ({"copy_every": -1}, "--model-updates and --copy-every must be at least 0"),
         ({"n_atoms": 1}, "--n-atoms must be at least 2, not 1"),
         ({"n_tasks": 5}, "--n-tasks 5: observations of 'log' have 5 numbers"),
         ({"v_min": (-1.0, 3.0)}, "must be less than --v-max"),

@@ -157,11 +157,9 @@ def test_dqn_absent_actions_are_preferred_without_bcq_and_cql(dqn):
     assert values["none"][0] > -3  # the absent action cuts the way short
 
 
-def test_dqn_refuses_continuous_actions_and_settings_below_0(dqn, pendulum, cartpole, tmp_path):
+def test_dqn_refuses_continuous_actions(dqn, pendulum, tmp_path):
     with pytest.raises(InputError, match="needs discrete actions"):
         dqn.main(small("dqn_offline", pendulum, tmp_path / "run"))
-    with pytest.raises(InputError, match="at least 0"):
-        dqn.main(small("dqn_offline", cartpole, tmp_path / "run", n_quantiles=-1))
 
 
 def test_dqn_settings_are_those_of_discrete_bcq_for_vectors(dqn):

@@ -210,7 +210,6 @@ def test_an_update_learns_from_each_of_its_batches_in_turn(agent, batch):
         ("CartPole-v1", {}, "observations of 0 and 1; those of CartPole-v1 are in"),
         ("ProcMaze-v0", {"batch_size": 7}, "--batch-size 7 is no multiple of --imagined-steps 3"),
         ("ProcMaze-v0", {"experience": (0.0, 1.5)}, "--experience is 0, 1 or 2, not"),
-        ("ProcMaze-v0", {"copy_every": -1}, "--copy-every must be at least 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(env, changes, said):
