@@ -289,6 +289,16 @@ def noise(*means: LaneMean) -> Quantity:
     return Quantity(value, runs_of(means))
 
 
+def above(one: LaneMean, other: LaneMean) -> "Comparison":
+    """Whether `one` is above `other`, beyond noise."""
+    return one > other + noise(one, other)
+
+
+def below(one: LaneMean, other: LaneMean) -> "Comparison":
+    """Whether `one` is below `other`, beyond noise."""
+    return one < other - noise(one, other)
+
+
 def dataset_mean(run: Entry) -> Quantity:
     """The mean over the episodes of the run's dataset, in the unit of its results."""
     return Quantity(

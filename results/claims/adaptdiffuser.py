@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from results.checks import Claim, end, end_return, gain, logged, noise
+from results.checks import Claim, above, end, end_return, gain, logged, noise
 from results.grid import Entry
 
 STITCH = "point-medium-stitch"
@@ -49,17 +49,16 @@ CLAIM = Claim(
     runs=[diffuser, adapted, unfiltered, guided],
     checks={
         f"{STITCH}: with a round of its own plans it ends above Diffuser, beyond noise": (
-            end(adapted) > end(diffuser) + noise(end(adapted), end(diffuser))
+            above(end(adapted), end(diffuser))
         ),
         f"{STITCH}: it ends above the same without the discriminator, beyond noise": (
-            end(adapted) > end(unfiltered) + noise(end(adapted), end(unfiltered))
+            above(end(adapted), end(unfiltered))
         ),
         f"{STITCH}: the plans that are kept are nearer to the data's steps": (
             logged("kept_distance", adapted) < logged("plan_distance", adapted)
         ),
         f"{HAZARDS}: Diffuser guided by returns spends fewer steps in hazards than without the guide, beyond noise": (
-            end_return(guided, LED)
-            > end_return(guided, FREE) + noise(end_return(guided, LED), end_return(guided, FREE))
+            above(end_return(guided, LED), end_return(guided, FREE))
         ),
         f"{HAZARDS}: it reaches as many goals, within noise": (
             end(guided, LED) > end(guided, FREE) - noise(end(guided, LED), end(guided, FREE))

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, below, end
 from results.grid import small
 
 NEAR = "point-hazard-explore"
@@ -15,9 +15,9 @@ CLAIM = Claim(
     "on imperfect demonstrations, where off-policy learning without that constraint fails.",
     runs=[bc, near, far],
     checks={
-        f"{NEAR}: BCQ ends above cloning, beyond noise": end(near) > end(bc) + noise(end(near), end(bc)),
+        f"{NEAR}: BCQ ends above cloning, beyond noise": above(end(near), end(bc)),
         f"{NEAR}: with a perturbation of up to 2, that reaches every action, BCQ ends lower, beyond noise": (
-            end(far) < end(near) - noise(end(far), end(near))
+            below(end(far), end(near))
         ),
     },
     finding="The data's directions are random, so that cloning hardly moves, and the best of a few candidates leads to "

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise
+from results.checks import Claim, above, below, end, highest, logged
 from results.grid import small
 
 MIXED = "--more-data point-umaze-random --max-episode-steps 21"
@@ -33,9 +33,7 @@ CLAIM = Claim(
             logged("of_dataset", ours, retrieved) > 1.5 * logged("of_dataset", ours, everything)
         ),
         **{
-            f"Behavior Retrieval ends above cloning {label}, beyond noise": (
-                end(ours, retrieved) > other + noise(end(ours, retrieved), other)
-            )
+            f"Behavior Retrieval ends above cloning {label}, beyond noise": (above(end(ours, retrieved), other))
             for label, other in {
                 "the demonstrations with all prior data": end(ours, everything),
                 "the demonstrations alone": end(alone),
@@ -44,10 +42,9 @@ CLAIM = Claim(
     },
     observed={
         "IQL on the prior data's true rewards, beta of 100, ends above cloning all of it, beyond noise": (
-            best > end(ours, everything) + noise(best, end(ours, everything))
+            above(best, end(ours, everything))
         ),
-        "It ends below Behavior Retrieval, beyond noise": best
-        < end(ours, retrieved) - noise(best, end(ours, retrieved)),
+        "It ends below Behavior Retrieval, beyond noise": below(best, end(ours, retrieved)),
         "With a beta of 10, or a constant reward, IQL never arrives": highest(end(true, "beta=10"), end(constant))
         <= 0.0,
     },

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, under
+from results.checks import Claim, above, end, under
 from results.grid import Entry
 
 NARROW = "pendulum-narrow"
@@ -25,12 +25,12 @@ CLAIM = Claim(
     runs=[runs, noisy],
     checks={
         **{
-            f"{NARROW}{where}: C-CQL is above {name}, beyond noise": ours > theirs + noise(ours, theirs)
+            f"{NARROW}{where}: C-CQL is above {name}, beyond noise": above(ours, theirs)
             for where, (ours, plain, same) in POINTS.items()
             for name, theirs in (("CQL", plain), ("the same with an inverse model that returns nowhere", same))
         },
         f"{NARROW}: the policy's own loss at perturbed states lifts the score, beyond noise": (
-            end(runs, whole) > end(runs, half) + noise(end(runs, whole), end(runs, half))
+            above(end(runs, whole), end(runs, half))
         ),
     },
     finding="The data hold one action for each state, and the updates are few: CQL never swings the pendulum up. "

@@ -1,4 +1,4 @@
-from results.checks import Claim, logged, noise
+from results.checks import Claim, above, below, logged, noise
 from results.grid import Entry
 
 PEAKS, TREASURE = "PreferredPeaks-v0", "PreferredTreasure-v0"
@@ -25,12 +25,12 @@ deep, deep_first = world("two-stages", 192000, DEEP, TREASURE), world("first-sta
 KEPT, FREE = "barrier_sharpness=20", "barrier_sharpness=1e+09"
 
 
-def above(name, one, other):
-    return logged(name, *one) > logged(name, *other) + noise(logged(name, *one), logged(name, *other))
+def logged_above(name, one, other):
+    return above(logged(name, *one), logged(name, *other))
 
 
-def below(name, one, other):
-    return logged(name, *one) < logged(name, *other) - noise(logged(name, *one), logged(name, *other))
+def logged_below(name, one, other):
+    return below(logged(name, *one), logged(name, *other))
 
 
 CLAIM = Claim(
@@ -39,19 +39,19 @@ CLAIM = Claim(
     "are kept finds a front of higher hypervolume and expected utility and of lower sparsity than weighted sums.",
     runs=[both, first, released, deep, deep_first],
     checks={
-        "Higher hypervolume than the first stage with all the steps, beyond noise": above(
+        "Higher hypervolume than the first stage with all the steps, beyond noise": logged_above(
             "hypervolume", (both, KEPT), (first,)
         ),
-        "Lower sparsity than the first stage with all the steps, beyond noise": below(
+        "Lower sparsity than the first stage with all the steps, beyond noise": logged_below(
             "sparsity", (both, KEPT), (first,)
         ),
-        "Higher expected utility than the first stage with all the steps, beyond noise": above(
+        "Higher expected utility than the first stage with all the steps, beyond noise": logged_above(
             "expected_utility", (both, KEPT), (first,)
         ),
-        "Higher hypervolume than extension without a constraint, beyond noise": above(
+        "Higher hypervolume than extension without a constraint, beyond noise": logged_above(
             "hypervolume", (both, KEPT), (both, FREE)
         ),
-        "Lower sparsity than extension without a constraint, beyond noise": below(
+        "Lower sparsity than extension without a constraint, beyond noise": logged_below(
             "sparsity", (both, KEPT), (both, FREE)
         ),
         **{
@@ -59,8 +59,8 @@ CLAIM = Claim(
                 compared(name, (deep,), (deep_first,))
             )
             for what, name, compared in (
-                ("higher hypervolume", "hypervolume", above),
-                ("lower sparsity", "sparsity", below),
+                ("higher hypervolume", "hypervolume", logged_above),
+                ("lower sparsity", "sparsity", logged_below),
             )
         },
     },
@@ -78,14 +78,18 @@ CLAIM = Claim(
         + noise(logged("hypervolume", both, FREE), logged("hypervolume", both, KEPT)),
         "With the constraint what is kept is above it on average": logged("margin", both, KEPT) > 0.0,
         "Without it, it is beneath on average": logged("margin", both, FREE) < 0.0,
-        "The archive holds more policies than the first stage's, beyond noise": above(
+        "The archive holds more policies than the first stage's, beyond noise": logged_above(
             "policies", (both, KEPT), (first,)
         ),
-        "The released barrier is above the first stage, beyond noise": above("hypervolume", (released,), (first,)),
-        "The released barrier is below the constraint of returns, beyond noise": below(
+        "The released barrier is above the first stage, beyond noise": logged_above(
+            "hypervolume", (released,), (first,)
+        ),
+        "The released barrier is below the constraint of returns, beyond noise": logged_below(
             "hypervolume", (released,), (both, KEPT)
         ),
-        "The released barrier is below no constraint, beyond noise": below("hypervolume", (released,), (both, FREE)),
+        "The released barrier is below no constraint, beyond noise": logged_below(
+            "hypervolume", (released,), (both, FREE)
+        ),
         "Expected utility is the first stage's within noise": abs(
             logged("expected_utility", both, KEPT) - logged("expected_utility", first)
         )

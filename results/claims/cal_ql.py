@@ -1,4 +1,4 @@
-from results.checks import Claim, course, dip, end, noise, online_mean, start
+from results.checks import Claim, above, course, dip, end, online_mean, start
 from results.grid import interaction, worlds
 
 MIXED, REPLAY, MAZE = "point-umaze-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -12,11 +12,6 @@ cal_ql = {d: interaction("cal_ql", d, "10000+4800", ARGUMENTS) for d in (REPLAY,
 cql = {d: interaction("cal_ql", d, "10000+4800", f"{ARGUMENTS} --no-calibrate", "cql") for d in (REPLAY, MAZE)}
 cal_ql[MIXED] = worlds("cal_ql", MIXED, "10000+3000", SPARSE, seeds=16, compiled=False)
 cql[MIXED] = worlds("cal_ql", MIXED, "10000+3000", f"{SPARSE} --no-calibrate", "cql", seeds=16, compiled=False)
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="Cal-QL does not dip where CQL dips",

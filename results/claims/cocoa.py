@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, below, end, logged
 from results.grid import Entry
 
 STARTS = "point-openstarts-onestart"
@@ -19,14 +19,10 @@ CLAIM = Claim(
     runs=[seeker, random, plain],
     checks={
         f"{STARTS}: the anchors of states away from the data are nearer to it, beyond noise": (
-            logged("distance_anchor", seeker)
-            < logged("distance_state", seeker)
-            - noise(logged("distance_anchor", seeker), logged("distance_state", seeker))
+            below(logged("distance_anchor", seeker), logged("distance_state", seeker))
         ),
-        f"{STARTS}: COCOA ends above CQL, beyond noise": end(seeker) > end(plain) + noise(end(seeker), end(plain)),
-        f"{STARTS}: COCOA ends above the same with random anchors, beyond noise": (
-            end(seeker) > end(random) + noise(end(seeker), end(random))
-        ),
+        f"{STARTS}: COCOA ends above CQL, beyond noise": above(end(seeker), end(plain)),
+        f"{STARTS}: COCOA ends above the same with random anchors, beyond noise": (above(end(seeker), end(random))),
     },
     finding="The data come from one start, and episodes of the evaluation begin anywhere in an open world. With "
     "anchors that are sought every episode of every lane reaches the goal; with CQL that is so in one "

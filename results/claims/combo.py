@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, start
+from results.checks import Claim, above, end, logged, start
 from results.grid import MODEL, WALL, WALL_RATES, Entry, behind_the_wall, replay, small
 
 WEAK, REPLAY = "pendulum-weak", "hopper-medium-replay-v0"
@@ -26,38 +26,30 @@ CLAIM = Claim(
     runs=[wall, cloning, model_free, bc, cql, combo, *hopper.values()],
     checks={
         f"{WALL}: COMBO ends above itself without the regulariser, beyond noise": (
-            end(wall, conservative) > end(wall, plain) + noise(end(wall, conservative), end(wall, plain))
+            above(end(wall, conservative), end(wall, plain))
         ),
         **{
-            f"{WALL}: COMBO ends above {name}, beyond noise": (
-                end(wall, conservative) > end(run) + noise(end(wall, conservative), end(run))
-            )
+            f"{WALL}: COMBO ends above {name}, beyond noise": (above(end(wall, conservative), end(run)))
             for name, run in (("CQL", model_free), ("cloning", cloning))
         },
-        f"{WEAK}: COMBO ends above CQL, beyond noise": end(combo, ours) > end(cql) + noise(end(combo, ours), end(cql)),
-        f"{WEAK}: COMBO ends above cloning, beyond noise": (
-            end(combo, ours) > end(bc) + noise(end(combo, ours), end(bc))
-        ),
+        f"{WEAK}: COMBO ends above CQL, beyond noise": above(end(combo, ours), end(cql)),
+        f"{WEAK}: COMBO ends above cloning, beyond noise": (above(end(combo, ours), end(bc))),
         f"{WEAK}: COMBO ends above itself without the regulariser, beyond noise": (
-            end(combo, ours) > end(combo, plain) + noise(end(combo, ours), end(combo, plain))
+            above(end(combo, ours), end(combo, plain))
         ),
         f"{WEAK}: the regulariser lowers Q of the model's rows against that of the data's": (
             logged("q_model", combo, ours) - logged("q_data", combo, ours)
             < logged("q_model", combo, plain) - logged("q_data", combo, plain)
         ),
         **{
-            f"{REPLAY}: COMBO ends above {name}, beyond noise": (
-                end(hopper["COMBO"]) > end(hopper[name]) + noise(end(hopper["COMBO"]), end(hopper[name]))
-            )
+            f"{REPLAY}: COMBO ends above {name}, beyond noise": (above(end(hopper["COMBO"]), end(hopper[name])))
             for name in ("TD3+BC", "CQL")
         },
     },
     observed={
         f"{WALL}: without the regulariser it ends below -160, before the wall": end(wall, plain) < -160.0,
         f"{REPLAY}: COMBO is within 10 of TD3+BC": abs(end(hopper["COMBO"]) - end(hopper["TD3+BC"])) < 10.0,
-        f"{REPLAY}: CQL ends above COMBO, beyond noise": (
-            end(hopper["CQL"]) > end(hopper["COMBO"]) + noise(end(hopper["CQL"]), end(hopper["COMBO"]))
-        ),
+        f"{REPLAY}: CQL ends above COMBO, beyond noise": (above(end(hopper["CQL"]), end(hopper["COMBO"]))),
         f"{WEAK}: CQL ends above -160, where nothing is left to gain": end(cql) > -160,
         f"{WEAK}: COMBO still rises between its two evaluations, by more than 300": (
             end(combo, ours) > start(combo, ours) + 300

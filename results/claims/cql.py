@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import benchmark, small
 
 MEDIUM, REPLAY, MAZE = "hopper-medium-v0", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -19,21 +19,15 @@ CLAIM = Claim(
     paper="CQL (arXiv 2006.04779) reports higher scores than behavioural cloning on most of D4RL's sets.",
     runs=[cloning, improved, penalty, *bc.values(), *cql.values()],
     checks={
-        f"{MIXED}: CQL ends above cloning, beyond noise": (
-            end(improved) > end(cloning) + noise(end(improved), end(cloning))
-        ),
+        f"{MIXED}: CQL ends above cloning, beyond noise": (above(end(improved), end(cloning))),
         f"{NARROW}: the penalty lifts the score, beyond noise": (
-            end(penalty, with_penalty)
-            > end(penalty, without) + noise(end(penalty, with_penalty), end(penalty, without))
+            above(end(penalty, with_penalty), end(penalty, without))
         ),
         f"{NARROW}: with the penalty the policy's actions are valued over the data's by less than without it": (
             logged("q_pi", penalty, with_penalty) - logged("q", penalty, with_penalty)
             < logged("q_pi", penalty, without) - logged("q", penalty, without)
         ),
-        **{
-            f"{d}: CQL ends above cloning, beyond noise": end(cql[d]) > end(bc[d]) + noise(end(cql[d]), end(bc[d]))
-            for d in cql
-        },
+        **{f"{d}: CQL ends above cloning, beyond noise": above(end(cql[d]), end(bc[d])) for d in cql},
     },
     observed={
         **{f"{d}: CQL ends above cloning": end(cql[d]) > end(bc[d]) for d in (MEDIUM, REPLAY)},

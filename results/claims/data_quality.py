@@ -2,7 +2,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from results import raw
-from results.checks import Claim, Quantity, combined, end, logged, lowest, noise
+from results.checks import Claim, Quantity, above, below, combined, end, logged, lowest, noise
 from results.grid import Entry
 
 LEVELS = (0, 25, 50, 75)
@@ -70,10 +70,8 @@ CLAIM = Claim(
             correlation("visited_distance") < -0.5
         ),
         "The score falls with the variance of the data's actions (below -0.5)": correlation("action_variance") < -0.5,
-        "Noise of the system at collection, 0.5, ends above none, beyond noise": system > clean + noise(system, clean),
-        "As much noise of the policy ends below noise of the system, beyond noise": (
-            policy < system - noise(policy, system)
-        ),
+        "Noise of the system at collection, 0.5, ends above none, beyond noise": above(system, clean),
+        "As much noise of the policy ends below noise of the system, beyond noise": (below(policy, system)),
     },
     observed={
         "All sixteen together arrive, cloned, with as many updates and with more, and by IQL on true rewards": (
@@ -82,16 +80,12 @@ CLAIM = Claim(
         "IQL on a constant 0 ends no lower than cloning them, but for noise": (
             end(constant) > end(together, "beta=0") - noise(end(constant), end(together, "beta=0"))
         ),
-        "Noise of the policy, 0.5, ends above none, beyond noise": policy > clean + noise(policy, clean),
-        "At its visited states the clone of data without noise diverges most": (
-            gap[CLEAN] > gap[POLICY] + noise(gap[CLEAN], gap[POLICY])
-        ),
+        "Noise of the policy, 0.5, ends above none, beyond noise": above(policy, clean),
+        "At its visited states the clone of data without noise diverges most": (above(gap[CLEAN], gap[POLICY])),
         "The clone of noise of the policy diverges more than that of noise of the system, beyond noise": (
-            gap[POLICY] > gap[SYSTEM] + noise(gap[POLICY], gap[SYSTEM])
+            above(gap[POLICY], gap[SYSTEM])
         ),
-        "Noise of 0.75 of both kinds ends below that of the system alone, beyond noise": (
-            both < most - noise(both, most)
-        ),
+        "Noise of 0.75 of both kinds ends below that of the system alone, beyond noise": (below(both, most)),
         "The score does not go with the variance of the data's actions (Spearman within 0.3)": (
             abs(correlation("action_variance")) < 0.3
         ),
@@ -102,7 +96,7 @@ CLAIM = Claim(
             abs(correlation("action_variance", many)) < 0.3
         ),
         "Noise of 0.75 of both kinds ends higher with 25 episodes than with 5, beyond noise": (
-            end(many, of(75, 75)) > both + noise(end(many, of(75, 75)), both)
+            above(end(many, of(75, 75)), both)
         ),
         "Nor, by as much as with action divergence, does it go with how concentrated the data's states are": (
             abs(correlation("state_similarity")) < abs(correlation("action_divergence"))

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import Entry, ogbench_task
 
 MAZE = "point-umaze-mixed"
@@ -26,20 +26,16 @@ CLAIM = Claim(
     checks={
         **{
             f"{MAZE}: chunks of eight actions end above single actions with discount {discount}, beyond noise": (
-                end(deas) > end(single, f"discount={discount}") + noise(end(deas), end(single, f"discount={discount}"))
+                above(end(deas), end(single, f"discount={discount}"))
             )
             for discount in ("0.99", "0.999")
         },
-        f"{MAZE}: V in the target ends above the policy's own Q there, beyond noise": (
-            end(deas) > end(coupled) + noise(end(deas), end(coupled))
-        ),
-        f"{MAZE}: classification ends above regression, beyond noise": (
-            end(deas) > end(regressed) + noise(end(deas), end(regressed))
-        ),
+        f"{MAZE}: V in the target ends above the policy's own Q there, beyond noise": (above(end(deas), end(coupled))),
+        f"{MAZE}: classification ends above regression, beyond noise": (above(end(deas), end(regressed))),
     },
     observed={
         "With the policy's own Q in the target values are higher, beyond noise": (
-            logged("q", coupled) > logged("q", deas) + noise(logged("q", coupled), logged("q", deas))
+            above(logged("q", coupled), logged("q", deas))
         ),
     },
     finding="Chunks decide: with the same networks and data, values of eight actions at once lead to the goal nearly "

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, end_return, logged, noise
+from results.checks import Claim, above, below, end, end_return, logged
 from results.grid import Entry
 
 LUCKY, CLOSE, EVEN = "bandit-p80-good10", "bandit-p60-good10", "bandit-p80-good50"
@@ -33,16 +33,13 @@ CLAIM = Claim(
     runs=[*doc.values(), *dt.values(), *bc.values()],
     checks={
         **{
-            f"{d}: DoC ends above DT, beyond noise": end(doc[d], ON) > end(dt[d]) + noise(end(doc[d], ON), end(dt[d]))
+            f"{d}: DoC ends above DT, beyond noise": above(end(doc[d], ON), end(dt[d]))
             for d in (LUCKY, CLOSE, ICE, LAKE)
         },
-        **{
-            f"{d}: DoC ends above cloning, beyond noise": end(doc[d], ON)
-            > end(bc[d]) + noise(end(doc[d], ON), end(bc[d]))
-            for d in bc
-        },
-        f"{LUCKY}: without the constraint DoC ends below, beyond noise": end(doc[LUCKY], OFF)
-        < end(doc[LUCKY], ON) - noise(end(doc[LUCKY], OFF), end(doc[LUCKY], ON)),
+        **{f"{d}: DoC ends above cloning, beyond noise": above(end(doc[d], ON), end(bc[d])) for d in bc},
+        f"{LUCKY}: without the constraint DoC ends below, beyond noise": below(
+            end(doc[LUCKY], OFF), end(doc[LUCKY], ON)
+        ),
         f"{EVEN}: DT finds the better arm, too": end(dt[EVEN]) > 0.7,
         **{f"{d}: DoC obtains what it promises, to 0.1": gap(doc[d], ON) < 0.1 for d in (LUCKY, CLOSE, ICE, LAKE)},
         **{
@@ -61,8 +58,7 @@ CLAIM = Claim(
     "promises.",
     observed={
         f"{EVEN}: DoC finds the better arm, too": end(doc[EVEN], ON) > 0.7,
-        f"{LAKE}: DT ends above DoC, beyond noise": end(dt[LAKE])
-        > end(doc[LAKE], ON) + noise(end(doc[LAKE], ON), end(dt[LAKE])),
+        f"{LAKE}: DT ends above DoC, beyond noise": above(end(dt[LAKE]), end(doc[LAKE], ON)),
         f"{LAKE}: DoC obtains more than it promises": end_return(doc[LAKE], ON) > logged("promised", doc[LAKE], ON),
         f"{LUCKY}: without the constraint it promises more than 0.8": logged("promised", doc[LUCKY], OFF) > 0.8,
         f"{CLOSE}: more than 0.6": logged("promised", doc[CLOSE], OFF) > 0.6,

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, end, noise
 from results.grid import Entry
 
 NARROW = "point-grid-expert"
@@ -23,9 +23,9 @@ CLAIM = Claim(
     "policy, where BCQ matches or beats cloning; CQL (arXiv 2006.04779) claims more than both.",
     runs=[bc, dqn, quantiles, bcq, cql],
     checks={
-        f"{NARROW}: BCQ ends above double DQN, beyond noise": end(bcq) > end(dqn) + noise(end(bcq), end(dqn)),
-        f"{NARROW}: BCQ ends above QR-DQN, beyond noise": end(bcq) > end(quantiles) + noise(end(bcq), end(quantiles)),
-        f"{NARROW}: CQL ends above double DQN, beyond noise": end(cql) > end(dqn) + noise(end(cql), end(dqn)),
+        f"{NARROW}: BCQ ends above double DQN, beyond noise": above(end(bcq), end(dqn)),
+        f"{NARROW}: BCQ ends above QR-DQN, beyond noise": above(end(bcq), end(quantiles)),
+        f"{NARROW}: CQL ends above double DQN, beyond noise": above(end(cql), end(dqn)),
         f"{NARROW}: BCQ ends no lower than cloning, within noise": end(bcq) >= end(bc) - noise(end(bcq), end(bc)),
     },
     finding="Without a constraint all lanes choose actions that the planner never takes, whose values nothing "

@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, fall, noise, online_mean, start
+from results.checks import Claim, above, course, end, fall, online_mean, start
 from results.grid import interaction, worlds
 
 DEMOS, FEW = "point-umaze-demos", "pendulum-few"
@@ -27,11 +27,6 @@ for d in OPTIONS:
     two[d] = small(d, f"{PLAIN} --n-critics 2", "two")
     ten[d] = small(d, f"{PLAIN} --n-critics 10", "ten")
 few_full, few_pair_min = small(FEW, "", "full"), small(FEW, "--exploration policy", "pair-min")
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="E2O's ensemble carries pessimistic values over to online training",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, noise
+from results.checks import Claim, above, end, highest, noise
 from results.grid import Entry, replay
 
 NARROW, REPLAY = "point-umaze-expert", "hopper-medium-replay-v0"
@@ -21,7 +21,7 @@ CLAIM = Claim(
     runs=[edac, sac_n, hopper, many, td3_bc],
     checks={
         f"{NARROW}: EDAC with 5 critics ends above SAC-N with 5, beyond noise": (
-            end(edac, APART) > end(sac_n, FIVE) + noise(end(edac, APART), end(sac_n, FIVE))
+            above(end(edac, APART), end(sac_n, FIVE))
         ),
         f"{NARROW}: EDAC with 5 critics ends no lower than SAC-N with 10, within noise": (
             end(edac, APART) > end(sac_n, TEN) - noise(end(edac, APART), end(sac_n, TEN))
@@ -29,15 +29,11 @@ CLAIM = Claim(
         f"{NARROW}: with a weight of 5 it ends no lower than with 1, within noise": (
             end(edac, FURTHER) > end(edac, APART) - noise(end(edac, FURTHER), end(edac, APART))
         ),
-        f"{REPLAY}: EDAC with 5 critics ends above SAC-N with 5, beyond noise": (
-            end(hopper) > end(many, FIVE) + noise(end(hopper), end(many, FIVE))
-        ),
+        f"{REPLAY}: EDAC with 5 critics ends above SAC-N with 5, beyond noise": (above(end(hopper), end(many, FIVE))),
         f"{REPLAY}: EDAC with 5 critics ends no lower than SAC-N with 20, within noise": (
             end(hopper) > end(many, "n_least=20") - noise(end(hopper), end(many, "n_least=20"))
         ),
-        f"{REPLAY}: EDAC ends above TD3+BC, as CORL has it, beyond noise": (
-            end(hopper) > end(td3_bc) + noise(end(hopper), end(td3_bc))
-        ),
+        f"{REPLAY}: EDAC ends above TD3+BC, as CORL has it, beyond noise": (above(end(hopper), end(td3_bc))),
     },
     observed={
         f"{REPLAY}: five critics end below 2, turned apart or not": highest(end(hopper), end(many, FIVE)) < 2.0,

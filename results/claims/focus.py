@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import Entry
 
 HABIT = "road-habit"
@@ -20,12 +20,9 @@ CLAIM = Claim(
     checks={
         f"{HABIT}: the F1 score of the graph is above 0.9": logged("graph_f1", focus) > 0.9,
         f"{HABIT}: the plain model errs more under uniform actions, beyond noise": (
-            logged("error_uniform", plain)
-            > logged("error_uniform", focus) + noise(logged("error_uniform", plain), logged("error_uniform", focus))
+            above(logged("error_uniform", plain), logged("error_uniform", focus))
         ),
-        f"{HABIT}: FOCUS ends above the plain model, beyond noise": (
-            end(focus) > end(plain) + noise(end(focus), end(plain))
-        ),
+        f"{HABIT}: FOCUS ends above the plain model, beyond noise": (above(end(focus), end(plain))),
     },
     observed={
         f"{HABIT}: with the exact graph FOCUS ends no higher": end(exact) <= end(focus),

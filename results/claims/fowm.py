@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, gain, lost, noise, online_mean, start
+from results.checks import Claim, above, course, end, gain, lost, noise, online_mean, start
 from results.grid import Entry
 
 DEMOS = "point-umaze-demos"
@@ -9,11 +9,6 @@ SIZES = (
 
 fowm = Entry("fowm", DEMOS, f"{SIZES} --uncertainty-cost 0 20", "", "claim", ("planning=False",))
 FREE, SHY = "uncertainty_cost=0", "uncertainty_cost=20"
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="A planner that shuns what its critics dispute neither starts low nor dips when it goes online",

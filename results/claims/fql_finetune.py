@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, gain, noise, online_mean, start
+from results.checks import Claim, above, course, end, gain, noise, online_mean, start
 from results.grid import worlds
 
 FEW, HALF, MAZE = "pendulum-few", "pendulum-half", "point-umaze-mixed"
@@ -25,7 +25,7 @@ CLAIM = Claim(
         },
         **{
             f"{d}: its mean over the online evaluations is above that of IQL's fine-tuning, beyond noise": (
-                online_mean(fql[d]) > online_mean(iql[d]) + noise(online_mean(fql[d]), online_mean(iql[d]))
+                above(online_mean(fql[d]), online_mean(iql[d]))
             )
             for d in iql
         },

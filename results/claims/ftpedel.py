@@ -1,4 +1,4 @@
-from results.checks import Amounts, Claim, end, logged, noise
+from results.checks import Amounts, Claim, below, end, logged
 from results.grid import Entry
 
 LOCK = "tabular-combination-lock-h8-trajectory"
@@ -25,7 +25,7 @@ def searched(share):
 
 
 def fewer(count, more, less):
-    return count(more) < count(less) - noise(count(more), count(less))
+    return below(count(more), count(less))
 
 
 CLAIM = Claim(

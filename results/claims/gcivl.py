@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, of_task, rank_correlation
+from results.checks import Claim, above, end, of_task, rank_correlation
 from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 STITCH, NAVIGATE = "point-medium-stitch", "point-medium-navigate"
@@ -24,19 +24,10 @@ CLAIM = Claim(
     "from episodes that end 4 cells from their start (stitch), and above it where episodes lead on (navigate).",
     runs=[*gcbc.values(), *gcivl.values(), *there.values(), *gcbc_there.values()],
     checks={
-        **{
-            f"{d}: GCIVL ends above GCBC, beyond noise": end(gcivl[d])
-            > end(gcbc[d]) + noise(end(gcivl[d]), end(gcbc[d]))
-            for d in gcbc
-        },
-        **{
-            f"{d}: GCIVL ends above GCBC, beyond noise": end(there[d])
-            > end(gcbc_there[d]) + noise(end(there[d]), end(gcbc_there[d]))
-            for d in OGBENCH
-        },
+        **{f"{d}: GCIVL ends above GCBC, beyond noise": above(end(gcivl[d]), end(gcbc[d])) for d in gcbc},
+        **{f"{d}: GCIVL ends above GCBC, beyond noise": above(end(there[d]), end(gcbc_there[d])) for d in OGBENCH},
         f"{STITCH}: GCIVL reaches the farthest goal more often, beyond noise": (
-            of_task(5, gcivl[STITCH])
-            > of_task(5, gcbc[STITCH]) + noise(of_task(5, gcivl[STITCH]), of_task(5, gcbc[STITCH]))
+            above(of_task(5, gcivl[STITCH]), of_task(5, gcbc[STITCH]))
         ),
         f"{NAVIGATE}: values rank the ways to a goal as they are, correlation above 0.9": (
             rank_correlation(gcivl[NAVIGATE]) > 0.9

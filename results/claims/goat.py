@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, of_task
+from results.checks import Claim, above, end, of_task
 from results.grid import goals
 
 RIGHT = "point-open-right"
@@ -26,12 +26,12 @@ CLAIM = Claim(
     checks={
         **{
             f"A goal {where}: GOAT succeeds more often than {label}, beyond noise": (
-                of_task(task, goat) > of_task(task, run) + noise(of_task(task, goat), of_task(task, run))
+                above(of_task(task, goat), of_task(task, run))
             )
             for where, task in FAR.items()
             for label, run in {"WGCSL": wgcsl, "GCSL": gcsl}.items()
         },
-        "All tasks: GOAT ends above GCSL, beyond noise": end(goat) > end(gcsl) + noise(end(goat), end(gcsl)),
+        "All tasks: GOAT ends above GCSL, beyond noise": above(end(goat), end(gcsl)),
     },
     finding="Advantages, with or without uncertainty, carry cloning to a goal that nothing was seen of and at which "
     "plain cloning never arrives. The uncertainty of values adds nothing to that here: both succeed at the same "

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, end
 from results.grid import Entry, interaction, offline, worlds
 
 FEW, PENDULUM, REPLAY = "pendulum-few", "pendulum-mixed", "hopper-medium-replay-v0"
@@ -50,7 +50,7 @@ CLAIM = Claim(
     "weights and a penalty by the dynamics gap, give a better policy than either.",
     runs=[*h2o.values(), *cql.values()],
     checks={
-        f"{d}: H2O ends above {name}, beyond noise": (end(h2o[d, ""]) > end(other) + noise(end(h2o[d, ""]), end(other)))
+        f"{d}: H2O ends above {name}, beyond noise": (above(end(h2o[d, ""]), end(other)))
         for d, others in ALONE.items()
         for name, other in others.items()
     },

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, below, end, logged
 from results.grid import Entry
 
 LENGTH = "--n-tasks 8 --seeds 8 --updates 1000 --log-every 100 --eval-every 1000 --eval-episodes 5"
@@ -21,15 +21,12 @@ CLAIM = Claim(
     "tasks want opposite things of the same positions, and prompts and masks tell them apart.",
     runs=[run],
     checks={
-        "All tasks: HarmoDT ends above Prompt-DT, beyond noise": (
-            end(run, HARMONY) > end(run, PROMPT) + noise(end(run, HARMONY), end(run, PROMPT))
-        ),
+        "All tasks: HarmoDT ends above Prompt-DT, beyond noise": (above(end(run, HARMONY), end(run, PROMPT))),
         "All tasks: HarmoDT ends above masks that stay as they are drawn, beyond noise": (
-            end(run, HARMONY) > end(run, FIXED) + noise(end(run, HARMONY), end(run, FIXED))
+            above(end(run, HARMONY), end(run, FIXED))
         ),
         "Within the masks gradients of different tasks agree more than within fixed ones, beyond noise": (
-            logged("cosine", run, HARMONY)
-            > logged("cosine", run, FIXED) + noise(logged("cosine", run, HARMONY), logged("cosine", run, FIXED))
+            above(logged("cosine", run, HARMONY), logged("cosine", run, FIXED))
         ),
     },
     finding="Masks lower the training loss of Prompt-DT, but those that stay as they are drawn lower it more than "
@@ -39,19 +36,13 @@ CLAIM = Claim(
     "and each exchange takes away weights that something was learned with; larger batches would tell.",
     observed={
         "Masks that stay have a lower training loss than none, beyond noise": (
-            logged("actor_loss", run, FIXED)
-            < logged("actor_loss", run, PROMPT)
-            - noise(logged("actor_loss", run, FIXED), logged("actor_loss", run, PROMPT))
+            below(logged("actor_loss", run, FIXED), logged("actor_loss", run, PROMPT))
         ),
         "Masks that follow harmony have a lower training loss than none, beyond noise": (
-            logged("actor_loss", run, HARMONY)
-            < logged("actor_loss", run, PROMPT)
-            - noise(logged("actor_loss", run, HARMONY), logged("actor_loss", run, PROMPT))
+            below(logged("actor_loss", run, HARMONY), logged("actor_loss", run, PROMPT))
         ),
         "Masks that stay have a lower training loss than those that follow harmony, beyond noise": (
-            logged("actor_loss", run, FIXED)
-            < logged("actor_loss", run, HARMONY)
-            - noise(logged("actor_loss", run, FIXED), logged("actor_loss", run, HARMONY))
+            below(logged("actor_loss", run, FIXED), logged("actor_loss", run, HARMONY))
         ),
         **{
             f"{setting}: gradients of different tasks have a mean cosine below 0.05": (

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, of_task, rank_correlation
+from results.checks import Claim, above, end, of_task, rank_correlation
 from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 LARGE = "point-large-navigate"
@@ -23,14 +23,13 @@ CLAIM = Claim(
     checks={
         **{
             f"{LARGE}, task {task}: HIQL succeeds more often than {label}, beyond noise": (
-                of_task(task, hiql) > of_task(task, run) + noise(of_task(task, hiql), of_task(task, run))
+                above(of_task(task, hiql), of_task(task, run))
             )
             for task in (4, 5)
             for label, run in {"GCIVL": gcivl, "GCBC": gcbc}.items()
         },
         **{
-            f"{OGBENCH}: HIQL ends above {label}, beyond noise": end(BENCHMARK[0])
-            > end(run) + noise(end(BENCHMARK[0]), end(run))
+            f"{OGBENCH}: HIQL ends above {label}, beyond noise": above(end(BENCHMARK[0]), end(run))
             for label, run in others.items()
         },
         f"{LARGE}: values rank the ways to a goal as they are, correlation above 0.9": (rank_correlation(hiql) > 0.9),

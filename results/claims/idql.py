@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, under
+from results.checks import Claim, above, end, logged, under
 from results.grid import Entry, small
 
 NEAR = "point-hazard-explore"
@@ -34,24 +34,16 @@ CLAIM = Claim(
     "data with IQL's Q, and that more candidates improve it more; FQL's paper (arXiv 2502.02538) has its flow form.",
     runs=[bc, flow, cloned, modes, rings, cloned_maze, maze, slow],
     checks={
-        f"{NEAR}: the best of 32 candidates ends above one of them, beyond noise": (
-            end(flow) > one + noise(end(flow), one)
-        ),
-        f"{NEAR}: the best of 32 ends above the best of 4, beyond noise": end(flow) > four + noise(end(flow), four),
-        f"{NEAR}: it ends above cloning, beyond noise": end(flow) > end(bc) + noise(end(flow), end(bc)),
+        f"{NEAR}: the best of 32 candidates ends above one of them, beyond noise": (above(end(flow), one)),
+        f"{NEAR}: the best of 32 ends above the best of 4, beyond noise": above(end(flow), four),
+        f"{NEAR}: it ends above cloning, beyond noise": above(end(flow), end(bc)),
         f"{MODES}: drawn actions are of all eight modes": logged("modes_covered", modes) > 7.9,
-        f"{MODES}: the best of 32 ends above one of them, beyond noise": (
-            end(modes) > one_of_modes + noise(end(modes), one_of_modes)
-        ),
+        f"{MODES}: the best of 32 ends above one of them, beyond noise": (above(end(modes), one_of_modes)),
         f"{MODES}: it ends above cloning by one action, which is between the modes, beyond noise": (
-            end(modes) > end(cloned) + noise(end(modes), end(cloned))
+            above(end(modes), end(cloned))
         ),
-        f"{MAZE}: the best of 32 ends above one of them, beyond noise": (
-            end(maze) > one_of_maze + noise(end(maze), one_of_maze)
-        ),
-        f"{MAZE}: it ends above cloning, beyond noise": (
-            end(maze) > end(cloned_maze) + noise(end(maze), end(cloned_maze))
-        ),
+        f"{MAZE}: the best of 32 ends above one of them, beyond noise": (above(end(maze), one_of_maze)),
+        f"{MAZE}: it ends above cloning, beyond noise": (above(end(maze), end(cloned_maze))),
     },
     observed={
         f"{MODES}: the energy distance to the density is below 0.03": logged("energy_distance", modes) < 0.03,

@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, gain, noise, online_mean, start, under
+from results.checks import Claim, above, course, end, gain, noise, online_mean, start, under
 from results.grid import worlds
 
 HALF = "pendulum-half"
@@ -24,7 +24,7 @@ CLAIM = Claim(
             course(plain)[1:].min() > start(plain) - noise(start(plain))
         ),
         f"{HALF}: its mean over the online evaluations is above that of IQL's fine-tuning, beyond noise": (
-            online_mean(plain) > online_mean(iql) + noise(online_mean(plain), online_mean(iql))
+            above(online_mean(plain), online_mean(iql))
         ),
         f"{HALF}: with the V of the offline script it ends above its offline level as well, beyond noise": (
             gain(frozen) > noise(gain(frozen))
@@ -33,7 +33,7 @@ CLAIM = Claim(
     observed={
         f"{HALF}: with the V of the offline script it ends below IQL's fine-tuning": end(frozen) < end(iql),
         f"{HALF}: there one action that is drawn and not chosen does better than the best of 32, beyond noise": (
-            under("n_candidates=1", frozen) > end(frozen) + noise(under("n_candidates=1", frozen), end(frozen))
+            above(under("n_candidates=1", frozen), end(frozen))
         ),
     },
     finding="Where half of the data are uniform actions it improves without a dip to near where IQL ends, though the "

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, online_mean
+from results.checks import Claim, above, end, logged, noise, online_mean
 from results.grid import Entry
 
 
@@ -18,7 +18,7 @@ PPO, PRE, CONC, BOTH, RAPID, BC = (f"imitation={kind}" for kind in range(6))
 def early(a, b):
     """Over all evaluations a is better than b, beyond noise: (run, setting)."""
     a, b = online_mean(*a), online_mean(*b)
-    return a > b + noise(a, b)
+    return above(a, b)
 
 
 CLAIM = Claim(
@@ -35,23 +35,19 @@ CLAIM = Claim(
         "CONC is above RAPID, which has no demonstrations": early((every, CONC), (every, RAPID)),
         "PRE with ten demonstrations is above PPO alone": early((ten, PRE), (every, PPO)),
         "PRE with two demonstrations is above PPO alone": early((two, PRE), (every, PPO)),
-        "With two, too, it ends above cloning alone, beyond noise": (
-            end(two, PRE) > end(two, BC) + noise(end(two, PRE), end(two, BC))
-        ),
+        "With two, too, it ends above cloning alone, beyond noise": (above(end(two, PRE), end(two, BC))),
     },
     observed={
         "PPO alone ends below 10": end(every, PPO) < 10.0,
         "So does RAPID": end(every, RAPID) < 10.0,
         "CONC ends above 25": end(every, CONC) > 25.0,
-        "PRE ends above CONC, beyond noise": end(every, PRE)
-        > end(every, CONC) + noise(end(every, PRE), end(every, CONC)),
+        "PRE ends above CONC, beyond noise": above(end(every, PRE), end(every, CONC)),
         "Over all evaluations, both together are within noise of PRE": abs(
             online_mean(every, BOTH) - online_mean(every, PRE)
         )
         < noise(online_mean(every, BOTH), online_mean(every, PRE)),
-        "PRE ends above cloning alone, beyond noise": end(every, PRE)
-        > end(every, BC) + noise(end(every, PRE), end(every, BC)),
-        "With ten demonstrations, too": end(ten, PRE) > end(ten, BC) + noise(end(ten, PRE), end(ten, BC)),
+        "PRE ends above cloning alone, beyond noise": above(end(every, PRE), end(every, BC)),
+        "With ten demonstrations, too": above(end(ten, PRE), end(ten, BC)),
         "With two it ends within noise of it": abs(end(two, PRE) - end(two, BC)) < noise(end(two, PRE), end(two, BC)),
         "In the last fifth of the run, less than a fifth of what CONC remembers are demonstrations": (
             logged("demos_left", every, CONC) < 0.2

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, end, noise
 from results.grid import small
 
 few = {kind: small("imputed_rewards", f"--impute {kind}", kind) for kind in ("model", "zero", "none")}
@@ -17,18 +17,14 @@ CLAIM = Claim(
     "--squash-beta 0.",
     runs=[*few.values(), true, shown, everything, constant],
     checks={
-        "Imputing ends above training on the labelled transitions alone, beyond noise": (
-            ours > end(few["none"]) + noise(ours, end(few["none"]))
-        ),
-        "Imputing ends above rewards of 0 for the others, beyond noise": (
-            ours > end(few["zero"]) + noise(ours, end(few["zero"]))
-        ),
+        "Imputing ends above training on the labelled transitions alone, beyond noise": (above(ours, end(few["none"]))),
+        "Imputing ends above rewards of 0 for the others, beyond noise": (above(ours, end(few["zero"]))),
         "Imputing is level with all true rewards, within noise": ours + noise(ours, end(true)) > end(true),
     },
     observed={
-        "Imputing ends above cloning everything, beyond noise": ours > end(everything) + noise(ours, end(everything)),
-        "Imputing ends above IQL on constant rewards, beyond noise": ours > floor + noise(ours, floor),
-        "Cloning the best tenth ends above imputing, beyond noise": end(shown) > ours + noise(ours, end(shown)),
+        "Imputing ends above cloning everything, beyond noise": above(ours, end(everything)),
+        "Imputing ends above IQL on constant rewards, beyond noise": above(ours, floor),
+        "Cloning the best tenth ends above imputing, beyond noise": above(end(shown), ours),
     },
     finding="With the model IQL ends where it ends with all true rewards. The rewards here are a smooth function of "
     "what is observed, and of every part of the data some are known; sparse rewards were not tried.",

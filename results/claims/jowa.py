@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise, under
+from results.checks import Claim, above, end, highest, logged, under
 from results.grid import Entry
 
 SIZES = (
@@ -25,14 +25,12 @@ CLAIM = Claim(
     "alone on the same trunk, and that a search of few branches in the model adds to it.",
     runs=[run, search, game],
     checks={
-        "maze-small-mixed: joint training ends above Q alone, beyond noise": (
-            end(run, JOINT) > end(run, ALONE) + noise(end(run, JOINT), end(run, ALONE))
-        ),
+        "maze-small-mixed: joint training ends above Q alone, beyond noise": (above(end(run, JOINT), end(run, ALONE))),
         "maze-small-mixed: a search in the model ends above the same agents without it, beyond noise": (
-            end(search) > under(PLAIN, search) + noise(end(search), under(PLAIN, search))
+            above(end(search), under(PLAIN, search))
         ),
         "minatar-breakout-mixed: joint training ends above Q alone, beyond noise": (
-            end(game, JOINT) > end(game, ALONE) + noise(end(game, JOINT), end(game, ALONE))
+            above(end(game, JOINT), end(game, ALONE))
         ),
     },
     observed={

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, below, end, logged, noise
 from results.grid import Entry
 
 DATA = "turned-point-few"
@@ -48,29 +48,23 @@ CLAIM = Claim(
     "model learns what closes next.",
     runs=[lamo, dt, one_step, scratch, real, real_drawn, real_dt],
     checks={
-        f"{model}: it ends above {what}, beyond noise": end(lamo, setting) > other + noise(end(lamo, setting), other)
+        f"{model}: it ends above {what}, beyond noise": above(end(lamo, setting), other)
         for setting, model in MODELS.items()
         for other, what in ((RANDOM[setting], "the same from random weights"), (end(dt), "DT"))
     }
     | {
-        f"{REPLAY}: taught by text before, it ends above {what}, beyond noise": (
-            end(real) > end(other) + noise(end(real), end(other))
-        )
+        f"{REPLAY}: taught by text before, it ends above {what}, beyond noise": (above(end(real), end(other)))
         for other, what in ((real_drawn, "the same from random weights"), (real_dt, "DT"))
     },
     observed={
         "While it acts and goes on with text it tells text better than random weights do, beyond noise": (
-            logged("language_loss", lamo, GOES_ON)
-            < logged("language_loss", lamo, DRAWN)
-            - noise(logged("language_loss", lamo, GOES_ON), logged("language_loss", lamo, DRAWN))
+            below(logged("language_loss", lamo, GOES_ON), logged("language_loss", lamo, DRAWN))
         ),
         "Without going on it tells text worse than random weights do, beyond noise": (
-            logged("language_loss", lamo, TAUGHT)
-            > logged("language_loss", lamo, DRAWN)
-            + noise(logged("language_loss", lamo, TAUGHT), logged("language_loss", lamo, DRAWN))
+            above(logged("language_loss", lamo, TAUGHT), logged("language_loss", lamo, DRAWN))
         ),
         "A network that begins at random and is learned whole ends above what text has taught, beyond noise": (
-            end(scratch) > end(lamo, TAUGHT) + noise(end(scratch), end(lamo, TAUGHT))
+            above(end(scratch), end(lamo, TAUGHT))
         ),
         "Seeing one step alone it is level with seeing four, within noise": (
             abs(end(one_step) - end(lamo, TAUGHT)) < noise(end(one_step), end(lamo, TAUGHT))

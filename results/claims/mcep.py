@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, under
+from results.checks import Claim, above, end, under
 from results.grid import offline, small
 
 NEAR = "point-hazard-explore"
@@ -23,11 +23,6 @@ mcep = {
 }
 mcep = {(NEAR, base): small("mcep", OWN[base], base, NEAR, evaluations=[TARGET]) for base in OWN} | mcep
 mild = {d: offline("mcep", d, "--alpha 10 --act-with target", "mild-values") for d in (REPLAY, EXPERT)}
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="MCEP's evaluation policy is better than the policy its values were learned with",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, lowest, noise
+from results.checks import Claim, above, below, end, lowest
 from results.grid import WALL, WALL_RATES, replay, small
 
 NEAR, REPLAY, MAZE = "point-hazard-explore", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -29,24 +29,18 @@ CLAIM = Claim(
     runs=[bc, cql, mild, sac, wall, *there.values(), hopper, td3_bc, *maze.values()],
     checks={
         f"{WALL}: with the Bellman error alone, weight 1, MCQ ends lower, beyond noise": (
-            end(wall, FREE) < end(wall, HELD) - noise(end(wall, FREE), end(wall, HELD))
+            below(end(wall, FREE), end(wall, HELD))
         ),
         **{
-            f"{WALL}: MCQ ends above {name}, beyond noise": (
-                end(wall, HELD) > end(run) + noise(end(wall, HELD), end(run))
-            )
+            f"{WALL}: MCQ ends above {name}, beyond noise": (above(end(wall, HELD), end(run)))
             for name, run in there.items()
         },
-        f"{NEAR}: MCQ ends above CQL, beyond noise": end(mild) > end(cql) + noise(end(mild), end(cql)),
-        f"{NEAR}: MCQ ends above cloning, beyond noise": end(mild) > end(bc) + noise(end(mild), end(bc)),
-        f"{NEAR}: with the Bellman error alone, weight 1, it ends lower, beyond noise": (
-            end(sac) < end(mild) - noise(end(sac), end(mild))
-        ),
-        f"{REPLAY}: MCQ ends above TD3+BC, beyond noise": end(hopper) > end(td3_bc) + noise(end(hopper), end(td3_bc)),
+        f"{NEAR}: MCQ ends above CQL, beyond noise": above(end(mild), end(cql)),
+        f"{NEAR}: MCQ ends above cloning, beyond noise": above(end(mild), end(bc)),
+        f"{NEAR}: with the Bellman error alone, weight 1, it ends lower, beyond noise": (below(end(sac), end(mild))),
+        f"{REPLAY}: MCQ ends above TD3+BC, beyond noise": above(end(hopper), end(td3_bc)),
         **{
-            f"{MAZE}: MCQ ends above {name}, beyond noise": (
-                end(maze["MCQ"]) > end(maze[name]) + noise(end(maze["MCQ"]), end(maze[name]))
-            )
+            f"{MAZE}: MCQ ends above {name}, beyond noise": (above(end(maze["MCQ"]), end(maze[name])))
             for name in ("cloning", "CQL")
         },
     },

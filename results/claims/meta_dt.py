@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged, noise
 from results.grid import Entry
 
 TRIALS = "trial-point-mixed"
@@ -24,12 +24,6 @@ few, zero, always, prompt, plain = (
     for run_of, setting in ((half, FEW), (run, ZERO), (run, ALWAYS), (run, ALWAYS_PROMPT), (run, DT))
 )
 losses = {setting: logged("actor_loss", run, setting) for setting in (ALWAYS, ZERO)}
-
-
-def above(one, other):
-    """Whether one ends above another, beyond noise."""
-    return one > other + noise(one, other)
-
 
 CLAIM = Claim(
     title="A world model's encoder and prompts of its own tell a policy of a task that it never saw",

@@ -1,4 +1,4 @@
-from results.checks import Claim, noise, under
+from results.checks import Claim, above, noise, under
 from results.grid import Entry
 
 HIDDEN = "point-hidden-medium"
@@ -23,14 +23,10 @@ CLAIM = Claim(
     runs=[planner],
     checks={
         f"{HIDDEN}: plans for the context end above unconditional ones, beyond noise": (
-            conditional > unconditional + noise(conditional, unconditional)
+            above(conditional, unconditional)
         ),
-        f"{HIDDEN}: with the reward's guide they end above those without, beyond noise": (
-            reward > conditional + noise(reward, conditional)
-        ),
-        f"{HIDDEN}: with both guides they end above those with the reward's alone, beyond noise": (
-            dual > reward + noise(dual, reward)
-        ),
+        f"{HIDDEN}: with the reward's guide they end above those without, beyond noise": (above(reward, conditional)),
+        f"{HIDDEN}: with both guides they end above those with the reward's alone, beyond noise": (above(dual, reward)),
     },
     observed={
         f"{HIDDEN}: the unconditional planner ends below uniform actions, whose score is 0": unconditional < 0.0,

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import Entry
 
 GAMES = "hidden-team-mixed"
@@ -17,12 +17,6 @@ ALONE, WHOLE = "memory=1", "memory=20"
 filtered, forgetful, cloned, cloned_alone, exponential = (
     end(*one) for one in ((binary, WHOLE), (binary, ALONE), (imitation, WHOLE), (imitation, ALONE), (weighted,))
 )
-
-
-def above(one, other):
-    """Whether one ends above another, beyond noise."""
-    return one > other + noise(one, other)
-
 
 CLAIM = Claim(
     title="A policy that remembers its opponent, learned from players good and bad",

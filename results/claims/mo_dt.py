@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, below, end, logged, noise
 from results.grid import Entry
 
 TASKS = "turned-point-mixed"
@@ -28,7 +28,7 @@ ARMS = {
 
 def less(one, other):
     """Whether one is below another, beyond noise."""
-    return one < other - noise(one, other)
+    return below(one, other)
 
 
 CLAIM = Claim(
@@ -38,9 +38,7 @@ CLAIM = Claim(
     runs=[run, learned, mgda, regions, alone],
     checks={
         f"{TASKS}: its attention is spread wider than DT's, beyond noise": (
-            logged("attention_entropy", run, BOTH)
-            > logged("attention_entropy", run, DT)
-            + noise(logged("attention_entropy", run, BOTH), logged("attention_entropy", run, DT))
+            above(logged("attention_entropy", run, BOTH), logged("attention_entropy", run, DT))
         ),
         **{
             f"{TASKS}: with {name} it ends level with DT, or above it, beyond noise": (
@@ -48,9 +46,7 @@ CLAIM = Claim(
             )
             for name, arm in ARMS.items()
         },
-        f"{TASKS}: with equal weights it ends above DT, beyond noise": (
-            end(run, BOTH) > end(run, DT) + noise(end(run, BOTH), end(run, DT))
-        ),
+        f"{TASKS}: with equal weights it ends above DT, beyond noise": (above(end(run, BOTH), end(run, DT))),
     },
     observed={
         f"{TASKS}: with both objectives attention is narrower than DT's, beyond noise": less(

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import MODEL, WALL, Entry, behind_the_wall, replay
 
 FEW, REPLAY = "pendulum-few", "hopper-medium-replay-v0"
@@ -25,11 +25,6 @@ mopo_there = behind_the_wall("mopo", "--rollout-steps 5 --reward-penalty 50 --pe
 WEIGHTS = {16: "inconsistency=16", 30: "inconsistency=30"}
 STATES = {"the largest aleatoric std": "penalty_kind=1", "the distance of two means": "penalty_kind=2"}
 
-
-def above(a, b):
-    return a > b + noise(a, b)
-
-
 CLAIM = Claim(
     title="Disagreement about values is a better penalty than disagreement about states",
     paper="MOBILE (ICML 2023, PMLR 202) claims that the inconsistency of Bellman estimates over an ensemble beats the "
@@ -49,16 +44,14 @@ CLAIM = Claim(
             for u, kind in STATES.items()
         },
         f"{FEW}: MOBILE ends above itself without the penalty, beyond noise": (
-            end(mobile, ours) > end(mobile, plain) + noise(end(mobile, ours), end(mobile, plain))
+            above(end(mobile, ours), end(mobile, plain))
         ),
-        f"{FEW}: MOBILE ends above MOPO, beyond noise": (
-            end(mobile, ours) > end(mopo, "reward_penalty=1") + noise(end(mobile, ours), end(mopo, "reward_penalty=1"))
-        ),
+        f"{FEW}: MOBILE ends above MOPO, beyond noise": (above(end(mobile, ours), end(mopo, "reward_penalty=1"))),
         f"{FEW}: the penalty lowers Q at the policy's actions": (
             logged("q_pi", mobile, ours) < logged("q_pi", mobile, plain)
         ),
         **{
-            f"{REPLAY}: MOBILE ends above {name}, beyond noise": (end(hopper) > end(run) + noise(end(hopper), end(run)))
+            f"{REPLAY}: MOBILE ends above {name}, beyond noise": (above(end(hopper), end(run)))
             for name, run in others.items()
         },
     },

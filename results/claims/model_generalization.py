@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise, online_mean
+from results.checks import Claim, above, end, highest, logged, noise, online_mean
 from results.grid import Entry
 
 
@@ -24,7 +24,7 @@ def best(quantity, kind):
 
 
 def beyond(a, b):
-    return a > b + noise(a, b)
+    return above(a, b)
 
 
 def same(kind, other, temperature):

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import MODEL, WALL, WALL_RATES, Entry, behind_the_wall, replay, small
 
 FEW, WEAK, REPLAY = "pendulum-few", "pendulum-weak", "hopper-medium-replay-v0"
@@ -30,11 +30,6 @@ KINDS = {
 OWN, BEST = "penalty_kind=1", "penalty_kind=3"
 PENALTY, NONE = "reward_penalty=1", "reward_penalty=0"
 ALEATORIC, PAIRS, STD, LIKELIHOOD, KL = (f"rank_{i}" for i in (1, 2, 3, 5, 6))
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="A penalty for what the model does not know makes model-based learning an offline method",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, under
+from results.checks import Claim, above, end, logged, under
 from results.grid import Entry
 
 DATA, NOTHING = "minigrid-gotodoor-mixed", "target_return=0.01"
@@ -10,11 +10,6 @@ more = Entry("more_3s", DATA, f"{SAME} --alignment-weight 0 0.1", "", "claim", (
 untold = Entry("more_3s", DATA, f"{SAME} --no-told", "untold", "claim")
 dt = Entry("decision_transformer", DATA, SAME, "beside-more-3s", "claim")
 ALIGNED, PLAIN = "alignment_weight=0.1", "alignment_weight=0"
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="States and texts in one space tell which of four doors is meant",

@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, noise, start
+from results.checks import Claim, above, course, end, noise, start
 from results.grid import Entry
 
 DEMOS = "point-umaze-demos"
@@ -12,11 +12,6 @@ moto = Entry("moto", DEMOS, f"{SIZES} --clone-weight 0 1", "", "claim")
 free = Entry("moto", DEMOS, f"{SIZES} --reward-penalty 0", "free", "claim")
 scratch = Entry("moto", DEMOS, f"{SIZES} --from-scratch --offline-updates 0", "scratch", "claim")
 PRIOR, NONE = "clone_weight=1", "clone_weight=0"
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="A behaviour prior and a penalty carry a latent world model from a dataset into its environment",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, noise, online_mean
+from results.checks import Claim, above, end, highest, online_mean
 from results.grid import Entry
 
 
@@ -23,11 +23,11 @@ CLAIM = Claim(
     "progress reward that were each learned from demonstrations without actions, and fastest with both.",
     runs=[taught, anew],
     checks={
-        "In unseen mazes, over all evaluations: both more than neither": both > neither + noise(both, neither),
-        "With both more than with the representation alone": both > torso + noise(both, torso),
-        "With both more than with the progress alone": both > progress + noise(both, progress),
-        "The progress alone: more than neither": progress > neither + noise(progress, neither),
-        "The representation alone: more than neither": torso > neither + noise(torso, neither),
+        "In unseen mazes, over all evaluations: both more than neither": above(both, neither),
+        "With both more than with the representation alone": above(both, torso),
+        "With both more than with the progress alone": above(both, progress),
+        "The progress alone: more than neither": above(progress, neither),
+        "The representation alone: more than neither": above(torso, neither),
     },
     observed={
         "The progress's mean is higher than without it, with the representation": both > torso,

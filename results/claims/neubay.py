@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, lowest, noise
+from results.checks import Claim, above, end, highest, logged, lowest, noise
 from results.grid import Entry
 
 FREE, ARM = "road-free", "bandit-unknown-arm"
@@ -32,23 +32,21 @@ CLAIM = Claim(
     runs=[neubay, careful, bandit],
     checks={
         f"{FREE}: rollouts of 40 steps end above rollouts of 5, beyond noise": (
-            end(neubay, long) > end(neubay, short) + noise(end(neubay, long), end(neubay, short))
+            above(end(neubay, long), end(neubay, short))
         ),
         f"{FREE}: rollouts of 40 steps end above uniform actions, whose score is 0, beyond noise": (
             end(neubay, long) > noise(end(neubay, long))
         ),
         f"{FREE}: rollouts of 5 steps value the policy's actions in the data's states higher, beyond noise": (
-            logged("q_pi_real", neubay, short)
-            > logged("q_pi_real", neubay, long)
-            + noise(logged("q_pi_real", neubay, short), logged("q_pi_real", neubay, long))
+            above(logged("q_pi_real", neubay, short), logged("q_pi_real", neubay, long))
         ),
         f"{FREE}, cut beyond 90 % of the data's disagreements: rollouts of 40 steps end above rollouts of 5, "
-        "beyond noise": (end(careful, long) > end(careful, short) + noise(end(careful, long), end(careful, short))),
+        "beyond noise": (above(end(careful, long), end(careful, short))),
         f"{FREE}, 40 steps: cut beyond 90 % of the data's disagreements they end above cut beyond all, beyond noise": (
-            end(careful, long) > end(neubay, long) + noise(end(careful, long), end(neubay, long))
+            above(end(careful, long), end(neubay, long))
         ),
         f"{ARM}: the agent without a penalty ends above the one with it, beyond noise": (
-            end(bandit, bayesian) > end(bandit, conservative) + noise(end(bandit, bayesian), end(bandit, conservative))
+            above(end(bandit, bayesian), end(bandit, conservative))
         ),
         f"{ARM}: it ends above 10, which either arm alone pays in the mean, beyond noise": (
             end(bandit, bayesian) - noise(end(bandit, bayesian)) > 10.0

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged
 from results.grid import small
 
 NEAR = "point-hazard-explore"
@@ -21,10 +21,8 @@ CLAIM = Claim(
     "the policy's actions, and that RankNet's answers for the other rows are needed for it.",
     runs=[plain, asked, alone],
     checks={
-        f"{NEAR}: OAP ends above TD3+BC, beyond noise": end(asked) > end(plain) + noise(end(asked), end(plain)),
-        f"{NEAR}: it ends above itself without RankNet, beyond noise": (
-            end(asked) > end(alone) + noise(end(asked), end(alone))
-        ),
+        f"{NEAR}: OAP ends above TD3+BC, beyond noise": above(end(asked), end(plain)),
+        f"{NEAR}: it ends above itself without RankNet, beyond noise": (above(end(asked), end(alone))),
         f"{NEAR}: RankNet foresees more than 0.7 of the new answers": logged("rank_accuracy", asked) > 0.7,
     },
     observed={

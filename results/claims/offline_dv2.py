@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, lowest, noise
+from results.checks import Claim, above, end, highest, logged, lowest
 from results.grid import Entry, small
 
 BROAD, NARROW, PIXELS = "point-hazard-explore", "point-umaze-demos", "point-pixels-mixed"
@@ -20,11 +20,6 @@ drq = small("td3_bc", f"{SHIFT} --discount 0.95 --tau 0.01 --alpha 10 1000", "dr
 DRQ_BC, DRQ = "alpha=10", "alpha=1000"
 """DrQ+BC, and DrQ: beside a Q of that weight nothing is left of the cloning term."""
 FREE, SHY = "reward_penalty=0", "reward_penalty=10"
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="A latent world model learns from broad data what cloning cannot, and fails on an expert's",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, lost, noise, under
+from results.checks import Claim, above, end, logged, lost, noise, under
 from results.grid import Entry
 
 DATA = "turned-point-against"
@@ -34,8 +34,7 @@ CLAIM = Claim(
         },
         **{
             f"{pairs}: z* is better than {what}, beyond noise": (
-                end(oppo, setting)
-                > under(change, oppo, setting) + noise(end(oppo, setting), under(change, oppo, setting))
+                above(end(oppo, setting), under(change, oppo, setting))
             )
             for setting, pairs in PAIRS.items()
             for change, what in ((MEAN, "the mean context of the data"), (RANDOM, "a random context"))
@@ -47,7 +46,7 @@ CLAIM = Claim(
             end(real) + noise(end(real), end(real_dt)) > end(real_dt)
         ),
         f"{REPLAY}: z* is better than the mean context of the data, beyond noise": (
-            end(real) > under(MEAN, real) + noise(end(real), under(MEAN, real))
+            above(end(real), under(MEAN, real))
         ),
         f"{REPLAY}: nearness to z* orders pieces as their rewards do (Spearman above 0.7)": (
             logged("correlation", real) > 0.7
@@ -55,13 +54,10 @@ CLAIM = Claim(
     },
     observed={
         "New pairs all the time: nearness to z* orders pieces better than with a hundred, beyond noise": (
-            logged("correlation", oppo, FULL)
-            > logged("correlation", oppo, FEW)
-            + noise(logged("correlation", oppo, FULL), logged("correlation", oppo, FEW))
+            above(logged("correlation", oppo, FULL), logged("correlation", oppo, FEW))
         ),
         "A hundred pairs are told apart better than many are: they are learned by heart, beyond noise": (
-            logged("accuracy", oppo, FEW)
-            > logged("accuracy", oppo, FULL) + noise(logged("accuracy", oppo, FEW), logged("accuracy", oppo, FULL))
+            above(logged("accuracy", oppo, FEW), logged("accuracy", oppo, FULL))
         ),
         "New pairs all the time: z* is longer than contexts are": logged("z_star_norm", oppo, FULL)
         > logged("z_norm", oppo, FULL),

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged, noise
 from results.grid import Entry
 
 WORLD = "point-guarded-mixed"
@@ -17,11 +17,6 @@ ARMS = {"optimistic forgetting": (few, FORGETS), "no forgetting": (few, NOTHING)
 reached = {arm: end(*run) for arm, run in ARMS.items()}
 violations = {arm: logged("violations", *run) for arm, run in ARMS.items()}
 OURS, BASE, FIFO = ARMS
-
-
-def above(one, other):
-    """Whether one is above another, beyond noise."""
-    return one > other + noise(one, other)
 
 
 def alike(one, other):

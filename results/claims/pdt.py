@@ -1,4 +1,4 @@
-from results.checks import Claim, end, gain, logged, noise, under
+from results.checks import Claim, above, end, gain, logged, noise, under
 from results.grid import Entry
 
 DATA, PRIOR = "point-hidden-expert", "future_candidates=1"
@@ -13,11 +13,6 @@ ARGUMENTS = f"{ONLINE} {BEFORE}"
 pdt = Entry("pdt", DATA, ARGUMENTS, "", "claim", (PRIOR,))
 returns = Entry("pdt", DATA, f"{ARGUMENTS} --pretrain return", "returns", "claim")
 scratch = Entry("pdt", DATA, f"{ONLINE} --pretrain none", "scratch", "claim")
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="Futures can be pre-trained where returns cannot, and are told apart by a few rewards",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, below, end
 from results.grid import small
 
 NEAR = "point-hazard-explore"
@@ -14,9 +14,9 @@ CLAIM = Claim(
     "behaviour without leaving its support, where an explicit constraint has to be weighed.",
     runs=[bc, within, beyond],
     checks={
-        f"{NEAR}: PLAS ends above cloning, beyond noise": end(within) > end(bc) + noise(end(within), end(bc)),
+        f"{NEAR}: PLAS ends above cloning, beyond noise": above(end(within), end(bc)),
         f"{NEAR}: with a perturbation of up to 2, that reaches every action, it ends lower, beyond noise": (
-            end(beyond) < end(within) - noise(end(beyond), end(within))
+            below(end(beyond), end(within))
         ),
     },
     finding="The data's directions are random, so that cloning hardly moves; the best latent action leads to the goal "

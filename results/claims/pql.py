@@ -1,4 +1,4 @@
-from results.checks import Claim, noise, online_mean
+from results.checks import Claim, above, noise, online_mean
 from results.grid import Entry
 
 
@@ -31,7 +31,7 @@ def within(a, b):
 
 def beyond(a, b):
     """Over all evaluations a is better than b, beyond noise."""
-    return online_mean(a) > online_mean(b) + noise(online_mean(a), online_mean(b))
+    return above(online_mean(a), online_mean(b))
 
 
 CLAIM = Claim(

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, lowest, noise
+from results.checks import Claim, above, end, logged, lowest, noise
 from results.grid import small
 
 SIZES = "--scorer-updates 2000 --scorer-lr 1e-3 --score-temperature 0.03 --highest-score 50 --max-episode-steps 25"
@@ -43,11 +43,11 @@ CLAIM = Claim(
     checks={
         "Rows with another row's action score less: AUC above 0.8": logged("auc", spoilt, OURS) > 0.8,
         "Rows of mirrored episodes score less: AUC above 0.6": logged("auc", mirrored, OURS) > 0.6,
-        "With actions of other rows PTR ends above plain cloning, beyond noise": ours > plain + noise(ours, plain),
+        "With actions of other rows PTR ends above plain cloning, beyond noise": above(ours, plain),
         "With actions of other rows it is level with cloning the clean rows, within noise": (
             ours + noise(ours, end(oracle)) > end(oracle)
         ),
-        "With mirrored episodes PTR ends above plain cloning, beyond noise": seen > unseen + noise(seen, unseen),
+        "With mirrored episodes PTR ends above plain cloning, beyond noise": above(seen, unseen),
         "On data that is not spoilt it is level with plain cloning, within noise": kept + noise(kept, none) >= none,
     },
     observed={

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise, of_task, rank_correlation
+from results.checks import Claim, above, below, end, of_task, rank_correlation
 from results.grid import OGBENCH_GOALS, goals, ogbench, ogbench_goals
 
 STITCH, TELEPORT = "point-medium-stitch", "point-teleport-navigate"
@@ -26,20 +26,13 @@ CLAIM = Claim(
     "teleport leaves the outcome to chance.",
     runs=[gcbc, gciql, *qrl.values(), gcivl, BENCHMARK[0], *others.values()],
     checks={
-        f"{STITCH}: QRL ends above GCBC, beyond noise": (
-            end(qrl[STITCH]) > end(gcbc) + noise(end(qrl[STITCH]), end(gcbc))
-        ),
-        f"{STITCH}: QRL ends above GCIQL, beyond noise": (
-            end(qrl[STITCH]) > end(gciql) + noise(end(qrl[STITCH]), end(gciql))
-        ),
+        f"{STITCH}: QRL ends above GCBC, beyond noise": (above(end(qrl[STITCH]), end(gcbc))),
+        f"{STITCH}: QRL ends above GCIQL, beyond noise": (above(end(qrl[STITCH]), end(gciql))),
         **{
-            f"{OGBENCH}: QRL ends above {label}, beyond noise": end(BENCHMARK[0])
-            > end(run) + noise(end(BENCHMARK[0]), end(run))
+            f"{OGBENCH}: QRL ends above {label}, beyond noise": above(end(BENCHMARK[0]), end(run))
             for label, run in others.items()
         },
-        f"{TELEPORT}: QRL ends below GCIVL, beyond noise": (
-            end(qrl[TELEPORT]) < end(gcivl) - noise(end(qrl[TELEPORT]), end(gcivl))
-        ),
+        f"{TELEPORT}: QRL ends below GCIVL, beyond noise": (below(end(qrl[TELEPORT]), end(gcivl))),
         f"{STITCH}: values rank the ways to a goal as they are, correlation above 0.9": (
             rank_correlation(qrl[STITCH]) > 0.9
         ),

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, end, noise
 from results.grid import Entry
 
 NARROW = "point-grid-expert"
@@ -18,10 +18,8 @@ CLAIM = Claim(
     "little coverage, and that the ranking is needed for it.",
     runs=[bc, dqn, ranked, alone],
     checks={
-        f"{NARROW}: R-BVE ends above double DQN, beyond noise": end(ranked) > end(dqn) + noise(end(ranked), end(dqn)),
-        f"{NARROW}: R-BVE ends above the same without ranking, beyond noise": (
-            end(ranked) > end(alone) + noise(end(ranked), end(alone))
-        ),
+        f"{NARROW}: R-BVE ends above double DQN, beyond noise": above(end(ranked), end(dqn)),
+        f"{NARROW}: R-BVE ends above the same without ranking, beyond noise": (above(end(ranked), end(alone))),
         f"{NARROW}: R-BVE ends no lower than cloning, within noise": (
             end(ranked) > end(bc) - noise(end(ranked), end(bc))
         ),

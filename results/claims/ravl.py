@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged, noise
 from results.grid import MODEL, Entry, replay
 
 PARTIAL, REPLAY = "point-fourrooms-partial", "hopper-medium-replay-v0"
@@ -25,18 +25,16 @@ CLAIM = Claim(
             + noise(logged("q_edge", two), logged("q_start", two), logged("q_edge", ravl), logged("q_start", ravl))
         ),
         f"{PARTIAL}: two critics' values are higher at the edge, beyond noise": (
-            logged("q_edge", two) > logged("q_edge", ravl) + noise(logged("q_edge", two), logged("q_edge", ravl))
+            above(logged("q_edge", two), logged("q_edge", ravl))
         ),
-        f"{PARTIAL}: RAVL ends above two critics, beyond noise": end(ravl) > end(two) + noise(end(ravl), end(two)),
+        f"{PARTIAL}: RAVL ends above two critics, beyond noise": above(end(ravl), end(two)),
         **{
-            f"{REPLAY}: RAVL ends above {name}, beyond noise": end(hopper) > end(run) + noise(end(hopper), end(run))
+            f"{REPLAY}: RAVL ends above {name}, beyond noise": above(end(hopper), end(run))
             for name, run in others.items()
         },
     },
     observed={
-        f"{REPLAY}: CQL ends above RAVL, beyond noise": (
-            end(others["CQL"]) > end(hopper) + noise(end(others["CQL"]), end(hopper))
-        ),
+        f"{REPLAY}: CQL ends above RAVL, beyond noise": (above(end(others["CQL"]), end(hopper))),
         f"{REPLAY}: RAVL is no lower than TD3+BC, within noise": (
             end(hopper) > end(others["TD3+BC"]) - noise(end(hopper), end(others["TD3+BC"]))
         ),

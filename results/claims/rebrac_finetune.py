@@ -1,4 +1,4 @@
-from results.checks import Claim, end, gain, noise, online_mean
+from results.checks import Claim, above, end, gain, noise, online_mean
 from results.grid import interaction, worlds
 
 HALF, WEAK, REPLAY = "pendulum-half", "pendulum-weak", "hopper-medium-replay-v0"
@@ -10,11 +10,6 @@ free = {
     d: interaction("rebrac_finetune", d, steps, "--actor-bc 0 --critic-bc 0", "no-penalty")
     for d, steps in STEPS.items()
 }
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 SMALL = "--critic-bc 0.01"
 decay[HALF] = worlds("rebrac_finetune", HALF, "10000+5000", f"{SMALL} --actor-bc 0.5 --min-decay 0.5 1", "decay", 16)

@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, logged, noise
+from results.checks import Claim, above, course, end, logged, noise
 from results.grid import small
 
 SIZES = "--step-cost 0.1 --gumbel-temperature 0.3 --beta 30"
@@ -20,7 +20,7 @@ CLAIM = Claim(
     runs=[ours, ten, everything, shown, true, constant],
     checks={
         **{
-            f"ReCOIL ends above {label}, beyond noise": end(ours) > other + noise(end(ours), other)
+            f"ReCOIL ends above {label}, beyond noise": above(end(ours), other)
             for label, other in {
                 "cloning everything": end(everything),
                 "cloning the demonstration": end(shown),
@@ -30,9 +30,9 @@ CLAIM = Claim(
         "ReCOIL is level with IQL on true rewards, within noise": end(ours) + noise(end(ours), end(true)) > end(true),
     },
     observed={
-        "IQL on true rewards ends above ReCOIL, beyond noise": end(true) > end(ours) + noise(end(true), end(ours)),
-        "With ten demonstrations, too": end(true) > end(ten) + noise(end(true), end(ten)),
-        "It ends above IQL on constant rewards, beyond noise": end(ours) > floor + noise(end(ours), floor),
+        "IQL on true rewards ends above ReCOIL, beyond noise": above(end(true), end(ours)),
+        "With ten demonstrations, too": above(end(true), end(ten)),
+        "It ends above IQL on constant rewards, beyond noise": above(end(ours), floor),
         "With ten demonstrations it rises in the second half of the run": end(ten) > course(ten)[0],
         "Demonstrated pairs come near their bound of 10": logged("q_demo", ours) > 9.0,
         "The data are worth far less on average": logged("q", ours) < 2.0,

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise
+from results.checks import Claim, above, below, end, highest, logged, noise
 from results.grid import Entry
 
 DATA = "pendulum-mixed"
@@ -26,11 +26,9 @@ CLAIM = Claim(
     "beside it. IQL on constant rewards is SEABO with --squash-alpha 0.",
     runs=[many, true, constant, cloned, best],
     checks={
-        "A tenth wrong: it ends above cloning, beyond noise": ours > clone + noise(ours, clone),
+        "A tenth wrong: it ends above cloning, beyond noise": above(ours, clone),
         "A tenth wrong: it is level with true rewards, within noise": ours + noise(ours, ceiling) > ceiling,
-        "Three tenths wrong: it ends above cloning, beyond noise": (
-            end(many, MANY) > clone + noise(end(many, MANY), clone)
-        ),
+        "Three tenths wrong: it ends above cloning, beyond noise": (above(end(many, MANY), clone)),
         "Three tenths wrong: it is level with true rewards, within noise": (
             end(many, MANY) + noise(end(many, MANY), ceiling) > ceiling
         ),
@@ -43,18 +41,13 @@ CLAIM = Claim(
             for share, setting in (("A tenth", SOME), ("Three tenths", MANY))
         },
         "More wrong answers make labels that are further from the truth, beyond noise": (
-            logged("reward_correlation", many, MANY)
-            < logged("reward_correlation", many, SOME)
-            - noise(logged("reward_correlation", many, MANY), logged("reward_correlation", many, SOME))
+            below(logged("reward_correlation", many, MANY), logged("reward_correlation", many, SOME))
         ),
         "But do not end lower, beyond noise": end(many, MANY) + noise(ours, end(many, MANY)) > ours,
         "Cloning the best tenth of the episodes ends above all others, beyond noise": (
-            end(best)
-            > highest(ours, end(many, MANY), ceiling) + noise(highest(ours, end(many, MANY), ceiling), end(best))
+            above(end(best), highest(ours, end(many, MANY), ceiling))
         ),
-        "A tenth wrong: it ends above IQL on constant rewards, beyond noise": (
-            ours > end(constant) + noise(ours, end(constant))
-        ),
+        "A tenth wrong: it ends above IQL on constant rewards, beyond noise": (above(ours, end(constant))),
         "A tenth wrong: it is nearer to true rewards than to cloning": ours > 0.5 * (clone + ceiling),
     },
     finding="Labels made of a thousand answers go with the true rewards, and IQL on them is far above cloning "

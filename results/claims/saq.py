@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, under
+from results.checks import Claim, above, end, logged, noise, under
 from results.grid import Entry, small
 
 MIXED, NARROW = "pendulum-mixed", "point-umaze-expert"
@@ -35,12 +35,8 @@ CLAIM = Claim(
             logged("reconstruction", seeing)
             < logged("reconstruction", blind) - noise(*(logged("reconstruction", x) for x in (seeing, blind)))
         ),
-        f"{MIXED}: SAQ-IQL ends above IQL, beyond noise": (
-            end(codes["iql"]) > end(iql) + noise(end(codes["iql"]), end(iql))
-        ),
-        f"{MIXED}: SAQ-CQL ends above CQL, beyond noise": (
-            end(codes["cql"]) > end(cql) + noise(end(codes["cql"]), end(cql))
-        ),
+        f"{MIXED}: SAQ-IQL ends above IQL, beyond noise": (above(end(codes["iql"]), end(iql))),
+        f"{MIXED}: SAQ-CQL ends above CQL, beyond noise": (above(end(codes["cql"]), end(cql))),
     },
     observed={
         f"{MIXED}: SAQ-IQL ends below IQL": end(codes["iql"]) < end(iql),
@@ -55,11 +51,9 @@ CLAIM = Claim(
             logged("reconstruction", blind)
             < logged("reconstruction", seeing) + noise(*(logged("reconstruction", x) for x in (seeing, blind)))
         ),
-        f"{MIXED}: SAQ-CQL ends above cloning, beyond noise": (
-            end(codes["cql"]) > end(cloning) + noise(end(codes["cql"]), end(cloning))
-        ),
+        f"{MIXED}: SAQ-CQL ends above cloning, beyond noise": (above(end(codes["cql"]), end(cloning))),
         f"{MIXED}: four times as long, with codes kept awake, SAQ-IQL ends above the shorter run, beyond noise": (
-            end(longer) > end(codes["iql"]) + noise(end(longer), end(codes["iql"]))
+            above(end(longer), end(codes["iql"]))
         ),
         f"{MIXED}: but below IQL, which had a quarter of that": end(longer) < end(iql),
     },

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, noise
+from results.checks import Claim, above, end, noise
 from results.grid import small
 
 SHOWN = "--demo-episodes 10"
@@ -18,7 +18,7 @@ CLAIM = Claim(
     runs=[everything, shown, true, seabo, states],
     checks={
         **{
-            f"SEABO ends above {label}, beyond noise": ours > other + noise(ours, other)
+            f"SEABO ends above {label}, beyond noise": above(ours, other)
             for label, other in {
                 "cloning everything": end(everything),
                 "cloning the demonstrations": end(shown),

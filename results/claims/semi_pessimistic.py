@@ -1,4 +1,4 @@
-from results.checks import Claim, end, highest, logged, noise
+from results.checks import Claim, above, below, end, highest, logged, noise
 from results.grid import Entry
 
 GRID, HAZARD = "point-grid-mixed", "point-hazard-explore"
@@ -26,14 +26,12 @@ CLAIM = Claim(
     checks={
         **{
             f"{d}: SPL ends above training on the labelled episodes alone, beyond noise": (
-                end(ours[d], BOUND) > end(alone[d]) + noise(end(ours[d], BOUND), end(alone[d]))
+                above(end(ours[d], BOUND), end(alone[d]))
             )
             for d in ours
         },
         **{
-            f"{d}: SPL ends above rewards of 0 for the others, beyond noise": (
-                end(ours[d], BOUND) > end(zero[d]) + noise(end(ours[d], BOUND), end(zero[d]))
-            )
+            f"{d}: SPL ends above rewards of 0 for the others, beyond noise": (above(end(ours[d], BOUND), end(zero[d])))
             for d in ours
         },
         **{
@@ -45,8 +43,7 @@ CLAIM = Claim(
     },
     observed={
         f"{GRID}: values of the data's actions are lower with the bound than with the mean, beyond noise": (
-            logged("q", ours[GRID], BOUND)
-            < logged("q", ours[GRID], MEAN) - noise(logged("q", ours[GRID], BOUND), logged("q", ours[GRID], MEAN))
+            below(logged("q", ours[GRID], BOUND), logged("q", ours[GRID], MEAN))
         ),
         f"{GRID}: more true rewards lie no lower than the bound than lie no lower than the mean": (
             logged("label_below", ours[GRID], BOUND) > logged("label_below", ours[GRID], MEAN)
@@ -54,7 +51,7 @@ CLAIM = Claim(
         f"{GRID}: no arm reaches the goal": highest(*(end(arm[GRID]) for arm in (zero, alone)), end(ours[GRID], BOUND))
         <= 0.0,
         f"{HAZARD}: the models' mean ends above the labelled episodes alone, too, beyond noise": (
-            end(ours[HAZARD], MEAN) > end(alone[HAZARD]) + noise(end(ours[HAZARD], MEAN), end(alone[HAZARD]))
+            above(end(ours[HAZARD], MEAN), end(alone[HAZARD]))
         ),
     },
     finding="Among hazards, where there are no walls and every step is paid, the rewards that were imputed make the "

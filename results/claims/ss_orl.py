@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise
+from results.checks import Claim, above, end, logged, noise
 from results.grid import small
 
 SIZES = "--inverse-updates 20000 --inverse-lr 1e-3 --inverse-batch 256 --inverse-hidden-dims 64 64"
@@ -18,16 +18,13 @@ CLAIM = Claim(
     "these trajectories, which are cloned beside it. IQL on constant rewards is OTR with --squash-beta 0.",
     runs=[ours, alone, shown, everything, true, constant],
     checks={
-        "SS-ORL ends above training on the labelled trajectories alone, beyond noise": (
-            end(ours) > end(alone) + noise(end(ours), end(alone))
-        ),
+        "SS-ORL ends above training on the labelled trajectories alone, beyond noise": (above(end(ours), end(alone))),
         "SS-ORL is level with all true actions, within noise": end(ours) + noise(end(ours), end(true)) > end(true),
     },
     observed={
         "Its labels explain less than half of the variance of the true actions": logged("label_r2", ours) < 0.5,
-        "It ends above cloning everything, beyond noise": end(ours)
-        > end(everything) + noise(end(ours), end(everything)),
-        "It ends above IQL on constant rewards, beyond noise": end(ours) > floor + noise(end(ours), floor),
+        "It ends above cloning everything, beyond noise": above(end(ours), end(everything)),
+        "It ends above IQL on constant rewards, beyond noise": above(end(ours), floor),
     },
     finding="More is learned than from the labelled trajectories alone, but far less than from all true actions: what "
     "labels the other trajectories has seen only controllers of the worse half, and explains little of what the "

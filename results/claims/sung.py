@@ -1,4 +1,4 @@
-from results.checks import Claim, course, dip, end, noise, start
+from results.checks import Claim, above, course, dip, end, noise, start
 from results.grid import FAST, interaction, worlds
 
 HALF, PENDULUM, REPLAY, MAZE = "pendulum-half", "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -27,11 +27,6 @@ small, slow = (
     for name, rates in (("fast", FAST), ("", ""))
 )
 SHARP, PAPERS = "choice_temperature=0.02", "choice_temperature=1"
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="SUNG fine-tunes TD3+BC better than TD3 or TD3+BC does",

@@ -1,4 +1,4 @@
-from results.checks import Claim, end, logged, noise, online_mean
+from results.checks import Claim, above, below, end, logged, noise, online_mean
 from results.grid import Entry
 
 PENDULUM = "phys2d/Pendulum-v0"
@@ -24,7 +24,7 @@ short, long = shares("shares", 1200, 200, 64, 500), shares("fitted", 1600, 400, 
 
 def beyond(quantity, run):
     mixed, real = quantity(run, MIXED), quantity(run, REAL)
-    return mixed > real + noise(mixed, real)
+    return above(mixed, real)
 
 
 CLAIM = Claim(
@@ -43,7 +43,7 @@ CLAIM = Claim(
         ),
         "Samples of models of 4,000 updates: less than 0.3": logged("sample_error", long, MIXED) < 0.3,
         "Models of 500 updates: half samples end below replay alone, beyond noise": (
-            end(short, MIXED) < end(short, REAL) - noise(end(short, MIXED), end(short, REAL))
+            below(end(short, MIXED), end(short, REAL))
         ),
         "Models of 4,000 updates: they end no lower, but for noise": (
             end(long, MIXED) > end(long, REAL) - noise(end(long, MIXED), end(long, REAL))

@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 
-from results.checks import Claim, end, noise, of_task
+from results.checks import Claim, above, end, of_task
 from results.grid import goals
 
 STITCH = "point-medium-stitch"
@@ -24,11 +24,11 @@ CLAIM = Claim(
     runs=[gcbc, tacorl, cloned],
     checks={
         **{
-            f"TACO-RL ends above {label}, beyond noise": end(tacorl) > end(run) + noise(end(tacorl), end(run))
+            f"TACO-RL ends above {label}, beyond noise": above(end(tacorl), end(run))
             for label, run in {"cloned plans": cloned, "GCBC": gcbc}.items()
         },
         "The farthest goal: TACO-RL succeeds more often than cloned plans, beyond noise": (
-            of_task(5, tacorl) > of_task(5, cloned) + noise(of_task(5, tacorl), of_task(5, cloned))
+            above(of_task(5, tacorl), of_task(5, cloned))
         ),
     },
     observed={

@@ -1,6 +1,6 @@
 import json
 
-from results.checks import Claim, Said, Table, dataset_mean, highest, last_mean, noise, share, start, verdict
+from results.checks import Claim, Said, Table, above, dataset_mean, highest, last_mean, share, start, verdict
 from results.grid import ROOT, Entry
 
 SETTINGS = [
@@ -60,11 +60,6 @@ def winner(setting):
 
 
 SIDES = {1.0: "the policy", 0.0: "neither", -1.0: "the data"}
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="What fine-tuning should keep is told by which is better, the pre-trained policy or its data",

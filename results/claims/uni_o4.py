@@ -1,4 +1,4 @@
-from results.checks import Claim, course, end, gain, logged, noise, start
+from results.checks import Claim, above, course, end, gain, logged, noise, start
 from results.grid import Entry, interaction, offline, worlds
 
 HALF, PENDULUM, REPLAY, MAZE = "pendulum-half", "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -27,11 +27,6 @@ ungated = {
 uni_o4[HALF] = worlds("uni_o4", HALF, "10000+20000", SMALL, compiled=False)
 fast = worlds("uni_o4", HALF, "10000+20000", f"{SMALL} --tau 0.02 --discount 0.98", "fast", compiled=False)
 ungated[HALF] = worlds("uni_o4", HALF, "10000+20000", f"{SMALL} --no-gate", "no-gate", compiled=False)
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="Uni-O4 improves over its behaviour cloning, and again online",

@@ -1,4 +1,4 @@
-from results.checks import Claim, course, dip, end, noise, online_mean, start
+from results.checks import Claim, above, course, dip, end, noise, online_mean, start
 from results.grid import interaction, worlds
 
 FEW, PENDULUM, MAZE, REPLAY = "pendulum-few", "pendulum-mixed", "pointmaze-umaze", "hopper-medium-replay-v0"
@@ -23,11 +23,6 @@ cold = arm("--learning-starts 0", "no-warm-up")
 retention = arm("--learning-starts 500 --online-share 0.5", "retention")
 slow = few("wsrl", "--n-critics 3 --learning-starts 400 --utd 1", "one-update")
 cal_ql = few("cal_ql", "", "beside-wsrl")
-
-
-def above(a, b):
-    return a > b + noise(a, b)
-
 
 CLAIM = Claim(
     title="WSRL fine-tunes without the offline data, given a warm-up",
