@@ -77,6 +77,8 @@ class Args(OfflineArgs):
     """Targets of Q are clipped to at least this (fits D4RL's rewards of MuJoCo tasks) ..."""
     max_target: Float = 1000.0
     """... and to at most this."""
+    orthogonal: bool = False
+    """Weights begin as IQL's, orthogonal with gain sqrt(2), and biases at 0; else as the authors', far smaller ones."""
     deterministic: bool = True
     """Deterministic policy, cloned with a weighted squared error; else a Gaussian's log-likelihood."""
     discount: Fraction = 0.99
@@ -129,6 +131,7 @@ PRESETS = by_name({  # --preset hopper-obs
     "hopper-adversarial": {"corruption": ("adversarial_reward",), "huber_sigma": 0.1, "quantile": 0.25},
 })  # fmt: skip
 
+iql_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 critic_init = {
     # +-sqrt(1 / outputs): the authors' matrices are [inputs, outputs], of which PyTorch reads the second as the inputs
@@ -148,13 +151,14 @@ class Actor(nn.Module):
     hidden_dims: tuple[int, ...]
     action_dim: int
     deterministic: bool
+    orthogonal: bool
 
     @nn.compact
     def __call__(self, obs):
-        x = obs
+        x, kernel_init = obs, iql_init if self.orthogonal else dense_init
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
-        mean = nn.Dense(self.action_dim, kernel_init=dense_init)(x)
+            x = nn.relu(nn.Dense(size, kernel_init=kernel_init)(x))
+        mean = nn.Dense(self.action_dim, kernel_init=kernel_init)(x)
         if self.deterministic:
             return jnp.tanh(mean), None
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
@@ -163,24 +167,29 @@ class Actor(nn.Module):
 
 class Critic(nn.Module):
     hidden_dims: tuple[int, ...]
+    orthogonal: bool
 
     @nn.compact
     def __call__(self, obs, action):
         x = jnp.concatenate([obs, action], axis=-1)
+        hidden, last = critic_init, {"kernel_init": uniform(3e-3), "bias_init": uniform(3e-3)}
+        if self.orthogonal:
+            hidden = last = {"kernel_init": iql_init}
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, **critic_init)(x))
-        return nn.Dense(1, kernel_init=uniform(3e-3), bias_init=uniform(3e-3))(x)[..., 0]
+            x = nn.relu(nn.Dense(size, **hidden)(x))
+        return nn.Dense(1, **last)(x)[..., 0]
 
 
 class Value(nn.Module):
     hidden_dims: tuple[int, ...]
+    orthogonal: bool
 
     @nn.compact
     def __call__(self, obs):
-        x = obs
+        x, kernel_init = obs, iql_init if self.orthogonal else dense_init
         for size in self.hidden_dims:
-            x = nn.relu(nn.Dense(size, kernel_init=dense_init)(x))
-        return nn.Dense(1, kernel_init=dense_init)(x)[..., 0]
+            x = nn.relu(nn.Dense(size, kernel_init=kernel_init)(x))
+        return nn.Dense(1, kernel_init=kernel_init)(x)[..., 0]
 
 
 class Networks(NamedTuple):
@@ -259,7 +268,9 @@ def actor_optimizer(args: Args) -> optax.GradientTransformation:
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane."""
     nets = Networks(
-        Actor(args.hidden_dims, spec.action_dim, args.deterministic), Critic(args.hidden_dims), Value(args.hidden_dims)
+        Actor(args.hidden_dims, spec.action_dim, args.deterministic, args.orthogonal),
+        Critic(args.hidden_dims, args.orthogonal),
+        Value(args.hidden_dims, args.orthogonal),
     )
     actor_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action = jnp.zeros((1, *spec.obs_shape)), jnp.zeros((1, spec.action_dim))

@@ -9,6 +9,7 @@ SAME = "--deterministic --normalize-obs"  # what else of RIQL is not what is cla
 RATES = "--actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3 --tau 0.02"  # slower, RIQL stays far from IQL on clean data
 SIGMA = {"obs": 0.1, "action": 0.1, "reward": 1, "dynamics": 1}  # of the authors' hopper
 FLOOR = "--min-target -2000"  # returns go down to -1,900
+START = "--orthogonal"  # as IQL begins: from the authors' weights critics hardly tell actions apart in so few updates
 clean = [
     offline(*run)
     for d in (REPLAY, MAZE)
@@ -19,11 +20,19 @@ iql = {
     for d in (REPLAY, MAZE)
     for kind in KINDS
 }
-riql = {(d, kind): offline("riql", d, f"--preset hopper-{kind}", kind) for d, kind in iql}
-clean += [small("iql", f"{SAME} {RATES}", "plain"), small("riql", f"{FLOOR} {RATES} --huber-sigma 1", "clean")]
+riql = {
+    (d, kind): offline("riql", d, f"--preset hopper-{kind} {START if d == REPLAY else ''}".strip(), kind)
+    for d, kind in iql
+}
+clean += [
+    small("iql", f"{SAME} {RATES}", "plain"),
+    small("riql", f"{FLOOR} {RATES} --huber-sigma 1", "clean"),
+    small("riql", f"{FLOOR} {RATES} --huber-sigma 1 {START}", "orthogonal"),
+    offline("riql", REPLAY, f"--huber-sigma 0.1 {START}", "orthogonal"),
+]
 small_iql = {(MIXED, kind): small("iql", f"{SAME} {RATES} --corruption {kind}", f"plain-{kind}") for kind in KINDS}
 small_riql = {
-    (MIXED, kind): small("riql", f"{FLOOR} {RATES} --corruption {kind} --huber-sigma {SIGMA[kind]}", kind)
+    (MIXED, kind): small("riql", f"{FLOOR} {RATES} --corruption {kind} --huber-sigma {SIGMA[kind]} {START}", kind)
     for kind in KINDS
 }
 iql, riql = small_iql | iql, small_riql | riql

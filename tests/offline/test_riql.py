@@ -146,6 +146,20 @@ def test_riql_begins_as_the_authors_networks_do():
             assert largest(tree, layer, "bias") == 0
 
 
+def test_riql_begins_as_iql_does_if_asked_to():
+    """Orthogonal with gain sqrt(2) in every layer, so that a comparison with IQL is of the losses alone."""
+    riql = compiled("riql")
+    agent = riql.init(jax.random.key(0), riql.Args(hidden_dims=(16, 8), n_critics=3, orthogonal=True), SPEC)
+    for tree in (agent.actor, agent.value, agent.critic):
+        for layer in range(3):
+            kernel, bias = (np.array(tree["params"][f"Dense_{layer}"][kind]) for kind in ("kernel", "bias"))
+            kernel = kernel.reshape(-1, *kernel.shape[-2:])  # the critics' ensemble
+            for k in kernel:
+                wide = k if k.shape[0] <= k.shape[1] else k.T
+                close(wide @ wide.T, 2 * np.eye(len(wide)))
+            assert not bias.any()
+
+
 def test_riql_refuses_targets_that_are_all_clipped_to_one_number():
     """Every lane of a grid has its own pair."""
     riql = load("riql")
