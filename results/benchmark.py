@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.grid import Entry, evaluation_file, full_grid, grid
-from shared.checkpoint import holds_checkpoint
+from shared.checkpoint import holds_checkpoint, renamed
 from shared.errors import InputError, nearest
 from shared.record import status_of
 from shared.task import recipes
@@ -108,7 +108,8 @@ def state(job: Job) -> str:
 def changed(job: Job) -> str:
     """The first argument that a finished run had another value of, as "--seeds 8"; empty: there is none.
 
-    Arguments that were renamed since are not compared, nor is the dataset, whose names have versions.
+    Under today's names; one that the run was made before has no value: "no --orthogonal". The dataset, whose names
+    have versions, is not compared.
     """
     had, given = json.loads((job.out / "run.json").read_text()).get("args", {}), {}
     for word in job.command[2:]:
@@ -116,11 +117,14 @@ def changed(job: Job) -> str:
             values = given[word[2:].replace("-", "_")] = []  # of a flag that is given twice the last one counts
         else:
             values.append(word)
+    had = renamed(had, {name.removeprefix("no_") for name in given} | {*given})
     for name, values in given.items():
         if name.startswith("no_") and name[3:] in had:
             name, values = name[3:], ["False"]
-        if name in ("dataset", "preset", "out") or name not in had:
+        if name in ("dataset", "preset", "out"):
             continue
+        if name not in had:
+            return f"no --{name.replace('_', '-')}"
         before = had[name] if isinstance(had[name], list) else [had[name]]
         values = values or ["True"] * len(before)  # a flag, or an empty list
         if [_plain(x) for x in before] != [_plain(x) for x in values]:

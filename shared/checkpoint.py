@@ -48,6 +48,7 @@ FORMER = {
     "old_policy": ("old_actors",),
     "online_batch": ("steps_per_iteration",),
     "online_max_target_backup": ("online_max_q_backup",),
+    "perturbation": ("state_noise",),
     "policy": ("head", "actors", "actor"),
     "policy_dims": ("actor_hidden_dims",),
     "policy_lr": ("actor_lr",),
