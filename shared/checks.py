@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from shared.errors import InputError, first_line
 from shared.jax_envs import JaxEnv, jax_env
 from shared.names import FAMILIES, family_of, is_ogbench, misfit, ogbench_env
-from shared.spaces import flat_obs_shape, flatten_obs, without
+from shared.spaces import flat_obs_shape, without
 from shared.task import Spec, Task, registered_env, space_spec, with_wrappers
 
 
@@ -34,7 +34,7 @@ def facts(arrays: dict, meta: dict) -> dict:
     else:
         actions = meta.get("actions") or action[0].size
     return {
-        "obs_shape": flat_obs_shape(_frame(obs)) if _is_image(obs) else (obs[0].size,),
+        "obs_shape": obs.shape[1:] if _is_image(obs) else (obs[0].size,),
         "actions": actions,
         "reward": [float(reward.min()), float(reward.max())],
     }
@@ -90,12 +90,7 @@ def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec 
 
 
 def _is_image(obs: np.ndarray) -> bool:
-    return obs.dtype == np.uint8 and obs.ndim in (4, 5)  # stacked frames
-
-
-def _frame(obs: np.ndarray) -> gym.spaces.Box:
-    """The space of one image of `obs`."""
-    return gym.spaces.Box(0, 255, obs.shape[1:], np.uint8)
+    return obs.dtype == np.uint8 and obs.ndim == 4
 
 
 def checked(
@@ -119,9 +114,7 @@ def checked(
     n = len(obs)
     if n < 2:
         raise InputError(f"{name} holds {n} transitions; nothing can be learned from it.")
-    if _is_image(obs):
-        obs, next_obs = (np.ascontiguousarray(flatten_obs(x, _frame(x))) for x in (obs, next_obs))
-    else:
+    if not _is_image(obs):
         obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
     reward = arrays["reward"].astype(np.float32)
     named = {"observations": obs, "next observations": next_obs, "rewards": reward, "actions": action}

@@ -90,6 +90,11 @@ def is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) in (3, 4)
 
 
+def rows_of_images(x: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] of rows [N, ...] that are images by the same rule; any other rows as they are."""
+    return np.ascontiguousarray(_image(x, x.ndim - 1)) if x.dtype == np.uint8 and x.ndim in (4, 5) else x
+
+
 def _image(x, axes: int):
     """[..., H, W, C] of [..., H, W, C] or [..., C, H, W], with frames before them or not; channels are the shortest."""
     if axes == 4:

@@ -133,6 +133,14 @@ def test_a_dataset_without_an_environment(i):
     assert data.spec.discrete and data.spec.action_dim == 8 and data.task.data["time_limits"] == 3
 
 
+def test_images_of_more_channels_than_rows_are_turned_once():
+    obs, _ = stored("test/frames-v0", spaces.Box(0, 255, (4, 8, 9, 3), np.uint8), spaces.Discrete(2), 1, 3)
+    data = load_dataset("test/frames-v0")
+    right = np.moveaxis(np.stack(obs[0]), 1, -2).reshape(4, 8, 9, 12)
+    np.testing.assert_array_equal(data.obs, right[:3])
+    np.testing.assert_array_equal(data.next_obs, right[1:])
+
+
 def test_dictionaries_of_other_keys_are_not_joined():
     """Both are flattened to four numbers."""
     box = spaces.Box(-1, 1, (2,))
