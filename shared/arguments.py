@@ -268,13 +268,22 @@ def parse(
     swept = float_fields(cls)
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if (field.name in swept or isinstance(value, float)) and not np.all(np.isfinite(value)):
-            raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        whole = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int)]
+        if max(whole, default=0) >= 2**31:
+            raise InputError(f"--{field.name.replace('_', '-')} must be below {2**31:,}, unlike {max(whole)}.")
+        if field.name in swept or isinstance(value, float):
+            with np.errstate(over="ignore"):
+                traced = np.float32(value)  # as it is in the compiled update: 1e39 is infinite, 1e-50 is 0
+            if not np.all(np.isfinite(traced)):
+                raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        if field.name in swept and isinstance(value, tuple) and len(set(traced.tolist())) < len(value):
+            given = " ".join(f"{x:g}" for x in value)
+            raise InputError(f"--{field.name.replace('_', '-')} {given}: a value is given twice, as one lane would be.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
-        if field.type == Positive and np.any(np.array(value) <= 0):
+        if field.type == Positive and np.any(traced <= 0):
             raise InputError(f"--{field.name.replace('_', '-')} must be above 0, not {value}.")
-        if field.type == Expectile and not np.all((np.array(value) > 0) & (np.array(value) < 1)):
+        if field.type == Expectile and not np.all((traced > 0) & (traced < 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in (0, 1), not {value}.")
         if field.type == Dropout and not 0 <= value < 1:
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1), not {value}.")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shared.checkpoint import load_tree, read_header, renamed, replacing, with_sizes
-from shared.errors import ROOT, InputError, nearest
+from shared.errors import ROOT, InputError, environment_fails, nearest
 from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
 from shared.policies import Policy, PolicyIn, at_step, policy_of, seen_by, stepped
@@ -392,7 +392,8 @@ def main(argv: list[str] | None = None) -> None:
         policies.task, at_step(policies.act), _vmapped, padded, len(policies.settings), options.episodes
     )
     keys = jax.random.split(jax.random.key(0), padded)
-    episodes = evaluate(policies.agent, keys, policies.args)
+    with environment_fails(policies.task.env_spec.id, "in the evaluation"):
+        episodes = evaluate(policies.agent, keys, policies.args)
     returns, scores = episodes.returns, episodes.scores(policies.task)
     name = "-".join(["evaluation", *options.set]) + ".csv"
     text = io.StringIO()

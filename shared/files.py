@@ -362,12 +362,14 @@ def _of_the_next_episode(
     obs: np.ndarray, next_obs: np.ndarray, last: np.ndarray, follows: np.ndarray, notes: list[str]
 ) -> np.ndarray:
     """[N] last rows of which the stored next observation is the first of the next episode, as of a table that was
-    shifted by a row: the next row's (`follows` [N - 1]), and farther away than any within episodes.
+    shifted by a row: the next row's (`follows` [N - 1]), and of one episode at least farther away than any within them.
     """
     found = np.zeros(len(obs), bool)
     if (last[:-1] & follows).any() and not last[:-1].all():
         step = moves(obs, next_obs)
-        found[:-1] = last[:-1] & follows & (step[:-1] > step[:-1][~last[:-1]].max())
+        shifted = last[:-1] & follows
+        if (step[:-1][shifted] > step[:-1][~last[:-1]].max()).any():  # the others may begin nearer by
+            found[:-1] = shifted
     if found.any():
         found[-1] = np.array_equal(next_obs[-1], obs[0]) or np.array_equal(next_obs[-1], obs[-1])
         notes.append(f"the next observation of {found.sum():,} last rows is the next episode's first: it is not used")

@@ -297,6 +297,12 @@ def test_next_observations_that_were_shifted_over_the_ends_of_episodes(flags, tm
         assert counts(data)[:2] == (N, E) and (data.successor == ~ENDS).all()
         np.testing.assert_array_equal(data.next_obs[ENDS], obs[ENDS])
         assert any("8 last rows is the next episode's first" in note for note in data.task.data["notes"])
+    near = obs.copy()
+    near[2 * T : 3 * T] += near[2 * T - 1] - near[2 * T] + 0.1  # the third episode begins where the second ended
+    data = load_dataset(
+        write(tmp_path / "near.npz", log(observations=near, next_observations=np.roll(near, -1, 0), **flags))
+    )
+    assert (data.successor == ~ENDS).all()
     honest = load_dataset(write(tmp_path / "honest.npz", log(**flags)))
     assert honest.successor.all() and honest.task.data["notes"] == []
 
