@@ -5,7 +5,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -265,8 +265,16 @@ def parse(
             tell(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}")
             args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
         args = dataclasses.replace(args, preset=key or "none")
-    swept = float_fields(cls)
+    require_values(args)
+    return args
+
+
+def require_values(args: Any, names: Iterable[str] = ()) -> None:
+    """InputError where an argument (of `names`, if any are given) is not what its kind says: a size of 0, a NaN."""
+    swept = float_fields(type(args))
     for field in dataclasses.fields(args):
+        if names and field.name not in names:
+            continue
         value = getattr(args, field.name)
         whole = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int)]
         if max(whole, default=0) >= 2**31:
@@ -299,7 +307,6 @@ def parse(
         if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
-    return args
 
 
 def function_named(flag: str, name: str) -> Callable:
