@@ -27,7 +27,7 @@ from shared.fields import (
     summary,
     unnamed_flags,
 )
-from shared.spaces import rows_of_images
+from shared.spaces import are_images, rows_of_images
 from shared.untrusted import hdf5_shapes, npz_shapes, read_hdf5, read_npz
 
 USUAL = {name: role for table in (DATA, FLAGS) for role, names in table.items() for name in names}
@@ -273,8 +273,9 @@ def _rows(
     n = len(data["obs"])
     rewarded = "reward" in data
     data["reward"] = data["reward"].reshape(n) if rewarded else np.zeros(n, np.float32)
-    data |= {role: rows_of_images(data[role]) for role in ("obs", "next_obs") if role in data}
-    if data["obs"].ndim > 2 and (data["obs"].dtype, data["obs"].ndim) != (np.uint8, 4):
+    if are_images(data["obs"]):  # next observations may be of another type, where some are NaN
+        data |= {role: rows_of_images(data[role]) for role in ("obs", "next_obs") if role in data}
+    elif data["obs"].ndim > 2:
         notes.append(f"observations of shape {data['obs'].shape[1:]} are laid flat: images are uint8 of three axes")
     if data["action"].ndim > 2:
         notes.append(f"actions of shape {data['action'].shape[1:]} are laid flat")

@@ -90,9 +90,14 @@ def is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) in (3, 4)
 
 
+def are_images(x: np.ndarray) -> bool:
+    """Whether rows [N, ...] are images, by the same rule."""
+    return x.dtype == np.uint8 and x.ndim in (4, 5)
+
+
 def rows_of_images(x: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] of rows [N, ...] that are images by the same rule; any other rows as they are."""
-    return np.ascontiguousarray(_image(x, x.ndim - 1)) if x.dtype == np.uint8 and x.ndim in (4, 5) else x
+    """[N, H, W, C] of rows that are images."""
+    return np.ascontiguousarray(_image(x, x.ndim - 1))
 
 
 def _image(x, axes: int):

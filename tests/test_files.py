@@ -670,6 +670,9 @@ def test_images_in_either_order_of_axes(tmp_path):
     last = load_dataset(write(tmp_path / "last.npz", arrays | {"image": np.moveaxis(frames[:-1], 1, -1)}))
     assert first.obs.shape == last.obs.shape == (N, 12, 12, 9) and first.obs.dtype == np.uint8
     np.testing.assert_array_equal(first.obs, last.obs)
+    following = np.where(ENDS[:, None, None, None], np.nan, frames[1:])
+    known = load_dataset(write(tmp_path / "following.npz", arrays | {"next_image": following}))
+    np.testing.assert_array_equal(known.next_obs, last.next_obs)
     grey = load_dataset(write(tmp_path / "grey.npz", arrays | {"image": frames[:-1, 0]}))
     assert grey.obs.shape == (N, 144) and "(12, 12) are laid flat" in grey.task.data["notes"][0]
 
