@@ -64,7 +64,7 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"Stopped and saved; continue with --out {stop.out} --resume", file=sys.stderr)
+        print(f"Stopped and saved; continue with --out {shlex.quote(str(stop.out))} --resume", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:  # the second Ctrl-C: at once
         sys.exit(130)
