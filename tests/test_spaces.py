@@ -234,6 +234,9 @@ def test_episodes_of_one_observation_too_few(monkeypatch):
         def episodes(dataset):
             for e in read(dataset):
                 yield e if e.id != 1 else dataclasses.replace(e, observations=e.observations[:-by])
+                if e.id == 1:  # one without a step says nothing of the rows before it
+                    none = {n: getattr(e, n)[:0] for n in ("actions", "rewards", "terminations", "truncations")}
+                    yield dataclasses.replace(e, observations=e.observations[:1], **none)
 
         return episodes
 
@@ -242,6 +245,7 @@ def test_episodes_of_one_observation_too_few(monkeypatch):
     data = load_dataset("test/few-v0")
     np.testing.assert_array_equal(data.obs, whole.obs)
     assert data.successor.tolist() == [i != 11 for i in range(18)]
+    assert "1 episodes without a step are left out" in data.task.data["notes"]
     np.testing.assert_array_equal(data.next_obs[data.successor], whole.next_obs[data.successor])
     monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(2))
     with pytest.raises(InputError, match="episode 1 has 5 observations of 6 steps"):
