@@ -426,6 +426,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         parser.error("--steps must be at least 1")
+    if not 0 <= args.seed < 2**31:
+        parser.error(f"--seed must be a whole number from 0 and below {2**31:,}")
     names = [*own_recipes(), *args.names] if args.all else args.names
     for name in names:  # every name is checked before the first dataset is made
         recipe(name)

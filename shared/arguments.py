@@ -5,7 +5,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -267,16 +267,33 @@ def parse(
             tell(f"preset {key}: {', '.join(f'{k} {v}' for k, v in presets[key].items())}")
             args = tyro.cli(cls, default=dataclasses.replace(cls(), **presets[key]), **options)
         args = dataclasses.replace(args, preset=key or "none")
-    swept = float_fields(cls)
+    require_values(args)
+    return args
+
+
+def require_values(args: Any, names: Iterable[str] = ()) -> None:
+    """InputError where an argument (of `names`, if any are given) is not what its kind says: a size of 0, a NaN."""
+    swept = float_fields(type(args))
     for field in dataclasses.fields(args):
+        if names and field.name not in names:
+            continue
         value = getattr(args, field.name)
-        if (field.name in swept or isinstance(value, float)) and not np.all(np.isfinite(value)):
-            raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        whole = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int)]
+        if max(whole, default=0) >= 2**31:
+            raise InputError(f"--{field.name.replace('_', '-')} must be below {2**31:,}, unlike {max(whole)}.")
+        if field.name in swept or isinstance(value, float):
+            with np.errstate(over="ignore"):
+                traced = np.float32(value)  # as it is in the compiled update: 1e39 is infinite, 1e-50 is 0
+            if not np.all(np.isfinite(traced)):
+                raise InputError(f"--{field.name.replace('_', '-')} must be finite, not {value}.")
+        if field.name in swept and isinstance(value, tuple) and len(set(traced.tolist())) < len(value):
+            given = " ".join(f"{x:g}" for x in value)
+            raise InputError(f"--{field.name.replace('_', '-')} {given}: a value is given twice, as one lane would be.")
         if field.type in (Fraction, StaticFraction) and not np.all((np.array(value) >= 0) & (np.array(value) <= 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1], not {value}.")
-        if field.type == Positive and np.any(np.array(value) <= 0):
+        if field.type == Positive and np.any(traced <= 0):
             raise InputError(f"--{field.name.replace('_', '-')} must be above 0, not {value}.")
-        if field.type == Expectile and not np.all((np.array(value) > 0) & (np.array(value) < 1)):
+        if field.type == Expectile and not np.all((traced > 0) & (traced < 1)):
             raise InputError(f"--{field.name.replace('_', '-')} must lie in (0, 1), not {value}.")
         if field.type == Dropout and not 0 <= value < 1:
             raise InputError(f"--{field.name.replace('_', '-')} must lie in [0, 1), not {value}.")
@@ -292,7 +309,6 @@ def parse(
         if field.type == Shares and (min(value) < 0 or not 0 < sum(value) < np.inf):
             flag, given = field.name.replace("_", "-"), " ".join(map(str, value))
             raise InputError(f"--{flag} must be shares: none below 0, and not all 0, unlike {given}.")
-    return args
 
 
 def function_named(flag: str, name: str) -> Callable:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from shared.errors import InputError, first_line
+from shared.errors import InputError, environment_fails
 from shared.jax_envs import JaxEnv, jax_env
 from shared.names import FAMILIES, family_of, is_ogbench, misfit, ogbench_env
-from shared.spaces import flat_obs_shape, flatten_obs, without
-from shared.task import Spec, Task, registered_env, space_spec, with_wrappers
+from shared.spaces import flat_obs_shape, without
+from shared.task import Spec, Task, made, registered_env, space_spec, with_wrappers
 
 
 def stored_env(meta: dict) -> EnvSpec:
@@ -34,7 +34,7 @@ def facts(arrays: dict, meta: dict) -> dict:
     else:
         actions = meta.get("actions") or action[0].size
     return {
-        "obs_shape": flat_obs_shape(_frame(obs)) if _is_image(obs) else (obs[0].size,),
+        "obs_shape": obs.shape[1:] if _is_image(obs) else (obs[0].size,),
         "actions": actions,
         "reward": [float(reward.min()), float(reward.max())],
     }
@@ -64,7 +64,7 @@ def guessed_env(name: str, arrays: dict, notes: list[str]) -> EnvSpec | None:
 
 @cache
 def _obs_shape(env_id: str, **kwargs) -> tuple[int, ...]:
-    return flat_obs_shape(_made(registered_env(env_id, kwargs)).observation_space)
+    return flat_obs_shape(made(registered_env(env_id, kwargs)).observation_space)
 
 
 def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec | None:
@@ -80,7 +80,7 @@ def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec 
     except InputError as error:
         notes.append(f"no evaluation in {env_id}: {error}")
         return None
-    theirs = flat_obs_shape(_made(env_spec).observation_space)
+    theirs = flat_obs_shape(made(env_spec).observation_space)
     notes.append(
         f"environment {env_id}, by the dataset's name"
         if theirs == shape
@@ -90,12 +90,7 @@ def _of_ogbench(name: str, shape: tuple[int, ...], notes: list[str]) -> EnvSpec 
 
 
 def _is_image(obs: np.ndarray) -> bool:
-    return obs.dtype == np.uint8 and obs.ndim in (4, 5)  # stacked frames
-
-
-def _frame(obs: np.ndarray) -> gym.spaces.Box:
-    """The space of one image of `obs`."""
-    return gym.spaces.Box(0, 255, obs.shape[1:], np.uint8)
+    return obs.dtype == np.uint8 and obs.ndim == 4
 
 
 def checked(
@@ -119,9 +114,7 @@ def checked(
     n = len(obs)
     if n < 2:
         raise InputError(f"{name} holds {n} transitions; nothing can be learned from it.")
-    if _is_image(obs):
-        obs, next_obs = (np.ascontiguousarray(flatten_obs(x, _frame(x))) for x in (obs, next_obs))
-    else:
+    if not _is_image(obs):
         obs, next_obs = (np.ascontiguousarray(x.reshape(n, -1), np.float32) for x in (obs, next_obs))
     reward = arrays["reward"].astype(np.float32)
     named = {"observations": obs, "next observations": next_obs, "rewards": reward, "actions": action}
@@ -150,7 +143,7 @@ def checked(
                 "pass --clip-actions to clip them."
             )
         action = np.clip(action, low, high) if env_units else np.clip(scaled, -1.0, 1.0)
-    seen = without(_made(env_spec).observation_space, meta.get("left_out", ())) if env_spec else None
+    seen = without(made(env_spec).observation_space, meta.get("left_out", ())) if env_spec else None
     if env_spec and (shape := flat_obs_shape(seen)) != obs.shape[1:]:
         raise InputError(
             f"{name} has observations of shape {obs.shape[1:]}, {env_spec.id} gives {shape}; name the environment with "
@@ -165,7 +158,7 @@ def _action_space(
 ) -> gym.Space:
     """That of the dataset's metadata, of the environment, or of the actions themselves; the first two must agree."""
     n, notes = len(action), meta["data"]["notes"]
-    theirs = _made(env_spec).action_space if env_spec else None
+    theirs = made(env_spec).action_space if env_spec else None
     if "low" in meta:
         own = gym.spaces.Box(np.float32(meta["low"]), np.float32(meta["high"]))
     elif "actions" in meta:
@@ -213,13 +206,6 @@ def _same(one: gym.Space, other: gym.Space) -> bool:
     return np.allclose(one.low, other.low, rtol=1e-5) and np.allclose(one.high, other.high, rtol=1e-5)
 
 
-def _made(env_spec: EnvSpec) -> gym.Env:
-    try:
-        return gym.make(env_spec)
-    except Exception as error:  # whatever an environment raises at arguments that it does not know
-        raise InputError(f"{env_spec.id} cannot be made with {env_spec.kwargs} ({first_line(error)}).") from None
-
-
 def preset_misfit(key: str, settings: dict, facts: dict) -> str | None:
     """Why a preset picked by a name is not for data of these `facts` (obs_shape, actions, reward [low, high])."""
     if why := misfit(key, facts["obs_shape"], facts["actions"]):
@@ -254,12 +240,13 @@ def random_rewards(task: Task) -> np.ndarray:
         return _random_rewards_compiled(pair, task.spec)
     rewards = np.empty(RANDOM_STEPS)
     env.action_space.seed(0)
-    env.reset(seed=0)
-    for t in range(RANDOM_STEPS):
-        _, rewards[t], terminated, truncated, _ = env.step(env.action_space.sample())
-        if terminated or truncated:
-            env.reset()
-    env.close()
+    with environment_fails(task.env_spec.id, "in random steps"):
+        env.reset(seed=0)
+        for t in range(RANDOM_STEPS):
+            _, rewards[t], terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+        env.close()
     return rewards
 
 

@@ -1,9 +1,10 @@
 """Bad input ends in one sentence: the exception for it, and the nearest names to a mistyped one."""
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,17 @@ class Interrupted(Exception):
     def __init__(self, signal: int, out: Path):
         super().__init__(signal)
         self.signal, self.out = signal, out
+
+
+@contextlib.contextmanager
+def environment_fails(env_id: str, when: str) -> Iterator[None]:
+    """Whatever an environment raises here is one sentence: that it failed `when`, and why."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # environments raise their own kinds
+        raise InputError(f"{env_id} failed {when} ({first_line(error)}).") from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

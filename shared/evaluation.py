@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shared.arguments import DatasetArgs, RunArgs, require_values
 from shared.checkpoint import load_tree, read_header, renamed, replacing, with_sizes
-from shared.errors import ROOT, InputError, nearest
+from shared.errors import ROOT, InputError, environment_fails, first_line, nearest
 from shared.jax_envs import JaxEnv, jax_env, play_compiled
 from shared.lanes import with_settings
 from shared.policies import Policy, PolicyIn, at_step, policy_of, seen_by, stepped
@@ -34,6 +35,8 @@ from shared.task import Task
 from shared.untrusted import npz_shapes
 
 MAX_ENVS = 256
+NO_PART = {f.name for cls in (RunArgs, DatasetArgs) for f in dataclasses.fields(cls)} - {"max_episode_steps"}
+"""Arguments of a run that its policies know nothing of."""
 FEW_ENVS = 16
 """So many are made without asking what one takes."""
 
@@ -270,6 +273,8 @@ class Policies(NamedTuple):
 
     def act_in(self, lane: int) -> PolicyIn:
         """`observation of the environment -> action of the environment`, for one lane; a new key for every call."""
+        if not 0 <= lane < len(self.settings):  # those behind them pad the devices
+            raise InputError(f"There is no lane {lane}; the run has lanes 0 to {len(self.settings) - 1}.")
         agent, args = jax.tree.map(lambda x: x[lane], (self.agent, self.args))
         return PolicyIn(self.act, agent, args, self.task)
 
@@ -309,7 +314,10 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
             if name not in stored or name in settings[0]:
                 hint = nearest(name, stored) if name not in stored else "its lanes have values of their own"
                 raise InputError(f"The run in {run_dir} has no one --{name} to change; {hint}.")
+            if name in NO_PART:
+                raise InputError(f"--set {name}={text}: it plays no part in an evaluation of trained policies.")
             stored[name] = _parse(module.Args, name, text)
+            require_values(module.Args(**stored), [name])
             if check := getattr(module, "CHECKS", {}).get(name):
                 check(stored[name], task)
         args = with_settings(module.Args(**stored), settings + [settings[-1]] * (padded - len(settings)))
@@ -327,6 +335,8 @@ def load_run(run_dir: str | Path, changes: dict[str, str] | None = None) -> Poli
 def _parse(cls: type, name: str, text: str) -> Any:
     """`text` as a value of a field of an Args class, as its command line reads it."""
     kind = get_type_hints(cls)[name]
+    if get_origin(kind) is tuple:
+        raise InputError(f"--set {name}={text}: a list of values cannot be changed.")
     values = get_args(kind) if get_origin(kind) is Literal else ()
     try:
         if values and text not in values:
@@ -375,15 +385,18 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--set wants NAME=VALUE, not '{wrong[0]}'.")
     if options.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {options.episodes}.")
-    policies = load_run(options.run_dir, dict(change.split("=") for change in options.set))
+    changes = dict(change.split("=") for change in options.set)
+    if len(changes) < len(options.set):
+        raise InputError(f"--set {' '.join(options.set)}: an argument has one value.")
+    policies = load_run(options.run_dir, changes)
     policies = policies._replace(task=policies.task.capped(policies.args.max_episode_steps))  # as the run's own
     if policies.task.env_spec is None:
         raise InputError(f"The run in {options.run_dir} has no environment to be evaluated in.")
+    if not 0 <= options.lane < len(policies.settings):
+        raise InputError(f"--lane {options.lane}: the run has lanes 0 to {len(policies.settings) - 1}.")
     if options.video:
         if options.video.suffix not in (".mp4", ".gif"):
             raise InputError(f"--video writes .mp4 or .gif, not '{options.video.suffix}'.")
-        if not 0 <= options.lane < len(policies.settings):
-            raise InputError(f"--lane {options.lane}: the run has lanes 0 to {len(policies.settings) - 1}.")
         if "rgb_array" not in policies.task.make_env().metadata.get("render_modes", []):
             raise InputError(f"{policies.task.env_spec.id} cannot be filmed: it draws no pictures.")
 
@@ -392,7 +405,8 @@ def main(argv: list[str] | None = None) -> None:
         policies.task, at_step(policies.act), _vmapped, padded, len(policies.settings), options.episodes
     )
     keys = jax.random.split(jax.random.key(0), padded)
-    episodes = evaluate(policies.agent, keys, policies.args)
+    with environment_fails(policies.task.env_spec.id, "in the evaluation"):
+        episodes = evaluate(policies.agent, keys, policies.args)
     returns, scores = episodes.returns, episodes.scores(policies.task)
     name = "-".join(["evaluation", *options.set]) + ".csv"
     text = io.StringIO()
@@ -411,7 +425,11 @@ def main(argv: list[str] | None = None) -> None:
         mean, std, score = returns[i].mean(), returns[i].std(), scores[i].mean()
         print(f"lane {i} ({named}): return {mean:.1f} +- {std:.1f}, score {score:.1f}")
     if options.video:
-        print(f"return {film(policies, options.lane, options.video):.1f} -> {options.video}")
+        try:
+            total = film(policies, options.lane, options.video)
+        except Exception as error:  # of the environment, of what draws it, of the encoder, of the disk
+            raise InputError(f"{options.video} cannot be made ({first_line(error)}).") from error
+        print(f"return {total:.1f} -> {options.video}")
 
 
 if __name__ == "__main__":

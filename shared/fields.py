@@ -76,7 +76,7 @@ def roles(names: Iterable[str], given: Iterable[str] = ()) -> dict[str, str]:
     """{name: role} of the arrays that are read, by their usual names or as `given` ("terminal=name") says.
 
     Raises:
-      InputError: no such role, or no array of that name.
+      InputError: no such role, no array of that name, two roles of one array, or two arrays that cannot both be read.
     """
     names = list(names)
     found = {}
@@ -86,7 +86,11 @@ def roles(names: Iterable[str], given: Iterable[str] = ()) -> dict[str, str]:
             raise InputError(f"--fields {word}: expected ROLE=NAME; of the roles, {nearest(role, ROLES)}")
         if name not in names:
             raise InputError(f"--fields {word}: there is no array '{name}'; {nearest(name, names)}")
-        found[name] = role
+        if found.setdefault(name, role) != role:
+            raise InputError(f"--fields {word}: '{name}' is {found[name]} already; an array has one role.")
+        if role in DATA and list(found.values()).count(role) > 1:
+            first = next(other for other, of in found.items() if of == role)
+            raise InputError(f"--fields {word}: '{first}' is {role} already; only one array can be.")
     for role, usual in DATA.items():
         if role not in found.values():
             held = [name for known in usual for name in names if plain(name) == known and name not in found]
@@ -137,8 +141,9 @@ def episodes(
         for role in ("terminal", "done", "timeout")
     }
     term, done, timeout = (_agreed(source, binary[role]) for role in ("terminal", "done", "timeout"))
-    ends = _ends(source, flags, n)
+    ends = _ends(source, flags, n, notes)
     alive = {name: _continues(source, name, x, n) for name, x in flags.get("not_terminal", {}).items()}
+    notes += [f"{name} has several values besides 0: it is not used" for name, rows in alive.items() if rows is None]
     dead = _agreed(source, {name: ~rows for name, rows in alive.items() if rows is not None})
     theirs = bool(term and plain(term.name) == "terminals" and term.name not in given)  # OGBench's name of the ends
     free = False  # terminations may lie within episodes
@@ -222,8 +227,8 @@ def _contradict(source: str, one: _Flag, other: _Flag) -> None:
     )
 
 
-def _ends(source: str, flags: dict[str, dict[str, np.ndarray]], n: int) -> _Flag | None:
-    """Ends of episodes, by whatever way a file has of saying them."""
+def _ends(source: str, flags: dict[str, dict[str, np.ndarray]], n: int, notes: list[str]) -> _Flag | None:
+    """Ends of episodes, by whatever way a file has of saying them; what is none of these ways is told."""
     found = {}
     for name, x in flags.get("end", {}).items():
         if x.ndim == 1 and x.dtype.kind in "iu" and len(x) and x[-1] == n and (np.diff(x) > 0).all() and x[0] > 0:
@@ -237,12 +242,27 @@ def _ends(source: str, flags: dict[str, dict[str, np.ndarray]], n: int) -> _Flag
         if x.size == n and x.dtype.kind in "biufSU":
             x = x.reshape(n)
             found[name] = np.r_[x[1:] != x[:-1], True]
+            if (again := found[name].sum() - len(np.unique(x))) > 0:
+                notes.append(
+                    f"{name}: {again:,} times a value comes back after another's rows, and is taken for a new episode "
+                    "(rows of one episode must stand together)"
+                )
     for name, x in flags.get("length", {}).items():
-        if x.dtype.kind in "iu" and x.sum() == n and (x > 0).all():
-            found[name] = np.isin(np.arange(1, n + 1), np.cumsum(x))
+        if x.dtype.kind not in "iu" or x.size == n > 1:  # of every row
+            continue
+        if x.sum() != n or (x < 1).any():
+            raise InputError(
+                f"{source}: {name} are {x.sum():,} rows in {x.size:,} episodes, here are {n:,} rows; leave it out with "
+                f"--fields ignore={name}."
+            )
+        found[name] = np.isin(np.arange(1, n + 1), np.cumsum(x))
     for name, x in flags.get("step_type", {}).items():
         if x.size == n and np.isin(x, (0, 1, 2)).all():
             found[name] = x.reshape(n) == 2  # dm_env: FIRST, MID, LAST
+    for role in ("episode", "length", "step_type"):
+        for name, x in flags.get(role, {}).items():
+            if name not in found:
+                notes.append(f"{name} of shape {x.shape} says nothing of the ends of {n:,} rows: it is not used")
     for rows in found.values():
         rows[-1] = True  # of the last episode nothing need be said
     return _agreed(source, found)
@@ -305,7 +325,7 @@ def every(length: int, last: np.ndarray) -> np.ndarray:
 def jumps(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
     """[N - 1] bool: rows whose next observation is not the following row's, at the coarser precision of the two."""
     n = len(obs) - 1
-    one, other = next_obs[:-1].reshape(n, -1), obs[1:].reshape(n, -1)
+    one, other = (x.reshape(n, obs[0].size) for x in (next_obs[:-1], obs[1:]))
     differ = np.concatenate([(one[at] != other[at]).any(1) for at in _blocks(n)] or [np.zeros(0, bool)])
     if obs.dtype == next_obs.dtype and not (obs.dtype.kind == "f" and differ.any()):
         return differ

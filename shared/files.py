@@ -27,6 +27,7 @@ from shared.fields import (
     summary,
     unnamed_flags,
 )
+from shared.spaces import are_images, rows_of_images
 from shared.untrusted import hdf5_shapes, npz_shapes, read_hdf5, read_npz
 
 USUAL = {name: role for table in (DATA, FLAGS) for role, names in table.items() for name in names}
@@ -63,6 +64,7 @@ def read_file(path: Path, given: tuple[str, ...] = (), episode_length: int = 0) 
             raise InputError(f"{path}: not every episode has {min(lacking)}.")
         for base, names in table.items():
             table[base] = [n for n in names if len(shapes[n]) < 3] or names[:1]  # beside numbers images are left out
+    _require_the_same_keys(str(path), tables, read)
     stored = stored_of(name for table in tables for names in table.values() for name in names)
     columns = [{base: _joined(path, base, names, stored) for base, names in table.items()} for table in tables]
     notes: list[str] = []
@@ -153,6 +155,21 @@ def _tables(source: str, shapes: dict[str, tuple[int, ...]]) -> tuple[list[dict[
     return [{base: sorted(names) for base, names in whole[group].items()} for group in named], True
 
 
+def _require_the_same_keys(source: str, tables: list[dict[str, list[str]]], read: dict[str, str]) -> None:
+    """InputError where observations, or next observations, are of other arrays than an episode's or their own."""
+    found = [
+        [name.rpartition(f"{base}/")[2] if f"{base}/" in name else "" for name in table[base]]
+        for base, role in read.items()
+        if role in ("obs", "next_obs")
+        for table in tables
+    ]
+    for keys in found:
+        unnamed = len(keys) == len(found[0]) == 1 and "" in (keys[0], found[0][0])
+        if keys != found[0] and not unnamed:
+            first, other = (", ".join(names) or "one array" for names in (found[0], keys))
+            raise InputError(f"{source}: some observations are of {first}, others of {other}.")
+
+
 def _place(name: str) -> tuple[str, str]:
     """Group and name in it: data/demo_0/obs/arm -> (data/demo_0, obs); observations_3 -> (#3, observations)."""
     parts = name.split("/")
@@ -188,8 +205,8 @@ def _episodes_as_rows(source: str, columns: list[dict[str, np.ndarray]], read: d
         if obs.ndim and len(obs) == rows + 1 and "next_obs" not in read.values():
             episode = episode | {obs_name: obs[:-1], FOLLOWING: obs[1:]}
         for name, x in episode.items():
-            if read.get(name) in FLAGS and x.size == 1 and rows > 1:  # of the whole episode
-                x = np.r_[np.zeros(rows - 1, x.dtype), x.ravel()]
+            if read.get(name) in FLAGS and x.size == 1:
+                x = _of_the_whole(read[name], x.ravel(), rows)
             parts.setdefault(name, []).append(x)
         parts.setdefault(GROUPS, []).append(np.arange(rows) == rows - 1)
     if len({len(of) for of in parts.values()}) > 1:
@@ -201,6 +218,16 @@ def _episodes_as_rows(source: str, columns: list[dict[str, np.ndarray]], read: d
         return {name: np.concatenate(of) for name, of in parts.items()}
     except ValueError as error:
         raise InputError(f"{source}: arrays of its episodes do not fit each other ({first_line(error)}).") from None
+
+
+def _of_the_whole(role: str, x: np.ndarray, rows: int) -> np.ndarray:
+    """One value [1] that a flag has for an episode of so many rows, in each of them."""
+    if role == "length":
+        return x
+    if role in ("episode", "valid", "step_type"):
+        return np.repeat(x, rows)
+    others = np.full(rows - 1, role == "not_terminal", x.dtype)
+    return np.r_[x, others] if role == "start" else np.r_[others, x]
 
 
 def _flag_like(unread: dict[str, tuple[int, ...]], columns: dict, meaning: dict[str, str]) -> Iterable[str]:
@@ -246,6 +273,12 @@ def _rows(
     n = len(data["obs"])
     rewarded = "reward" in data
     data["reward"] = data["reward"].reshape(n) if rewarded else np.zeros(n, np.float32)
+    if are_images(data["obs"]):  # next observations may be of another type, where some are NaN
+        data |= {role: rows_of_images(data[role]) for role in ("obs", "next_obs") if role in data}
+    elif data["obs"].ndim > 2:
+        notes.append(f"observations of shape {data['obs'].shape[1:]} are laid flat: images are uint8 of three axes")
+    if data["action"].ndim > 2:
+        notes.append(f"actions of shape {data['action'].shape[1:]} are laid flat")
     flags: dict[str, dict[str, np.ndarray]] = {}
     for name, role in read.items():
         if role in FLAGS:
@@ -330,12 +363,14 @@ def _of_the_next_episode(
     obs: np.ndarray, next_obs: np.ndarray, last: np.ndarray, follows: np.ndarray, notes: list[str]
 ) -> np.ndarray:
     """[N] last rows of which the stored next observation is the first of the next episode, as of a table that was
-    shifted by a row: the next row's (`follows` [N - 1]), and farther away than any within episodes.
+    shifted by a row: the next row's (`follows` [N - 1]), and of one episode at least farther away than any within them.
     """
     found = np.zeros(len(obs), bool)
     if (last[:-1] & follows).any() and not last[:-1].all():
         step = moves(obs, next_obs)
-        found[:-1] = last[:-1] & follows & (step[:-1] > step[:-1][~last[:-1]].max())
+        shifted = last[:-1] & follows
+        if (step[:-1][shifted] > step[:-1][~last[:-1]].max()).any():  # the others may begin nearer by
+            found[:-1] = shifted
     if found.any():
         found[-1] = np.array_equal(next_obs[-1], obs[0]) or np.array_equal(next_obs[-1], obs[-1])
         notes.append(f"the next observation of {found.sum():,} last rows is the next episode's first: it is not used")
@@ -354,9 +389,10 @@ def _without_bare_states(
 
     OGBench (compact) and jaxrl say so (valids). RLDS ends an episode with such a row, whose action is zero and whose
     flag is_terminal speaks of the observation. dm_env and Dreamer store the action and the reward that led to an
-    observation beside it: those of an episode's first row are zero.
+    observation beside it: those of an episode's first row are zero (or the reward is NaN: dm_env has none there).
     """
-    n, zero = len(data["obs"]), ~data["action"].reshape(len(data["obs"]), -1).any(1) & (data["reward"] == 0)
+    n, reward = len(data["obs"]), data["reward"]
+    zero = ~data["action"].reshape(n, -1).any(1) & ((reward == 0) | (reward != reward))
     valid = np.ones(n, bool)
     for name, x in flags.pop("valid", {}).items():
         if x.size != n or not np.isin(x, (0, 1)).all():

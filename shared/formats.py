@@ -92,7 +92,7 @@ def _minari_directory(name: str, path: Path, download: bool = True) -> Path:
             if _holds_data(data):
                 return data
         raise InputError(f"{name} is a directory without data/main_data.hdf5: not a Minari dataset.")
-    if path.suffix in (".hdf5", ".h5", ".npz"):
+    if path.suffix in (".hdf5", ".h5", ".npz") or name.startswith(("/", "~", ".")):
         raise InputError(f"There is no file {path}.")
     import minari
     from minari.storage import get_dataset_path

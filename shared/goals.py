@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shared.data import Dataset
-from shared.errors import InputError
+from shared.errors import InputError, environment_fails
 from shared.spaces import goal_parts
 from shared.task import Task
 from shared.transitions import Batch, Transitions
@@ -206,7 +206,9 @@ def _with_goals(task: Task, tasks: tuple[int, ...]) -> Task:
     spec, env = task.env_spec, task.make_env()
     known = len(getattr(env.unwrapped, "task_infos", ()))
     if goal_parts(env.observation_space) is None:
-        if "goal" not in env.reset(seed=0, options={"task_id": 1} if known else None)[1]:
+        with environment_fails(spec.id, "when it was reset"):
+            _, info = env.reset(seed=0, options={"task_id": 1} if known else None)
+        if "goal" not in info:
             raise InputError(f"{spec.id} gives no goals: this needs a goal-conditioned environment (--env, or none).")
         wrapper = gym.envs.registration.WrapperSpec("StateGoals", STATE_GOALS, {})
         spec = dataclasses.replace(spec, additional_wrappers=(*spec.additional_wrappers, wrapper))

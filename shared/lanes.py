@@ -7,6 +7,7 @@ one after the other (CPU) or vmapped (GPU, TPU), unless --layout says which. Lan
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from shared.arguments import RunArgs, float_fields
+from shared.errors import InputError
+
+MAX_LANES = 100_000
+"""Of one job: a list of all, and a row for each wherever something is logged."""
 
 
 def use_cpu_devices(lanes: int) -> None:
@@ -29,9 +34,14 @@ def lane_settings(args: RunArgs) -> list[dict[str, float]]:
     """One dict per lane: its seed, and its value of every hyperparameter given several values.
 
     Settings are the outer loop and seeds the inner: lane = setting * args.seeds + (seed - args.seed).
+
+    Raises:
+      InputError: more than MAX_LANES lanes.
     """
     values = {name: getattr(args, name) for name in float_fields(type(args))}
     swept = {name: value for name, value in values.items() if isinstance(value, tuple)}
+    if (lanes := math.prod(map(len, swept.values())) * args.seeds) > MAX_LANES:
+        raise InputError(f"--seeds {args.seeds} and the values given make {lanes:,} lanes; at most {MAX_LANES:,} are.")
     return [
         {"seed": args.seed + s, **dict(zip(swept, setting, strict=True))}
         for setting in itertools.product(*swept.values())

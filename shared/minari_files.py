@@ -26,7 +26,10 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         dataset = minari.MinariDataset(data)
         action_space = dataset.action_space
         spec = space_spec((), action_space)
-        episodes = list(dataset.iterate_episodes())
+        stored_episodes = list(dataset.iterate_episodes())
+        episodes = [e for e in stored_episodes if len(e.rewards)]
+        if not episodes:
+            raise InputError("none of its episodes has a step")
         texts = constant_texts(dataset.observation_space, [e.observations for e in episodes])
         space = without(dataset.observation_space, texts)
         rows = [len(e.rewards) for e in episodes]
@@ -63,7 +66,10 @@ def read_minari(data: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError(f"{data} is not a readable Minari dataset ({first_line(error)}).") from None
     if not isinstance(env, dict) or not isinstance(env.get("kwargs", {}), dict):
         raise InputError(f"{data} has no readable environment in its metadata.")
-    notes = [f"the text '{name}' is '{text}' in every row: it is left out" for name, text in texts.items()]
+    notes = (
+        [f"{empty:,} episodes without a step are left out"] if (empty := len(stored_episodes) - len(episodes)) else []
+    )
+    notes += [f"the text '{name}' is '{text}' in every row: it is left out" for name, text in texts.items()]
     meta = {
         "env": env.get("id"),
         "env_kwargs": env.get("kwargs", {}),

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shared.checks import other_rewards
-from shared.errors import InputError
+from shared.errors import InputError, environment_fails
 from shared.jax_envs import jax_env, move
 from shared.policies import Policy, StatefulPolicy
 from shared.replay import init_replay
@@ -60,7 +60,13 @@ class LaneEnvs:
     def _reset(self, i: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seeds[i], int(self.episode[i])]).generate_state(1)[0]
         self.length[i] = 0
-        return self.task.observe(self.envs[i].reset(seed=int(seed))[0])
+        with self._failing():
+            return self.task.observe(self.envs[i].reset(seed=int(seed))[0])
+
+    def _failing(self):
+        return environment_fails(
+            self.task.env_spec.id, "in the interaction; --resume goes on from the last checkpoint, if there is one"
+        )
 
     def step(self, actions: np.ndarray) -> np.ndarray:
         """Steps every lane with `actions` [L, A], clipped to [-1, 1]; the transitions as rows [L, D] (data.FIELDS)."""
@@ -72,9 +78,10 @@ class LaneEnvs:
         reward, terminal = np.zeros((lanes, 1), np.float32), np.zeros((lanes, 1), np.float32)
         self.obs, self.ended = np.empty_like(obs), np.zeros(lanes, bool)
         for i, env in enumerate(self.envs):
-            new, r, terminated, truncated, _ = env.step(env_actions[i])
-            next_obs[i] = self.obs[i] = self.task.observe(new)
-            reward[i], terminal[i] = self.task.training_reward(r), terminated
+            with self._failing():
+                new, r, terminated, truncated, _ = env.step(env_actions[i])
+                next_obs[i] = self.obs[i] = self.task.observe(new)
+                reward[i], terminal[i] = self.task.training_reward(r), terminated
             if self.length[i] < self.actions.shape[1]:
                 self.actions[i, self.length[i]] = actions[i]
             self.length[i] += 1
@@ -98,7 +105,8 @@ class LaneEnvs:
         for i, env in enumerate(self.envs):
             obs, same = self._reset(i), lengths[i] <= self.actions.shape[1]
             for action in self.task.to_env(np.array(state["actions"][i, : lengths[i]])) if same else ():
-                new, _, terminated, truncated, _ = env.step(action)
+                with self._failing():
+                    new, _, terminated, truncated, _ = env.step(action)
                 obs, same = self.task.observe(new), not (terminated or truncated)
                 if not same:
                     break

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from shared.checkpoint import replacing
+from shared.checkpoint import holds_checkpoint, replacing
 from shared.errors import InputError
 from shared.evaluation import fine_tuning, interval
 from shared.task import Task
@@ -34,6 +34,16 @@ def status_of(run_dir: Path) -> str:
         return str(json.loads((run_dir / "run.json").read_text())["status"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """InputError where a new run would overwrite another that can go on, or tables that are of no run."""
+    recorded = (folder / "run.json").exists()
+    if recorded and status_of(folder) in ("finished", "") or holds_checkpoint(folder):
+        raise InputError(f"{folder} holds a run already; add --resume or choose another --out.")
+    tables = [folder / f"{name}.csv" for name in TABLES]
+    if found := [path.name for path in tables if not recorded and path.exists() and path.stat().st_size]:
+        raise InputError(f"{folder} holds a {found[0]} that is of no run here; choose another --out.")
 
 
 class Tables:

@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from shared.evaluation import Evaluator, Stopped
 from shared.lanes import lane_settings, layout_on, make_mesh, over_lanes, replicated, use_cpu_devices, with_settings
 from shared.policies import Policy, at_step, seen_by
 from shared.programs import fitting, keep_programs
-from shared.record import LANE_COLUMNS, TABLES, Means, Tables, WandbLanes, status_of, summarise, write_record
+from shared.record import LANE_COLUMNS, TABLES, Means, Tables, WandbLanes, refuse_to_overwrite, summarise, write_record
 from shared.schedule import chunk_keys, chunk_length
 from shared.signals import Signals
 from shared.task import Task
@@ -63,7 +64,7 @@ def launch(main: Callable, cls: type, presets: dict[str, dict[str, Any]], doc: s
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"Stopped and saved; continue with --out {stop.out} --resume", file=sys.stderr)
+        print(f"Stopped and saved; continue with --out {shlex.quote(str(stop.out))} --resume", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:  # the second Ctrl-C: at once
         sys.exit(130)
@@ -183,8 +184,7 @@ class Run:
             self._table_sizes = self._read_checkpoint_header()
             return
         for folder in {self.out, self.merged_out}:
-            if (folder / "run.json").exists() and status_of(folder) in ("finished", "") or holds_checkpoint(folder):
-                raise InputError(f"{folder} holds a run already; add --resume or choose another --out.")
+            refuse_to_overwrite(folder)
         (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
         self._table_sizes = {}
         self._tables.cut(self._table_sizes)
@@ -422,7 +422,7 @@ class Run:
             "algorithm": self.algorithm,
             "file": os.path.relpath(self.file, ROOT),
             "status": status,
-            "command": " ".join([os.path.relpath(self.file, ROOT), *sys.argv[1:]]),
+            "command": shlex.join([os.path.relpath(self.file, ROOT), *sys.argv[1:]]),
             "args": dataclasses.asdict(self.args),
             "task": self.task.describe(),
             "lanes": [{"lane": i, **s} for i, s in enumerate(self.settings, self.first_lane)],

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from shared.arguments import RunArgs
 from shared.errors import InputError
 
+MAX_CHUNK = 1_000_000
+"""Steps of one compiled call, in which no signal is seen; a key is made for each beforehand."""
+
 
 def chunk_keys(key: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
     """[n] the keys of a lane's n steps from `start` on; `length` [n] stands for n."""
@@ -21,6 +24,8 @@ def chunk_length(args: RunArgs, total: int, unit: int, before: int = 0, offline:
     if offline:
         chunk = math.gcd(chunk, min(args.offline_eval_every, offline))
     before += offline
+    if chunk > MAX_CHUNK:
+        raise InputError(f"{chunk:,} steps in one call cannot be stopped; --log-every must be {MAX_CHUNK:,} or less.")
     if chunk % unit or (chunk < 100 and total > 100 * chunk):
         intervals = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in every.items())
         raise InputError(

@@ -90,6 +90,16 @@ def is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) in (3, 4)
 
 
+def are_images(x: np.ndarray) -> bool:
+    """Whether rows [N, ...] are images, by the same rule."""
+    return x.dtype == np.uint8 and x.ndim in (4, 5)
+
+
+def rows_of_images(x: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] of rows that are images."""
+    return np.ascontiguousarray(_image(x, x.ndim - 1))
+
+
 def _image(x, axes: int):
     """[..., H, W, C] of [..., H, W, C] or [..., C, H, W], with frames before them or not; channels are the shortest."""
     if axes == 4:

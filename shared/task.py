@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import WrapperSpec
 
-from shared.errors import ROOT, InputError, files_for, first_line, nearest, slugify
+from shared.errors import ROOT, InputError, environment_fails, files_for, first_line, nearest, slugify
 from shared.names import is_ogbench, misfit, ogbench_env, ogbench_variants, standard_name
 from shared.spaces import flat_obs_shape, flatten_goal_obs, flatten_obs, less, without
 
@@ -76,7 +76,7 @@ class Task:
 
     def make_env(self, **kwargs) -> gym.Env:
         """The evaluation environment (with its time limit)."""
-        return gym.make(self.env_spec, **kwargs)
+        return made(self.env_spec, **kwargs)
 
     def capped(self, steps: int = 0) -> "Task":
         """This task with episodes of at most `steps`; 0: of MAX_EPISODE_STEPS where the environment has no limit."""
@@ -125,7 +125,7 @@ class Task:
         if self.env_spec is None:
             raise InputError(f"'{self.id}' has no environment to change; give one with --env.")
         env_spec = registered_env(env_id, kwargs, self.env_spec.max_episode_steps)
-        env = gym.make(env_spec)
+        env = made(env_spec)
         spec = space_spec(flat_obs_shape(without(env.observation_space, self.left_out)), env.action_space)
         env.close()
         if spec != self.spec:
@@ -253,6 +253,12 @@ WRAPPERS = re.compile(r"(gymnasium|gymnasium_robotics|minigrid|ogbench|environme
 """Of the wrappers that a file names, those of these packages are made; nothing else is imported because it says so."""
 
 
+def made(env_spec: gym.envs.registration.EnvSpec, **kwargs) -> gym.Env:
+    """An environment, or InputError where it raises something, as at arguments that it does not know or lacks."""
+    with environment_fails(env_spec.id, f"when it was made with {env_spec.kwargs}"):
+        return gym.make(env_spec, **kwargs)
+
+
 def with_wrappers(env_spec: gym.envs.registration.EnvSpec, wrappers: list[dict]) -> gym.envs.registration.EnvSpec:
     """`env_spec` behind `wrappers` {name, entry_point, kwargs}, the innermost first.
 
@@ -307,7 +313,7 @@ def space_spec(obs_shape: tuple[int, ...], action_space: gym.Space) -> Spec:
 def env_task(env_id: str) -> Task:
     """The task of an environment without data (online algorithms)."""
     env_spec, module = named_env(env_id)
-    env = gym.make(env_spec)
+    env = made(env_spec)
     spec = space_spec(flat_obs_shape(env.observation_space), env.action_space)
     env.close()
     reference = reference_score(env_spec.id, env_spec.id)

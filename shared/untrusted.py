@@ -22,7 +22,7 @@ SMALL = 1 << 20  # what may be claimed in any case: HDF5 stores nothing of an ar
 def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """{name: array} of a NumPy archive, where `wanted(name)`."""
     with zipfile.ZipFile(path) as archive:
-        names = {m: m.filename.removesuffix(".npy") for m in archive.infolist() if m.filename.endswith(".npy")}
+        names = _names(archive)
         members, claimed = [m for m, name in names.items() if wanted(name)], 0
         for member in members:
             held = min(member.compress_size, path.stat().st_size) * RATIO
@@ -43,10 +43,18 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a NumPy archive, of which nothing but the headers is read."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
-        for member in (m for m in archive.infolist() if m.filename.endswith(".npy")):
+        for member, name in _names(archive).items():
             with archive.open(member) as file:
-                shapes[member.filename.removesuffix(".npy")], _ = _npy_header(file)
+                shapes[name], _ = _npy_header(file)
     return shapes
+
+
+def _names(archive: zipfile.ZipFile) -> dict[zipfile.ZipInfo, str]:
+    """{member: name} of the arrays of an archive, each of which has a name of its own."""
+    names = {m: m.filename.removesuffix(".npy") for m in archive.infolist() if m.filename.endswith(".npy")}
+    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        raise ValueError(f"it holds two arrays of the name {twice[0]}")
+    return names
 
 
 def hdf5_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ ends with terminal, time limit, end of the log
 import dataclasses
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -517,6 +518,17 @@ def test_unreadable_files(tmp_path):
         load_dataset(str(tmp_path / "y.npz"))
     with pytest.raises(InputError, match="not a Minari dataset"):
         load_dataset(str(tmp_path))
+    with pytest.raises(InputError, match=r"^There is no file .*absent\.$"):
+        load_dataset(str(tmp_path / "absent"))
+    path = write_pendulum(tmp_path / "pendulum.npz")
+    with np.load(path) as file:
+        np.savez(tmp_path / "one.npz", **{name: x[:1] for name, x in file.items()})
+    with pytest.raises(InputError, match="holds 1 transitions"):
+        load_dataset(str(tmp_path / "one.npz"))
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("rewards.npy", archive.read("rewards.npy"))
+    with pytest.raises(InputError, match="two arrays of the name rewards"):
+        load_dataset(path)
 
 
 def test_rewards_that_are_all_equal_have_no_range(tmp_path):

@@ -429,6 +429,13 @@ def test_mistyped_name_exits_2_with_one_sentence(root):
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--steps 0", "--seed -1", f"--seed {2**31}"])
+def test_numbers_that_no_dataset_is_made_with(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make.main(["pendulum-mixed", *option.split()])
+    assert stop.value.code == 2 and f"error: {option.split()[0]} must be" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pgx") is not None, reason="pgx is installed")
 def test_a_missing_package_is_one_sentence_that_says_how_to_install_it(root):
     command = [sys.executable, ROOT / "datasets" / "make.py", "minatar-breakout-mixed"]

@@ -359,12 +359,19 @@ def test_arguments_can_be_changed_for_an_evaluation(run_dir, monkeypatch):
         ("actor_lr=0.1", "values of their own"),
         ("top_fraction=much", "no such value"),
         ("policy=../x", "NAME=VALUE"),
+        ("seeds=3", "plays no part"),
+        ("env=none", "plays no part"),
+        ("hidden_dims=9", "a list of values"),
+        ("top_fraction=nan", "top-fraction must be finite"),
+        ("max_episode_steps=-3", "must be at least 0"),
     ],
 )
 def test_changes_that_cannot_be_made(change, words, run_dir):
     with pytest.raises(InputError, match=words):
         main([str(run_dir), "--set", change])
     assert not list(run_dir.glob("evaluation*"))
+    with pytest.raises(InputError, match="an argument has one value"):
+        main([str(run_dir), "--set", "head=gaussian", "head=auto"])
 
 
 def test_episodes_and_a_film_are_made_together(run_dir, tmp_path):

@@ -107,6 +107,18 @@ def test_an_end_of_an_episode_is_no_termination(name, tmp_path):
     assert counts(data) == (N, E, 0) and (data.last == ENDS).all() and data.task.data["cuts"] == E
 
 
+def test_what_speaks_of_episodes_and_is_not_understood_is_told_or_refused(tmp_path):
+    """A table that terminates in three rows would be three episodes of 50 and one of 250."""
+    arrays = log(next_observations=None, terminals=SOME)
+    for i, (name, x) in enumerate({"episodes": E, "step_type": np.full(N, 7), "discount": np.arange(N)}.items()):
+        data = load_dataset(write(tmp_path / f"{i}.npz", arrays | {name: x}))
+        assert any(note.startswith(f"{name} ") and "not used" in note for note in data.task.data["notes"])
+    with pytest.raises(InputError, match=r"are 401 rows in 8 episodes, here are 400.*ignore=episode_lengths"):
+        load_dataset(write(tmp_path / "x.npz", arrays | {"episode_lengths": np.full(E, T) + (np.arange(E) == 2)}))
+    data = load_dataset(write(tmp_path / "y.npz", log(next_observations=None, episode_id=np.arange(N) // T % 2)))
+    assert counts(data) == (N, E, 0) and "6 times a value comes back" in data.task.data["notes"][0]
+
+
 def test_ends_as_numbers_of_rows(tmp_path):
     ends = np.arange(T, N + 1, T)
     data = load_dataset(write(tmp_path / "x.npz", log(next_observations=None, episode_ends=ends)))
@@ -171,6 +183,20 @@ def test_fields_by_other_names(tmp_path):
     for given, words in (("obs=Q", "no array 'Q'"), ("state=S", "expected ROLE=NAME"), ("S", "expected ROLE=NAME")):
         with pytest.raises(InputError, match=words):
             load_dataset(path, fields=(given,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (("obs=next_observations", "obs=observations"), "'next_observations' is obs already; only one"),
+        (("reward=rewards", "reward=bonus"), "'rewards' is reward already; only one"),
+        (("timeout=cut", "terminal=cut"), "'cut' is timeout already; an array has one role"),
+    ],
+)
+def test_fields_that_cannot_all_be_read(fields, words, tmp_path):
+    path = write(tmp_path / "x.npz", log(bonus=np.ones(N), cut=ENDS))
+    with pytest.raises(InputError, match=words):
+        load_dataset(path, fields=fields)
 
 
 def test_every_array_that_was_not_read_is_named(tmp_path, capsys):
@@ -271,6 +297,12 @@ def test_next_observations_that_were_shifted_over_the_ends_of_episodes(flags, tm
         assert counts(data)[:2] == (N, E) and (data.successor == ~ENDS).all()
         np.testing.assert_array_equal(data.next_obs[ENDS], obs[ENDS])
         assert any("8 last rows is the next episode's first" in note for note in data.task.data["notes"])
+    near = obs.copy()
+    near[2 * T : 3 * T] += near[2 * T - 1] - near[2 * T] + 0.1  # the third episode begins where the second ended
+    data = load_dataset(
+        write(tmp_path / "near.npz", log(observations=near, next_observations=np.roll(near, -1, 0), **flags))
+    )
+    assert (data.successor == ~ENDS).all()
     honest = load_dataset(write(tmp_path / "honest.npz", log(**flags)))
     assert honest.successor.all() and honest.task.data["notes"] == []
 
@@ -393,6 +425,32 @@ def test_robomimic(tmp_path):
     np.testing.assert_array_equal(data.obs, arrays["observations"])
     assert data.episode_returns().tolist() == [T * e for e in range(E)]
     assert "data/demo_5/obs/camera (50, 8, 8, 3)" in data.task.data["not_read"]
+
+
+@pytest.mark.parametrize("following", [True, False])
+def test_observations_of_other_arrays_are_not_joined(following, tmp_path):
+    """As many numbers, but not the same ones: of an episode, or of the next observations."""
+    arrays = {}
+    for e, part in enumerate(episodes_of(log())):
+        keys = ("arm", "goal") if e == 3 and not following else ("arm", "object")
+        for name, names in (("obs", keys), ("next_obs", ("arm", "goal") if following else keys)):
+            x = part["observations" if name == "obs" else "next_observations"]
+            arrays |= {f"data/demo_{e}/{name}/{key}": x[:, 2 * i : 2 * i + 2] for i, key in enumerate(names)}
+        arrays |= {f"data/demo_{e}/actions": part["actions"]}
+    with pytest.raises(InputError, match="some observations are of arm, object, others of arm, goal"):
+        load_dataset(write(tmp_path / "x.hdf5", arrays))
+
+
+def test_one_value_of_a_whole_episode(tmp_path):
+    """Where an episode has one row, too; a discount that never ends anything is no flag."""
+    parts, arrays = [slice(0, 1), slice(1, 4), slice(4, 6)], {}
+    for e, rows in enumerate(parts):
+        arrays |= {f"episode_{e}/{name}": x[rows] for name, x in log(next_observations=None).items()}
+        whole = {"terminated": e == 0, "episode_id": 7 * e, "discount": 0.9, "path_lengths": [1, 3, 2][e]}
+        arrays |= {f"episode_{e}/{name}": np.array(x) for name, x in whole.items()}
+    data = load_dataset(write(tmp_path / "x.hdf5", arrays))
+    assert counts(data) == (6, 3, 1) and np.flatnonzero(data.last).tolist() == [0, 3, 5] and data.terminal[0]
+    assert any(note.startswith("discount ") and "not used" in note for note in data.task.data["notes"])
 
 
 def test_d3rlpy(tmp_path):
@@ -536,16 +594,17 @@ def test_rlds(tmp_path):
     assert data.episode_returns().tolist() == [T * (e + 1) for e in range(E)]
 
 
-def test_dm_env(tmp_path):
-    """V-D4RL: the action and reward beside an observation are those that led to it."""
+@pytest.mark.parametrize("first", [0.0, np.nan])
+def test_dm_env(first, tmp_path):
+    """V-D4RL: the action and reward beside an observation are those that led to it; dm_env has no first reward."""
     parts, rows = episodes_of(log()), []
     for e, part in enumerate(parts):
         rows.append(
             {
                 "observation": np.concatenate([part["observations"], part["next_observations"][-1:]]),
                 "action": np.concatenate([np.zeros((1, 2)), part["actions"]]),
-                "reward": np.r_[0.0, part["rewards"]],
-                "discount": np.r_[np.ones(T), np.float32(e >= 3)],
+                "reward": np.r_[first, part["rewards"]],
+                "discount": np.r_[first + 1.0, np.ones(T - 1), np.float32(e >= 3)],
                 "step_type": np.r_[0, np.ones(T - 1, int), 2],
             }
         )
@@ -611,6 +670,11 @@ def test_images_in_either_order_of_axes(tmp_path):
     last = load_dataset(write(tmp_path / "last.npz", arrays | {"image": np.moveaxis(frames[:-1], 1, -1)}))
     assert first.obs.shape == last.obs.shape == (N, 12, 12, 9) and first.obs.dtype == np.uint8
     np.testing.assert_array_equal(first.obs, last.obs)
+    following = np.where(ENDS[:, None, None, None], np.nan, frames[1:])
+    known = load_dataset(write(tmp_path / "following.npz", arrays | {"next_image": following}))
+    np.testing.assert_array_equal(known.next_obs, last.next_obs)
+    grey = load_dataset(write(tmp_path / "grey.npz", arrays | {"image": frames[:-1, 0]}))
+    assert grey.obs.shape == (N, 144) and "(12, 12) are laid flat" in grey.task.data["notes"][0]
 
 
 def test_several_tables_in_a_file_are_not_taken_for_episodes(tmp_path):

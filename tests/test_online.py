@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from shared import checks, online
 from shared.arguments import parse
-from shared.checks import other_rewards
+from shared.checks import other_rewards, random_rewards
 from shared.data import load_dataset, return_to_go
 from shared.errors import InputError, Interrupted
 from shared.jax_envs import JaxEnv, begin_envs, jax_env, step_envs
@@ -142,6 +142,42 @@ def test_an_environment_that_cannot_be_restored_starts_its_next_episode_and_says
     first = again.obs.copy()
     row = again.step(np.zeros((1, 1), np.float32))
     assert row[0, 0] == first[0, 0] and again.length.tolist() == [1]
+
+
+class Broken(Counter):
+    """Raises what no caller knows, wherever it is asked."""
+
+    at = ""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        assert self.at != "made", "no such\nmotor"
+
+    def reset(self, **kwargs):
+        assert self.at != "reset", "no such\nmotor"
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        assert self.at != "step", "no such\nmotor"
+        return super().step(action)
+
+
+@pytest.mark.parametrize("at", ["made", "reset", "step"])
+def test_an_environment_that_fails_is_told_in_one_sentence(at, monkeypatch):
+    if "OnlineTest/Broken-v0" not in gym.registry:
+        gym.register("OnlineTest/Broken-v0", Broken, max_episode_steps=9)
+    task = env_task("OnlineTest/Broken-v0")
+    envs = LaneEnvs(task, [0])
+    envs.step(np.zeros((1, 1), np.float32))
+    state = envs.state()
+    monkeypatch.setattr(Broken, "at", at)
+    asked = [lambda: random_rewards(task)]
+    asked += [lambda: env_task("OnlineTest/Broken-v0")] * (at == "made")
+    asked += [lambda: envs.restore(state)] * (at != "made")
+    asked += [lambda: envs.step(np.zeros((1, 1), np.float32))] * (at == "step")
+    for ask in asked:
+        with pytest.raises(InputError, match=r"^OnlineTest/Broken-v0 failed .*\(no such.*\)\.$"):
+            ask()
 
 
 def test_jax_environments_are_gymnasiums_own():

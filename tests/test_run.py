@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -442,8 +443,20 @@ MISTAKES = [
     ("unknown preset", "cql", ["--preset", "hoper"], ["'hoper'", "hopper"]),
     ("actions are continuous", "bc", ["--head", "categorical"], ["discrete", "continuous"]),
     ("no common divisor", "bc", ["--updates", "5000", "--log-every", "7"], ["--log-every 7", "common divisor"]),
+    (
+        "too many updates at once",
+        "bc",
+        [x for flag in ("updates", "log-every", "eval-every", "checkpoint-every") for x in (f"--{flag}", "1000001")],
+        ["1,000,001 steps", "--log-every"],
+    ),
     ("not a multiple of the policy delay", "td3_bc", ["--updates", "5"], ["common divisor"]),
     ("no seeds", "bc", ["--seeds", "0"], ["--seeds", "at least 1"]),
+    ("seeds beyond memory", "bc", ["--seeds", "100001"], ["100,001 lanes", "100,000"]),
+    ("a seed of more than 32 bits", "bc", ["--seed", str(2**32)], ["--seed", "below 2,147,483,648", "4294967296"]),
+    ("a size that no array has", "bc", ["--hidden-dims", "8", str(10**20)], ["--hidden-dims", "below 2,147,483,648"]),
+    ("infinite in the update", "bc", ["--actor-lr", "1e39"], ["--actor-lr must be finite"]),
+    ("0 in the update", "awac", ["--temperature", "1e-50"], ["--temperature must be above 0"]),
+    ("a value given twice", "td3_bc", ["--alpha", "1", "2.5", "1"], ["--alpha 1 2.5 1", "twice"]),
     ("no updates", "bc", ["--updates", "0"], ["--updates", "at least 1"]),
     ("no interval", "bc", ["--eval-every", "-1"], ["--eval-every", "at least 1"]),
     ("NaN", "bc", ["--actor-lr", "nan"], ["--actor-lr", "finite"]),
@@ -689,6 +702,15 @@ def test_a_record_that_cannot_be_read_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="holds a run"):
         toy(tmp_path / "run")
     assert (tmp_path / "run" / "run.json").read_text() == '{"stat'
+
+
+def test_a_table_that_is_of_no_run_is_not_overwritten(tmp_path):
+    table = tmp_path / "mine" / "metrics.csv"
+    table.parent.mkdir()
+    table.write_text("weeks,of,work\n")
+    with pytest.raises(InputError, match=r"holds a metrics.csv that is of no run here"):
+        toy(tmp_path / "mine")
+    assert table.read_text() == "weeks,of,work\n" and len(list(table.parent.iterdir())) == 1
 
 
 def test_a_signal_between_two_looks_at_it_is_not_taken_for_saved(tmp_path, monkeypatch):
@@ -1026,13 +1048,15 @@ def test_the_record_of_a_run(folder, bc):
 
 def test_arguments_are_recorded_after_the_preset(folder, tmp_path, monkeypatch):
     module = load("bc")
-    argv = ["--dataset", str(folder / "pendulum.npz"), *TINY[2:], "--out", str(tmp_path / "run")]
+    out = tmp_path / "a run's"
+    argv = ["--dataset", str(folder / "pendulum.npz"), *TINY[2:], "--out", str(out)]
     argv = [a for a in argv if a not in ("--batch-size",)]  # leave the batch size to the preset
     argv.remove("8")
     monkeypatch.setattr(sys, "argv", [module.__file__, *argv])
-    monkeypatch.setattr(module, "main", lambda args: toy_with(args, tmp_path / "run"))
+    monkeypatch.setattr(module, "main", lambda args: toy_with(args, out))
     launch(module.main, module.Args, {"pendulum": {"batch_size": 5}}, module.__doc__)
-    assert record(tmp_path / "run")["args"]["batch_size"] == 5
+    assert record(out)["args"]["batch_size"] == 5
+    assert shlex.split(record(out)["command"])[1:] == argv  # to be typed again
 
 
 def toy_with(args, out: Path) -> None:

@@ -133,6 +133,14 @@ def test_a_dataset_without_an_environment(i):
     assert data.spec.discrete and data.spec.action_dim == 8 and data.task.data["time_limits"] == 3
 
 
+def test_images_of_more_channels_than_rows_are_turned_once():
+    obs, _ = stored("test/frames-v0", spaces.Box(0, 255, (4, 8, 9, 3), np.uint8), spaces.Discrete(2), 1, 3)
+    data = load_dataset("test/frames-v0")
+    right = np.moveaxis(np.stack(obs[0]), 1, -2).reshape(4, 8, 9, 12)
+    np.testing.assert_array_equal(data.obs, right[:3])
+    np.testing.assert_array_equal(data.next_obs, right[1:])
+
+
 def test_dictionaries_of_other_keys_are_not_joined():
     """Both are flattened to four numbers."""
     box = spaces.Box(-1, 1, (2,))
@@ -226,6 +234,9 @@ def test_episodes_of_one_observation_too_few(monkeypatch):
         def episodes(dataset):
             for e in read(dataset):
                 yield e if e.id != 1 else dataclasses.replace(e, observations=e.observations[:-by])
+                if e.id == 1:  # one without a step says nothing of the rows before it
+                    none = {n: getattr(e, n)[:0] for n in ("actions", "rewards", "terminations", "truncations")}
+                    yield dataclasses.replace(e, observations=e.observations[:1], **none)
 
         return episodes
 
@@ -234,6 +245,7 @@ def test_episodes_of_one_observation_too_few(monkeypatch):
     data = load_dataset("test/few-v0")
     np.testing.assert_array_equal(data.obs, whole.obs)
     assert data.successor.tolist() == [i != 11 for i in range(18)]
+    assert "1 episodes without a step are left out" in data.task.data["notes"]
     np.testing.assert_array_equal(data.next_obs[data.successor], whole.next_obs[data.successor])
     monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", cut(2))
     with pytest.raises(InputError, match="episode 1 has 5 observations of 6 steps"):
