@@ -2,10 +2,12 @@
 
 import atexit
 import csv
+import functools
 import gc
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -50,6 +52,15 @@ def load(name: str):
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@functools.cache
+def of_today() -> set[str]:
+    """Algorithms whose file or tests are new or changed since the last commit: `make test` takes their long tests."""
+    found = subprocess.run(
+        ["git", "status", "--porcelain", "-uall", "--", "algorithms", "tests"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {Path(line[3:]).stem.removeprefix("test_") for line in found.stdout.splitlines()}
 
 
 def timeless(table: Path) -> list[dict]:
@@ -178,6 +189,15 @@ def batch() -> Batch:
 
 def pytest_addoption(parser):
     parser.addoption("--whole-faults", action="store_true", help="the whole of tests/test_faults.py (make test-faults)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What is being written has its long tests taken, before others are left out."""
+    names = of_today() & {path.stem for path in ALGORITHMS}
+    for item in items:
+        if item.path.stem.removeprefix("test_") in names:
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "long"]
 
 
 def pytest_collection_finish(session):

@@ -158,7 +158,7 @@ def survives(name: str, path: Path, source: str, test: Path) -> bool:
     sys.modules[name] = module
     sys.modules.pop(test.stem, None)  # what it has loaded at its top would be the source of before
     exec(compile(source, str(path), "exec"), module.__dict__)
-    options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header", str(test)]
+    options = ["-x", "-q", "-m", "not learning", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header", str(test)]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return pytest.main(options) == 0
 

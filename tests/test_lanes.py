@@ -8,12 +8,11 @@ import re
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, ROOT, load
+from conftest import ALGORITHMS, ROOT, load, of_today
 from jax._src.config import persistent_cache_min_compile_time_secs as least_seconds_of_the_cache
 from jax.experimental.key_reuse._core import check_key_reuse
 from jobs import SHORT, learning_rate, own_sizes, small, train
@@ -32,14 +31,6 @@ SHORTEST = {
     for q in ALGORITHMS
 }
 """One file of each family."""
-
-
-def of_today() -> set[str]:
-    """Files that are new or changed since the last commit: `make test` takes them too."""
-    found = subprocess.run(
-        ["git", "status", "--porcelain", "-uall", "--", "algorithms"], cwd=ROOT, capture_output=True, text=True
-    )
-    return {Path(line[3:]).stem for line in found.stdout.splitlines()}
 
 
 TAKEN = SHORTEST | of_today()

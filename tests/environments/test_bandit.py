@@ -26,6 +26,7 @@ def test_each_arm_pays_as_often_as_it_says():
         gym.make("BernoulliBandit-v0", p=1.5)
 
 
+@pytest.mark.long
 def test_the_data_is_of_the_arms_and_shares_in_its_name():
     make.make("bandit-p80-good50", steps=500)
     data = load_dataset("bandit-p80-good50")

@@ -149,6 +149,7 @@ def test_it_is_an_id_like_any_other():
     assert [env.step(np.zeros(3, np.float32))[3] for _ in range(7)] == [False] * 6 + [True]
 
 
+@pytest.mark.long
 def test_a_stored_run_comes_back_with_its_physics(pendulum, tmp_path, monkeypatch):
     """A policy that was evaluated in changed physics is evaluated there again, from its checkpoint alone."""
     module, out = load("td3_bc"), tmp_path / "run"

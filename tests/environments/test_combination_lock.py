@@ -152,6 +152,7 @@ def latents(lock: Lock, obs) -> np.ndarray:
     return (np.asarray(obs) @ lock.rotation() / lock.obs_dim)[..., :3].argmax(-1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("continuous", (False, True))
 def test_offline_data(continuous):
     lock, n = Lock(horizon=8, continuous=continuous, seed=3), 8_000

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from environments.point import World
 from environments.point_behaviour import Behaviour, _normal, rollout, route
 from environments.point_truth import lattice, steps_to
@@ -37,6 +38,7 @@ def test_the_planner_masters_forces_wind_and_turns_and_goes_around_hazards():
     assert costs[0] > 0 == costs[1]
 
 
+@pytest.mark.long
 def test_grades_of_skill():
     """Fewer episodes reach the goal in time, and later, from expert to medium to random."""
     grades = Behaviour(noise=0.25), Behaviour(noise=0.5, random=0.2, detours=3), Behaviour("uniform")

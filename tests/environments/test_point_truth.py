@@ -126,6 +126,7 @@ def test_finer_actions_are_hardly_faster():
         assert (fast >= 0.95 * slow - 1).all() and (fast <= slow + 1).all()
 
 
+@pytest.mark.long
 def test_values_are_the_returns_of_the_optimal_policy():
     """On slippery ground with deadly holes: the best actions, played in the world, get what V says; others less."""
     world = World("lake", deadly=True, slip=0.4, **GRID)

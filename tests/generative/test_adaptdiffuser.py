@@ -148,6 +148,7 @@ def loss_in_numpy(params, x, key, abar):
     return ((clean - x) ** 2).mean()
 
 
+@pytest.mark.long
 def test_adaptdiffuser_losses():
     module, agent, args, key = load("adaptdiffuser"), tiny_agent(), args_of(plan_share=0.3), jax.random.key(5)
     x, plans, abar = windows_of(), windows_of(16, seed=2), module.alpha_bars(3)
@@ -269,6 +270,7 @@ def test_adaptdiffuser_guide_moves_plans_along_the_gradient_of_the_return():
     np.testing.assert_array_equal(guide(agent, begin, 1, 0.7, ends, args), begin)
 
 
+@pytest.mark.long
 def test_adaptdiffuser_returns_that_are_asked_for_follow_the_windows(tmp_path):
     """In ranges of the data's, under each lane's discount; and a run with a guide logs its loss."""
     module, path = load("adaptdiffuser"), Path(write_goals(tmp_path / "goals.npz"))
@@ -340,6 +342,7 @@ def test_adaptdiffuser_distance_of_a_plan_is_that_of_its_worst_step():
     close(module.plan_distance(plans, reference, layout), expected)
 
 
+@pytest.mark.long
 def test_adaptdiffuser_a_round_keeps_the_plans_nearest_to_the_data(tmp_path):
     """Half of six plans, with the inverse model's actions."""
     module, args = load("adaptdiffuser"), args_of()
@@ -364,6 +367,7 @@ def test_adaptdiffuser_a_round_keeps_the_plans_nearest_to_the_data(tmp_path):
     close(new.plans[:, :-1, :2], action)
 
 
+@pytest.mark.long
 def test_adaptdiffuser_a_run_logs_the_same_before_and_after_a_round_begins(goals, tmp_path, monkeypatch):
     """Also where it went on from a checkpoint within the round."""
     sizes = {"rounds": 1, "round_updates": 4, "updates": 6, "log_every": 2, "checkpoint_every": 2, "eval_every": 6}

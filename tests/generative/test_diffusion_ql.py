@@ -145,6 +145,7 @@ def test_diffusion_ql_gradient_passes_through_the_chain_and_not_through_the_norm
     np.testing.assert_allclose(slope, (loss(1e-6) - loss(-1e-6)) / 2e-6, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_diffusion_ql_moves_the_target_policy_rarely_and_the_critics_always(batch):
     module = load("diffusion_ql")
     args = args_of(target_start=4, target_every=2, tau=0.1)

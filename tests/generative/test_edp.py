@@ -171,6 +171,7 @@ def moves_against(grads, old, new):
         np.testing.assert_allclose((n - o)[clear], -1e-3 * np.sign(g)[clear], rtol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("improvement", ["td3", "iql"])
 def test_edp_update_takes_all_losses_of_the_old_parameters_but_v(batch, improvement):
     """The first step of Adam is the sign of the gradient; then the targets follow, the policy's rarely."""

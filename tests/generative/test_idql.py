@@ -154,6 +154,7 @@ def test_idql_acts_by_q_among_the_models_actions(idql, form, batch, choice):
     )
 
 
+@pytest.mark.long
 def test_idql_updates_the_value_before_q_and_the_flow_all_at_once(idql, form, batch):
     args, agent = form
     args, key = idql.Args(**{**vars(args), "tau": 0.2, "average_step": 0.3}), jax.random.key(3)
@@ -180,6 +181,7 @@ def test_idql_the_diffusion_models_rate_decays_and_its_weights_too():
     assert isinstance(optimizer, optax.GradientTransformation)
 
 
+@pytest.mark.long
 def test_idql_finds_the_best_of_four_modes_though_it_is_rare():
     """A bandit of two dimensions with modes at the corners (+-0.7, +-0.7); the best one has a tenth of the data."""
     idql = load("idql")

@@ -116,6 +116,7 @@ def test_ldcq_shares_what_it_shares():
     assert not differences(module, load("tacorl")) & {"clipped_adam"}
 
 
+@pytest.mark.long
 def test_ldcq_begins_with_pytorchs_weights_at_the_rates_of_the_authors_scripts():
     """Uniform within 1 / sqrt(inputs); Q's rate is that of train_q_net.py, not the default of its class."""
     module, agent = load("ldcq"), started()
@@ -323,6 +324,7 @@ def test_ldcq_windows_are_drawn_by_their_priorities(block, monkeypatch):
     assert set(np.asarray(window)) == {0, 1, 2, 3} and (weight == 1).all()
 
 
+@pytest.mark.long
 def test_ldcq_update_moves_priorities_targets_and_nothing_of_the_plans():
     module, windows, args, key = load("ldcq"), windows_of(), args_of(tau=0.1), jax.random.key(8)
     agent = tiny_agent().replace(priorities=jnp.full(12, 100.0))

@@ -135,6 +135,7 @@ def test_ofql_actor_divides_by_the_other_critic(batch):
     assert drawn == {0, 1}
 
 
+@pytest.mark.long
 def test_ofql_moves_the_target_policy_rarely_and_the_critics_always(batch):
     ofql = load("ofql")
     args = args_of(target_start=4, target_every=2, tau=0.1)
@@ -169,6 +170,7 @@ def test_ofql_acts_by_softmax_of_the_target_critics_or_with_one_sample(batch, mo
     np.testing.assert_allclose((actions[:, None] == fixed).all(-1).mean(0), expected, atol=0.04)
 
 
+@pytest.mark.long
 def test_ofql_one_step_hits_two_modes_where_plain_flow_matching_misses():
     """Actions are -0.7 or 0.7: cloned with the average velocity, and with flow_ratio 1."""
     ofql = load("ofql")

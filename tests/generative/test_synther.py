@@ -237,6 +237,7 @@ def test_synther_batches_hold_their_share_of_samples():
         np.testing.assert_array_equal(batch.obs[:, 0], batch.reward)
 
 
+@pytest.mark.long
 def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monkeypatch):
     """In the environment's units and as they were before the shift, one lane's in each file, all of its rows."""
     module, out = load("synther"), tmp_path / "run"
@@ -264,6 +265,7 @@ def test_synther_writes_samples_that_every_script_reads(pendulum, tmp_path, monk
             close(stored["actions"][:, 0], np.full(24, 2 * row[3]))
 
 
+@pytest.mark.long
 def test_synther_draws_the_same_samples_when_it_goes_on_for_longer(pendulum, tmp_path, monkeypatch):
     module, out, drawn = load("synther"), tmp_path / "run", []
 

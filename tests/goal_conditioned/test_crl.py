@@ -64,6 +64,7 @@ def test_the_actor_climbs_the_lesser_critic():
     jax.tree.map(np.testing.assert_array_equal, value, agent.value)  # V is of the discrete actor alone
 
 
+@pytest.mark.long
 def test_discrete_actions_are_cloned_by_advantages():
     crl, args, agent, batch = setting(DISCRETE_SPEC, beta=2.0, max_weight=1.5)
     q = critics(agent, batch.actor_goal, batch.obs, np.eye(4)[batch.action]).diagonal(axis1=1, axis2=2).min(0)

@@ -79,6 +79,7 @@ def test_the_lower_policy_is_cloned_by_what_one_step_gains():
     )
 
 
+@pytest.mark.long
 def test_the_representation_is_learned_by_the_value_alone():
     hiql, args, agent, batch = setting(learning_rate=0.1)
     new, _ = hiql.update(agent, batch, jax.random.key(0), args)

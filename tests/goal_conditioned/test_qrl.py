@@ -78,6 +78,7 @@ def test_pairs_are_pushed_apart_and_steps_held_to_one():
     close(qrl.value_loss(value, agent, batch, awr)[0], apart + np.exp(0.7) * excess)
 
 
+@pytest.mark.long
 def test_the_multiplier_and_the_distance_pull_at_each_other_from_outside():
     qrl, args, agent, batch = setting(learning_rate=0.01)
     new, metrics = qrl.update(agent, batch, jax.random.key(0), args)

@@ -53,6 +53,7 @@ def decoded(agent, batch, plan):
     return total
 
 
+@pytest.mark.long
 def test_a_plan_is_what_a_window_has_in_common():
     tacorl, args, agent, batch, _ = setting(kl_weight=0.3)
     key = jax.random.key(3)
@@ -145,6 +146,7 @@ def moved(before, after) -> bool:
     return any(np.abs(x - y).max() > 0 for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
+@pytest.mark.long
 def test_what_each_stage_learns():
     tacorl, args, agent, batch, _ = setting(tau=0.5, target_gap=0.0)
     new, _ = tacorl.update_plans(agent, batch, jax.random.key(0), args)

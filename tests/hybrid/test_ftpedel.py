@@ -177,6 +177,7 @@ def trained():
     return found
 
 
+@pytest.mark.long
 def test_a_dataset_saves_episodes_and_alone_is_not_enough(trained):
     exact = [jnp.float32(x) for x in LOCK.tables()]
     episodes = {mode: float(x[0].episodes) for mode, x in trained.items()}

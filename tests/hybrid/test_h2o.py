@@ -183,6 +183,7 @@ def test_h2o_policy_learns_in_real_and_simulated_states(agent, batch):
     assert slope(jnp.float32(0.0), -5.0, 3) < 0 < slope(jnp.float32(0.0), -1.0, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lean", [-0.5, 0.5])
 @pytest.mark.parametrize("switches", [{}, {"weights": False, "adaptive": False}])
 def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agent, batch, other, switches, lean):
@@ -238,6 +239,7 @@ def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
     assert h2o.Args().sim_share == 0.5 and h2o.real_rows(h2o.Args()) == 128
 
 
+@pytest.mark.long
 def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
     """Pairs differ in both cases; in the second s' follows from them in the same way, and the weights stay near one."""
     h2o, n = compiled("h2o"), 64
@@ -270,6 +272,7 @@ def test_h2o_discriminators_find_the_dynamics_and_not_the_behaviour():
     assert last["gap_sim"][1] > 1.0 and last["gap_real"][1] < -1.0, last
 
 
+@pytest.mark.long
 def test_h2o_interacts_with_the_simulator_and_is_evaluated_in_the_real_environment(pendulum, tmp_path, monkeypatch):
     """theta'' = 3 g / (2 l) sin(theta) + 3 u / (m l^2) in what was collected, with the simulator's g."""
     out = tmp_path / "run"

@@ -97,6 +97,7 @@ def test_offline_targets_evaluate_the_current_policy():
     close(targets(agent.nets, actor, critic, off, True, key), off.reward)
 
 
+@pytest.mark.long
 def test_critics_are_fitted_from_the_last_step_back_with_a_fresh_adam():
     """One Adam step moves every weight by its learning rate, in the second iteration as in the first."""
     args = args_of(critic_updates=1, critic_lr=0.01)
@@ -154,6 +155,7 @@ def test_surrogate_and_divergence():
     close(jitted.kl_divergence(actor, net, output, x.obs), kl)
 
 
+@pytest.mark.long
 def test_the_step_is_the_damped_natural_gradient_of_the_given_divergence():
     """Against a dense solve, where conjugate gradients have the steps to converge."""
     args = args_of(actor_hidden_dims=(3,), cg_steps=200, max_kl=1e-4, damping=0.3)
@@ -303,6 +305,7 @@ def test_steps_are_environment_steps_of_whole_episodes():
     assert (whole.env_steps, whole.eval_every) == (10_200, 1_020)
 
 
+@pytest.mark.long
 def test_a_run_learns_from_its_dataset_in_logits(tmp_path, monkeypatch):
     """Rows reach the updates as the lock drew them; the horizon is the lock's, and is recorded."""
     make.make(SOFT_LOCK, steps=80)

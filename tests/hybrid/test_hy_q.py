@@ -232,6 +232,7 @@ def lock_folder(whole_run, monkeypatch):
     return whole_run[0]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_with_its_buffer(whole_run, lock_folder, tmp_path):
     whole = whole_run[1]
     with pytest.MonkeyPatch.context() as patch:

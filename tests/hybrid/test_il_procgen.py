@@ -229,6 +229,7 @@ def trained(agent):
     return run
 
 
+@pytest.mark.long
 def test_an_iteration_is_ppo_and_then_cloning_of_what_the_memory_holds(agent, trained):
     loop, alone, after, info = trained(0.0)
     assert info["remembered"] > 4 and 0 < info["demos_left"] < 1 and info["cloning_loss"] == 0

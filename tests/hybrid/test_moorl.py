@@ -50,6 +50,7 @@ def sources(batch, updates=1):
     return jax.tree.map(lambda x: np.stack([x] * updates), pair)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_moorl_losses_are_those_of_the_adapted_networks(agent, batch, layer_norm):
     module, args, key = compiled("moorl"), tiny(critic_layer_norm=layer_norm), jax.random.key(9)
@@ -84,6 +85,7 @@ def test_moorl_outer_step_is_reptile_and_targets_follow_the_meta_critics(agent):
     same(new.actor_opt, agent.actor_opt)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reset", [False, True])
 def test_moorl_round_is_k_steps_from_one_source(agent, batch, reset):
     """From the first update on, whatever environment step it follows; Adam's state outlives the round."""
@@ -119,6 +121,7 @@ def test_moorl_learns_from_the_rounds_source_alone(agent, batch, monkeypatch):
             assert float(info["reward"]) == reward == float(new.source)
 
 
+@pytest.mark.long
 def test_moorl_many_updates_per_environment_step(agent, batch):
     """Algorithm 1: a whole round after every environment step."""
     module, key = compiled("moorl"), jax.random.key(0)
@@ -159,6 +162,7 @@ def test_moorl_mixtures(updates):
     assert batch.obs.shape == (updates, 1, 6, 3) and (batch.reward == 0).all()
 
 
+@pytest.mark.long
 def test_moorl_without_data_and_averaging_is_sac(batch):
     module, sac, key = compiled("moorl"), compiled("sac"), jax.random.key(4)
     args = tiny(inner_steps=1, reptile_step=1.0, batches="online", critic_layer_norm=False)

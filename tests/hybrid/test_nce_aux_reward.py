@@ -47,6 +47,7 @@ def states():
     return [r.normal(size=(B, 3)).astype(np.float32) for _ in range(2)]
 
 
+@pytest.mark.long
 def test_nce_tells_what_follows_from_what_follows_others(agent, states):
     batch = nce.Pairs(*states, np.ones(B, np.int32))
     query = mlp(agent.models["query"], mlp(agent.models["torso"], states[0]))
@@ -112,6 +113,7 @@ def test_demonstrations_that_lead_nowhere_are_refused():
         demos(*range(17))
 
 
+@pytest.mark.long
 def test_demonstrations_need_no_rewards(tmp_path):
     """Eight episodes of 20 rows, of the maze's numbers and actions."""
     r, row, spec = np.random.default_rng(0), np.arange(160), env_task("PointMazes-v0").spec
@@ -174,6 +176,7 @@ def counting(limit: int) -> JaxEnv:
     return JaxEnv(lambda keys, params=None: (jnp.int32(0), obs(jnp.int32(0))), step, None)
 
 
+@pytest.mark.long
 def test_progress_over_k_steps_is_rewarded_within_the_episode(agent):
     loop = nce.begin(
         jax.random.key(1),

@@ -39,6 +39,7 @@ def normed(critics, *inputs):
     return np.stack(out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("subset_size", "entropy"), [(2, True), (1, False)])
 def test_critic_loss(subset_size, entropy, batch):
     rlpd = compiled("rlpd")
@@ -90,6 +91,7 @@ def test_every_minibatch_has_the_stated_share_of_data(share, offline):
     assert (np.asarray(batch.reward) == 2.0).sum(1).tolist() == [8 - offline] * G
 
 
+@pytest.mark.long
 def test_one_step_is_g_critic_updates_and_one_of_the_actor_on_the_last_minibatch(batch):
     rlpd = compiled("rlpd")
     args, key = args_of(), jax.random.key(3)

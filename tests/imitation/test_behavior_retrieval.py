@@ -24,6 +24,7 @@ def setting(**changes):
     return module, args, agent_of(module, args)
 
 
+@pytest.mark.long
 def test_the_autoencoder_reconstructs_and_stays_near_a_normal():
     module, args, agent = setting(kl_weight=0.3)
     x, key = np.random.default_rng(0).normal(size=(B, 5)).astype(np.float32), jax.random.key(1)
@@ -36,6 +37,7 @@ def test_the_autoencoder_reconstructs_and_stays_near_a_normal():
     close(info["kl"], kl.mean())
 
 
+@pytest.mark.long
 def test_the_policy_is_cloned_by_its_likelihood(batch):
     module, args, agent = setting()
     mean = np.tanh(mlp(agent.actor, batch.obs))
@@ -56,6 +58,7 @@ def parts(tmp_path):
         data.action[:10], demos.action[10:]])  # fmt: skip
 
 
+@pytest.mark.long
 def test_similarity_is_minus_the_distance_to_the_nearest_demonstrated_pair(parts, monkeypatch):
     module, args, _ = setting()
     spec = SPEC._replace(action_dim=1)
@@ -111,6 +114,7 @@ def test_a_batch_is_demonstrations_and_what_was_retrieved(parts, monkeypatch):
     close(metrics["of_dataset"], 1 / 3)
 
 
+@pytest.mark.long
 def test_retrieval_finds_the_data_of_the_demonstrations_task(tmp_path):
     """Two datasets of clusters apart; the demonstrations are of the first: what is retrieved is, too."""
     paths = []

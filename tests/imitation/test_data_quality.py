@@ -123,6 +123,7 @@ def test_the_distance_is_to_the_nearest_row_of_the_part_itself(three):
         assert expected.min() == 0 or part == 1
 
 
+@pytest.mark.long
 def test_the_clone_is_watched_where_it_comes_to(monkeypatch):
     """In a world that ends episodes: starts, then where its own actions lead; compared there with the expert."""
     module = load("data_quality")

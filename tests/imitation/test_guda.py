@@ -28,6 +28,7 @@ GUIDE = {(1, 1): "r", (1, 2): "r", (1, 3): "d", (2, 3): "d", (3, 3): "l", (3, 2)
 WAYS = {"r": (1, 0), "d": (0, 1), "l": (-1, 0), "u": (0, -1)}
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("guda"), batch)
 
@@ -67,6 +68,7 @@ def learned(moves, env_id=UMAZE, **changes):
     return guda, guda.learned_from(args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", [UMAZE, "PointForce-v0"])
 def test_augmented_transitions_are_those_of_the_world(env_id, moves):
     _, data = learned(moves, env_id, augment="mixed", augment_ratio=4)

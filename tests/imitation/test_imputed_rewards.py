@@ -32,10 +32,12 @@ def predicted(params, batch, scales):
     return -3.0 + 4.0 * mlp(params, (x - scales.input_mean) / scales.input_std)[:, 0]
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("imputed_rewards"), batch)
 
 
+@pytest.mark.long
 def test_the_reward_model_is_fitted_by_least_squares(batch):
     module, _, agent, scales = setting()
     expected = (((predicted(agent.reward, batch, scales) - batch.reward) / 4.0) ** 2).mean()
@@ -87,6 +89,7 @@ def test_no_hidden_reward_is_looked_at(pendulum, tmp_path):
     assert len(alone.transitions.rows) == 60 and (np.asarray(alone.labelled) == 1).all()
 
 
+@pytest.mark.long
 def test_labels_of_a_reward_that_is_learnable(tmp_path):
     """After fitting, imputed rewards are the true ones; they are written for other scripts, the known ones as known."""
     path, out = write_pendulum(tmp_path / "pendulum.npz", n=900), tmp_path / "pendulum-imputed.npz"
@@ -110,6 +113,7 @@ def test_labels_of_a_reward_that_is_learnable(tmp_path):
     assert module.accuracy(None, None, dataclasses.replace(args, impute="none")) == {}  # there are no labels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impute", ["zero", "none"])
 def test_without_a_model_nothing_is_asked_of_its_fit(impute, pendulum, tmp_path):
     sizes = {"holdout": 0.0, "reward_updates": 3, "holdout_every": 2}

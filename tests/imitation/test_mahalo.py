@@ -109,6 +109,7 @@ def test_states_are_of_all_rows_of_both_parts_alike(paths):
     assert len(np.unique(seen, axis=0)) > 380
 
 
+@pytest.mark.long
 def test_the_game_without_the_datas_values_runs(pendulum, tmp_path):
     relative, absolute = (
         train("mahalo", pendulum, tmp_path / str(x), env="none", relative=x, actor_lr=1e-3) for x in (True, False)
@@ -129,6 +130,7 @@ def test_values_that_follow_are_bounded(batch):
     np.testing.assert_array_equal(target[batch.terminal > 0], 0.0)
 
 
+@pytest.mark.long
 def test_rewards_do_not_learn_from_pessimism_nor_critics_from_rewards(batch, rewarded):
     mahalo, args, agent = setting(consistency_weight=1.0, reward_weight=1.0)
     bounds = mahalo.Bounds(*BOUNDS)
@@ -189,6 +191,7 @@ def test_weight_matrices_are_bounded_one_by_one():
         close(layer["kernel"][1], 2.0 * was["kernel"][1] / norm)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_update_is_of_critics_then_the_entropys_weight_then_the_actor(warm, batch, rewarded):
     mahalo, args, agent = setting(critic_lr=0.01, actor_lr=0.02, alpha_lr=0.1, tau=0.5, max_norm=3.0)

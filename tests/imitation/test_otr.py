@@ -37,6 +37,7 @@ def cosine(x, y):
     return 1 - (x / norms[0]) @ (y / norms[1]).T
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("otr"), batch)
 
@@ -47,6 +48,7 @@ def test_the_cost_is_one_minus_the_cosine():
     assert np.isfinite(load("otr").cosine_cost(0 * x, y)).all()
 
 
+@pytest.mark.long
 def test_a_plan_has_its_marginals_and_the_least_cost():
     otr, (x, y) = load("otr"), two()
     cost, a, b = cosine(x, y), np.full(4, 0.25), np.full(3, 1 / 3)
@@ -70,6 +72,7 @@ def test_each_step_of_an_episode_has_its_weight_before_the_plan_converges(iterat
     assert np.abs(plan.sum(0) - 1 / 3).max() > 1e-3
 
 
+@pytest.mark.long
 def test_zeros_behind_an_episode_change_nothing():
     otr, (x, y) = load("otr"), two()
     costs = np.asarray(otr.step_costs(x, 4, y, 3, 0.1, 500))
@@ -149,6 +152,7 @@ def test_a_row_is_trained_on_with_its_own_label(pendulum, monkeypatch):
     np.testing.assert_allclose(metrics["label_correlation"], 1.0, rtol=1e-5)  # of the labels, as they are written
 
 
+@pytest.mark.long
 def test_labels_follow_the_true_returns():
     """On data of four controllers, one demonstration."""
     import make  # of datasets/
@@ -161,6 +165,7 @@ def test_labels_follow_the_true_returns():
     assert len(returns) == 20 and spearmanr(label.reshape(20, 200).sum(1), returns).statistic > 0.7
 
 
+@pytest.mark.long
 def test_labels_are_written_for_any_other_script(pendulum, tmp_path):
     otr, path = load("otr"), tmp_path / "pendulum-otr.npz"
     args = small("otr", pendulum, tmp_path / "run", squash_beta=(2.0, 7.0), write_dataset=str(path))

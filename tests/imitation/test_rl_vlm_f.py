@@ -207,6 +207,7 @@ def pictures(pendulum, tmp_path):
     return str(tmp_path / "pictures.npz")
 
 
+@pytest.mark.long
 def test_a_judge_of_pictures_labels_the_rows_and_is_asked_once(pendulum, pictures, tmp_path, monkeypatch):
     """The whole path; the second run takes the answers that were kept. The policy sees vectors."""
     module = load("rl_vlm_f")

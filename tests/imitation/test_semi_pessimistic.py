@@ -145,6 +145,7 @@ def test_no_hidden_reward_is_looked_at(pendulum):
     assert len(alone.transitions.rows) == 90 and (np.asarray(alone.labelled) == 1).all()
 
 
+@pytest.mark.long
 def test_the_models_agree_where_there_are_labels_and_the_bound_falls_where_there_are_none(tmp_path):
     """Labels of low positions alone: the bound of high ones lies below the truth, that of low ones beside it."""
     r, n, module = np.random.default_rng(0), 900, load("semi_pessimistic")

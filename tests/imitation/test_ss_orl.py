@@ -38,6 +38,7 @@ def gaussian(params, states):
     return mean, -5 + 7 * (np.tanh(raw) + 1) / 2
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("ss_orl"), batch)
 
@@ -114,6 +115,7 @@ def test_no_hidden_action_is_looked_at_and_whole_episodes_are_held_out(pendulum)
     assert len(alone.transitions.rows) == 120 and (np.asarray(alone.labelled) == 1).all()
 
 
+@pytest.mark.long
 def test_actions_of_learnable_dynamics(tmp_path):
     """s' says what was done: imputed actions are the true ones; they are written beside the known ones."""
     path, out = write_pendulum(tmp_path / "pendulum.npz", n=3000), tmp_path / "pendulum-ss.npz"

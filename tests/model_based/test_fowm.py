@@ -114,6 +114,7 @@ def model_loss(f, model, fixed=None):
     return terms, (total + 0.1 * (terms["critic_loss"] + terms["value_loss"])) / H, at
 
 
+@pytest.mark.long
 def test_fowm_model_loss(fowm):
     terms, total, at = model_loss(fowm, fowm.model)
     for name, value in terms.items():

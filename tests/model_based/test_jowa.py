@@ -214,6 +214,7 @@ def adams_step(old, grad, new, rate, scale=1.0):
 update = jax.jit(jowa.update)
 
 
+@pytest.mark.long
 def test_stage_1_moves_the_model_alone_and_stage_2_both_whose_target_is_copied(agent, blocks):
     key = jax.random.key(4)
     grads = jax.jit(jax.grad(jowa.world_loss, has_aux=True))(agent.model, agent, blocks, key)[0]

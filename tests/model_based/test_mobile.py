@@ -40,6 +40,7 @@ def test_mobile_differs_from_mopo_in_its_targets_and_rollouts_alone(mobile):
     assert found == {"Args", "Agent", "critic_loss", "_of", "q_values", "init", "main", "rollout"}
 
 
+@pytest.mark.long
 def test_mobile_penalty_is_the_elites_disagreement_about_values(mobile, agent, batch):
     """Members 0 and 2; the mean over samples comes first, so that their own noise is averaged out."""
     args, key = mobile.Args(**SIZES), jax.random.key(2)

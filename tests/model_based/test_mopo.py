@@ -134,6 +134,7 @@ def data_of(mopo, n=60, seed=0):
     return Transitions(jnp.asarray(np.concatenate(rows, 1), jnp.float32), None, None, SPEC, (*mopo.FIELDS, "successor"))
 
 
+@pytest.mark.long
 def test_mopo_fit_ends_when_no_member_improves_any_more(mopo, agent):
     """With a step size of zero the second look is the first without an improvement; with one, errors fall."""
     data, keys = data_of(mopo), jax.random.split(jax.random.key(1), 40)
@@ -232,6 +233,7 @@ def taken(replay, n):
     return jax.tree.map(np.asarray, replay.take(np.arange(n)[::-1]))
 
 
+@pytest.mark.long
 def test_mopo_every_row_of_the_ring_was_made_and_the_oldest_give_way(mopo, agent, args):
     """Horizon 2 of at most 3 steps: two rows of each rollout, chained, none of them terminal."""
     replay, info = rolled(mopo, agent, args)
@@ -318,6 +320,7 @@ def test_mopo_batches_begin_with_the_datas_rows(mopo, agent):
 # ------------------------------------------------------------------------------------- the script
 
 
+@pytest.mark.long
 def test_mopo_searches_penalties_and_horizons_as_lanes(mopo, pendulum, tmp_path):
     swept = {"rollout_steps": (1.0, 3.0), "penalty_kind": (1.0, 3.0)}
     train("mopo", pendulum, tmp_path / "run", env="none", termination=False, **swept)

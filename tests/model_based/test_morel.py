@@ -69,6 +69,7 @@ def test_morel_refuses_what_knows_everything_and_an_end_that_is_worth_seeking(mo
             load("morel").main(small("morel", pendulum, tmp_path / "run", **change))
 
 
+@pytest.mark.long
 def test_morel_rollouts_end_at_the_first_unknown_pair(morel, pendulum, tmp_path):
     """With b far below the usual everything is unknown, far above nothing: a job of two lanes."""
     train("morel", pendulum, tmp_path / "run", env=SHORT, unknown_above=(-100.0, 100.0))

@@ -71,6 +71,7 @@ def log_prob(mean, std, action):
     return truncnorm.logpdf(action, (-1 - mean) / std, (1 - mean) / std, mean, std).sum(-1)
 
 
+@pytest.mark.long
 def test_moto_has_the_world_model_of_offline_dv2(moto):
     """Functions of both files have the same lines, but for these; offline_dv2's tests are theirs, too."""
     own = {"Args", "Networks", "init", "model_loss", "actor_loss", "update", "act", "train", "main"}

@@ -169,6 +169,7 @@ def test_neubay_actor_ascends_the_mean_of_all_heads(neubay, agent, rollouts, arg
         close(neubay.alpha_loss(0.5, info["surplus"]), 0.5 * info["surplus"])
 
 
+@pytest.mark.long
 def test_neubay_one_update_moves_memories_by_their_own_rate(neubay, agent, rollouts):
     args = neubay.Args(**{**SIZES, "memory_lr": 0.0, "updates": 10})
     optimizers = {"actor_opt": neubay.actor_optimizer(args).init(agent.actor)}

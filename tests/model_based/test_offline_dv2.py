@@ -129,6 +129,7 @@ def dv2():
 # ------------------------------------------------------------------------------------------- the model
 
 
+@pytest.mark.long
 def test_offline_dv2_frames_are_what_every_step_led_to(dv2):
     frames, batch = dv2.frames, dv2.batch
     close(frames.mask, MASK)
@@ -366,6 +367,7 @@ def test_offline_dv2_pictures_are_halved_by_convolutions_and_doubled_in_their_pl
         close(image[:, :, i::2, j::2], doubled[..., i, j, :])
 
 
+@pytest.mark.long
 def test_offline_dv2_learns_from_pictures_as_bytes(dv2):
     """A picture of twos is 2 / 255 - 0.5 to the encoder, and to the loss."""
     spec = Spec((8, 8, 3), A, False, (-1.0,) * A, (1.0,) * A)

@@ -116,6 +116,7 @@ def test_rambo_the_game_changes_the_model_alone(rambo, agent, args):
     assert new.adversary_opt[0].count == 3
 
 
+@pytest.mark.long
 def test_rambo_sees_normalised_observations_and_begins_with_a_clone(rambo, pendulum, tmp_path):
     train("rambo", pendulum, tmp_path / "run", env=SHORT, adversary_weight=(0.0, 1.0))
     before = list(csv.DictReader((tmp_path / "run" / "before.csv").open()))

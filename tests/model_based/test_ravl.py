@@ -53,6 +53,7 @@ def test_ravl_differs_from_mopo_in_its_critics_and_rollouts_alone(ravl):
     assert found == own
 
 
+@pytest.mark.long
 def test_ravl_alignment_is_the_mean_cosine_of_the_critics_gradients(ravl, agent, batch):
     eps, grads = 1e-4, np.zeros((3, B, 2))
     for d in range(2):
@@ -86,6 +87,7 @@ def test_ravl_critics_share_the_soft_target_of_the_least(ravl, agent, batch):
     close(ravl.temperature(agent), np.exp(0.3))  # not bounded, as mopo's is
 
 
+@pytest.mark.long
 def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
     """A line world that moves by one, rollouts of three steps from 0: rows bootstrap from 3, and none begins there."""
     args = ravl.Args(**{**SIZES, "rollout_steps": 3.0, "dynamics": "exact"})
@@ -123,6 +125,7 @@ def test_ravl_the_edge_of_reach_is_cut_and_bootstrapped_but_never_updated(ravl):
         assert made.size() == rows_made and made.take(np.arange(16)).terminal.any() == termination
 
 
+@pytest.mark.long
 def test_ravl_runs_in_the_environment_itself(ravl, pendulum, tmp_path):
     """Without a model phase; the rollouts have no error."""
     train("ravl", pendulum, tmp_path / "run", dynamics="exact", model_updates=0, env=SHORT)

@@ -60,6 +60,7 @@ def test_a2pr_critic_and_value_have_targets_of_their_own(agent, batch):
     close(a2pr.value_loss(other, agent, batch, jnp.float32(np.minimum(*y)), args)[0], expected)
 
 
+@pytest.mark.long
 def test_a2pr_an_update_uses_what_the_step_before_has_learned(agent, batch):
     """Critics, then V on the lower target with the new critics, then the VAE with the new critics and V."""
     a2pr = compiled("a2pr")
@@ -162,6 +163,7 @@ def test_a2pr_moves_actor_and_targets_once_per_delay(agent, batch):
     jax.tree.map(close, new.target_critic, expected)
 
 
+@pytest.mark.long
 def test_a2pr_vae_generates_the_better_half_of_the_actions():
     """Good and bad actions in every state, V in between: decoded actions end among the good ones."""
     a2pr = compiled("a2pr")

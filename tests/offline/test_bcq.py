@@ -99,6 +99,7 @@ def test_bcq_acts_by_the_first_critics_best_candidate(bcq, agent, batch):
     close(bcq.act(agent, batch.obs, key, args), actions[q.argmax(0), np.arange(B)])
 
 
+@pytest.mark.long
 def test_bcq_candidates_stay_near_the_data_and_without_perturbation_in_it(bcq):
     """Actions -0.8 and 0.8 in the data, Q(a) = a at these: BCQ takes 0.8, not the bound that Q is largest at."""
     side = np.where(np.arange(64) % 2, 0.8, -0.8).astype(np.float32)[:, None]

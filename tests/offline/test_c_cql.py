@@ -79,6 +79,7 @@ def penalties(agent, batch, gap_key, context_key, args):
     return gap, (alive * above).mean(1), (alive * np.abs(context - batch.action).mean(1)).mean()
 
 
+@pytest.mark.long
 def test_c_cql_critic_loss_is_bellman_error_and_penalties_at_both_states(c_cql, agent, batch, losses):
     args, key = c_cql.Args(**SIZES, **WEIGHTS), jax.random.key(3)
     target_key, gap_key, context_key = jax.random.split(key, 3)
@@ -135,6 +136,7 @@ def test_c_cql_actor_climbs_the_least_critic_at_both_states(c_cql, agent, batch,
     close(losses["actor_loss"](agent.actor, agent, batch, key, args)[0], expected[0] + 0.5 * expected[1])
 
 
+@pytest.mark.long
 def test_c_cql_the_inverse_model_stands_still_while_the_agent_learns(c_cql, agent, batch, losses):
     args = c_cql.Args(**SIZES)
     new, metrics = jax.jit(c_cql.update)(agent, batch, jax.random.key(1), args)

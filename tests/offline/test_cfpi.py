@@ -214,6 +214,7 @@ def proposed(cfpi, gradient, agent, obs, args, delta):
     return (np.array(lse), weight >= np.minimum(0.05, weight.max(0))), (np.array(jensen), np.array(kappa >= 0)[None])
 
 
+@pytest.mark.long
 def test_cfpi_takes_the_proposal_of_highest_lower_bound(cfpi, bound, plain, args, batch):
     heavy = {"min_component_weight": 0.3}
     arms = {
@@ -400,6 +401,7 @@ def test_cfpi_multi_step_targets_take_the_improved_action_after_the_first_update
         close(critic_loss(agent.critic, after(updates), batch, key, multi)[0], expected)
 
 
+@pytest.mark.long
 def test_cfpi_a_rounds_next_actions_are_those_of_its_beginning(cfpi, plain, batch):
     """In the first the data's, of the first updates without noise; later they are improved by the round's critics."""
     key, form = jax.random.key(5), {"critic": "mse", "multi_step": True, "sarsa_updates": 2, "policy_round_updates": 4}
@@ -449,6 +451,7 @@ def test_cfpi_iql_critics_and_value(cfpi, plain, batch):
     assert np.abs(new.value["params"]["Dense_0"]["kernel"] - plain.value["params"]["Dense_0"]["kernel"]).max() > 0
 
 
+@pytest.mark.long
 def test_cfpi_finds_the_better_of_two_modes_and_goes_beyond_it(cfpi):
     """Actions around (-0.5, 0) and (0.5, 0), of which the right ones are worth more, and the upper ones a little."""
     r = np.random.default_rng(0)

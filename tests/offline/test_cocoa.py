@@ -197,6 +197,7 @@ def test_cocoa_losses_are_cqls_on_transductive_networks(cocoa, agent, args, batc
     close(jitted["actor_loss"](agent.actor, agent, now, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_cocoa_updates_actor_then_critics_and_neither_models_nor_seeker(cocoa, agent, args, batch, jitted):
     key = jax.random.key(6)
     new, metrics = jitted["update"](agent, batch, key, args)
@@ -239,6 +240,7 @@ def test_cocoa_seeks_no_anchors_with_what_has_learned_nothing(left_out, cocoa, p
         cocoa.main(small("cocoa", pendulum, tmp_path / "run", env="none", **{left_out: 0}))
 
 
+@pytest.mark.long
 def test_cocoa_needs_no_models_where_no_anchor_is_sought(cocoa, pendulum, tmp_path):
     phases = {"dynamics_updates": 0, "seeker_updates": 0}
     assert train("cocoa", pendulum, tmp_path / "run", env="none", anchors="random", **phases)

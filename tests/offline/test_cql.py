@@ -219,6 +219,7 @@ def test_cql_gaps_are_clipped_on_both_sides(name, batch):
     close(np.sort(clipped(clip_diff_max=middle)), [low, middle])
 
 
+@pytest.mark.long
 @BOTH
 def test_cql_temperature_stays_where_it_is_not_tuned(name, batch):
     cql = compiled(name)
@@ -255,6 +256,7 @@ def both(*arrays):
     return [jnp.stack([x, x]) for x in arrays]
 
 
+@pytest.mark.long
 def test_the_bottleneck_costs_its_divergence_and_is_noise_in_the_critics_loss_alone(batch):
     cql = compiled("cql")
     args = cql.Args(hidden_dims=(8, 8), batch_size=B, n_actions=2, bottleneck_dim=3, bottleneck_weight=0.2)
@@ -335,6 +337,7 @@ def test_further_penalties_of_the_critics(batch, discrete):
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(moved))
 
 
+@pytest.mark.long
 def test_episodes_held_out_are_judged_and_not_trained_on(pendulum):
     cql = compiled("cql")
     data = load_dataset(pendulum, env="none")

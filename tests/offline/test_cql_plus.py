@@ -28,6 +28,7 @@ def args_of(**changes):
     return load("cql_plus").Args(**{"hidden_dims": (8, 8), "batch_size": B, "n_actions": 3} | changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use_target_actor", [False, True])
 def test_cql_plus_critic(batch, use_target_actor):
     cql_plus, n = compiled("cql_plus"), 3
@@ -88,6 +89,7 @@ def test_cql_plus_evaluates_its_151_actions_in_as_many_products_as_few(batch):
     assert products(50) == products(2)
 
 
+@pytest.mark.long
 def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
     cql_plus = compiled("cql_plus")
     small = cql_plus.init(jax.random.key(0), args_of(hidden_dims=(256, 256)), SPEC)
@@ -114,6 +116,7 @@ def test_cql_plus_target_policy_follows_the_policy(batch):
     jax.tree.map(close, new.target_actor, expected)
 
 
+@pytest.mark.long
 def test_cql_plus_shared_network_and_relu_are_cql(batch):
     """With CQL's choices, and weights as CQL has them, the networks are CQL's."""
     cql, cql_plus = compiled("cql"), compiled("cql_plus")

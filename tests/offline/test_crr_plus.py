@@ -102,6 +102,7 @@ def test_crr_actor(batch, mode, baseline):
     jax.tree.map(close, grads, slope_of_cloning(agent.actor, agent, batch, weight))  # the weight is not differentiated
 
 
+@pytest.mark.long
 def test_crr_losses_are_of_the_old_parameters_and_all_targets_move(batch):
     crr = compiled("crr_plus")
     args = crr.Args(hidden_dims=(8, 8), batch_size=B, value_samples=2, critic_lr=0.1, actor_lr=0.1, tau=0.25)
@@ -119,6 +120,7 @@ def test_crr_losses_are_of_the_old_parameters_and_all_targets_move(batch):
         assert max(jax.tree.leaves(moved)) > 0.05
 
 
+@pytest.mark.long
 def test_crr_is_crr_plus_without_its_choices(batch):
     crr = compiled("crr_plus")
     plus, plain = crr.Args(hidden_dims=(8, 8)), crr.Args(hidden_dims=(8, 8), batch_size=B, **crr.PRESETS["crr"])

@@ -101,6 +101,7 @@ def test_edac_critic_loss_is_sac_ns_and_eta_times_diversity(edac, agent, batch, 
     close(info["diversity_loss"], diversity)
 
 
+@pytest.mark.long
 def test_edac_without_diversity_is_sac_n(edac, agent, batch):
     sac_n, key = compiled("sac_n"), jax.random.key(3)
     plain, metrics = jax.jit(edac.update)(agent, batch, key, edac.Args(**SIZES, diversify=False, diversity_weight=5.0))

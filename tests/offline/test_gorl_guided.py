@@ -184,6 +184,7 @@ def test_gorl_guided_expert_pairs_are_seen_as_the_data_are(gorl, pendulum, tmp_p
         gorl.guides_of(data, demos, 10_000)
 
 
+@pytest.mark.long
 def test_gorl_guided_steps_the_guiding_network_once_in_every_so_many_updates(gorl, pendulum, tmp_path):
     found = train("gorl_guided", pendulum, tmp_path / "run", updates=8, log_every=8, env="none", weighting="mixed")
     counts = {k.split(".")[1]: v for k, v in found.items() if k.endswith("opt[0].count")}
@@ -196,6 +197,7 @@ def test_gorl_guided_steps_the_guiding_network_once_in_every_so_many_updates(gor
         train("gorl_guided", pendulum, tmp_path / "none", demo_episodes=0)
 
 
+@pytest.mark.long
 def test_gorl_guided_asks_for_the_guides_rewards_where_they_count(gorl, pendulum, tmp_path):
     """Among the data they would be rows of reward 0; as guides they need none."""
     with np.load(pendulum) as file:

@@ -47,6 +47,7 @@ def test_iql_critic_bootstraps_from_v_but_not_at_terminals(name, batch):
     close(iql.critic_loss(agent.critic, agent, batch, args)[0], ((q - y) ** 2).mean(1).sum())
 
 
+@pytest.mark.long
 @both
 def test_iql_updates_v_before_the_actor_and_the_critic(name, batch):
     iql = load(name)

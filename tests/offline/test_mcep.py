@@ -113,6 +113,7 @@ def test_mcep_nothing_depends_on_the_evaluation_policy(batch, base):
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+@pytest.mark.long
 def test_mcep_target_policy_is_td3_bc(pendulum, tmp_path):
     """A whole run: the same actor, critics and targets as td3_bc.py of the same seed."""
     mcep = train("mcep", pendulum, tmp_path / "mcep", updates=20, normalize_return=False, alpha=2.5)
@@ -125,6 +126,7 @@ def test_mcep_target_policy_is_td3_bc(pendulum, tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", BASES)
 def test_mcep_acts_with_either_policy_of_the_same_training(pendulum, tmp_path, base):
     mcep = load("mcep")

@@ -97,6 +97,7 @@ def test_mcq_actor_ascends_the_least_online_critic(mcq, agent, batch):
     close(mcq.act(agent, batch.obs, key, args), np.tanh(np.split(mlp(agent.actor, batch.obs), 2, -1)[0]))
 
 
+@pytest.mark.long
 def test_mcq_updates_vae_temperature_critics_actor(mcq, agent, batch):
     """Each sees the ones before it."""
     args, key = mcq.Args(**SIZES, tau=0.2), jax.random.key(3)
@@ -116,6 +117,7 @@ def test_mcq_updates_vae_temperature_critics_actor(mcq, agent, batch):
     jax.tree.map(lambda t, n, o: close(t, 0.2 * n + 0.8 * o), new.target_critic, new.critic, agent.target_critic)
 
 
+@pytest.mark.long
 def test_mcq_values_outside_the_data_stay_at_the_best_inside(mcq):
     """A bandit of one dimension: data in [-0.5, 0.2], rewards rising to its edge; SAC's Q goes on rising."""
     r = np.random.default_rng(0)

@@ -243,12 +243,14 @@ def test_oap_asks_no_more_than_it_may(oap, pendulum, tmp_path):
         train("oap", pendulum, tmp_path / "run", updates=16, query_every=4, n_queries=2, env="none")
 
 
+@pytest.mark.long
 def test_oap_does_not_go_on_with_other_parts_of_its_questions(oap, pendulum, tmp_path):
     train("oap", pendulum, tmp_path / "run", env="none")
     with pytest.raises(InputError, match="^--resume with --updates 12, but the questions were shared out over 8"):
         train("oap", pendulum, tmp_path / "run", updates=12, resume=True, env="none")
 
 
+@pytest.mark.long
 def test_oap_rounds_fall_between_updates_and_are_logged(oap, pendulum, tmp_path):
     with pytest.raises(InputError, match="--query-every must be a multiple of 4"):
         train("oap", pendulum, tmp_path / "odd", updates=8, log_every=4, query_every=2, env="none")

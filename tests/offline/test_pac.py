@@ -246,6 +246,7 @@ def test_pac_loss_is_cloning_and_improvement_and_the_critics(pac, batch, system)
         close(info["edge"], (judged.y[:, 0] + judged.y[:, -1]).mean())
 
 
+@pytest.mark.long
 def test_pac_updates_down_the_loss_of_fixed_targets_and_moves_the_target(pac, batch):
     agent, args = agent_for(pac, cloning=0.3, critic_weight=0.6, tau=0.2, learning_rate=1e-4, **UPDATES)
     key = jax.random.key(1)
@@ -276,6 +277,7 @@ def test_pac_acts_by_the_likeliest_bins(pac, batch):
     close(compiled(pac.act)(agent, batch.obs, None, args), expected)
 
 
+@pytest.mark.long
 def test_pac_takes_the_better_of_two_actions_of_which_the_data_prefers_the_other(pac, batch):
     """Three of five actions are -0.5, worth -1, the others 0.5, worth 1: cloned is the first, improved the second."""
     good = np.arange(B) > 2
@@ -309,6 +311,7 @@ def test_pac_values_range_over_the_datas_returns(pac):
     assert (given.v_min, given.v_max) == (-1.0, (0.0, 2.0))
 
 
+@pytest.mark.long
 def test_pac_each_lane_has_the_range_of_its_own_discount(pac, pendulum, tmp_path):
     """As it has alone: that of another lane's returns would be other atoms, and another eta."""
     args = pac.resolved(pac.Args(discount=(0.5, 0.9)), Returns())

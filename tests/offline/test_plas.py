@@ -95,6 +95,7 @@ def test_plas_updates_critics_then_actor_and_leaves_the_vae(plas, agent, batch):
         jax.tree.map(close, getattr(new, f"target_{net}"), expected)
 
 
+@pytest.mark.long
 def test_plas_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
     short = train("plas", pendulum, tmp_path / "short", updates=4, vae_updates=4, env="none")
     long = train("plas", pendulum, tmp_path / "long", updates=8, vae_updates=4, checkpoint_every=8, env="none")
@@ -104,6 +105,7 @@ def test_plas_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
     assert [r["update"] for r in rows] == ["2", "4"] and "latent_spread" in rows[0]
 
 
+@pytest.mark.long
 def test_plas_takes_the_best_point_of_a_ring_and_stays_on_it(plas):
     """Actions on a ring of radius 0.8, rewards rising to the right and beyond it: Q is largest at a corner, off it."""
     r = np.random.default_rng(0)

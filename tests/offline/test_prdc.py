@@ -107,6 +107,7 @@ def test_prdc_searches_for_the_current_policy_and_holds_the_neighbour_still(data
         jax.tree.map(close, getattr(new, f"target_{name}"), target)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{"state_weight": 1e3}, {"neighbours": 1}])
 def test_prdc_with_a_large_beta_is_td3_bc(pendulum, tmp_path, changes):
     """A whole run: the nearest pair is the own row, so the candidates belong to the rows that were sampled."""
@@ -117,6 +118,7 @@ def test_prdc_with_a_large_beta_is_td3_bc(pendulum, tmp_path, changes):
         np.testing.assert_allclose(prdc[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_prdc_leaves_rows_without_a_next_observation_out_of_the_pairs(pendulum, tmp_path):
     """A log that stores none has none where a time limit ends an episode: rows are counted without these."""
     with np.load(pendulum) as file:
@@ -130,6 +132,7 @@ def test_prdc_leaves_rows_without_a_next_observation_out_of_the_pairs(pendulum, 
             np.testing.assert_allclose(prdc[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_prdc_searches_agree_over_a_whole_run(pendulum, tmp_path):
     """Also: the search sees the observations that training sees, normalised."""
     candidates = train("prdc", pendulum, tmp_path / "candidates", updates=20, neighbours=300)

@@ -103,6 +103,7 @@ def test_riql_actor_learning_rate_decays_to_zero(batch):
     jax.tree.map(np.testing.assert_array_equal, still.actor, agent.actor)
 
 
+@pytest.mark.long
 def test_riql_and_iql_learn_from_the_same_corrupted_data_with_its_statistics(pendulum, tmp_path):
     """The statistics, with which evaluation normalises too, are those of the corrupted data."""
 

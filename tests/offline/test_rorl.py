@@ -58,6 +58,7 @@ def test_rorl_without_terms_is_sac_n(batch):
     assert rorl.alpha_loss(1.0, jnp.float32(-3.0), 2) < 0  # entropy under its target: log alpha grows
 
 
+@pytest.mark.long
 def test_rorl_with_zero_weights_trains_as_sac_n(batch):
     rorl = compiled("rorl")
     off = {"policy_smooth_reg": 0.0, "q_smooth_reg": 0.0, "ood_reg": 0.0}
@@ -196,6 +197,7 @@ def test_rorl_gradient_attacks_are_worse_and_stay_within_the_scale(batch, name):
     assert (harm(sampled) >= harm(obs)).all()
 
 
+@pytest.mark.long
 def test_rorl_attack_scales_change_the_evaluation_only(pendulum, tmp_path):
     rorl = load("rorl")
     args = rorl.Args(

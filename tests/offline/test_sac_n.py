@@ -77,6 +77,7 @@ def test_sac_n_updates_temperature_then_actor_then_critics(sac_n, agent, batch):
     assert abs(float(old - metrics["critic_loss"])) > 1e-4
 
 
+@pytest.mark.long
 def test_sac_n_more_critics_lower_what_has_no_data(sac_n):
     """A bandit of one dimension (section 3): data in [-1, 0.2], the reward rises to its edge.
 
@@ -105,6 +106,7 @@ def test_sac_n_more_critics_lower_what_has_no_data(sac_n):
     assert gap[n] > 1.5 * gap[2]
 
 
+@pytest.mark.long
 def test_sac_n_the_least_of_the_first_critics_is_what_so_many_critics_learn_alone(sac_n, batch):
     """With the same weights, keys and batch: policy, temperature and these critics, whatever the others are."""
     few, many = sac_n.Args(**SIZES), sac_n.Args(**{**SIZES, "n_critics": 7}, n_least=3.0)

@@ -138,6 +138,7 @@ def test_spot_dropout_is_in_the_actors_update_only(agent, batch):
     assert targets[0] == targets[1]
 
 
+@pytest.mark.long
 def test_spot_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
     short = train("spot", pendulum, tmp_path / "short", updates=4, vae_updates=4)
     long = train("spot", pendulum, tmp_path / "long", updates=8, vae_updates=4, checkpoint_every=8)
@@ -150,6 +151,7 @@ def test_spot_trains_the_vae_first_and_then_leaves_it(pendulum, tmp_path):
     assert small("spot", pendulum, tmp_path).vae_updates == 2
 
 
+@pytest.mark.long
 def test_spot_stays_on_one_of_two_modes_where_cloning_takes_their_mean():
     """Actions -0.8 and 0.8 in the data and Q(a) = a: neither the actions' mean 0 nor the bound 1 is supported."""
     spot = compiled("spot")

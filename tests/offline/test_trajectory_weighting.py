@@ -101,6 +101,7 @@ def test_a_temperature_that_is_not_over_zero_is_one_sentence(sampler, temperatur
         probabilities(log_of([1.0, 2.0, 3.0, 4.0]), sampler=sampler, weight_temperature=temperature)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["iql", "td3_bc"])
 def test_uniform_sampling_is_the_base_algorithm(pendulum, tmp_path, base):
     """A whole run: the same networks and optimiser states as iql.py or td3_bc.py of the same seed."""
@@ -111,6 +112,7 @@ def test_uniform_sampling_is_the_base_algorithm(pendulum, tmp_path, base):
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["iql", "td3_bc"])
 @pytest.mark.parametrize("sampler", ["rw", "top"])
 def test_every_sampler_trains_under_every_base(pendulum, tmp_path, base, sampler):

@@ -45,6 +45,7 @@ def test_awac_finetune_explores_with_its_standard_deviation_and_is_evaluated_wit
     close(module.explore(agent, obs, jax.random.key(0), tiny()), np.clip(mean + std * noise, -1, 1))
 
 
+@pytest.mark.long
 def test_awac_finetune_updates_critics_then_actor_in_both_phases(agent, batch):
     module, args, key = load("awac_finetune"), tiny(tau=0.2), jax.random.key(3)
     step = jax.jit(module.update)
@@ -57,6 +58,7 @@ def test_awac_finetune_updates_critics_then_actor_in_both_phases(agent, batch):
     jax.tree.map(lambda t, n, o: close(t, 0.2 * n + 0.8 * o), new.target_critic, new.critic, agent.target_critic)
 
 
+@pytest.mark.long
 def test_awac_finetune_does_as_many_updates_as_it_says(pendulum, tmp_path):
     """4 offline and one for each of 8 environment steps, of the actor and the critics alike."""
     trained = train("awac_finetune", pendulum, tmp_path / "run")

@@ -70,6 +70,7 @@ def gaps_of(agent, batch, key, calibrate, importance):
     return gaps.mean(1), np.mean(under)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "calibrate, importance, lagrange",
     [(True, True, False), (False, True, False), (True, False, False), (True, True, True)],
@@ -93,6 +94,7 @@ def test_cal_ql_critic(agent, batch, calibrate, importance, lagrange):
     assert 0.3 < under < 0.9
 
 
+@pytest.mark.long
 def test_cal_ql_does_not_push_down_what_is_under_the_return(agent, batch):
     """Nor does any action carry a gradient to the policy."""
     module, args, key = compiled("cal_ql"), tiny(), jax.random.key(0)
@@ -153,6 +155,7 @@ def test_cal_ql_batches_are_half_finished_episodes(share, online):
     assert np.asarray(batch.return_to_go)[8 - online :].tolist() == [7.0] * online
 
 
+@pytest.mark.long
 def test_cal_ql_online_transitions_get_their_lanes_returns_when_their_episode_has_ended(pendulum, tmp_path):
     """210 steps of Pendulum are one episode of 200, which ends by a time limit, and 10 steps without a return yet."""
     train(

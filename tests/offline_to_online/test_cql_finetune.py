@@ -39,6 +39,7 @@ def test_cql_finetune_batches_are_uniform_over_data_and_experience():
     assert 0.22 < module.sample(jax.random.key(0), data, replay, args).reward.mean() < 0.28
 
 
+@pytest.mark.long
 def test_cql_finetune_has_a_weight_of_the_penalty_for_each_phase(agent, batch):
     module, key, args = compiled("cql_finetune"), jax.random.key(3), tiny(cql_alpha=3.0, online_cql_alpha=0.5)
     step = jax.jit(module.update)
@@ -49,6 +50,7 @@ def test_cql_finetune_has_a_weight_of_the_penalty_for_each_phase(agent, batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), online[0].critic, same.critic)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lagrange", [False, True])
 def test_cql_finetune_updates_are_those_of_cql(batch, lagrange):
     cql, module, key = compiled("cql"), compiled("cql_finetune"), jax.random.key(3)
@@ -72,6 +74,7 @@ def test_cql_finetune_explores_with_samples_and_is_evaluated_by_the_mean(agent, 
     close(module.explore(agent, obs, jax.random.key(0), tiny()), np.tanh(mean + np.exp(log_std) * noise))
 
 
+@pytest.mark.long
 def test_cql_finetune_goes_on_from_a_run_of_cql(pendulum, tmp_path, capfd):
     train("cql", pendulum, tmp_path / "offline")
     capfd.readouterr()

@@ -136,6 +136,7 @@ def test_e2o_policy_ascends_the_least_of_all_critics(batch):
     assert e2o.alpha_loss(1.0, jnp.float32(-3.0), 2) < 0  # entropy under its target: log alpha grows
 
 
+@pytest.mark.long
 def test_e2o_online_update_is_that_of_the_online_losses(batch):
     e2o = compiled("e2o")
     agent, key = general(e2o, e2o.Args(**SIZES)), jax.random.key(4)
@@ -183,6 +184,7 @@ def tiny(module, dataset, out, **changes):
         return {k: file[k] for k in file.files if k != "__header__"}
 
 
+@pytest.mark.long
 def test_e2o_updates_once_per_step_after_the_first_ones_and_carries_everything_over(pendulum, tmp_path):
     state = tiny(
         load("e2o"), pendulum, tmp_path / "run", n_critics=4, offline_updates=4, offline_eval_every=4, env_steps=8,
@@ -196,6 +198,7 @@ def test_e2o_updates_once_per_step_after_the_first_ones_and_carries_everything_o
     assert "gap" not in rows[0] and "gap" in next(csv.DictReader((tmp_path / "run" / "offline.csv").open()))
 
 
+@pytest.mark.long
 def test_e2o_continues_an_agent_of_cql_with_two_critics(pendulum, tmp_path):
     before = tiny(
         load("cql"), pendulum, tmp_path / "cql", updates=4, eval_every=4, checkpoint_every=4, normalize_obs=False

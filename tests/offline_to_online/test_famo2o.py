@@ -111,6 +111,7 @@ def test_famo2o_temperature_grows_while_the_entropy_is_too_low():
     assert args.target_entropy == -0.5
 
 
+@pytest.mark.long
 def test_famo2o_learns_random_betas_offline_and_chosen_ones_online(agent, batch):
     """And V's step comes first; each policy's is taken with the other one as it was."""
     famo2o, key = compiled("famo2o"), jax.random.key(4)
@@ -156,6 +157,7 @@ def test_famo2o_samples_uniformly_from_data_and_experience():
     assert abs(float(drawn.reward.mean()) - 0.25) < 0.02
 
 
+@pytest.mark.long
 def test_famo2o_makes_one_update_per_step_in_both_phases(pendulum, tmp_path):
     out = tmp_path / "run"
     trained = train("famo2o", pendulum, out)
@@ -165,6 +167,7 @@ def test_famo2o_makes_one_update_per_step_in_both_phases(pendulum, tmp_path):
         assert {"family_width", "beta", "beta_std"} <= set(next(csv.DictReader((out / f"{table}.csv").open())))
 
 
+@pytest.mark.long
 def test_famo2o_becomes_a_family_and_chooses_the_improvement_where_it_pays():
     """Rewards are the action's where s > 0 and the opposite elsewhere: greater betas act farther from the data's mean.
 

@@ -166,6 +166,7 @@ def counting(limit: int) -> JaxEnv:
     return JaxEnv(lambda keys, params=None: (jnp.int32(0), obs(0)), step, None)
 
 
+@pytest.mark.long
 def test_pql_buffer_holds_every_whole_transition_once_and_learning_waits():
     """Warm-up of five steps of four environments; n-step transitions are whole from the third step on."""
     args = dataclasses.replace(ARGS, learning_starts=18, env_steps=40, critic_per_step=1, actor_per_step=1)

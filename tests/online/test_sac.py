@@ -18,6 +18,7 @@ def sac_policy(params, obs):
     return mean, np.clip(log_std, -20, 2)
 
 
+@pytest.mark.long
 def test_sac_losses(batch):
     sac = load("sac")
     args = sac.Args(hidden_dims=(8, 8), batch_size=B)
@@ -54,6 +55,7 @@ def test_sac_exported_policy_is_the_actor(batch):
     close(np.clip(x @ p["logstd_W"].T + p["logstd_b"], -20, 2), log_std)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every, steps", [(10, [10, 20, 30]), (15, [20, 30])])
 def test_sac_policies_are_kept_also_where_the_run_is_stopped(every, steps, tmp_path, monkeypatch):
     """In chunks of 10: at the first chunk that passes the interval, once, and not lost to a signal."""
@@ -74,6 +76,7 @@ def test_sac_policies_are_kept_also_where_the_run_is_stopped(every, steps, tmp_p
     assert sorted(p.name for p in (tmp_path / "policies").iterdir()) == [f"lane0-step{n:08d}.npz" for n in steps]
 
 
+@pytest.mark.long
 def test_sac_steps_critics_then_actor_then_temperature(batch):
     """The actor's loss is of the new critics; targets go a tenth of the way; Adam's first step is its rate's size."""
     sac = load("sac")

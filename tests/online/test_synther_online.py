@@ -56,6 +56,7 @@ def test_synther_online_shares_what_it_shares():
         assert not differences(module, load(other)) & names, other
 
 
+@pytest.mark.long
 def test_synther_online_diffusion_model_is_the_offline_scripts():
     """The same update of the same weights, and the same samples."""
     module, other, args = load("synther_online"), load("synther"), args_of()
@@ -89,6 +90,7 @@ def test_synther_online_fits_what_is_in_the_ring_alone():
     assert {tuple(row) for row in drawn} == {tuple(row) for row in rows}
 
 
+@pytest.mark.long
 def test_synther_online_refill_replaces_the_samples():
     """All of them, by transitions of the new model; the ring is left alone."""
     module, (replay, _) = load("synther_online"), ring(7)
@@ -159,6 +161,7 @@ def test_synther_online_actor_loss_takes_the_mean_of_the_critics(batch):
     close(module.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_synther_online_has_a_new_model_every_so_many_steps(pendulum, tmp_path, monkeypatch):
     """After steps 4 and 8 of 10, of what is in the ring by then; nothing is known of samples before."""
     module, seen = load("synther_online"), []

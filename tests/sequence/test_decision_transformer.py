@@ -147,6 +147,7 @@ def test_a_cache_of_keys_and_values_gives_the_windows_actions_as_long_as_no_step
     assert np.abs(cached - played(agent, dataclasses.replace(args, context=T - 1)))[-1].max() > 1e-3
 
 
+@pytest.mark.long
 def test_an_update_is_adamw_after_a_clip_with_a_warm_up():
     dt, args, agent = setting(
         return_scale=2.0, warmup_updates=4, weight_decay=0.1, learning_rate=0.01, max_grad_norm=0.1
@@ -187,6 +188,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
             dt.resolved(small("decision_transformer", pendulum, "", **changes), data)
 
 
+@pytest.mark.long
 def test_a_run_acts_as_it_was_evaluated_and_can_be_asked_for_another_return(tmp_path):
     """With discrete actions; the tests of lanes train continuous ones."""
     r, n, path = np.random.default_rng(0), 100, tmp_path / "cartpole.npz"

@@ -82,6 +82,7 @@ def information(agent, batch, h, z):
     return (np.diag(f) - np.log(np.exp(f[:, known]).mean(1)))[known].mean()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
 def test_the_loss_is_the_sum_of_its_four_parts(spec):
     weights = {"value_weight": 0.7, "prior_weight": 0.3, "mi_weight": 2.0}
@@ -106,6 +107,7 @@ def test_the_loss_is_the_sum_of_its_four_parts(spec):
     close(jax.jit(doc.classifier_loss)(agent.classifier, agent, batch, seen, latent), -mi)
 
 
+@pytest.mark.long
 def test_the_classifier_and_the_encoder_pull_in_opposite_directions():
     """f learns to tell outcomes by z, the encoder to keep z from telling; what the policy sees is not bent by it."""
     doc, _, agent, batch = setting()
@@ -154,6 +156,7 @@ def test_past_and_future_of_a_step():
     assert doc.batch_of(hidden, ends, ends, args).known.tolist() == [0.0] * len(ends) and batch.known.all()
 
 
+@pytest.mark.long
 def test_every_step_that_z_is_made_of_is_kept_from_it():
     """Of a step's future, cut where its episode ends, each step is drawn as often as another."""
     doc = compiled("doc")

@@ -80,6 +80,7 @@ def test_blocks_have_the_exact_gelu():
     np.testing.assert_allclose(out, np.full((1, 1, 2), 8 * exact_gelu(-2.0)), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_whole_way_is_drawn_from_the_slots_alone():
     """Of steps that are left out or hidden too; what is beyond the episode counts nothing."""
     gcpc, args, agent, batch = setting()
@@ -90,6 +91,7 @@ def test_the_whole_way_is_drawn_from_the_slots_alone():
     close(info["future_error"], error[:, K:][there[:, K:]].mean())
 
 
+@pytest.mark.long
 def test_the_policy_is_cloned_with_the_plan_in_its_hand():
     gcpc, args, agent, batch = setting()
     slots = plan(agent, batch.past.obs, batch.past.mask, batch.goal)
@@ -173,6 +175,7 @@ def test_acting_reads_the_last_states_and_the_goal():
         close(action, np.clip(acts(agent, obs[:, t], goal, plan(agent, seen, mask, goal)), -1, 1))
 
 
+@pytest.mark.long
 def test_without_slots_the_policy_is_a_network_on_state_and_goal():
     gcpc, args, agent, batch = setting(slots=0)
     p = agent.actor["params"]
@@ -181,6 +184,7 @@ def test_without_slots_the_policy_is_a_network_on_state_and_goal():
     close(jax.jit(gcpc.actor_loss)(agent.actor, agent, batch, args), ((out - batch.past.action[:, -1]) ** 2).mean())
 
 
+@pytest.mark.long
 def test_without_slots_there_is_no_phase_of_an_autoencoder(tmp_path, monkeypatch):
     """From the command line, as the claim gives it; what was drawn at first of the autoencoder is left as it was."""
     gcpc, out = load("gcpc"), tmp_path / "run"

@@ -71,6 +71,7 @@ def outputs(agent, k, w):
     return np.stack(found)
 
 
+@pytest.mark.long
 def test_each_task_has_its_loss_and_gradient_under_its_own_mask(setting):
     harmodt, args, agent, windows = setting
     assert agent.masks.mean(1).tolist() == [0.5] * K and (agent.masks[0] != agent.masks[1]).any()

@@ -106,6 +106,7 @@ def graded(setting):
     return grad(agent.actor, agent, scaled, text, jax.random.key(0), args), scaled
 
 
+@pytest.mark.long
 def test_the_loss_is_the_action_error_and_that_of_text_by_the_changed_language_model(setting, graded):
     _, _, agent, _, text = setting
     ((loss, info), _), scaled = graded
@@ -141,6 +142,7 @@ def test_an_update_leaves_the_language_model_and_learns_its_change_slowly(settin
         close(np.where(there, part(new.actor), 0), np.where(there, p - rate / 4 * step, 0))
 
 
+@pytest.mark.long
 def test_all_weights_of_the_language_model_are_learned_if_asked_for(setting):
     lamo, _, _, w, text = setting
     args = lamo.Args(**TINY | {"adapt": "all", "layers": 1})
@@ -154,6 +156,7 @@ def test_all_weights_of_the_language_model_are_learned_if_asked_for(setting):
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.long
 def test_the_change_begins_as_none_and_discrete_actions_have_logits(setting):
     lamo, _, _, _, text = setting
     args = lamo.Args(**TINY | {"layers": 1})
@@ -240,6 +243,7 @@ def write(path, arrays: dict) -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_weights_of_gpt2_tell_the_next_token_as_they_do_elsewhere(tmp_path, pendulum, monkeypatch):
     lamo, arrays, text = load("lamo"), gpt2(), np.int32([1, 5, 0, 3, 3, 2])
     masks = {"h.0.attn.bias": np.ones((1, 1, 9, 9), np.float32)}  # of older files
@@ -297,6 +301,7 @@ def test_what_is_no_gpt2_and_no_text_is_refused(tmp_path):
             lamo.read_text(str(tmp_path / "text.npy"), 3)
 
 
+@pytest.mark.long
 def test_acting_is_the_network_on_the_last_steps(setting):
     """What it gives is not bounded, what is done is; what was earned is asked for no more."""
     lamo, args, agent, *_ = setting

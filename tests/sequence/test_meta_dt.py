@@ -125,6 +125,7 @@ def test_the_gates_of_the_encoder_begin_as_one_orthogonal_matrix(module):
         np.testing.assert_allclose(stacked @ stacked.T, np.eye(size), atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_models_learn_first_and_then_the_actor_alone(module, agent, args, batch):
     steps = of(window(seed=1, steps=H + 2))
     steps.mask[:] = 1
@@ -201,6 +202,7 @@ def log(tmp_path_factory):
     return load_dataset(write_pendulum(tmp_path_factory.mktemp("log") / "log.npz"), env="none")
 
 
+@pytest.mark.long
 def test_windows_and_prompts_are_of_one_trial_and_of_different_tries(module, agent, log):
     args = module.Args(**TINY | {"try_steps": 7, "batch_size": 400, "prompt_share": 0.75})
     data = log
@@ -236,6 +238,7 @@ def test_windows_and_prompts_are_of_one_trial_and_of_different_tries(module, age
 # ------------------------------------------------------------------------------------ acting
 
 
+@pytest.mark.long
 def test_the_policy_keeps_its_best_tries_and_is_prompted_with_them(module, agent, args):
     """Four tries of five steps in two environments, of which two are kept; the first one has no prompt."""
     n, r = 2, np.random.default_rng(2)

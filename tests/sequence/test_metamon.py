@@ -104,6 +104,7 @@ def by_hand(agent, rows, key, args):
     return loss_q, new_scale * adv, log_prob, moved, (embedding, action, target_q)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["binary", "exp", "none"])
 def test_the_losses_and_the_moments(kind):
     metamon, args, agent, rows = setting(filter=kind, beta=0.7, max_weight=1.2)
@@ -124,6 +125,7 @@ def test_the_losses_and_the_moments(kind):
         close(new, wanted)
 
 
+@pytest.mark.long
 def test_targets_and_filter_carry_no_gradient_and_the_embedding_learns_from_both_losses():
     metamon, args, agent, rows = setting(filter="exp")
     key, params = jax.random.key(2), (agent.trunk, agent.actor, agent.critic)
@@ -151,6 +153,7 @@ def test_targets_and_filter_carry_no_gradient_and_the_embedding_learns_from_both
     assert all(np.abs(x).max() > 0 for tree in found for x in jax.tree.leaves(tree)[:1])
 
 
+@pytest.mark.long
 def test_an_update_is_one_step_on_both_losses_then_one_of_the_targets():
     """Gradients of the last layers of actor and critics, by hand, in AdamW's moments after a clip; its step; the rest.
 
@@ -203,6 +206,7 @@ def test_an_update_is_one_step_on_both_losses_then_one_of_the_targets():
             close(target[part], 0.25 * moved[part] + 0.75 * old_target[part])
 
 
+@pytest.mark.long
 def test_an_update_of_imitation_leaves_critics_but_for_the_decay_of_weights():
     metamon, args, agent, rows = setting(filter="none", learning_rate=0.01, weight_decay=0.1, warmup_updates=1)
     new, _ = jax.jit(metamon.update)(agent, rows, jax.random.key(5), args)

@@ -107,6 +107,7 @@ def test_with_regions_the_objectives_are_actions_states_returns_and_regions(modu
     np.testing.assert_array_equal(module.region_of(np.float32([-1, -0.4, -0.3, 0.3, 0.4, 1]), 3), [0, 0, 1, 1, 2, 2])
 
 
+@pytest.mark.long
 def test_equal_and_learned_weights(module, plain, steps):
     """Returns are divided by their scale; without weights there is DT's error of the actions alone."""
     args, agent = plain
@@ -141,6 +142,7 @@ def test_the_shortest_combination_of_gradients(module):
     assert w[2] < 0.05 and abs(w[0] - 0.5) < 0.05
 
 
+@pytest.mark.long
 def test_mgda_weighs_what_the_objectives_share(module, plain, steps):
     """The heads have no say in the weights, and go along with them."""
     args, agent = plain

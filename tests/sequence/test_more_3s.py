@@ -104,6 +104,7 @@ def cross_entropy(logits, w):
     return -np.take_along_axis(log_prob, w.action[..., None], -1)[..., 0][there].mean()
 
 
+@pytest.mark.long
 def test_the_loss_is_that_of_actions_and_of_states_beside_the_texts_of_actions(setting):
     m, args, agent = setting
     w = texts()
