@@ -123,7 +123,16 @@ def read_runs(root: Path, glob: str) -> tuple[list[Row], list[str]]:
             left_out.append(f"`{name}` is left out: it was never evaluated.")
         else:
             rows += found
+    unversioned = {_data(row) for row in rows if row.dataset == _data(row)[0]}
+    for row in rows:  # the same data is one dataset, whether a run names its version or not
+        if _data(row) in unversioned:
+            row.record["task"]["id"] = _data(row)[0]
     return rows, left_out
+
+
+def _data(row: Row) -> tuple[str, str]:
+    """Name without version, and hash, of what a run learned from."""
+    return re.sub(r"-v\d+$", "", row.dataset), row.record["task"].get("hash", "")
 
 
 def read_plans(root: Path) -> dict[str, list[dict]]:

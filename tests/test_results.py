@@ -411,6 +411,15 @@ def test_changed_settings_and_unequal_data_are_shown(tmp_path):
     assert "**Not comparable**: hopper-medium" in hopper and "**Not comparable**" not in walker
 
 
+def test_data_is_one_dataset_with_its_version_and_without(tmp_path):
+    make_run(tmp_path, "iql", "hopper-medium", RISES_THEN_FALLS)
+    make_run(tmp_path, "td3_bc", "hopper-medium-v0", RISES_THEN_FALLS)
+    make_run(tmp_path, "bc", "hopper-medium-v1", RISES_THEN_FALLS, data_hash="fedcba9876543210")
+    rows, _ = raw.read_runs(tmp_path, "*")
+    named = {row.algorithm: row.dataset for row in rows}
+    assert named == {"iql": "hopper-medium", "td3_bc": "hopper-medium", "bc": "hopper-medium-v1"}
+
+
 def test_a_record_that_names_another_file_has_it_not_evaluated(tmp_path):
     write_algorithm(tmp_path, "iql")
     inside = tmp_path / "algorithms" / "offline" / "iql.py"

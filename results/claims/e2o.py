@@ -5,7 +5,7 @@ DEMOS, FEW = "point-umaze-demos", "pendulum-few"
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--n-actions 4 --learning-starts 500"
 SMALL = "--n-actions 4 --learning-starts 200 --actor-lr 3e-4 --alpha-lr 3e-4 --critic-lr 1e-3"
-OPTIONS = {DEMOS: "--discount 0.97 --tau 0.01", FEW: "--discount 0.98 --tau 0.02"}
+OPTIONS = {DEMOS: "--discount 0.97 --tau 0.01", FEW: ""}
 PLAIN = "--online-q-aggregation min --reweight none --exploration policy"
 
 

@@ -57,6 +57,5 @@ CLAIM = Claim(
     "after they had been seen to lower the returns, within noise, in every window. What we suspect, and have "
     "not tried: in the data every try heads for the goal, so that a prompt is believed; the policy's own first "
     "try, which knows nothing, may head elsewhere, and its prompt is believed as well. Data with tries that "
-    "miss would tell. "
-    "The runs were made while the gates of the encoder began with larger weights; they are to be made again.",
+    "miss would tell.",
 )

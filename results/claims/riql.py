@@ -1,4 +1,4 @@
-from results.checks import Claim, above, end
+from results.checks import Claim, above, below, end, logged
 from results.grid import offline, small
 
 REPLAY, MAZE, MIXED = "hopper-medium-replay-v0", "pointmaze-umaze", "pendulum-mixed"
@@ -6,42 +6,51 @@ KINDS = {"obs": "observations", "action": "actions", "reward": "rewards", "dynam
 
 PLAIN = "--preset none"  # as RIQL has it: rewards as they are, expectile 0.7, beta 3
 SAME = "--deterministic --normalize-obs"  # what else of RIQL is not what is claimed
-RATES = "--actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3 --tau 0.02"  # slower, RIQL stays far from IQL on clean data
+RATES = "--actor-lr 1e-3 --critic-lr 1e-3 --value-lr 1e-3 --tau 0.02"
 SIGMA = {"obs": 0.1, "action": 0.1, "reward": 1, "dynamics": 1}  # of the authors' hopper
 FLOOR = "--min-target -2000"  # returns go down to -1,900
-START = "--orthogonal"  # as IQL begins: from the authors' weights critics hardly tell actions apart in so few updates
-clean = [
-    offline(*run)
-    for d in (REPLAY, MAZE)
-    for run in (("iql", d, PLAIN, "plain"), ("riql", d, "--huber-sigma 0.1", "clean"))
-]
-iql = {
-    (d, kind): offline("iql", d, f"{PLAIN} --corruption {kind}", f"plain-{kind}")
-    for d in (REPLAY, MAZE)
-    for kind in KINDS
-}
+START = "--orthogonal"  # as IQL begins: from the authors' weights critics hardly tell actions apart so soon
+
+
+def iql_run(dataset: str, corruption: str = "", variant: str = ""):
+    """One of IQL, with what else of RIQL is not what is claimed."""
+    if dataset == MIXED:
+        return small("iql", f"{SAME} {RATES} {corruption}".strip(), variant)
+    return offline("iql", dataset, f"{PLAIN} {corruption}".strip(), variant)
+
+
+def riql_run(dataset: str, given: str, variant: str, sigma: float = 1):
+    """One of RIQL that begins as IQL does; not in the maze, where it is ahead from the authors' weights, too."""
+    if dataset == MIXED:
+        return small("riql", f"{FLOOR} {RATES} {given} --huber-sigma {sigma} {START}", variant)
+    return offline("riql", dataset, f"{given} {START if dataset == REPLAY else ''}".strip(), variant)
+
+
+DATASETS = (MIXED, REPLAY, MAZE)
+iql = {(d, kind): iql_run(d, f"--corruption {kind}", f"plain-{kind}") for d in DATASETS for kind in KINDS}
 riql = {
-    (d, kind): offline("riql", d, f"--preset hopper-{kind} {START if d == REPLAY else ''}".strip(), kind)
+    (d, kind): riql_run(d, f"--corruption {kind}" if d == MIXED else f"--preset hopper-{kind}", kind, SIGMA[kind])
     for d, kind in iql
 }
-clean += [
-    small("iql", f"{SAME} {RATES}", "plain"),
-    small("riql", f"{FLOOR} {RATES} --huber-sigma 1", "clean"),
-    small("riql", f"{FLOOR} {RATES} --huber-sigma 1 {START}", "orthogonal"),
-    offline("riql", REPLAY, f"--huber-sigma 0.1 {START}", "orthogonal"),
-]
-small_iql = {(MIXED, kind): small("iql", f"{SAME} {RATES} --corruption {kind}", f"plain-{kind}") for kind in KINDS}
-small_riql = {
-    (MIXED, kind): small("riql", f"{FLOOR} {RATES} --corruption {kind} --huber-sigma {SIGMA[kind]} {START}", kind)
-    for kind in KINDS
+clean_iql = {d: iql_run(d, variant="plain") for d in DATASETS}
+authors = {
+    MIXED: small("riql", f"{FLOOR} {RATES} --huber-sigma 1", "clean"),
+    **{d: offline("riql", d, "--huber-sigma 0.1", "clean") for d in (REPLAY, MAZE)},
 }
-iql, riql = small_iql | iql, small_riql | riql
+clean = {
+    MIXED: riql_run(MIXED, "", "orthogonal"),
+    REPLAY: riql_run(REPLAY, "--huber-sigma 0.1", "orthogonal"),
+    MAZE: authors[MAZE],
+}
 
 CLAIM = Claim(
     title="RIQL keeps its level where corrupted data costs IQL its own",
     paper="RIQL (arXiv 2310.12955) claims higher scores than IQL when 30 % of the transitions have noise of one "
     "standard deviation in observations, actions or next observations, or random rewards.",
-    runs=[*clean, *(run for both in zip(iql.values(), riql.values()) for run in both)],
+    runs=[
+        *(run[d] for d in DATASETS for run in (clean_iql, clean, authors)),
+        *(run for both in zip(iql.values(), riql.values()) for run in both),
+    ],
     checks={
         f"{d}, corrupted {KINDS[kind]}: RIQL ends above IQL, beyond noise": (
             above(end(riql[d, kind]), end(iql[d, kind]))
@@ -49,18 +58,41 @@ CLAIM = Claim(
         for d, kind in iql
     },
     observed={
-        f"{MAZE}, clean: RIQL ends above IQL": end(clean[3]) > end(clean[2]),
-        f"{REPLAY}, clean: RIQL ends below IQL": end(clean[1]) < end(clean[0]),
-        f"{MIXED}, clean: RIQL ends below IQL": end(clean[5]) < end(clean[4]),
-        f"{MAZE}: corrupted rewards cost IQL more than half": (end(iql[MAZE, "reward"]) < 0.5 * end(clean[2])),
+        **{
+            f"{d}, clean: from the authors' weights RIQL ends below IQL, beyond noise": (
+                below(end(authors[d]), end(clean_iql[d]))
+            )
+            for d in (MIXED, REPLAY)
+        },
+        **{
+            f"{d}, clean: from IQL's weights it is above what it was from the authors', beyond noise": (
+                above(end(clean[d]), end(authors[d]))
+            )
+            for d in (MIXED, REPLAY)
+        },
+        f"{MIXED}: corrupted dynamics cost RIQL less than 10": end(clean[MIXED]) - end(riql[MIXED, "dynamics"]) < 10,
+        **{
+            f"{MIXED}: corrupted observations cost {name} more than 1,000": end(of[MIXED]) - end(run[MIXED, "obs"])
+            > 1000
+            for name, of, run in (("RIQL", clean, riql), ("IQL", clean_iql, iql))
+        },
+        f"{REPLAY}: corrupted dynamics leave IQL a mean Q below two thirds of RIQL's": (
+            logged("q", iql[REPLAY, "dynamics"]) < 2 / 3 * logged("q", riql[REPLAY, "dynamics"])
+        ),
+        f"{MAZE}, clean: RIQL ends above IQL": end(clean[MAZE]) > end(clean_iql[MAZE]),
+        f"{MAZE}: corrupted rewards cost IQL more than half": (end(iql[MAZE, "reward"]) < 0.5 * end(clean_iql[MAZE])),
         f"{MAZE}: corrupted observations cost RIQL more than IQL": (
-            end(clean[3]) - end(riql[MAZE, "obs"]) > end(clean[2]) - end(iql[MAZE, "obs"])
+            end(clean[MAZE]) - end(riql[MAZE, "obs"]) > end(clean_iql[MAZE]) - end(iql[MAZE, "obs"])
         ),
     },
-    finding="Who is ahead on clean data is mostly ahead on corrupted data, too. On PointMaze RIQL is, and keeps its "
-    "level under corrupted actions and more of it under rewards, where IQL loses half of its own; under corrupted "
-    "observations RIQL is the one that loses most. On hopper-medium-replay and Pendulum RIQL, whose critics begin from "
-    "smaller weights and lose as the absolute error, is behind IQL on clean data after so many updates. On Pendulum "
-    "corrupted rewards and actions cost IQL next to nothing, so that there is nothing to keep; where observations or "
-    "dynamics are corrupted RIQL is above.",
+    finding="Where corrupted dynamics make targets heavy-tailed RIQL does what it is for: on Pendulum they cost IQL "
+    "the whole task and RIQL next to nothing. Corrupted rewards and actions cost IQL little there, so that there is "
+    "nothing to keep, and noise in the observations defeats both. Seen only once the arms were made equal: the "
+    "authors' critics begin from far smaller weights than IQL's, and in so few updates hardly tell actions apart;"
+    " from them RIQL is far behind on clean data already, on Pendulum and on hopper-medium-replay, and from IQL's"
+    " it is not. On hopper RIQL is above under corrupted observations, about equal under actions, and behind "
+    "under rewards and dynamics, though there IQL's values fall and RIQL's do not: with the loss that is almost "
+    "absolute, and targets that follow slowly, its values had not settled. On PointMaze RIQL is ahead on clean "
+    "data, keeps its level under corrupted actions and more of it under rewards, where IQL loses half of its own;"
+    " under corrupted observations RIQL is the one that loses most.",
 )
