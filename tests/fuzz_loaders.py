@@ -6,6 +6,7 @@ FOLDER/corpus holds files to begin with; FOLDER/<name>SUFFIX is written again an
 anything but an InputError comes out of a loader, and leaves the bytes that did it in FOLDER.
 """
 
+import resource
 import sys
 from pathlib import Path
 
@@ -28,5 +29,7 @@ def load_one(content: bytes) -> None:
         assert str(error) and "\n" not in str(error), error
 
 
-atheris.Setup([sys.argv[0], *sys.argv[3:], f"-artifact_prefix={folder}/", str(folder / "corpus")], load_one)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # at least that of the process which started this
+options = [*sys.argv[3:], f"-artifact_prefix={folder}/", f"-rss_limit_mb={before + 2048}"]
+atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], load_one)
 atheris.Fuzz()
