@@ -193,6 +193,8 @@ def test_what_turns_or_undoes_a_loss_at_0_is_refused_there(name, monkeypatch):
 @pytest.mark.parametrize("name", [path.stem for path in ALGORITHMS])
 def test_no_rate_noise_bound_or_deviation_is_below_0(name, monkeypatch):
     module = load(name)
+    meant = ("actor_lr", "learning_rate", "weight_decay", "policy_noise", "noise_clip", "max_grad_norm", "label_std")
+    assert all(argument.endswith(NEVER_BELOW_0) for argument in meant)
     for argument in (f.name for f in dataclasses.fields(module.Args) if f.name.endswith(NEVER_BELOW_0)):
         presets = [preset[argument] for preset in module.PRESETS.values() if argument in preset]
         assert np.min([*np.ravel(getattr(module.Args(), argument)), *presets]) >= 0
