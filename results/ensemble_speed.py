@@ -33,6 +33,7 @@ from shared.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 OBS, ACTION = 11, 3
+NAMES = {"sac_n": "SAC-N", "edac": "EDAC"}
 NOTE = """\
 SAC-N and EDAC beside CORL's PyTorch ({corl}, torch {torch}) and Unifloral's JAX ({unifloral}), on {hardware}, jax
 {jax}: three layers of 256, batches of {batch}, {rows:,} synthetic rows, every side a process of its own, {rounds}
@@ -48,15 +49,14 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        name = {"sac_n": "SAC-N", "edac": "EDAC"}[self.algorithm]
-        return f"{name}, {self.n_critics} critics, {self.lanes} lane{'s' * (self.lanes > 1)}"
+        return f"{NAMES[self.algorithm]}, {self.n_critics} critics, {self.lanes} lane{'s' * (self.lanes > 1)}"
 
 
 # ---------------------------------------------------------------- the sides, each in a process of its own
 
 
-def ours(case: Case, args: argparse.Namespace, layout: str):
-    """-> (a round of updates, seconds to compile)."""
+def ours(algorithm: str, settings: dict[str, Any], lanes: int, args: argparse.Namespace, layout: str):
+    """-> (a round of `args.updates` updates, seconds to compile)."""
     import dataclasses
     from functools import partial
 
@@ -67,13 +67,13 @@ def ours(case: Case, args: argparse.Namespace, layout: str):
     from shared.arguments import float_fields
     from shared.lanes import make_mesh, over_lanes, use_cpu_devices
 
-    use_cpu_devices(1 if layout == "vmap" else case.lanes)
-    module = load(ROOT / "algorithms" / "offline" / f"{case.algorithm}.py", f"ours_{case.algorithm}")
-    data, mesh = synthetic(args.rows), make_mesh(case.lanes)
-    hyper = module.Args(n_critics=case.n_critics, batch_size=args.batch)
+    use_cpu_devices(1 if layout == "vmap" else lanes)
+    module = load(ROOT / "algorithms" / "offline" / f"{algorithm}.py", f"ours_{algorithm}")
+    data, mesh = synthetic(args.rows), make_mesh(lanes)
+    hyper = module.Args(batch_size=args.batch, **settings)
     fields = float_fields(type(hyper))
-    hyper = dataclasses.replace(hyper, **{name: jnp.full(case.lanes, getattr(hyper, name)) for name in fields})
-    keys = jax.random.split(jax.random.key(0), case.lanes)
+    hyper = dataclasses.replace(hyper, **{name: jnp.full(lanes, getattr(hyper, name)) for name in fields})
+    keys = jax.random.split(jax.random.key(0), lanes)
     agent = over_lanes(partial(module.init, spec=data.spec), mesh, (0, 0), layout=layout)(keys, hyper)
     train = over_lanes(module.train, mesh, (0, 0, 0, None), donate=True, layout=layout)
     now = jax.vmap(lambda key: jax.random.split(key, args.updates))(keys)
@@ -137,35 +137,42 @@ class _StandIn(types.ModuleType):
         return args[0] if args and callable(args[0]) else self  # a decorator of what it is given
 
 
-def corl(case: Case, args: argparse.Namespace):
+def corl_module(file: Path) -> types.ModuleType:
+    """One of CORL's files; of the packages around its update, stand-ins."""
     import importlib.util
 
-    import torch
-
-    torch.set_num_threads(args.threads)
+    if not file.exists():
+        raise InputError(f"There is no {file}.")
     stand_ins = {name: _StandIn(name) for name in ("d4rl", "gym", "pyrallis", "wandb", "tqdm")}
     sys.modules.update(stand_ins)
-    file = args.corl / "algorithms" / "offline" / f"{case.algorithm}.py"
     spec = importlib.util.spec_from_file_location("corl_peer", file)
     peer = sys.modules["corl_peer"] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     spec.loader.exec_module(peer)
     for name in stand_ins:  # torch looks for some of them
         del sys.modules[name]
+    return peer
+
+
+def corl_buffer(peer: types.ModuleType, rows: int):
+    """CORL's replay buffer, full of synthetic rows."""
+    import torch
 
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
-    data = {
-        "observations": normal(args.rows, OBS),
-        "actions": np.tanh(normal(args.rows, ACTION)),
-        "rewards": normal(args.rows),
-        "next_observations": normal(args.rows, OBS),
-        "terminals": (np.arange(1, args.rows + 1) % 1000 == 0).astype(np.float32),
-    }
-    buffer = peer.ReplayBuffer(OBS, ACTION, args.rows, "cpu")
-    buffer._states, buffer._actions = torch.tensor(data["observations"]), torch.tensor(data["actions"])
-    buffer._rewards, buffer._dones = (torch.tensor(data[name])[:, None] for name in ("rewards", "terminals"))
-    buffer._next_states = torch.tensor(data["next_observations"])
-    buffer._size = buffer._pointer = args.rows
+    normal = lambda *shape: torch.tensor(rng.standard_normal(shape, dtype=np.float32))  # noqa: E731
+    buffer = peer.ReplayBuffer(OBS, ACTION, rows, "cpu")
+    buffer._states, buffer._actions = normal(rows, OBS), torch.tanh(normal(rows, ACTION))
+    buffer._rewards, buffer._next_states = normal(rows, 1), normal(rows, OBS)
+    buffer._dones = (torch.arange(1, rows + 1) % 1000 == 0).float()[:, None]
+    buffer._size = buffer._pointer = rows
+    return buffer
+
+
+def corl(case: Case, args: argparse.Namespace):
+    import torch
+
+    torch.set_num_threads(args.threads)
+    peer = corl_module(args.corl / "algorithms" / "offline" / f"{case.algorithm}.py")
+    buffer = corl_buffer(peer, args.rows)
     actor, critic = peer.Actor(OBS, ACTION, 256), peer.VectorizedCritic(OBS, ACTION, 256, case.n_critics)
     optimised = [x for net in (actor, critic) for x in (net, torch.optim.Adam(net.parameters(), lr=3e-4))]
     trainer = getattr(peer, {"sac_n": "SACN", "edac": "EDAC"}[case.algorithm])(*optimised, device="cpu")
@@ -178,8 +185,8 @@ def corl(case: Case, args: argparse.Namespace):
 
 
 SIDES: dict[str, Callable] = {
-    "ours": lambda case, args: ours(case, args, "map"),
-    "ours, vmapped": lambda case, args: ours(case, args, "vmap"),
+    "ours": lambda case, args: ours(case.algorithm, {"n_critics": case.n_critics}, case.lanes, args, "map"),
+    "ours, vmapped": lambda case, args: ours(case.algorithm, {"n_critics": case.n_critics}, case.lanes, args, "vmap"),
     "Unifloral": unifloral,
     "CORL": corl,
 }
@@ -191,12 +198,13 @@ SIDES: dict[str, Callable] = {
 def commands_of(case: Case, args: argparse.Namespace) -> dict[str, list[str]]:
     """{side: command line of its process}."""
     sides = ["ours", "Unifloral", "CORL"] if case.lanes == 1 else ["ours", "ours, vmapped", "Unifloral"]
-    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in vars(args).items() if value is not None]
+    own = ("out", "serve", "lanes", "critics", "algorithms")
+    given = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in own and value}
     return {
         side: [
             str(args.torch_python) if side == "CORL" else sys.executable,
             str(Path(__file__).resolve()),
-            *(word for pair in given if pair[0] not in ("--out", "--serve", "--lanes", "--critics") for word in pair),
+            *(str(word) for pair in given.items() for word in pair),
             *("--serve", side, case.algorithm, str(case.n_critics), str(case.lanes)),
         ]
         for side in sides
@@ -216,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--updates", type=int, default=4, help="of each lane in a round (%(default)s)")
     option("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
     option("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (%(default)s, the cores)")
+    option("--algorithms", nargs="+", choices=NAMES, default=list(NAMES), help="both, where none is named")
     option("--critics", type=int, nargs="+", default=[10, 50], help="in the ensemble (10 50)")
     option("--lanes", type=int, default=8, help="lanes of the second comparison (%(default)s)")
     option("--out", type=Path, default=ROOT / "results" / "ensemble_speed.json", metavar="FILE")
@@ -228,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             serve({"updates": a_round}, compile_s)
             return 0
         cases, about = [], note(args)
-        for case in itertools.starmap(Case, itertools.product(("sac_n", "edac"), args.critics, (1, args.lanes))):
+        for case in itertools.starmap(Case, itertools.product(args.algorithms, args.critics, (1, args.lanes))):
             commands = commands_of(case, args)
             amounts = {"updates": dict.fromkeys(commands, case.lanes * args.updates)}
             measured = take_turns(commands, amounts, args.rounds)
@@ -244,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def note(args: argparse.Namespace) -> str:
+def about_machine(args: argparse.Namespace) -> dict[str, str]:
+    """What a note says of versions and cores."""
     import jax
 
     from results.peer_speed import commit
@@ -252,17 +262,15 @@ def note(args: argparse.Namespace) -> str:
     cores = len(os.sched_getaffinity(0))
     command = [str(args.torch_python), "-c", "import torch; print(torch.__version__)"]
     torch = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return NOTE.format(
-        corl=commit(args.corl),
-        unifloral=commit(args.unifloral),
-        torch=torch,
-        jax=jax.__version__,
-        hardware=f"{cores} CPU core{'s' * (cores > 1)}",
-        batch=args.batch,
-        rows=args.rows,
-        rounds=args.rounds,
-        updates=args.updates,
-    )
+    hardware = f"{cores} CPU core{'s' * (cores > 1)}"
+    return {"corl": commit(args.corl), "torch": torch, "jax": jax.__version__, "hardware": hardware}
+
+
+def note(args: argparse.Namespace) -> str:
+    from results.peer_speed import commit
+
+    sizes = {name: getattr(args, name) for name in ("batch", "rows", "rounds", "updates")}
+    return NOTE.format(unifloral=commit(args.unifloral), **about_machine(args), **sizes)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,8 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     case = {"name": "EDAC, 50 critics, 1 lane", "updates_per_s": rates, "compile_s": {"ours": 2.25, "CORL": 0.0}}
     measured = {"note": "Beside others.", "cases": [case | {"peak_mib": {"ours": 1234, "CORL": 987}}]}
     (tmp_path / "results" / "ensemble_speed.json").write_text(json.dumps(measured))
+    measured["cases"][0]["name"] = "IQL, 8 lanes"
+    (tmp_path / "results" / "corl_speed.json").write_text(json.dumps(measured))
     case = {"name": "hiql, 8 lanes", "updates_per_s": {"ours": [30.0, 20.0], "theirs": [10.0, 10.0]}}
     case["compile_s"] = dict.fromkeys(("ours", "theirs"), 1.0)
     (tmp_path / "results" / "agent_speed.json").write_text(json.dumps({"note": "Beside agents.", "cases": [case]}))
@@ -205,6 +207,7 @@ def test_every_measurement_of_speed_has_its_table(tmp_path):
     assert "| EDAC, 50 critics, 1 lane | ours | 6.00 |  | 2.2 s | 1,234 MiB |" in text
     assert "| EDAC, 50 critics, 1 lane | CORL | 2.00 | 2.00 (2.00–4.00) | 0.0 s | 987 MiB |" in text
     assert "Beside others. (`python results/ensemble_speed.py`)" in text
+    assert "Beside others. (`python results/corl_speed.py`)" in text and "| IQL, 8 lanes | CORL | 2.00 |" in text
     assert "Beside agents. (`python results/agent_speed.py`)" in text
     assert "| hiql, 8 lanes | theirs | 10.0 | 2.50 (2.00–3.00) | 1.0 s |" in text
     assert (

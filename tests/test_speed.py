@@ -1,10 +1,12 @@
 """results/speed.py: what it counts, and that it measures a file."""
 
+import argparse
 import json
 import math
 import os
 import sys
 import time
+from pathlib import Path
 from subprocess import TimeoutExpired
 
 import jax
@@ -14,7 +16,7 @@ import optax
 import pytest
 from conftest import ALGORITHMS
 
-from results import action_time, online_speed, speed
+from results import action_time, corl_speed, online_speed, speed
 from results.peer_speed import _compiled
 from results.speed import alone, arithmetic, candidates, products, run_case, write_log
 from results.step_profile import KINDS, Program, profile
@@ -197,3 +199,13 @@ def test_interaction_compiled_and_on_the_host_makes_the_steps_that_are_counted(m
     (case,) = online_speed.compiled_beside_stepped(online_speed.load_rlpd(), [1], 1, 60, 3)
     assert seen == {"compiled": (True, 60), "stepped": (False, 60)}
     assert case["ms"] == {"compiled": 2000 / 60, "stepped": 6000 / 60} and case["stepped_over_compiled"] == [2, 3, 4]
+
+
+def test_corls_sides_are_asked_for_the_same_work(capsys):
+    args = argparse.Namespace(rows=10, batch=4, threads=1, corl=Path("corl"), updates=32, torch_python=Path("py"))
+    ours, theirs = corl_speed.commands_of("cql", 8, args).values()
+    assert ours[-3:] == ["ours", "cql", "8"] and theirs[-3:] == ["CORL", "cql", "1"] and theirs[0] == "py"
+    assert ours[1:-3] == theirs[1:-3] and "--updates 2 --serve" in " ".join(ours)
+    assert corl_speed.main(["--corl", "nowhere"]) == 2 and "--torch-python names a Python" in capsys.readouterr().err
+    assert corl_speed.main(["--corl", "nowhere", "--serve", "CORL", "iql", "1"]) == 2
+    assert "There is no nowhere/algorithms/offline/iql.py." in capsys.readouterr().err

@@ -5,7 +5,7 @@ DEMOS, FEW = "point-umaze-demos", "pendulum-few"
 PENDULUM, REPLAY, MAZE = "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
 ARGUMENTS = "--n-actions 4 --learning-starts 500"
 SMALL = "--n-actions 4 --learning-starts 200 --actor-lr 3e-4 --alpha-lr 3e-4 --critic-lr 1e-3"
-OPTIONS = {DEMOS: "--discount 0.97 --tau 0.01", FEW: ""}
+OPTIONS = {DEMOS: "--discount 0.97 --tau 0.01", FEW: "--discount 0.98 --tau 0.02"}
 PLAIN = "--online-q-aggregation min --reweight none --exploration policy"
 
 
@@ -49,6 +49,7 @@ CLAIM = Claim(
     },
     observed={
         f"{DEMOS}: ten critics never fall": fall(ten[DEMOS]) < 1.0,
+        f"{FEW}: ten critics end offline below two": start(ten[FEW]) < start(two[FEW]),
         f"{FEW}: ten critics end below two": end(ten[FEW]) < end(two[FEW]),
         f"{FEW}: the full method has a higher mean over the online evaluations than the plain ten": (
             online_mean(few_full) > online_mean(ten[FEW])
@@ -69,8 +70,9 @@ CLAIM = Claim(
     finding="A level can be lost only where there is one, and where the data are narrow: demonstrations in a maze, "
     "and a tenth of Pendulum's data. In the maze ten critics never lose the level that they have from the "
     "demonstrations, where two lose a quarter of it, beyond noise: what the paper claims. On the tenth of "
-    "Pendulum's data ten critics fall as far as two and end lower; the minimum over pairs, weights and "
-    "exploration by the spread are above the plain ten there, within noise. On all of Pendulum's data ten "
+    "Pendulum's data ten critics end the offline phase far below two (their values are lower as well), fall as far "
+    "from there and end lower; the minimum over pairs, weights and exploration by the spread are above the plain ten "
+    "there, within noise. On all of Pendulum's data ten "
     "critics are slightly ahead of two offline, and online they are at the top a little sooner and steadier; "
     "but neither loses its level for longer than one evaluation. The full method learns more slowly there, "
     "and the cause is its exploration by upper confidence bounds: with the policy's own, minimum over pairs "

@@ -1,4 +1,4 @@
-"""results/speed.md: the measurements of speed.py, {peer,agent,ensemble,online}_speed.py and action_time.py."""
+"""results/speed.md: the measurements of speed.py, {peer,agent,ensemble,corl,online}_speed.py and action_time.py."""
 
 import json
 from functools import partial
@@ -10,9 +10,9 @@ from results.pages.text import markdown, rate
 
 
 def speed_section(root: Path) -> str:
-    """The measurements of speed.py, {peer,agent,ensemble,online}_speed.py and action_time.py, where they exist."""
+    """The measurements of speed.py, {peer,agent,ensemble,corl,online}_speed.py and action_time.py, where they exist."""
     made = {"speed": speed_table}
-    made |= {name: partial(beside, name) for name in ("peer_speed", "agent_speed", "ensemble_speed")}
+    made |= {name: partial(beside, name) for name in ("peer_speed", "agent_speed", "ensemble_speed", "corl_speed")}
     made |= {"online_speed": online_table, "action_time": action_table}
     paths = {root / "results" / f"{name}.json": table for name, table in made.items()}
     parts = [table(json.loads(path.read_text())) for path, table in paths.items() if path.exists()]
