@@ -197,6 +197,13 @@ def replay(algorithm: str, more: str = "", variant: str = "", updates: int = 20_
     return Entry(algorithm, "hopper-medium-replay-v0", f"{length} {sizes} {more}".strip(), variant, "claim")
 
 
+def replay_bc(updates: int = 20_000, batch_size: int = 128) -> Entry:
+    """Cloning beside those: it has no critic."""
+    length = f"--seeds 8 --updates {updates} --eval-every {updates // 2}"
+    sizes = f"--batch-size {batch_size} --hidden-dims 64 64 --actor-lr 1e-3"
+    return Entry("bc", "hopper-medium-replay-v0", f"{length} {sizes}", "small", "claim")
+
+
 MODEL = "--model-hidden-dims 64 64 --model-updates 10000 --rollout-batch 2000"
 """Of `replay`, where a model is learned."""
 
