@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from results.sides import serve, take_turns
+from results.sides import serve, take_turns, torch_version
 from shared.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,10 +259,13 @@ def about_machine(args: argparse.Namespace) -> dict[str, str]:
     from results.peer_speed import commit
 
     cores = len(os.sched_getaffinity(0))
-    command = [str(args.torch_python), "-c", "import torch; print(torch.__version__)"]
-    torch = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     hardware = f"{cores} CPU core{'s' * (cores > 1)}"
-    return {"corl": commit(args.corl), "torch": torch, "jax": jax.__version__, "hardware": hardware}
+    return {
+        "corl": commit(args.corl),
+        "torch": torch_version(args.torch_python),
+        "jax": jax.__version__,
+        "hardware": hardware,
+    }
 
 
 def note(args: argparse.Namespace) -> str:

@@ -13,7 +13,6 @@ Writes results/planner_speed.json, from which `make report` makes its table.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import types
 from functools import partial
@@ -23,7 +22,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from results.sides import serve, take_turns
+from results.sides import serve, take_turns, torch_version
 from shared.errors import InputError
 
 OBS, ACTION = 4, 2
@@ -183,11 +182,10 @@ def note(args: argparse.Namespace) -> str:
 
     from results.peer_speed import commit
 
-    command = [str(args.torch_python), "-c", "import torch; print(torch.__version__)"]
     cores = len(os.sched_getaffinity(0))
     return NOTE.format(
         commit=commit(args.diffuser),
-        torch=subprocess.run(command, capture_output=True, text=True).stdout.strip(),
+        torch=torch_version(args.torch_python),
         jax=jax.__version__,
         cores=cores,
         s="s" * (cores > 1),

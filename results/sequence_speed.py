@@ -36,7 +36,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from results.sides import serve, take_turns
+from results.sides import serve, take_turns, torch_version
 from shared.errors import InputError
 
 OBS, ACTION, LENGTH = 11, 3, 1000
@@ -203,12 +203,11 @@ def note(args: argparse.Namespace) -> str:
 
     from results.peer_speed import commit
 
-    command = [str(args.torch_python), "-c", "import torch; print(torch.__version__)"]
     sizes = {name: getattr(args, name) for name in ("layers", "width", "context", "batch", "rounds", "threads")}
     return NOTE.format(
         corl=commit(args.corl),
         jax_corl=commit(args.jax_corl),
-        torch=subprocess.run(command, capture_output=True, text=True).stdout.strip(),
+        torch=torch_version(args.torch_python),
         jax=jax.__version__,
         cores=len(os.sched_getaffinity(0)),
         s="s" * (args.threads > 1),

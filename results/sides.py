@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from shared.errors import InputError
@@ -68,3 +69,16 @@ def take_turns(commands: dict[str, list[str]], amounts: dict[str, dict[str, int]
             side.kill()
             side.wait()
     return Measured(per_s, compile_s, peak)
+
+
+def torch_version(python: Path) -> str:
+    """Of the PyTorch that `python` has.
+
+    Raises:
+      InputError: it is no Python, or has no PyTorch.
+    """
+    command = [str(python), "-c", "import torch; print(torch.__version__)"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        raise InputError(f"{python} is no Python that has torch.") from None

@@ -209,3 +209,5 @@ def test_corls_sides_are_asked_for_the_same_work(capsys):
     assert corl_speed.main(["--corl", "nowhere"]) == 2 and "--torch-python names a Python" in capsys.readouterr().err
     assert corl_speed.main(["--corl", "nowhere", "--serve", "CORL", "iql", "1"]) == 2
     assert "There is no nowhere/algorithms/offline/iql.py." in capsys.readouterr().err
+    assert corl_speed.main(["--corl", "nowhere", "--torch-python", "nowhere"]) == 2
+    assert "nowhere is no Python that has torch." in capsys.readouterr().err
