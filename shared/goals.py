@@ -1,7 +1,8 @@
 """Goal-conditioned data: which state is whose goal, drawn on the device.
 
 What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics), else
-the whole observation (OGBench). Goals that were wanted when the data was recorded play no part unless they are asked
+the whole observation (OGBench). A state that does not hold what it achieves, as that of gymnasium-robotics' AntMaze,
+which has no position, is seen with it in front. Goals that were wanted when the data was recorded play no part unless they are asked
 for: every goal is one that was achieved somewhere in the data (hindsight), and a row's goal is reached if it is the
 row's own.
 """
@@ -16,11 +17,11 @@ import numpy as np
 
 from shared.data import Dataset
 from shared.errors import InputError, environment_fails
-from shared.spaces import goal_parts
+from shared.spaces import OBS_ORDER, flat_obs_shape, flatten_obs, goal_parts
 from shared.task import Task
 from shared.transitions import Batch, Transitions
 
-STATE_GOALS = "shared.goals:StateGoals"
+STATE_GOALS, ACHIEVED_IN_STATE = "shared.goals:StateGoals", "shared.goals:AchievedInState"
 
 
 def geometric(u: jax.Array, discount) -> jax.Array:
@@ -181,6 +182,10 @@ def goal_dataset(data: Dataset, tasks: tuple[int, ...] = ()) -> GoalDataset:
         arrays = {name: np.ascontiguousarray(getattr(data, name)[..., :states]) for name in ("obs", "next_obs")}
         achieved = np.ascontiguousarray(data.obs[..., states + goals :])
         wanted = np.ascontiguousarray(data.obs[..., states : states + goals])
+        if data.obs.ndim == 2 and not _holds(arrays["obs"], achieved):
+            arrays = {name: np.c_[getattr(data, name)[:, states + goals :], x] for name, x in arrays.items()}
+            task = _wrapped(task, ACHIEVED_IN_STATE)
+            print("goals: the state does not hold achieved_goal; policies see it in front of the state", flush=True)
     obs_shape = (arrays["obs"] if arrays else data.obs).shape[1:]
     goal_shape = obs_shape if achieved is None else achieved.shape[1:]
     spec = task.spec._replace(obs_shape=obs_shape, goal_shape=goal_shape)
@@ -210,13 +215,12 @@ def _with_goals(task: Task, tasks: tuple[int, ...]) -> Task:
             _, info = env.reset(seed=0, options={"task_id": 1} if known else None)
         if "goal" not in info:
             raise InputError(f"{spec.id} gives no goals: this needs a goal-conditioned environment (--env, or none).")
-        wrapper = gym.envs.registration.WrapperSpec("StateGoals", STATE_GOALS, {})
-        spec = dataclasses.replace(spec, additional_wrappers=(*spec.additional_wrappers, wrapper))
+        task = _wrapped(task, STATE_GOALS)
     env.close()
     if wrong := [number for number in tasks if not 1 <= number <= known]:
         has = f"tasks 1 to {known}" if known else "no tasks"
         raise InputError(f"--tasks {wrong[0]}: {spec.id} has {has}.")
-    task = dataclasses.replace(task, env_spec=spec, tasks=tuple(tasks) or tuple(range(1, known + 1)))
+    task = dataclasses.replace(task, tasks=tuple(tasks) or tuple(range(1, known + 1)))
     shown = goal_parts(task.obs_space)
     if shown != [task.spec.obs_shape[-1], task.spec.goal_shape[-1]]:
         raise InputError(
@@ -224,6 +228,35 @@ def _with_goals(task: Task, tasks: tuple[int, ...]) -> Task:
             f"{task.spec.obs_shape[-1]} and {task.spec.goal_shape[-1]}."
         )
     return task
+
+
+def _wrapped(task: Task, entry_point: str) -> Task:
+    """`task` with its environment, where it has one, behind one of the wrappers below."""
+    if (spec := task.env_spec) is None:
+        return task
+    wrapper = gym.envs.registration.WrapperSpec(entry_point.partition(":")[2], entry_point, {})
+    wrappers = (*spec.additional_wrappers, wrapper)
+    return dataclasses.replace(task, env_spec=dataclasses.replace(spec, additional_wrappers=wrappers))
+
+
+def _holds(state: np.ndarray, achieved: np.ndarray) -> bool:
+    """Whether every number of `achieved` [N, G] is one of `state` [N, O], in all rows."""
+    return all(any(np.array_equal(x, y) for y in state.T if x[0] == y[0]) for x in achieved.T)
+
+
+class AchievedInState(gym.ObservationWrapper):
+    """Puts what is achieved in front of a state that does not hold it, in a goal environment's dictionaries."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.space = env.observation_space
+        size = sum(flat_obs_shape(self.space[name])[0] for name in (OBS_ORDER[0], OBS_ORDER[2]))
+        state = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.observation_space = gym.spaces.Dict({**self.space.spaces, OBS_ORDER[0]: state})
+
+    def observation(self, observation):
+        parts = [flatten_obs(observation[name], self.space[name]) for name in (OBS_ORDER[2], OBS_ORDER[0])]
+        return {**observation, OBS_ORDER[0]: np.concatenate(parts)}
 
 
 class StateGoals(gym.Wrapper):

@@ -115,10 +115,11 @@ def test_rows_without_a_successor_are_no_goals(tmp_path):
 # ------------------------------------------------------------------------------------- datasets
 
 
-def write_dictionaries(path, states: int = 2, achieved: int = 2) -> str:
-    """Flat rows of a goal environment's dictionaries: state, wanted goal, achieved goal, each of its own range."""
+def write_dictionaries(path, states: int = 2, achieved: int = 2, apart: bool = False) -> str:
+    """Flat rows of a goal environment's dictionaries: state, wanted goal, achieved goal; `apart`: not in the state."""
     r = np.random.default_rng(0)
-    state, wanted, got = 100 + r.random((60, states)), 200 + r.random((60, achieved)), 300 + r.random((60, achieved))
+    state, wanted = 100 + r.random((60, states)), 200 + r.random((60, achieved))
+    got = 300 + r.random((60, achieved)) if apart else state[:, :achieved]
     obs = np.concatenate([state, wanted, got], -1).astype(np.float32)
     np.savez(path, observations=obs, next_observations=obs, actions=r.uniform(-1, 1, (60, 2)),
              timeouts=np.arange(60) % 20 == 19)  # fmt: skip
@@ -130,8 +131,54 @@ def test_goals_of_dictionaries_are_what_was_achieved(tmp_path):
     assert found.task.spec.obs_shape == found.task.spec.goal_shape == (2,)
     data = found.transitions()
     batch = data.batch(np.arange(9), np.arange(9), np.arange(9))
-    assert ((batch.obs >= 100) & (batch.obs < 102)).all() and (batch.goal >= 300).all()
+    assert ((batch.obs >= 100) & (batch.obs < 102)).all()
+    np.testing.assert_array_equal(batch.goal, batch.obs)
     assert found.task.tasks == (1, 2, 3, 4, 5) and found.task.counts_successes
+
+
+class Unplaced(gym.Env):
+    """As gymnasium-robotics' AntMaze: the position is in achieved_goal, and not in the state."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            name: gym.spaces.Box(-9, 9, (n,))
+            for name, n in (("observation", 3), ("achieved_goal", 2), ("desired_goal", 2))
+        }
+    )
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def shown(self):
+        return {"observation": np.ones(3), "achieved_goal": self.position, "desired_goal": np.full(2, 5.0)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = np.zeros(2)
+        return self.shown(), {}
+
+    def step(self, action):
+        self.position = self.position + action
+        return self.shown(), 0.0, False, False, {}
+
+
+gym.register("Unplaced-v0", lambda: Unplaced(), max_episode_steps=3)
+
+
+def test_a_state_without_its_position_is_seen_with_it_in_data_and_environment(tmp_path, capsys):
+    path = write_dictionaries(tmp_path / "d.npz", states=3, apart=True)
+    found = goal_dataset(load_dataset(path, "Unplaced-v0"))
+    assert "policies see it in front of the state" in capsys.readouterr().out
+    assert found.task.spec.obs_shape == (5,) and found.task.spec.goal_shape == (2,)
+    batch = found.transitions().take(np.arange(9))
+    for seen in (batch.obs, batch.next_obs):
+        assert (seen[:, :2] >= 300).all() and ((seen[:, 2:] >= 100) & (seen[:, 2:] < 102)).all()
+    np.testing.assert_array_equal(found.transitions().goal(np.arange(9)), batch.obs[:, :2])
+    again = Task.from_description(found.task.describe())
+    env = again.make_env()
+    env.reset(seed=0)
+    obs = env.step(np.float32([0.5, 0.25]))[0]
+    np.testing.assert_array_equal(again.observe(obs), [0.5, 0.25, 1, 1, 1, 5, 5])
+    without = goal_dataset(load_dataset(write_dictionaries(tmp_path / "e.npz", states=3), "Unplaced-v0"))
+    assert without.task.spec.obs_shape == (3,) and not without.task.env_spec.additional_wrappers
 
 
 def test_goals_without_a_goal_environment_are_states(tmp_path):
