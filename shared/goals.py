@@ -1,10 +1,10 @@
 """Goal-conditioned data: which state is whose goal, drawn on the device.
 
-What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics), else
-the whole observation (OGBench). A state that does not hold what it achieves, as that of gymnasium-robotics' AntMaze,
-which has no position, is seen with it in front. Goals that were wanted when the data was recorded play no part unless they are asked
-for: every goal is one that was achieved somewhere in the data (hindsight), and a row's goal is reached if it is the
-row's own.
+What a state achieves is `achieved_goal` where a dataset has goal dictionaries (gymnasium-robotics), else the whole
+observation (OGBench). A state that does not hold what it achieves, as that of gymnasium-robotics' AntMaze, which has
+no position, is seen with it in front. Goals that were wanted when the data was recorded play no part unless they are
+asked for: every goal is one that was achieved somewhere in the data (hindsight), and a row's goal is reached if it is
+the row's own.
 """
 
 import dataclasses
