@@ -9,9 +9,10 @@ action, the distribution of the return of each action on 51 atoms (C51, arXiv 17
     stage 1   L_world = CE(tokens) + CE(reward) + CE(end)
     stage 2   --world-weight L_world + L_C51 + --cql-alpha (log sum_a exp Q(s, a) - Q(s, a_data))
 
-Targets are of a copy of the last layers alone, on the same features, without a gradient. To act, a beam of --beam-width
-paths is followed for --plan-length steps in the model, each expanded by the actions of its highest Q; paths are ranked
-by sum_h gamma^h r_h + gamma^H max_a Q, and the first action of the best one is taken.
+Targets are of a copy of the last layers alone, on the same features, without a gradient; that of a window's last block
+is of the window one row later, at its last place, where the policy acts for most of an episode. To act, a beam of
+--beam-width paths is followed for --plan-length steps in the model, each expanded by the actions of its highest Q;
+paths are ranked by sum_h gamma^h r_h + gamma^H max_a Q, and the first action of the best one is taken.
 
 Several tasks (games) are told by the last --n-tasks numbers of an observation: each has an embedding, and actions that
 its data never has are no choice, neither in targets nor in Q's penalty nor in the search. Rewards count by their sign.
@@ -26,6 +27,9 @@ Deviations from the paper:
 - Adam's moments of stage 1 go on into stage 2, all weights decay, and blocks have ReLUs;
 - Q's hidden layers are plain ones with ReLUs and dropout (there: layer normalisation and Mish, and dropout of the first
   alone), and begin as all others do; actions that a game has not count in Q's penalty there;
+- in the authors' code a window's last block has no target but at an end, so that Q there, where all others bootstrap
+  from, never learns: --no-learn-last, with which the policy keeps a block less (theirs keeps as many as did best in
+  each game, 1 to 6 of 8);
 - with a plan the policy sees as many steps less as the plan is long, without one all;
 - actions that a game allows are those of its data, with one task all;
 - what a path earns behind a predicted end counts nothing (the authors' code searches on);
@@ -97,6 +101,8 @@ class Args(OfflineArgs):
     """Highest return of the critic's distributions."""
     world_weight: Float = 0.1
     """Weight of the world model's loss while Q is learned; 0, with --model-updates 0 and --no-planning: Q alone."""
+    learn_last: bool = True
+    """Q of a window's last block learns, too, from the window one row later."""
     shared_trunk: bool = True
     """Q's losses move the trunk, too; else the last layers of Q alone."""
     cql_alpha: Float = 0.1
@@ -244,7 +250,7 @@ class Agent(flax.struct.PyTreeNode):
 
 
 class Blocks(NamedTuple):
-    """Steps of one episode each, [B, T]; all that follows its end is masked."""
+    """Steps of one episode each, [B, T], or T + 1 where Q learns; all that follows its end is masked."""
 
     tokens: jax.Array
     """[B, T, K]"""
@@ -336,6 +342,12 @@ def blocks_of(window: Window) -> Blocks:
     return Blocks(seen[..., :-1], *masked, seen[:, 0, -1])
 
 
+def part(blocks: Blocks, first: int, length: int) -> Blocks:
+    """`length` of the blocks, from the one with this number on."""
+    within = blocks._replace(task=None)
+    return jax.tree.map(lambda x: x[:, first : first + length], within)._replace(task=blocks.task)
+
+
 # ------------------------------------------------------------------------------------- what is learned
 
 
@@ -390,22 +402,23 @@ def projected(probabilities, reward, goes_on, args: Args):
     return (jnp.clip(nearness, 0.0, 1.0) * probabilities[..., None, :]).sum(-1)
 
 
-def critic_losses(critic, agent: Agent, features, blocks: Blocks, args: Args, **dropout):
-    """The C51 error, and the conservative penalty; features [B, T, W] of the observations' last tokens.
+def critic_losses(critic, agent: Agent, features, next_features, blocks: Blocks, args: Args, **dropout):
+    """The C51 error, and the conservative penalty; blocks [B, T + 1].
 
+    `features` [B, T, W]: of the first T observations' last tokens; `next_features` likewise of those that follow them.
     A block's target is the next block's, by the target's best legal action; without one only a terminal block has a
     target.
     """
+    goes_on, blocks = blocks.mask[:, 1:], part(blocks, 0, features.shape[1])
+    goes_on = goes_on if args.learn_last else goes_on.at[:, -1].set(0.0)
     legal = agent.legal[blocks.task][:, None]
     logits = distribution(agent.nets, critic, features, args, **dropout)
     chosen = jnp.take_along_axis(logits, blocks.action[..., None, None], 2)[:, :, 0]
-    target = distribution(agent.nets, agent.target_critic, jax.lax.stop_gradient(features), args)
+    target = distribution(agent.nets, agent.target_critic, jax.lax.stop_gradient(next_features), args)
     best = q_of(target, legal, args).argmax(-1)
     next_z = nn.softmax(jnp.take_along_axis(target, best[..., None, None], 2)[:, :, 0])
-    next_z = jnp.concatenate([next_z[:, 1:], next_z[:, -1:]], 1)
     y = jax.lax.stop_gradient(projected(next_z, blocks.reward, 1.0 - blocks.terminal, args))
     chex.assert_equal_shape([y, chosen])
-    goes_on = jnp.pad(blocks.mask[:, 1:], ((0, 0), (0, 1)))
     bellman = mean_where(-(y * nn.log_softmax(chosen)).sum(-1), jnp.maximum(goes_on, blocks.terminal * blocks.mask))
     q = q_of(logits, legal, args)
     q_data = (nn.softmax(chosen) * atoms(args)).sum(-1)
@@ -417,17 +430,23 @@ def joint_loss(params, agent: Agent, blocks: Blocks, key, args: Args):
     """--world-weight L_world + L_C51 + --cql-alpha CQL, of (the model, the critic)."""
     model, critic = params
     model_key, critic_key = jax.random.split(key)
-    seen = blocks.tokens, blocks.action, blocks.task
-    out = agent.nets.model.apply(model, *seen, training=True, rngs={"dropout": model_key})
-    world, info = model_loss(out, blocks)
+    now, later = (part(blocks, first, args.context) for first in (0, 1))
+    out = agent.nets.model.apply(model, now.tokens, now.action, now.task, training=True, rngs={"dropout": model_key})
+    world, info = model_loss(out, now)
     features = out.features[:, :, -2] if args.shared_trunk else jax.lax.stop_gradient(out.features[:, :, -2])
+    last = features[:, -1:]
+    if args.learn_last:
+        seen = later.tokens, later.action, later.task
+        last = agent.nets.model.apply(jax.lax.stop_gradient(model), *seen).features[:, -1:, -2]
+    next_features = jnp.concatenate([features[:, 1:], last], 1)
     dropout = {"training": True, "rngs": {"dropout": critic_key}}
-    bellman, gap, more = critic_losses(critic, agent, features, blocks, args, **dropout)
+    bellman, gap, more = critic_losses(critic, agent, features, next_features, blocks, args, **dropout)
     return args.world_weight * world + bellman + args.cql_alpha * gap, {"model_loss": world, **info, **more}
 
 
-def world_loss(model, agent: Agent, blocks: Blocks, key):
+def world_loss(model, agent: Agent, blocks: Blocks, key, args: Args):
     """L_world alone: stage 1."""
+    blocks = part(blocks, 0, args.context)
     seen = blocks.tokens, blocks.action, blocks.task
     return model_loss(agent.nets.model.apply(model, *seen, training=True, rngs={"dropout": key}), blocks)
 
@@ -470,7 +489,7 @@ def init(key, args: Args, spec: Spec, codebook: jax.Array | None = None, legal: 
 
 def update_model(agent: Agent, blocks: Blocks, key, args: Args) -> tuple[Agent, dict]:
     """Stage 1: one gradient step of the world model."""
-    (loss, info), grads = jax.value_and_grad(world_loss, has_aux=True)(agent.model, agent, blocks, key)
+    (loss, info), grads = jax.value_and_grad(world_loss, has_aux=True)(agent.model, agent, blocks, key, args)
     updates, opt = optimizer(args.model_lr, args).update(clipped(grads, args), agent.model_opt, agent.model)
     agent = agent.replace(model=optax.apply_updates(agent.model, updates), model_opt=opt)
     return agent, {"model_loss": loss, **info}
@@ -558,8 +577,9 @@ def plan(agent: Agent, tokens, action, at, task, args: Args):
 
 
 def room(args: Args) -> int:
-    """Blocks of the past that the policy keeps: with a plan, as many as leave room for it."""
-    return max(args.context - args.plan_length, 1) if args.planning else args.context
+    """Blocks that the policy keeps: the places at which Q learns, with a plan as many as leave room for it."""
+    places = args.context if args.learn_last else args.context - 1
+    return places - args.plan_length if args.planning else places
 
 
 def initial_carry(agent: Agent, args: Args) -> Carry:
@@ -598,7 +618,7 @@ def over_keys(learn, agent: Agent, keys, args: Args, data: Sequences) -> tuple[A
 
     def step(agent, key):
         row_key, update_key = jax.random.split(key)
-        window = data.take(data.rows(row_key, args.batch_size), jnp.arange(args.context))
+        window = data.take(data.rows(row_key, args.batch_size), jnp.arange(args.context + 1))
         return learn(agent, blocks_of(window), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
@@ -609,8 +629,8 @@ def resolved(args: Args, data: Dataset) -> Args:
     """`args` with what the data says; InputError where they ask for what cannot be."""
     require_context(data, args.context)
     require_heads(args.width, args.heads)
-    if args.context < 2 or (args.planning and args.context <= args.plan_length):
-        least = max(2, args.plan_length + 1 if args.planning else 2)
+    least = max(2, 1 + args.planning * args.plan_length) + (not args.learn_last)
+    if args.context < least:
         raise InputError(f"--context {args.context}: a block and those that follow it are at least {least}.")
     if args.n_atoms < 2:
         raise InputError(f"--n-atoms must be at least 2, not {args.n_atoms}.")

@@ -7,12 +7,14 @@ SIZES = (
 )
 PLAIN = "planning=False"
 run = Entry("jowa", "maze-small-mixed", f"{SIZES} --no-planning --world-weight 0 1", "weights", "claim")
+STAGES = SIZES.replace("--model-updates 0", "--model-updates 1000")
+staged = Entry("jowa", "maze-small-mixed", f"{STAGES} --no-planning --world-weight 0 0.1", "staged", "claim")
 search = Entry("jowa", "maze-small-mixed", f"{SIZES} --context 5 --world-weight 1", "search", "claim", (PLAIN,))
 game = Entry(
     "jowa",
     "minatar-breakout-mixed",
-    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 4000 --log-every 1000 "
-    "--eval-every 4000 --eval-episodes 20",
+    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 8000 --log-every 2000 "
+    "--eval-every 8000 --eval-episodes 20",
     "weights",
     "claim",
 )

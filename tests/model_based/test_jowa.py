@@ -26,7 +26,7 @@ SMALL = {
 }  # fmt: skip
 
 jowa = load("jowa")
-A, N, V, K, T, B = 3, 6, 5, 2, 4, 3
+A, N, V, K, T, B = 3, 6, 5, 2, 4, 4
 SPEC = Spec((5,), A, True)  # two tokens of two numbers (the last one filled up), two of the task
 ARGS = jowa.Args(
     n_tasks=2, token_dims=2, codes=V, context=T, width=8, layers=1, heads=2, token_dropout=0.0, critic_dropout=0.0,
@@ -62,15 +62,16 @@ def agent():
 
 @pytest.fixture(scope="module")
 def blocks():
-    """A window whose second block is terminal, a whole one, and one of a single block; of tasks 0, 1, 0."""
+    """T + 1 steps: a window whose second block is terminal, one of T, one of a single block, and a whole one."""
     r = np.random.default_rng(0)
-    mask = np.float32([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
-    terminal = np.float32([[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    action, task = np.int32([[0, 1, 0, 0], [2, 0, 2, 0], [1, 0, 0, 0]]), np.int32([0, 1, 0])
+    mask = np.float32([[1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    terminal = np.float32([[0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    action = np.int32([[0, 1, 0, 0, 0], [2, 0, 2, 0, 0], [1, 0, 0, 0, 0], [0, 1, 2, 2, 1]])
+    task = np.int32([0, 1, 0, 0])
     return jowa.Blocks(
-        tokens=r.integers(0, V, (B, T, K)).astype(np.int32) * mask[..., None].astype(np.int32),
+        tokens=r.integers(0, V, (B, T + 1, K)).astype(np.int32) * mask[..., None].astype(np.int32),
         action=action,
-        reward=np.float32([[1, -1, 0, 0], [0, 1, 1, -1], [1, 0, 0, 0]]),
+        reward=np.float32([[1, -1, 0, 0, 0], [0, 1, 1, -1, 0], [1, 0, 0, 0, 0], [0, -1, 0, 1, 1]]),
         terminal=terminal,
         mask=mask,
         task=task,
@@ -85,6 +86,7 @@ def random_outputs(seed=1):
 
 def test_the_models_loss_is_three_cross_entropies_of_what_follows(blocks):
     """Written out token by token: no loss at the observation's last token, nor of what no block of the episode has."""
+    blocks = jowa.part(blocks, 0, T)
     out, tokens, rewards, ends, right = random_outputs(), [], [], [], []
     ce = lambda logits, label: -log_softmax(np.float64(logits))[label]  # noqa: E731
     for b, t in itertools.product(range(B), range(T)):
@@ -130,11 +132,6 @@ def test_targets_are_projected_on_the_atoms():
     close(found[3], [0, 0, 0, 1, 0, 0])
 
 
-@pytest.fixture(scope="module")
-def losses():
-    return jax.jit(partial(jowa.critic_losses, args=ARGS))
-
-
 def logits_of(agent, critic, features):
     layers, x = critic["params"], np.float64(features)
     x = np.maximum(x @ np.float64(layers["Dense_0"]["kernel"]) + np.float64(layers["Dense_0"]["bias"]), 0)
@@ -142,9 +139,12 @@ def logits_of(agent, critic, features):
     return x.reshape(*x.shape[:-1], A, N)
 
 
-def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_elsewhere(agent, blocks, losses):
-    features = random_outputs().features[:, :, 1]
-    logits, target = (logits_of(agent, c, features) for c in (agent.critic, agent.target_critic))
+@pytest.mark.parametrize("learn_last", [True, False])
+def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_elsewhere(agent, blocks, learn_last):
+    r = np.random.default_rng(1)
+    features, next_features = r.normal(size=(2, B, T, 8)).astype(np.float32)
+    logits = logits_of(agent, agent.critic, features)
+    target = logits_of(agent, agent.target_critic, next_features)
     errors, gaps, qs, others = [], [], [], []
     for b, t in itertools.product(range(B), range(T)):
         if not blocks.mask[b, t]:
@@ -154,16 +154,18 @@ def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_else
         chosen = blocks.action[b, t]
         gaps.append(logsumexp(q[legal]) - q[chosen])
         qs.append(q[chosen])
-        follows = t + 1 < T and blocks.mask[b, t + 1]
+        follows = blocks.mask[b, t + 1] and (learn_last or t + 1 < T)
         if follows or blocks.terminal[b, t]:
-            values = softmax(target[b, (t + 1) % T], axis=1) @ Z
+            values = softmax(target[b, t], axis=1) @ Z
             best = np.where(legal, values, -np.inf).argmax()
             others.append(values.argmax() != best)
-            p = softmax(target[b, (t + 1) % T, best])
+            p = softmax(target[b, t, best])
             y = project(p, blocks.reward[b, t], 1 - blocks.terminal[b, t])
             errors.append(-(y * log_softmax(logits[b, t, chosen])).sum())
-    assert len(errors) == 5 and any(others)
-    bellman, gap, info = losses(agent.critic, agent, features, blocks)
+    assert len(errors) == 5 + 3 + learn_last and any(others)
+    bellman, gap, info = jax.jit(partial(jowa.critic_losses, args=with_(learn_last=learn_last)))(
+        agent.critic, agent, features, next_features, blocks
+    )
     close(bellman, np.mean(errors))
     close(gap, np.mean(gaps))
     close(info["q"], np.mean(qs))
@@ -172,13 +174,20 @@ def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_else
 joint = jax.jit(jax.value_and_grad(jowa.joint_loss, has_aux=True))
 
 
-def test_the_joint_loss_weighs_its_parts_and_moves_the_trunk_unless_it_is_not_to(agent, blocks, losses):
+def test_the_joint_loss_weighs_its_parts_and_moves_the_trunk_unless_it_is_not_to(agent, blocks):
+    """Of a window's last block the next features are of the window one row later, at its last place."""
     params, key = (agent.model, agent.critic), jax.random.key(3)
     (loss, info), (grads, of_critic) = joint(params, agent, blocks, key, ARGS)
     close(loss, 0.3 * info["model_loss"] + info["bellman_loss"] + 0.7 * info["gap"])
-    out = jax.jit(agent.nets.model.apply)(agent.model, blocks.tokens, blocks.action, blocks.task)
-    close(info["bellman_loss"], losses(agent.critic, agent, out.features[:, :, 1], blocks)[0])
-    close(info["model_loss"], jowa.model_loss(out, blocks)[0])
+    forward = jax.jit(agent.nets.model.apply)
+    out, later = (
+        forward(agent.model, blocks.tokens[:, i : i + T], blocks.action[:, i : i + T], blocks.task) for i in (0, 1)
+    )
+    features = np.asarray(out.features[:, :, 1])
+    following = np.concatenate([features[:, 1:], np.asarray(later.features[:, -1:, 1])], 1)
+    bellman = jax.jit(partial(jowa.critic_losses, args=ARGS))(agent.critic, agent, features, following, blocks)[0]
+    close(info["bellman_loss"], bellman)
+    close(info["model_loss"], jowa.model_loss(out, jowa.part(blocks, 0, T))[0])
     alone = joint(params, agent, blocks, key, with_(world_weight=0.0))[1][0]["params"]
     assert (
         np.abs(alone["embed_obs"]["embedding"]).max() > 0 and not np.asarray(alone["next"]["Dense_0"]["kernel"]).any()
@@ -191,7 +200,7 @@ def test_the_joint_loss_weighs_its_parts_and_moves_the_trunk_unless_it_is_not_to
 def test_a_token_sees_itself_and_what_came_before_it_and_the_task(agent, blocks):
     """Q, at the observation's last token, does not see the action of its own block, but those before it."""
     forward = jax.jit(agent.nets.model.apply)
-    tokens, action, task = np.array(blocks.tokens), np.array(blocks.action), np.array(blocks.task)
+    tokens, action, task = np.array(blocks.tokens[:, :T]), np.array(blocks.action[:, :T]), np.array(blocks.task)
     one = np.asarray(forward(agent.model, tokens, action, task).features)
     changed = action.copy()
     changed[:, 1] = (changed[:, 1] + 1) % A
@@ -217,7 +226,7 @@ update = jax.jit(jowa.update)
 @pytest.mark.long
 def test_stage_1_moves_the_model_alone_and_stage_2_both_whose_target_is_copied(agent, blocks):
     key = jax.random.key(4)
-    grads = jax.jit(jax.grad(jowa.world_loss, has_aux=True))(agent.model, agent, blocks, key)[0]
+    grads = jax.jit(jax.grad(jowa.world_loss, has_aux=True))(agent.model, agent, blocks, key, ARGS)[0]
     first, info = jax.jit(jowa.update_model)(agent, blocks, key, ARGS)
     big = lambda g: np.where(np.abs(g) > 1e-4, 1.0, np.nan)  # noqa: E731  Adam divides noise by noise elsewhere
     check = lambda rate, p, g, now: adams_step(p * big(g), g * big(g), now * big(g), rate)  # noqa: E731
@@ -410,8 +419,8 @@ def test_plans_are_the_beams_and_of_full_width_the_best_of_all(length, width):
 
 def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
     agent, obs = chain_agent(), lambda s: np.float32([[s, s, 4 - s, 4 - s, 1, 0]])
-    for planning, most in ((False, 5), (True, 3)):
-        args = dataclasses.replace(CHAIN, planning=planning)
+    for planning, learn_last, most in ((False, True, 5), (True, True, 3), (False, False, 4), (True, False, 2)):
+        args = dataclasses.replace(CHAIN, planning=planning, learn_last=learn_last)
         act, carry = jax.jit(partial(jowa.act, args=args)), jowa.initial_carry(agent, args)
         carry = jax.tree.map(lambda x: x[None], carry)
         states, actions = [0, 1, 2, 3, 4, 0, 2], []
@@ -434,6 +443,8 @@ def test_the_policy_remembers_as_many_blocks_as_leave_room_for_a_plan():
         ({"context": 1}, "--context 1: a block and those that follow it are at least 3"),
         ({"context": 1, "planning": False}, "are at least 2"),
         ({"plan_length": 4}, "--context 4: a block and those that follow it are at least 5"),
+        ({"plan_length": 3, "learn_last": False}, "--context 4: a block and those that follow it are at least 5"),
+        ({"context": 2, "planning": False, "learn_last": False}, "are at least 3"),
         ({"world_weight": (0.1, 0.0)}, "--world-weight 0: a plan needs a model"),
         ({"n_atoms": 1}, "--n-atoms must be at least 2, not 1"),
         ({"n_tasks": 5}, "--n-tasks 5: observations of 'log' have 5 numbers"),
