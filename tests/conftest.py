@@ -56,10 +56,10 @@ def load(name: str):
 
 @functools.cache
 def of_today() -> set[str]:
-    """Algorithms whose file or tests are new or changed since the last commit: `make test` takes their long tests."""
-    found = subprocess.run(
-        ["git", "status", "--porcelain", "-uall", "--", "algorithms", "tests"], cwd=ROOT, capture_output=True, text=True
-    )
+    """Names of files that are new or changed since the last commit: `make test` takes the long tests of their names."""
+    where = ["algorithms", "shared", "datasets", "tests"]
+    command = ["git", "status", "--porcelain", "-uall", "--", *where]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return {Path(line[3:]).stem.removeprefix("test_") for line in found.stdout.splitlines()}
 
 
@@ -194,7 +194,8 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """What is being written has its long tests taken, before others are left out."""
-    names = of_today() & {path.stem for path in ALGORITHMS}
+    names = of_today() & {path.stem for path in [*ALGORITHMS, *(ROOT / "shared").glob("*.py")]}
+    names -= {"lanes"}  # the contracts of all algorithms, an hour
     for item in items:
         if item.path.stem.removeprefix("test_") in names:
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "long"]

@@ -53,6 +53,7 @@ def test_scores_are_worth_their_exact_returns():
     assert round(expected_return(np.full((STATES, ACTIONS), 1 / ACTIONS)), 4) == pair["min"]
 
 
+@pytest.mark.long
 def test_survival_in_data_is_as_likely_as_its_exact_value():
     """Of 2,000 patients under uniform treatment, within four standard errors; hardly one meets the time limit."""
     uniform = np.full((STATES, ACTIONS), 1 / ACTIONS)

@@ -381,7 +381,9 @@ def assert_same(out, other, tables=("metrics.csv", "returns.csv")) -> None:
         assert timeless(out / table) == timeless(other / table)
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "phys2d/Pendulum-v0", "Hopper-v5"])
+@pytest.mark.parametrize(
+    "env", ["Pendulum-v1", "phys2d/Pendulum-v0", pytest.param("Hopper-v5", marks=pytest.mark.long)]
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(env, tmp_path, monkeypatch):
     """In the warm-up and after it, in the middle of episodes. Updates begin after the warm-up and are counted.
 

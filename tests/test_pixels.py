@@ -234,7 +234,11 @@ def encoders(agents: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize(
-    "name, parts", [("gcbc", {"actor"}), ("hiql", {"high_actor", "low_actor", "representation", "value"})]
+    "name, parts",
+    [
+        ("gcbc", {"actor"}),
+        pytest.param("hiql", {"high_actor", "low_actor", "representation", "value"}, marks=pytest.mark.long),
+    ],
 )
 def test_a_picture_is_a_goal(name, parts, pictures, tmp_path, monkeypatch):
     """Trained on pictures, told by a picture where to go, and not indifferent to it; each part has an encoder."""
@@ -264,6 +268,7 @@ def test_a_picture_is_a_goal(name, parts, pictures, tmp_path, monkeypatch):
     np.testing.assert_array_equal(stays["observation"], first["desired_goal"])
 
 
+@pytest.mark.long
 def test_the_low_actors_loss_reaches_its_encoder(pictures):
     hiql, spec, r = load("hiql"), SEEN._replace(goal_shape=SEEN.obs_shape), np.random.default_rng(0)
     args = hiql.Args(hidden_dims=(8,), batch_size=8, representation_dim=4, subgoal_steps=3)

@@ -187,7 +187,7 @@ def job(folder: Path, name: str, out: Path, **changes):
     return load(name).Args(**tiny | changes)
 
 
-@pytest.mark.parametrize("name", ["bc", "td3_bc"])
+@pytest.mark.parametrize("name", ["bc", pytest.param("td3_bc", marks=pytest.mark.long)])
 def test_a_stopped_run_resumes_bit_identically(name, folder, request, tmp_path, monkeypatch):
     whole, out = request.getfixturevalue(name), tmp_path / "run"
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]

@@ -144,7 +144,7 @@ def test_a_case_leaves_an_accelerators_memory_to_the_cases_beside_it(tmp_path, m
     assert speed.measure({}, (), 60)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"  # who asks for it gets it
 
 
-@pytest.mark.parametrize("name", ["deas", "adaptdiffuser"])
+@pytest.mark.parametrize("name", ["deas", pytest.param("adaptdiffuser", marks=pytest.mark.long)])
 def test_an_episodes_first_actions_are_those_that_act_gives(name, monkeypatch):
     """Of a file whose policy remembers a chunk, and of one with goals; two lanes, which differ."""
     sizes = {"adaptdiffuser": {"diffusion_steps": 2, "sampling_steps": 2, "window_steps": 4, "plan_steps": 4}}
@@ -183,6 +183,7 @@ def test_an_updates_time_is_told_by_kind():
     assert found["ms"] > 0 and found["operations"] > 5 and found["covered"] > 0
 
 
+@pytest.mark.long
 def test_interaction_compiled_and_on_the_host_makes_the_steps_that_are_counted(monkeypatch):
     """More than one look at the signals waits for, too."""
     seen = {}
