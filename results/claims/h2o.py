@@ -69,6 +69,6 @@ CLAIM = Claim(
     "simulator alone and mixed batches without weights and penalty do not. It cannot be above the data alone where "
     "all transitions are given: they show the whole task, and offline CQL solves it too. So the data are also cut "
     "to a tenth: there H2O has the higher mean, by less than the noise. On hopper-medium-replay with a simulator of "
-    "twice the gravity 12,000 steps are too few for any of the four: all stay near the bottom of the scale, mixed batches "
-    "without weights and penalty with the highest mean.",
+    "twice the gravity 12,000 steps are too few for any of the four: all stay near the bottom of the scale, mixed "
+    "batches without weights and penalty with the highest mean.",
 )
