@@ -6,7 +6,8 @@ back to where it begins, are all that a person labels. A classifier of states is
 It rewards everything else, which has no labels. One policy and one critic for both tasks are pre-trained by Cal-QL with
 a cloning term on the demonstrations, and go on learning online in one stream: the task is tried until the classifier
 says twice in a row that it is done, or the attempt has lasted long enough, then the way back, and so on. The world is
-reset every --reset-every steps alone.
+reset every --reset-every steps alone. An environment that ends at the goal is reset there by itself: what was tried is
+over then, no way back is needed, and the task is tried anew.
 
 What the classifier says is never taken for the result: evaluations count the environment's own successes, and the log
 tells apart `success` (true) and `predicted` (the classifier's), of the task that is tried.
@@ -29,7 +30,7 @@ Deviations from the paper:
 
     python algorithms/offline_to_online/robofume.py --back-dataset point-wayback-demos \\
         --prior-dataset point-noend-explore --practice-env PointNoEnd-v0 --seeds 8 --learned-reward 0 1
-    python algorithms/offline_to_online/robofume.py --dataset point-umaze-demos --offline-updates 2000
+    python algorithms/offline_to_online/robofume.py --practice-env PointNoEnd-v0 --offline-updates 2000
 """
 
 import dataclasses
@@ -508,16 +509,17 @@ def update(agent: Agent, rows: Rows, key, args: Args) -> tuple[Agent, dict]:
 def practise(agent: Agent, newest: Rows, terminal, args: Args) -> tuple[Agent, dict]:
     """After the transition `newest` []: the other task after two states in a row that seem to be its end, or in time.
 
-    A reset, `reset_every` steps after the last one or after an end of the environment's own (`terminal`), begins the
-    task anew.
+    A reset, `reset_every` steps after the last one or after an end of the environment's own, begins the task anew. So
+    does such an end (`terminal`), after which the attempt is over: the next state is another episode's first one.
     """
     success, predicted = newest.success[agent.task], seems_done(agent, newest.next_obs, agent.task)
     done = jnp.where(args.learned_reward > 0, predicted, success)
     streak, attempt = jnp.where(done > 0, agent.streak + 1, 0), agent.attempt + 1
-    over = (streak >= 2) | (attempt >= args.attempt_steps)
-    since = jnp.where(terminal > 0, 0, agent.since + 1)
+    ended = terminal > 0
+    over = (streak >= 2) | (attempt >= args.attempt_steps) | ended
+    since = jnp.where(ended, 0, agent.since + 1)
     reset = since == args.reset_every
-    task = jnp.where(reset, FORWARD, jnp.where(over, 1 - agent.task, agent.task))
+    task = jnp.where(reset | ended, FORWARD, jnp.where(over, 1 - agent.task, agent.task))
     streak, attempt = (jnp.where(over | reset, 0, x) for x in (streak, attempt))
     since, resets = jnp.where(reset, 0, since), agent.resets + reset
     info = {"success": success, "predicted": predicted, "false_positive": predicted * (1.0 - success)}

@@ -318,15 +318,26 @@ def test_a_reset_begins_the_task_anew_and_is_counted(agent):
 
 @pytest.mark.parametrize("ends, resets", [((), [19, 39]), ((5,), [25, 45]), ((5, 24), [44]), ((19,), [39])])
 def test_resets_are_counted_from_when_the_environment_last_began_anew(agent, ends, resets):
-    """One that ends by itself, after step 5, has twenty steps again."""
+    """One that ends by itself, after step 5, has twenty steps again; both begin the task anew."""
     newest = robofume.Rows(*(np.zeros(n, np.float32) for n in (3, 2, 3)), 0, np.zeros(2, np.float32), np.inf, 0)
     args, counts = tiny(learned_reward=0.0, attempt_steps=1000), [0]
     agent = agent.replace(task=jnp.int32(1))
     for t in range(50):
         agent, metrics = practise(agent, newest, np.float32(t in ends), args)
         counts.append(int(metrics["resets"]))
-        assert int(agent.task) == (0 if counts[-1] else 1)
+        assert int(agent.task) == (0 if counts[-1] or t >= min(ends, default=50) else 1)
     assert np.flatnonzero(np.diff(counts)).tolist() == resets and counts[-1] == len(resets)
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_an_end_of_the_environments_own_ends_the_attempt_and_begins_the_task_anew(agent, task):
+    """At the goal it says yes once: the next state is the start's. It may end on the way back, too."""
+    args, began = tiny(learned_reward=0.0), agent.replace(task=jnp.int32(task), attempt=jnp.int32(1))
+    for success in (1.0, 0.0):  # at the goal, and where nothing is reached
+        newest = robofume.Rows(*(np.zeros(n, np.float32) for n in (3, 2, 3)), 0, np.float32([success] * 2), np.inf, 0)
+        new, metrics = practise(began, newest, np.float32(1), args)
+        assert (int(new.task), int(new.attempt), int(new.streak), int(new.since)) == (0, 0, 0, 0)
+        assert metrics["attempts"] == 1 and metrics["resets"] == 0
 
 
 def test_with_a_learned_reward_the_classifier_says_when_it_is_done(agent):
