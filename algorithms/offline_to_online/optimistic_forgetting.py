@@ -297,7 +297,10 @@ def plan_scores(agent: Agent, obs, actions, args: Args):
 
 
 def plan(agent: Agent, obs, key, args: Args):
-    """The first action [A] of the best sequence that was found from obs [O], and whether it is feasible."""
+    """The first action [A] of the last iteration's best sequence from obs [O], and whether it is feasible.
+
+    The best ones of earlier iterations are not kept.
+    """
     dims = args.steps, agent.nets.spec.action_dim
     elites = max(1, round(args.elite_share * args.plan_samples))
 
