@@ -11,7 +11,7 @@ Choose it when you want to see what optimism and a dataset are worth to an actor
 Deviations from the paper:
 - tables, of which least squares on one-hot features are the counts; no general function classes;
 - the step size of the actor is no longer the theory's, sqrt(log A / (H^2 T)), which moves too little in few episodes;
-- the dataset is fitted after the first episode, which is uniform;
+- the dataset is fitted after the first episode, which is uniform (with --actor greedy: all of action 0);
 - the lock and its dataset are the same in all lanes, which differ in their episodes;
 - --buffer-size is not used: counts forget nothing.
 
@@ -168,7 +168,8 @@ def policy_value(policy, transition, reward, start):
 
 
 def init(key, args: Args, spec: Spec) -> Agent:
-    """The agent of one lane: an actor that chooses uniformly. `key` is not used: tables begin with zeros."""
+    """The agent of one lane. `key` is not used: tables begin with zeros, of which a softmax actor chooses uniformly, a
+    greedy one action 0."""
     shape = (args.horizon, spec.obs_shape[0] - 1, spec.action_dim)
     tables = jnp.zeros(shape)
     return Agent(critic=tables, logits=tables, information=jnp.zeros(args.horizon), fits=jnp.float32(0))
