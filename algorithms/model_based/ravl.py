@@ -18,7 +18,6 @@ Choose it when a model of the dynamics can be learned well from your data, and v
 Deviations from the paper:
 - the model is that of mopo.py: no least number of epochs, no reduction of its step size, at most 1,000 rows held out;
 - the critics are updated before actor and temperature, which the authors' code updates first;
-- observations enter the networks as they are, where the authors' code standardises them (a filter of its own);
 - number of critics, diversity, horizon and share of data by dataset are not known from the text: no presets.
 
     python algorithms/model_based/ravl.py --dataset hopper-medium-replay --seeds 4 --rollout-batch 10000 --n-critics 50
