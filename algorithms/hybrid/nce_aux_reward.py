@@ -10,6 +10,10 @@ with f(s_{t-k}, s_t) added to its rewards.
 --before-updates of both models come first (before.csv). An iteration has --steps-per-iteration environment steps, by
 --n-envs environments at once; the totals and intervals are rounded up to whole ones. --buffer-size is not used.
 
+A goal that ends the episode ends what is paid for progress, too. So --aux-weight times the progress that can be kept up
+(at most log(1 + k) a step), over 1 - gamma, must stay below what the goal pays, or the agent stays away from it. In
+point-mazes-demos, whose goal pays 1, agents that never finish keep up 0.75 a step: worth 7.5 with a weight of 0.1.
+
 Choose it when the task can be watched but not scored, and exploration alone does not find its reward.
 
 Deviations from the paper:
@@ -61,7 +65,7 @@ class Args(HybridArgs):
     """The agent's torso begins with the representation; else anew."""
     frozen_torso: bool = False
     """PPO leaves the torso as it is."""
-    aux_weight: Float = 0.1
+    aux_weight: Float = 0.01
     """lambda: weight of the progress beside the environment's reward; 0: none."""
     aux_steps: Size = 8
     """k: steps over which progress is rewarded."""

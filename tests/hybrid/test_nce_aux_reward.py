@@ -201,6 +201,12 @@ def test_progress_over_k_steps_is_rewarded_within_the_episode(agent):
     assert {"ppo_loss", "entropy", "v", "value_loss"} <= info.keys()
 
 
+def test_by_default_progress_of_a_whole_episode_pays_less_than_the_goal_that_ends_it():
+    args, steps = nce.Args(), env_task("PointMazes-v0").env_spec.max_episode_steps
+    most = args.aux_weight * np.log1p(args.aux_steps) * (args.discount ** np.arange(steps)).sum()
+    assert most < 1.0
+
+
 def test_advantages_end_with_the_episode_and_bootstrap_at_time_limits():
     v, next_v = np.float32([1, 2, 3, 4]), np.float32([2, 9, 4, 5])
     batch = Batch(reward=np.float32([1, 1, 1, 1]), terminal=np.float32([0, 0, 1, 0]))
