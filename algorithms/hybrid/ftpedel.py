@@ -111,7 +111,8 @@ class Agent(flax.struct.PyTreeNode):
     episodes: jax.Array
     """[] online ones so far"""
     searched: jax.Array
-    """[] of these, up to the last one after which `output` was not eps-optimal: exact, and not known to the learner"""
+    """[] of these, until `output` is eps-optimal and stays so, 0 at once, one more than there were where it is not yet:
+    exact, and not known to the learner"""
     explorer: jax.Array
     """[H, S, A] one-hot: what the next episode follows"""
     output: jax.Array
@@ -201,6 +202,12 @@ def policy_value(policy, transition, reward, start):
     return start @ jax.lax.scan(back, jnp.zeros_like(start), (policy, transition, reward), reverse=True)[0]
 
 
+def searched(agent: Agent, transition, reward, first, args: Args):
+    """`searched` [] of the agent now, and the return [] of its `output`; exact, on the lock's tables."""
+    value, best = (policy_value(p, transition, reward, first) for p in (agent.output, best_policy(transition, reward)))
+    return jnp.where(best - value > args.accuracy, agent.episodes + 1.0, agent.searched), value
+
+
 def init(key, args: Args, spec: Spec) -> Agent:
     """The agent of one lane, whose class is random policies; `start` makes them follow the best one at first."""
     shape = (args.horizon, spec.obs_shape[0] - 1, spec.action_dim)
@@ -287,13 +294,13 @@ def start(agent: Agent, args: Args, data: Batch, lock) -> Agent:
     there = jnp.arange(args.horizon) < jnp.round(args.covered_steps * args.horizon)
     weight = jnp.broadcast_to((there & (args.mode != "online"))[:, None], data.reward.shape)
     known = count(data, weight.astype(jnp.float32), lock.num_actions)
-    return update(agent.replace(policies=policies, known=known), first, args)[0]
+    agent = update(agent.replace(policies=policies, known=known), first, args)[0]
+    return agent.replace(searched=searched(agent, transition, reward, first, args)[0])
 
 
 def train(agent: Agent, keys, args: Args, lock) -> tuple[Agent, dict]:
     """One lane: an episode for every `horizon` keys, until it has ended; mean metrics."""
     exact = [jnp.asarray(x, jnp.float32) for x in lock.tables()]
-    best = policy_value(best_policy(*exact[:2]), *exact)
 
     def episode(agent, key):
         goes_on = 1.0 - (finished(agent.epoch, agent.left, args) | (args.mode == "offline"))
@@ -301,9 +308,11 @@ def train(agent: Agent, keys, args: Args, lock) -> tuple[Agent, dict]:
         new = count(rows, goes_on * jnp.ones((lock.horizon, 1)), lock.num_actions)
         agent = agent.replace(known=jax.tree.map(jnp.add, agent.known, new), episodes=agent.episodes + goes_on)
         agent, metrics = update(agent, exact[-1], args)
-        value = policy_value(agent.output, *exact)
-        agent = agent.replace(searched=jnp.where(best - value > args.accuracy, agent.episodes, agent.searched))
-        return agent, {**metrics, "episodes": agent.episodes, "searched": agent.searched, "value": value}
+        so_far, value = searched(agent, *exact, args)
+        agent = agent.replace(searched=so_far)
+        if args.mode != "offline":  # where no episode changes anything
+            metrics["searched"] = so_far
+        return agent, {**metrics, "episodes": agent.episodes, "value": value}
 
     agent, metrics = jax.lax.scan(episode, agent, keys[:: args.horizon])
     return agent, jax.tree.map(jnp.mean, metrics)

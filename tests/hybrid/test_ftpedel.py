@@ -39,6 +39,7 @@ def random_rows(n, seed):
 
 
 ROWS = random_rows(30, 0)
+KEYS = jax.random.split(jax.random.key(2), 150 * H)
 KNOWN = ftpedel.count(ROWS, jnp.ones((H, 30)), A)
 
 
@@ -169,8 +170,7 @@ def test_the_dataset_covers_the_first_steps(mode, covered, expected):
 def trained():
     """{mode: (agent, its arguments)} after 150 episodes."""
     data = LOCK.offline_data(jax.random.key(1), 400, "trajectory")
-    keys, found = jax.random.split(jax.random.key(2), 150 * H), {}
-    train = jax.jit(lambda agent, args: ftpedel.train(agent, keys, args, LOCK))
+    train, found = jax.jit(lambda agent, args: ftpedel.train(agent, KEYS, args, LOCK)), {}
     for mode, covered in (("hybrid", 1.0), ("online", 1.0), ("offline", 0.34)):
         args = dataclasses.replace(ARGS, mode=mode, covered_steps=covered, accuracy=0.25)
         found[mode] = train(begin(jax.random.key(0), args, data), args)[0], args
@@ -190,6 +190,22 @@ def test_a_dataset_saves_episodes_and_alone_is_not_enough(trained):
         close(agent.known.visits[0].sum(), offline + episodes[mode])  # nothing is collected after the end
     assert trained["hybrid"][0].searched <= trained["online"][0].searched <= episodes["online"]
     assert trained["online"][0].searched > 0
+
+
+def test_searched_counts_the_episode_that_was_needed_and_nothing_where_none_was():
+    """What would be given out is good at once, or not yet: then one more episode is needed than there were."""
+    data, exact = LOCK.offline_data(jax.random.key(1), 400, "trajectory"), [jnp.float32(x) for x in LOCK.tables()]
+    known, ignorant = (
+        begin(jax.random.key(0), dataclasses.replace(ARGS, covered_steps=share), data) for share in (1.0, 0.0)
+    )
+    assert (known.searched, ignorant.searched) == (0, 1)
+    later = ignorant.replace(episodes=jnp.float32(5))
+    assert ftpedel.searched(later, *exact, ARGS)[0] == 6
+    assert ftpedel.searched(later.replace(output=known.output), *exact, ARGS)[0] == 1  # the first one was enough
+    for mode in ("online", "offline"):  # no episode changes what is known offline
+        args = dataclasses.replace(ARGS, mode=mode)
+        metrics = jax.eval_shape(lambda agent, args=args: ftpedel.train(agent, KEYS, args, LOCK), known)[1]
+        assert ("searched" in metrics) == (mode == "online")
 
 
 def test_the_policy_that_would_be_given_out_acts(agent):
