@@ -9,7 +9,8 @@ SIZES = (
 )
 
 mopo = Entry("mopo", FEW, f"{SIZES} --reward-penalty 0 1", "h5", "claim")
-mobile = Entry("mobile", FEW, f"{SIZES} --n-elites 3 --next-samples 2 --inconsistency 0 0.3 1", "", "claim")
+ALL = "--n-elites 7 --next-samples 10"  # as MOPO's penalties, of all members
+mobile = Entry("mobile", FEW, f"{SIZES} {ALL} --inconsistency 0 0.3 1", "", "claim")
 hopper = replay("mobile", f"{MODEL} --n-elites 3 --next-samples 2")
 others = {
     "TD3+BC": replay("td3_bc"),
@@ -20,7 +21,7 @@ others = {
 plain, ours = "inconsistency=0", "inconsistency=1"
 # no return is below -100 there: the authors bound targets from below, too, at 0 for rewards above 0
 bound = "--target-floor -100 --inconsistency 0 16 30"
-wall = behind_the_wall("mobile", f"--rollout-steps 5 --n-elites 3 --next-samples 2 {bound}")
+wall = behind_the_wall("mobile", f"--rollout-steps 5 {ALL} {bound}")
 mopo_there = behind_the_wall("mopo", "--rollout-steps 5 --reward-penalty 50 --penalty-kind 1 2 3")
 WEIGHTS = {16: "inconsistency=16", 30: "inconsistency=30"}
 STATES = {"the largest aleatoric std": "penalty_kind=1", "the distance of two means": "penalty_kind=2"}
