@@ -15,16 +15,19 @@ Choose it when you would pre-train with CQL and can afford an ensemble in place 
 Deviations from the paper:
 - one weight per transition, as in SUNRISE; the authors' code has one of the whole batch: --reweight batch;
 - settings of the authors' code, with the same learning rates in both phases. Its CQL averages the penalty over the
-  critics beside a sum of their Bellman errors (--cql-alpha 5/N is that) and bootstraps from the policy's mode; here
-  each critic has its penalty, and the next action is a sample, as in cql; so are the policy's log standard deviation
-  (a learned scale and offset), the initialisation, and a temperature loss linear in log alpha;
+  critics, times 5, beside a sum of their Bellman errors; here each critic has its penalty, and the default is theirs
+  with ten critics (5/N with N);
+- its bootstrap is from the policy's mode; here the next action is a sample, as in cql; so are the policy's log standard
+  deviation (a learned scale and offset), the initialisation, and a temperature loss linear in log alpha;
+- exploration is the paper's; the authors' script for the online phase takes the policy's own actions
+  (--exploration policy);
 - standard deviations over critics are the population's; in the authors' code the sample's in the upper bound;
 - all losses of an update are of the parameters before it, as in cql; the authors' code steps one after the other;
 - mazes, where the paper starts from another offline algorithm, have no settings of their own.
 
     python algorithms/offline_to_online/e2o.py --dataset hopper-medium --seeds 4
-    python algorithms/offline_to_online/e2o.py --dataset hopper-medium --n-critics 2 --online-q-aggregation min \\
-        --reweight none --exploration policy
+    python algorithms/offline_to_online/e2o.py --dataset hopper-medium --n-critics 2 --cql-alpha 2.5 \\
+        --online-q-aggregation min --reweight none --exploration policy
 
 The second one is CQL, then SAC, which collapses; with --n-critics 10 it is CQL-N, then SAC-N.
 """
@@ -73,7 +76,7 @@ class Args(FinetuneArgs):
     ucb: Float = 10.0
     """lambda: standard deviations of the critics in the upper confidence bound; 10 may drown Q itself where rewards
     are dense."""
-    cql_alpha: Float = 5.0
+    cql_alpha: Float = 0.5
     """Weight of the conservative penalty against the Bellman error."""
     n_actions: Size = 10
     """Actions of each kind (uniform, policy at s, policy at s') in the soft maximum."""
