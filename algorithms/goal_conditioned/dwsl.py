@@ -9,11 +9,12 @@ cloned with weights exp(A / beta), A what a step shortens it by (eq. 6).
 Choose it when the data wanders: ways are shortened, nothing is bootstrapped, nothing diverges.
 
 Deviations from the paper:
-- for nstep over 1 the number of steps is divided once; the released code divides it twice;
 - observations are not normalised by running statistics, and there is no dropout (kitchen);
 - one distance network: the paper's ensembles have one member in all its settings;
 - rows are drawn uniformly; the released code draws an episode first, long or short;
-- a row whose episode does not go on for nstep steps is left out of both losses (not drawn there).
+- the state that an episode's last row leads to is no row here, and so never a goal, nor the state nstep steps later;
+  the released code's buffer holds it. So one row more of each episode is left out of both losses, besides those whose
+  episode does not go on for nstep steps (which are not drawn there).
 
     python algorithms/goal_conditioned/dwsl.py --dataset point-medium-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/dwsl.py --dataset point-medium-explore --soft-min 0.1 1.0 --seeds 4
@@ -63,8 +64,11 @@ class Args(GoalArgs):
 
 
 _antmaze = {"bins": 140, "nstep": 3, "hidden_dims": (512, 512), "updates": 80_000}
-PRESETS = {
+PRESETS = {  # antmaze's bins by maze are those that the released run_dwsl.json lists; 140 is its base's
     "antmaze": _antmaze,
+    "antmaze-umaze": {**_antmaze, "bins": 100},
+    "antmaze-medium": {**_antmaze, "bins": 150},
+    "antmaze-large": {**_antmaze, "bins": 200},
     "kitchen": {"bins": 140, "nstep": 2, "hidden_dims": (512, 512), "updates": 400_000},
     **dict.fromkeys(("fetch", "hand"), {"updates": 200_000}),
 }

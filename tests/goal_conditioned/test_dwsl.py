@@ -8,6 +8,7 @@ from goal_reference import GOAL_SPEC, TINY, goal_batch
 from jobs import small
 from reference import agent_of, close, compiled, mlp
 
+from shared.arguments import preset_for
 from shared.data import load_dataset
 from shared.errors import InputError
 from shared.goals import goal_dataset
@@ -104,3 +105,23 @@ def test_first_weights_are_orthogonal_of_gain_one():
 def test_one_class_of_the_distance_is_refused(goals, tmp_path):
     with pytest.raises(InputError, match="--bins 1: at least 2"):
         load("dwsl").main(small("dwsl", goals, tmp_path / "run", env="none", bins=1))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "bins"),
+    [
+        ("antmaze-umaze-v2", 100),
+        ("antmaze-umaze-diverse-v2", 100),
+        ("D4RL/antmaze/medium-play-v1", 150),
+        ("antmaze-medium-diverse-v2", 150),
+        ("antmaze-large-play-v2", 200),
+        ("D4RL/antmaze/large-diverse-v1", 200),
+        ("antmaze-ultra-play-v0", 140),
+    ],
+)
+def test_antmaze_has_classes_by_the_size_of_its_maze(dataset, bins):
+    """The released run_dwsl.json's; all else is its base's."""
+    dwsl = load("dwsl")
+    args = dwsl.Args(**dwsl.PRESETS[preset_for(dataset, dwsl.PRESETS)])
+    assert (args.bins, args.nstep, args.hidden_dims, args.updates) == (bins, 3, (512, 512), 80_000)
+    assert preset_for("antmaze-large-navigate-v0", dwsl.PRESETS) is None  # OGBench's is another
