@@ -49,7 +49,10 @@ class GoalBatch(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GoalTransitions:
-    """A dataset on the device with what each row's state achieves. Rows are numbers in 0 .. N - 1."""
+    """A dataset on the device with what each row's state achieves. Rows are numbers in 0 .. N - 1.
+
+    The state that an episode's last row leads to is no row, and so never a goal.
+    """
 
     transitions: Transitions
     """Of obs, action and next_obs."""

@@ -20,7 +20,8 @@ Deviations from the released code:
 - the standard deviations that an uncertainty is scaled by are as many as the advantages (10,000 there);
 - all goals are states that were achieved (in FetchSlide half, or four fifths, are those that were recorded);
 - point worlds are trained as long as the others (the authors' for 2,000 updates);
-- of a row whose episode has no later state nothing is learned.
+- the state that an episode's last row leads to, which the authors draw, too, is no row here, and so never a goal: one
+  row of each episode has none, and of it nothing is learned.
 
     python algorithms/goal_conditioned/goat.py --dataset point-open-right --seeds 8 --updates 10000
     python algorithms/goal_conditioned/goat.py --dataset point-medium-navigate --no-uncertainty-weight --beta 1 2 4
@@ -128,7 +129,7 @@ class HindsightBatch(NamedTuple):
     reward: jax.Array
     """1 where next_obs achieves the goal, else 0."""
     valid: jax.Array
-    """0 where the episode has no later state."""
+    """0 in an episode's last row, which has no later one."""
 
 
 class Networks(NamedTuple):
