@@ -7,8 +7,11 @@ of its differences stays right for far goals, where that of a value of single st
 
 Choose it when goals are so far that HIQL's higher policy wavers.
 
-Deviations from the paper: how goals are mixed, and that the discount is applied once for an option, is from copies of
-the authors' code. Targets follow the networks of after the step.
+How goals are mixed, and that the discount is applied once for an option, is from the authors' code, of which
+ktolnos/TTGS holds a copy.
+
+Deviations from the paper: n is 5 everywhere, the default of the authors' code; they tune it for each task. Targets
+follow the networks of after the step.
 
     python algorithms/goal_conditioned/ota.py --dataset point-large-navigate --seeds 4 --updates 50000
     python algorithms/goal_conditioned/ota.py --dataset point-large-navigate --option-steps 10 --subgoal-steps 25
@@ -299,18 +302,16 @@ def init(key, args: Args, spec: Spec) -> Agent:
 def option_rows(key, row, transitions: GoalTransitions, args: Args):
     """Where the option of each row ends, and its goal's row.
 
-    A goal of the value's mixture: a later state of the episode, where the option ends if it is nearer; any state of the
-    data; or, in place of the row's own state, the one where the option ends.
+    The goal that an option is for is a later state of the episode, where it ends if that is nearer, or any state of the
+    data. In place of the row's own state, and whatever the option is for, the state where it ends is the goal.
     """
-    kind_key, future_key, any_key = jax.random.split(key, 3)
-    current, future, _ = (share / sum(args.value_goals) for share in args.value_goals)
-    kind = jax.random.uniform(kind_key, row.shape)
-    ahead = transitions.ahead(row, args.option_steps)
-    future_row = transitions.future(future_key, row, args.discount)
-    of_future = (kind >= current) & (kind < current + future)
+    kind_key, own_key, future_key, any_key = jax.random.split(key, 4)
+    current, future, other = (share / sum(args.value_goals) for share in args.value_goals)
+    of_future = jax.random.uniform(kind_key, row.shape) * (future + other) < future
+    ahead, future_row = transitions.ahead(row, args.option_steps), transitions.future(future_key, row, args.discount)
     end_row = jnp.where(of_future, jnp.minimum(ahead, future_row), ahead)
     goal_row = jnp.where(of_future, future_row, transitions.rows(any_key, row.shape))
-    return end_row, jnp.where(kind < current, end_row, goal_row)
+    return end_row, jnp.where(jax.random.uniform(own_key, row.shape) < current, end_row, goal_row)
 
 
 def sample(key, transitions: GoalTransitions, args: Args) -> HierarchicalBatch:

@@ -80,6 +80,19 @@ def test_options_end_at_their_goals(tmp_path):
     np.testing.assert_array_equal(end, np.minimum(ahead, goal))
 
 
+def test_an_option_whose_end_is_its_goal_may_end_early_too(tmp_path):
+    """What an option is for, and whether its end is the goal, are drawn apart, as in the authors' sampler."""
+    ota = compiled("ota")
+    data = goal_dataset(load_dataset(write_goals(tmp_path / "goals.npz"))).transitions()
+    row = np.arange(300).repeat(100)
+    row = row[row % 30 < 27]  # three steps ahead are of the episode
+    args = ota.Args(option_steps=3, discount=0.5, value_goals=(0.2, 0.5, 0.3))
+    end, goal = (np.asarray(x) for x in ota.option_rows(jax.random.key(0), row, data, args))
+    assert abs((end < row + 3).mean() - 0.5 / 0.8 * 0.75) < 0.02  # of three later goals in four
+    others = 0.5 * 0.875  # are later goals, at most three steps ahead
+    assert abs((goal == end).mean() - 0.2 - others) < 0.02
+
+
 def test_options_longer_than_a_subgoals_steps_are_refused(tmp_path):
     args = small("ota", write_goals(tmp_path / "goals.npz"), tmp_path / "run", option_steps=6, subgoal_steps=5)
     with pytest.raises(InputError, match="--option-steps 6: 1 to --subgoal-steps 5"):
