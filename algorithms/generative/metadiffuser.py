@@ -483,11 +483,15 @@ def train(agent: Agent, keys, args: Args, windows: Windows, learn) -> tuple[Agen
 
 
 def check(args: Args) -> None:
-    """InputError: steps that the U-Net cannot halve, channels that are of no eight groups, no noise to guide."""
+    """InputError: steps that the U-Net cannot halve or that there are not, channels of no eight groups, no noise."""
     if min(args.diffusion_steps, args.sampling_steps) < 2:
         raise InputError(
             "--diffusion-steps and --sampling-steps must be at least 2: the last step has no noise, by which guides "
             "are scaled."
+        )
+    if args.sampling_steps > args.diffusion_steps:
+        raise InputError(
+            f"--sampling-steps must be from 2 to --diffusion-steps {args.diffusion_steps}, not {args.sampling_steps}."
         )
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")

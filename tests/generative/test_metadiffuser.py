@@ -18,8 +18,8 @@ from shared.task import Spec
 from shared.transitions import FIELDS, Batch
 
 SMALL = {
-    "context_updates": 4, "context_rows": 3, "latent_dim": 4, "window_steps": 4, "diffusion_steps": 3, "channels": 8,
-    "channel_factors": (1,), "ema_start": 0,
+    "context_updates": 4, "context_rows": 3, "latent_dim": 4, "window_steps": 4, "diffusion_steps": 3,
+    "sampling_steps": 3, "channels": 8, "channel_factors": (1,), "ema_start": 0,
 }  # fmt: skip
 SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0))
 D, B, T, Z, C = 5, 4, 4, 4, 3
@@ -342,7 +342,8 @@ def test_metadiffuser_acts_for_the_task_that_its_transitions_tell(module, agent,
     [
         ({"window_steps": 7, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
         ({"diffusion_steps": 1}, "--diffusion-steps and --sampling-steps must be at least 2"),
-        ({"warm_steps": 21}, "--warm-steps 21: a plan is made in --sampling-steps 20"),
+        ({"sampling_steps": 4}, "--sampling-steps must be from 2 to --diffusion-steps 3, not 4.$"),
+        ({"warm_steps": 4}, "--warm-steps 4: a plan is made in --sampling-steps 3"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"channel_factors": ()}, "--channel-factors: at least one level"),
         ({"channel_factors": (1, -1)}, "--channel-factors: at least one level, of a factor of at least 1"),
