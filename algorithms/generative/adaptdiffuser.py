@@ -39,7 +39,8 @@ Deviations from the papers:
 - the upsampling convolution has a bias for each of its two phases.
 
     python algorithms/generative/adaptdiffuser.py --dataset point-medium-stitch --seeds 4 --window-steps 48 \\
-        --plan-steps 96 --diffusion-steps 16 --channels 16 --channel-factors 1 2 --updates 20000 --round-updates 5000
+        --plan-steps 96 --diffusion-steps 16 --sampling-steps 16 --channels 16 --channel-factors 1 2 --updates 20000 \\
+        --round-updates 5000
     python algorithms/generative/adaptdiffuser.py --preset diffuser --dataset pointmaze-umaze --window-steps 128 \\
         --plan-steps 128
 """
@@ -626,7 +627,7 @@ def returns_of(data: GoalDataset, args: Args) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(args: Args) -> None:
-    """InputError: sizes that the network cannot halve, rounds that do not fit into the updates."""
+    """InputError: sizes that the network cannot halve, rounds that do not fit into the updates, steps there are not."""
     halved = 2 ** (len(args.channel_factors) - 1)
     for name, steps in (("window-steps", args.window_steps), ("plan-steps", args.plan_steps)):
         if steps < 2 or steps % halved:
@@ -637,8 +638,12 @@ def check(args: Args) -> None:
         raise InputError(
             f"{args.rounds} rounds of {args.round_updates} updates do not fit into --updates {args.updates}."
         )
-    if min(args.generated_plans, args.reference_rows, args.sampling_steps) < 1:
-        raise InputError("--generated-plans, --reference-rows and --sampling-steps must be at least 1.")
+    if min(args.generated_plans, args.reference_rows) < 1:
+        raise InputError("--generated-plans and --reference-rows must be at least 1.")
+    if not 1 <= args.sampling_steps <= args.diffusion_steps:
+        raise InputError(
+            f"--sampling-steps must be from 1 to --diffusion-steps {args.diffusion_steps}, not {args.sampling_steps}."
+        )
     if args.kept_share <= 0.0:
         raise InputError("--kept-share must be above 0: a round learns from the plans that are kept.")
     if args.warm_steps > args.sampling_steps:

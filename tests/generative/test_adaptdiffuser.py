@@ -21,8 +21,9 @@ from shared.goals import goal_dataset
 from shared.task import Spec
 
 SMALL = {
-    "window_steps": 8, "plan_steps": 16, "diffusion_steps": 3, "round_updates": 4, "generated_plans": 6,
-    "kept_share": 0.5, "reference_rows": 5, "channels": 8, "channel_factors": (1,), "ema_start": 0, "rounds": 0,
+    "window_steps": 8, "plan_steps": 16, "diffusion_steps": 3, "sampling_steps": 3, "round_updates": 4,
+    "generated_plans": 6, "kept_share": 0.5, "reference_rows": 5, "channels": 8, "channel_factors": (1,),
+    "ema_start": 0, "rounds": 0,
 }  # fmt: skip
 """Without rounds, whose programs take the longest to compile; the tests below have one."""
 SPEC = Spec((3,), 2, False, (-1.0, -1.0), (1.0, 1.0), goal_shape=(3,))
@@ -440,7 +441,9 @@ def test_adaptdiffuser_follows_its_plan_and_makes_a_new_one_at_its_end(warm):
         ({"window_steps": 7, "channel_factors": (1, 2)}, "--window-steps must be a multiple of 2"),
         ({"channels": 4}, "--channels must be a multiple of 8"),
         ({"rounds": 2}, "2 rounds of 4 updates do not fit into --updates 4"),
-        ({"generated_plans": 0}, "--generated-plans, --reference-rows and --sampling-steps must be at least 1"),
+        ({"generated_plans": 0}, "--generated-plans and --reference-rows must be at least 1"),
+        ({"sampling_steps": 0}, "--sampling-steps must be from 1 to --diffusion-steps 3, not 0.$"),
+        ({"sampling_steps": 4}, "--sampling-steps must be from 1 to --diffusion-steps 3, not 4.$"),
         ({"kept_share": 0.0}, "--kept-share must be above 0"),
         ({"warm_steps": 3, "sampling_steps": 2}, "--warm-steps 3: a plan is made in --sampling-steps 2"),
         ({"window_steps": 32, "plan_steps": 32}, "--window-steps 32: the longest episode of .* has 30 rows"),
