@@ -19,6 +19,8 @@ Deviations from the paper:
 - the loss is a mean over action dimensions, as Diffusion-QL's code has it, so that eta means the same as there;
 - acting is Diffusion-QL's: of 50 candidates one with probability softmax(Q); the paper follows a protocol that also
   scales Q for each task. `--n-candidates 1` acts with one network call;
+- a time's embedding has 64 numbers, as in CleanDiffuser's Diffusion-QL; in the authors' own it has 16, and how many the
+  paper's has is not known to us;
 - biases start at zero; the last policy is evaluated;
 - actions are in [-1, 1] and rescaled to the environment's range outside the networks.
 
