@@ -29,7 +29,8 @@ Deviations from the released code (cfpi-icml23/cfpi):
 - with --critic iql V steps before Q, whose target is the new V, as in IQL's own code (there both losses see the old V);
 - a component's step is divided by its norm over action dimensions (there, of a mixture, over the components);
 - hidden layers of the policy begin within 1 / sqrt(inputs); there the outputs are read in their place. The biases of
-  the critics begin at zero, as the policy's do.
+  the critics begin at zero, as the policy's do;
+- observations are divided by their standard deviation plus 1e-3 (there 1e-8).
 Squared radii of lse are twice the equation's there, which belongs to its delta of 0.5: --lse-factor 1 for the equation.
 
     python algorithms/offline/cfpi.py --dataset hopper-medium-replay --seeds 4 --updates 50000 --bc-updates 50000
