@@ -28,6 +28,7 @@ FORMER = {
     "alpha": ("distillation_weight",),
     "batch_size": ("steps_per_iteration",),
     "beta": ("penalty_weight", "state_weight"),
+    "context": ("window_steps",),
     "context_guidance": ("guidance",),
     "expectile": ("critic_expectile",),
     "fit_updates": ("critic_updates",),

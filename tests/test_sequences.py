@@ -228,7 +228,7 @@ def test_what_is_asked_of_episodes_is_found():
     files = {path.stem: path for path in ALGORITHMS}
     for name, arguments in {
         "bc": {},
-        "bisimulation_history": {"context": 0},
+        "bisimulation_history": {"window_steps": 0},
         "deas": {"chunk_length": 0},
         "gcpc": {"context": 1, "future_steps": 1},
         "hiql": {"subgoal_steps": 1},

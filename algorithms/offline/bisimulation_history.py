@@ -16,8 +16,8 @@ Deviations from the paper:
 - the two histories of a pair are compared under the first one's action; the distance of the predicted Gaussians is the
   2-Wasserstein distance, times gamma, as in the bisimulation metric (Ferns et al.);
 - the learner is CQL; the paper has ILQL for language beside it. Observations are vectors;
-- a batch is of --batch-size histories, which begin --context steps back; when the policy acts its recurrent state goes
-  on from the episode's first step.
+- a batch is of --batch-size histories, which begin --window-steps rows back; when the policy acts its recurrent state
+  goes on from the episode's first step.
 
     python algorithms/offline/bisimulation_history.py --dataset cartpole-mixed --seeds 4 --updates 20000
     python algorithms/offline/bisimulation_history.py --dataset point-grid-mixed --episodes 40 \\
@@ -63,8 +63,8 @@ class Args(OfflineArgs):
     """Gradient updates of each lane (a step means one gradient update everywhere)."""
     batch_size: Size = 32
     """Transitions per gradient update."""
-    context: int = 10
-    """K: steps that the policy sees."""
+    window_steps: Size = 10
+    """Steps of a window of the data."""
     episodes: Count = 0
     """Episodes that are trained on, the same for all lanes; 0: all."""
     recurrent_dim: Size = 128
@@ -304,7 +304,7 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
 
     def step(agent, key):
         row_key, update_key = jax.random.split(key)
-        return update(agent, data.until(data.rows(row_key, args.batch_size), args.context), update_key, args)
+        return update(agent, data.until(data.rows(row_key, args.batch_size), args.window_steps), update_key, args)
 
     agent, metrics = jax.lax.scan(step, agent, keys)
     return agent, jax.tree.map(jnp.mean, metrics)
@@ -312,10 +312,9 @@ def train(agent: Agent, keys, args: Args, data: Sequences) -> tuple[Agent, dict]
 
 def main(args: Args) -> None:
     data = load_dataset(args).require(discrete=True)
-    data = data.scale_rewards(args.reward_scale, args.reward_shift)
+    require_context(data, args.window_steps, "--window-steps")
+    data = data.some_episodes(args.episodes).scale_rewards(args.reward_scale, args.reward_shift)
     data = data.normalize_obs() if args.normalize_obs else data
-    require_context(data, args.context)
-    data = data.some_episodes(args.episodes)
     fields = "obs", "action", "reward", "terminal", "next_obs"
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act)) as run:
         windows = run.replicate(sequences(data, *fields))

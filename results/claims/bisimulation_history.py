@@ -4,7 +4,7 @@ from results.grid import Entry
 GRID = "point-grid-mixed"
 SIZES = (
     "--preset none --seeds 8 --updates 2000 --eval-every 500 --log-every 250 --eval-episodes 20 --batch-size 16 "
-    "--context 12 --recurrent-dim 32 --latent-dim 8 --hidden-dims 32 --learning-rate 1e-3 --discount 0.95 "
+    "--window-steps 12 --recurrent-dim 32 --latent-dim 8 --hidden-dims 32 --learning-rate 1e-3 --discount 0.95 "
     "--bisimulation-weight 0 0.3"
 )
 PLAIN, OURS = "bisimulation_weight=0", "bisimulation_weight=0.3"

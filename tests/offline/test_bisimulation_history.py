@@ -12,13 +12,14 @@ from reference import agent_of, close, mlp
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from shared.data import load_dataset
 from shared.errors import InputError
 from shared.sequences import Window
 from shared.task import Spec
 
-SMALL = {"context": 3, "recurrent_dim": 8}
+SMALL = {"window_steps": 3, "recurrent_dim": 8}
 B, K, A, Z, H = 3, 4, 3, 2, 5
-TINY = {"batch_size": B, "context": K, "recurrent_dim": H, "latent_dim": Z, "hidden_dims": (6,), "discount": 0.9}
+TINY = {"batch_size": B, "window_steps": K, "recurrent_dim": H, "latent_dim": Z, "hidden_dims": (6,), "discount": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -282,5 +283,24 @@ def test_no_more_episodes_than_there_are_and_no_longer_context(pendulum, tmp_pat
     args = small("bisimulation_history", pendulum, tmp_path / "run", env="none", episodes=11)
     with pytest.raises(InputError, match=r"--episodes 11: .* has 10"):
         module.main(args)
-    with pytest.raises(InputError, match="--context 31: the longest episode of .* has 30 rows"):
-        module.main(dataclasses.replace(args, context=31))
+    with pytest.raises(InputError, match="--window-steps 31: the longest episode of .* has 30 rows"):
+        module.main(dataclasses.replace(args, window_steps=31))
+
+
+def test_observations_are_normalised_by_the_episodes_that_are_trained_on(pendulum, tmp_path, module, monkeypatch):
+    """The others are as if they were not there."""
+    with np.load(pendulum) as file:
+        arrays = dict(file) | {"actions": np.arange(300) % 3}
+    np.savez(pendulum, **arrays)
+    args = small("bisimulation_history", pendulum, tmp_path / "run", env="none", episodes=2)
+
+    def seen(file, args, task, policy):
+        raise RuntimeError(task.obs_mean, task.obs_std)
+
+    monkeypatch.setattr(module, "Run", seen)
+    with pytest.raises(RuntimeError) as raised:
+        module.main(args)
+    data = load_dataset(args)
+    drawn = data.some_episodes(2).obs
+    assert np.abs(drawn.mean(0) - data.obs.mean(0)).max() > 0.01
+    np.testing.assert_allclose(raised.value.args, (drawn.mean(0), drawn.std(0) + 1e-3), rtol=1e-4)
