@@ -36,6 +36,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Count, Float, Fraction, OfflineArgs, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -340,6 +341,10 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if args.normalize_reward and (args.reward_scale, args.reward_shift) != (1.0, 0.0):
+        raise InputError(
+            "--normalize-reward would undo --reward-scale and --reward-shift: leave them out, or --no-normalize-reward."
+        )
     data = load_dataset(args).require(discrete=False)
     if args.max_reward < data.reward.max():
         data = data.replace({"max_reward": args.max_reward}, reward=np.minimum(data.reward, args.max_reward))

@@ -8,6 +8,9 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, heads, mlp, tanh_normal
 from scipy.special import logsumexp
 
+from shared.arguments import parse
+from shared.errors import InputError
+
 SMALL = {"n_actions": 2}
 
 
@@ -163,3 +166,12 @@ def test_cql_plus_clips_rewards_before_it_scales_them(pendulum, monkeypatch, cha
     if changes.get("normalize_reward"):
         expected = (expected - expected.min()) / (1.0 - expected.min()) * 2 - 1
     close(seen[0], expected)
+
+
+@pytest.mark.parametrize("given", [["--reward-scale", "0.1"], ["--reward-shift", "1"]])
+def test_cql_plus_refuses_a_scale_or_shift_that_the_normalisation_of_rewards_would_undo(given):
+    """Also where a preset asks for it."""
+    module = load("cql_plus")
+    args = parse(module.Args, module.PRESETS, "", ["--dataset", "kitchen-mixed", *given])
+    with pytest.raises(InputError, match="--normalize-reward would undo --reward-scale and --reward-shift"):
+        module.main(args)
