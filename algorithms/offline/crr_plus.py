@@ -38,6 +38,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shared.arguments import Expectile, Float, Fraction, OfflineArgs, Positive, Size, by_name, hyperparameters
 from shared.data import load_dataset
+from shared.errors import InputError
 from shared.run import Run, launch
 from shared.task import Spec
 from shared.transitions import Batch, Transitions
@@ -259,6 +260,10 @@ def train(agent: Agent, keys, args: Args, transitions: Transitions) -> tuple[Age
 
 
 def main(args: Args) -> None:
+    if args.normalize_reward and (args.reward_scale, args.reward_shift) != (1.0, 0.0):
+        raise InputError(
+            "--normalize-reward would undo --reward-scale and --reward-shift: leave them out, or --no-normalize-reward."
+        )
     data = load_dataset(args).require(discrete=False)
     scale, shift = args.reward_scale, args.reward_shift
     if args.normalize_reward:

@@ -8,6 +8,9 @@ from conftest import load
 from reference import SPEC, B, agent_of, close, compiled, mlp, tanh_normal
 from scipy.stats import norm
 
+from shared.arguments import parse
+from shared.errors import InputError
+
 SMALL = {"value_samples": 2}
 
 
@@ -144,3 +147,12 @@ def test_crr_log_prob_is_finite_at_the_actions_bounds():
     value, grad = jax.value_and_grad(lambda m: crr.tanh_gaussian_log_prob(m, log_std, u).sum())(jnp.zeros((1, 2)))
     assert np.isfinite(value) and np.isfinite(grad).all()
     close(value, log_prob(np.array([[-1.0, 1.0]]), np.zeros((1, 2)), np.full((1, 2), -5.0))[0])
+
+
+@pytest.mark.parametrize("given", [["--reward-scale", "0.1"], ["--reward-shift", "1"]])
+def test_crr_plus_refuses_a_scale_or_shift_that_the_normalisation_of_rewards_would_undo(given):
+    """Also where a preset asks for it."""
+    module = load("crr_plus")
+    args = parse(module.Args, module.PRESETS, "", ["--dataset", "kitchen-mixed", *given])
+    with pytest.raises(InputError, match="--normalize-reward would undo --reward-scale and --reward-shift"):
+        module.main(args)
