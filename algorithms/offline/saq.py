@@ -25,6 +25,8 @@ Deviations from the paper:
 - SAQ-BRAC is not in the authors' code: the exact form of its continuous BRAC, one weight for policy and target, two
   critics (the others have one, as released);
 - the presets' scale of rewards is the released IQL's, also with --learner cql;
+- of the released cql and bc (jianlanluo/SAQ, 35caacc) the intent: there AdamW takes the decay for its b1 (0.001, with
+  a decay of 1e-4), a hard copy is of the network before the step, and time limits end the bootstrapping, too;
 - left out is what the released settings leave at 0: the entropy of codes, cloning beside CQL, a penalty of mean Q;
 - decoded actions are clipped to [-1, 1] and rescaled to the environment's range outside the networks.
 
