@@ -22,7 +22,8 @@ Deviations from the paper (and the authors' code):
 - gradients are clipped to a norm after the masks (before; hidden weights count);
 - what is taken in is chosen by gradients without the mask (those of hidden weights are zero in the code, so that the
   choice is arbitrary); the mean gradient is no task's own (the code's sum overwrites that of the first);
-- the number of changed weights is a share of all (0 to 100 of millions);
+- the number of changed weights is a share of the trunk's: by default 94 of 4.7 million at most, as the authors' 100,
+  so that a mask exchanges about 2 % of them over a run (small networks and short runs need a larger share);
 - that number falls from the first update on (in the code, which defines its schedule twice, it rises to its largest
   in the middle and falls again); gradients that masks are chosen by are not clipped (each task's is);
 - by default there are 8 tasks and windows of 10 steps, for the dataset here (20);
@@ -78,7 +79,7 @@ class Args(OfflineArgs):
     """Tasks: the last numbers of an observation, as many, say by a one which it is; 1: none do."""
     sparsity: Fraction = 0.2
     """Share of the trunk's weights that a task's mask hides, in [0, 1]; 0: Prompt-DT."""
-    mask_change: Fraction = 0.001
+    mask_change: Fraction = 2e-5
     """Share of the trunk's weights that a mask exchanges at first, in [0, 1]; it falls to 0 by a cosine."""
     harmony: Float = 10.0
     """Weight of a gradient's agreement with that of all tasks, beside its square."""

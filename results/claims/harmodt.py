@@ -5,13 +5,10 @@ LENGTH = "--n-tasks 8 --seeds 8 --updates 1000 --log-every 100 --eval-every 1000
 SIZES = "--width 16 --layers 1 --heads 1 --context 3 --prompt-steps 2 --task-batch 4 --mask-every 20"
 RATES = "--learning-rate 3e-3 --warmup-updates 50 --token-dropout 0 --max-grad-norm 0"
 
-run = Entry(
-    "harmodt",
-    "turned-point-mixed",
-    f"{LENGTH} {SIZES} {RATES} --sparsity 0 0.2 --mask-change 0 0.01",
-    "",
-    "claim",
-)
+DATA = "turned-point-mixed"
+run = Entry("harmodt", DATA, f"{LENGTH} {SIZES} {RATES} --sparsity 0 0.2 --mask-change 0 0.01", "", "claim")
+slow = Entry("harmodt", DATA, f"{LENGTH} {SIZES} {RATES} --sparsity 0.2 --mask-change 0.0008", "slow", "claim")
+"""Of a mask 2 % are exchanged over the run, as in the authors' runs; in the other one a quarter."""
 PROMPT, FIXED, HARMONY = "sparsity=0 mask_change=0", "sparsity=0.2 mask_change=0", "sparsity=0.2 mask_change=0.01"
 
 CLAIM = Claim(
@@ -19,7 +16,7 @@ CLAIM = Claim(
     paper="HarmoDT (arXiv 2405.18080) claims a higher mean over many tasks than Prompt-DT, which has no masks, and "
     "than masks that do not change, because the weights that stay in a mask have gradients that agree. Here eight "
     "tasks want opposite things of the same positions, and prompts and masks tell them apart.",
-    runs=[run],
+    runs=[run, slow],
     checks={
         "All tasks: HarmoDT ends above Prompt-DT, beyond noise": (above(end(run, HARMONY), end(run, PROMPT))),
         "All tasks: HarmoDT ends above masks that stay as they are drawn, beyond noise": (
@@ -27,6 +24,15 @@ CLAIM = Claim(
         ),
         "Within the masks gradients of different tasks agree more than within fixed ones, beyond noise": (
             above(logged("cosine", run, HARMONY), logged("cosine", run, FIXED))
+        ),
+        "All tasks: masks that exchange as little as the authors' end above Prompt-DT, beyond noise": (
+            above(end(slow), end(run, PROMPT))
+        ),
+        "All tasks: masks that exchange as little as the authors' end above those that stay, beyond noise": (
+            above(end(slow), end(run, FIXED))
+        ),
+        "Within masks that exchange as little gradients agree more than within fixed ones, beyond noise": (
+            above(logged("cosine", slow), logged("cosine", run, FIXED))
         ),
     },
     finding="Masks lower the training loss of Prompt-DT, but those that stay as they are drawn lower it more than "

@@ -128,6 +128,16 @@ def test_the_number_that_is_exchanged_falls_by_a_cosine(setting):
         close(info["density"], 0.5)
 
 
+def test_by_default_masks_exchange_as_little_as_the_authors(setting):
+    """At most 100 weights at a change; over a run about one of fifty."""
+    harmodt, tiny, agent, _ = setting
+    assert agent.masks.shape[1] == 12 * tiny.width**2 * tiny.layers
+    args = harmodt.Args()
+    size, changes = 12 * args.width**2 * args.layers, args.updates // args.mask_every
+    assert 90 <= round(args.mask_change * size) <= 100
+    assert 0.018 < args.mask_change * (0.5 + 0.5 * np.cos(np.pi * np.arange(1, changes + 1) / changes)).sum() < 0.022
+
+
 def test_each_environment_is_acted_in_by_its_own_task(setting):
     """With the task left out of what the network sees; the window moves on, and what was earned is asked no more."""
     harmodt, args, agent, _ = setting
