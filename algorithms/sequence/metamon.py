@@ -9,8 +9,9 @@ everything is learned from it in parallel at every step of a window and for seve
     actor     -f(A) log pi_g(a_t|h_t),    A = mean_k [Q_k,g(h_t, a_t) - sum_a pi_g(a|h_t) Q_k,g(h_t, a)],
 
 in units of PopArt, the running mean and deviation of y_g. f is 1[A > 0] (binary) or exp(beta A), clipped (exp); the
-short horizons steady the embedding, and the policy of the last discount acts. --filter none is imitation: f is 1 and no
-critic is trained. --memory 1 is the same without memory: h_t is of the present step alone.
+short horizons steady the embedding, and the policy of the last discount acts. The probabilities of pi and pi' are kept
+within [0.001, 0.99] before they sum to 1, in the losses as in play, as AMAGO's are. --filter none is imitation: f is 1
+and no critic is trained. --memory 1 is the same without memory: h_t is of the present step alone.
 
 Choose it when the log is of players good and bad, actions are discrete, and what was seen earlier tells what to do now.
 
@@ -25,6 +26,7 @@ Deviations from the paper (and the authors' code):
 - exp(beta A) is clipped at 100, as in the authors' settings of the exponential filter (at 50 in their first public
   ones), without their least weight of 1e-7;
 - imitation keeps the further actors, which the authors' leaves out;
+- critics are asked for the data's action as it is (in AMAGO since April 2026 its one-hot is clipped, too);
 - critics on two-hot returns, and AMAGO's ascent of the critics, which Metamon leaves out, are not here.
 The paper's text asks for the least of two random critics; the authors' code takes their mean wherever critics are not
 ascended, and so does this file. As there, the two are drawn for each step and discount, and may be the same.
@@ -97,13 +99,13 @@ class Args(OfflineArgs):
     """Hidden layers of every network that has no argument of its own for them."""
     tau: Fraction = 0.004
     """Polyak step of the target networks, in [0, 1]."""
-    learning_rate: Float = 1e-4
+    learning_rate: Float = 1.5e-4
     """Adam's step size: everything that is learned."""
-    weight_decay: Float = 1e-3
+    weight_decay: Float = 1e-4
     """Weights lose this share of the step size at each update (AdamW)."""
-    warmup_updates: Count = 500
+    warmup_updates: Count = 1_000
     """Updates over which the step size rises from zero."""
-    max_grad_norm: Float = 1.0
+    max_grad_norm: Float = 1.5
     """Global norm that gradients are clipped to; 0: not clipped."""
     batch_size: Size = 32
     """Transitions per gradient update."""
@@ -276,9 +278,18 @@ def of_action(x, action):
     return (x * jax.nn.one_hot(action, x.shape[-1])[:, :, None]).sum(-1)
 
 
+def probabilities(logits):
+    """pi [..., A] of `logits`, each kept within [0.001, 0.99] before they sum to 1; what is at a bound has no gradient.
+
+    Their sum has one: AMAGO stops it, but PyTorch's distribution divides by the sum once more, and there it counts.
+    """
+    kept = jnp.clip(jax.nn.softmax(logits), 1e-3, 0.99)
+    return kept / kept.sum(-1, keepdims=True)
+
+
 def td_target(agent: Agent, next_h, step: Window, key, args: Args):
     """y [B, K, G] = r + g (1 - terminal) sum_a pi'(a|s') mean_2 Q'(s', a): by the target heads at h of next states."""
-    pi = jax.nn.softmax(agent.nets.actor.apply(agent.target_actor, next_h))
+    pi = probabilities(agent.nets.actor.apply(agent.target_actor, next_h))
     v = agent.popart.value((pi * q_values(agent.nets.critic, agent.target_critic, next_h)).sum(-1))
     drawn = jax.random.randint(key, (args.target_critics, *v.shape[1:]), 0, args.n_critics)
     v = jnp.take_along_axis(v, drawn, axis=0).mean(0)
@@ -297,13 +308,13 @@ def critic_loss(critic, agent: Agent, popart: PopArt, h, step: Window, y):
 def advantage(agent: Agent, popart: PopArt, h, step: Window):
     """A [B, K, G] = mean_k [Q_k(s, a) - sum_a pi(a|s) Q_k(s, a)] in PopArt's units; by the online heads."""
     q = q_values(agent.nets.critic, agent.critic, h).mean(0)
-    pi = jax.nn.softmax(agent.nets.actor.apply(agent.actor, h))
+    pi = probabilities(agent.nets.actor.apply(agent.actor, h))
     return popart.scale * (of_action(q, step.action) - (pi * q).sum(-1))
 
 
 def actor_loss(actor, agent: Agent, h, step: Window, adv, args: Args):
     """Mean over steps and discounts of -f(A) log pi(a|s), f = 1[A > 0], exp(beta A), clipped, or 1."""
-    log_prob = of_action(jax.nn.log_softmax(agent.nets.actor.apply(actor, h)), step.action)
+    log_prob = of_action(jnp.log(probabilities(agent.nets.actor.apply(actor, h))), step.action)
     if args.filter == "none":
         weight = jnp.ones_like(log_prob)
     elif args.filter == "binary":
@@ -421,7 +432,8 @@ def act(agent: Agent, carry: Carry, obs, reward, key, args: Args):
     known = {name: jnp.roll(x, -1, axis=1) for name, x in carry.states._asdict().items() if x is not None}
     states = Window(**{name: x.at[:, -1].set(now[name]) for name, x in known.items()})
     h = agent.nets.trunk.apply(agent.trunk, states, args.memory)[:, -1]
-    action = jax.random.categorical(key, agent.nets.actor.apply(agent.actor, h)[:, -1]).astype(jnp.int32)
+    pi = probabilities(agent.nets.actor.apply(agent.actor, h)[:, -1])
+    action = jax.random.categorical(key, jnp.log(pi)).astype(jnp.int32)
     return action, Carry(states, action, carry.step + 1)
 
 

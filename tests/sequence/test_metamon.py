@@ -1,5 +1,7 @@
 """Metamon: its losses in numpy, PopArt, what carries no gradient, its windows, and how it acts."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +214,46 @@ def test_an_update_of_imitation_leaves_critics_but_for_the_decay_of_weights():
     new, _ = jax.jit(metamon.update)(agent, rows, jax.random.key(5), args)
     jax.tree.map(lambda a, b: close(a, b * (1 - 0.01 * 0.1)), new.critic, agent.critic)
     jax.tree.map(np.testing.assert_array_equal, new.popart, agent.popart)
+
+
+def test_probabilities_are_kept_from_0_and_1_where_values_and_actions_are_made_of_them():
+    """Of 0.996, 0.002, 0.0015 and 0.0005 the first and the last go to a bound."""
+    metamon, p, n = load("metamon"), np.array([0.996, 0.002, 0.0015, 0.0005]), 3000
+    pi = np.array([0.99, 0.002, 0.0015, 0.001]) / 0.9945
+    slopes = jax.jit(jax.jacobian(lambda logits: jnp.log(metamon.probabilities(logits))))(np.log(p))
+    free = np.array([0, 1, 1, 0])
+    unclipped = free[:, None] * (np.eye(4) - p)  # of the logarithms; the sum's is that of what is free
+    close(slopes, unclipped - (p * free) @ unclipped / 0.9945)
+    given = SimpleNamespace(apply=lambda outputs, *_: outputs)  # networks whose outputs are their parameters
+    logits, q = np.tile(np.log(p), (1, 1, G, 1)), np.array([1.0, 2.0, 3.0, 400.0])
+    popart = metamon.PopArt(*np.float32([[0, 0], [1, 1], [1, 1], [0, 0]]), 0)
+    critic = np.tile(q, (E, 1, 1, G, 1))
+    nets = metamon.Networks(SimpleNamespace(apply=lambda _, states, memory: states.obs), given, given, DISCRETE)
+    agent = metamon.Agent(nets, None, logits, critic, logits, critic, popart, None)
+    args = metamon.Args(**TINY | {"filter": "none"})
+    one = lambda x: np.float32([[x]])  # noqa: E731
+    step = metamon.Window(one(1.0), reward=one(0.3), terminal=one(0.0), action=np.array([[3]]))
+    sure = agent.replace(actor=np.tile(np.array([50.0, 0, 0, 0]), (n, G, 1)))  # without a bound: the first, always
+
+    def places():
+        y, adv = metamon.td_target(agent, None, step, key, args), metamon.advantage(agent, popart, None, step)
+        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), metamon.initial_carry(agent, args))
+        drawn, _ = metamon.act(sure, carry, jnp.zeros((n, 3)), jnp.zeros(n), key, args)
+        return y, adv, metamon.actor_loss(logits, agent, None, step, None, args)[0], drawn
+
+    key = jax.random.key(1)
+    y, adv, loss, drawn = jax.jit(places)()
+    close(y, 10 * 0.3 + np.array([[[0.5, 0.9]]]) * (pi @ q))
+    close(adv, np.full((1, 1, G), 400.0 - pi @ q))
+    close(loss, -np.log(pi[3]))
+    assert 0 < (drawn > 0).sum() < 30  # 3 of 993 are expected, which are 9
+
+
+def test_its_step_sizes_are_the_authors_own():
+    """Not AMAGO's, which they override."""
+    args = load("metamon").Args()
+    assert (args.learning_rate, args.weight_decay) == (1.5e-4, 1e-4)
+    assert (args.warmup_updates, args.max_grad_norm) == (1000, 1.5)
 
 
 def test_values_stay_where_they_are_when_popart_moves():
