@@ -18,6 +18,8 @@ Choose it when steps in the environment are dear and updates are cheap, and ther
 Deviations from the authors' code:
 - rewards are normalised for the model in every environment (the code: not in DeepMind Control), and terminal rows are
   always modelled; actions of samples are clipped to [-1, 1];
+- a sample is terminal over 0.5 and else not, as offline; the online code has no threshold, so that whatever number the
+  model gives enters 1 - terminal;
 - the temperature's loss is SAC's, of alpha; the code's is of log alpha;
 - the actor climbs critics that have made their last step; the code's takes its gradient before that step;
 - EDM's last step evaluates the network once more than it needs;
