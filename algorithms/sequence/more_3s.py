@@ -15,6 +15,8 @@ Choose it when actions are discrete and have names, and a text says what is want
 
 Deviations from the paper (and the authors' code):
 - networks, as said; the texts before an action are the mission and the name of the action before it;
+- keys and values are those of the authors' evaluation; in their training another layer (one for both) reads them with
+  compressed ones of up to 20 batches before, which evaluation leaves out;
 - the decoder is trained to give the action (theirs to give the next step's feature, from which a probe tells the
   action);
 - after its rise the step size stays (theirs falls to 0 at the end), and AdamW stands for their BertAdam;
