@@ -21,7 +21,10 @@ Deviations from the paper:
 - the released code keeps z from knowing the reward and the state that follow one step; here it is, as in eq. 7, every
   step that z is made of, of which each update draws one for each row of its batch;
 - the policy reads the reward of the step before, not the one that has yet to come;
-- the tables of its bandits are these networks, too.
+- the tables of its bandits are these networks, too, and have a prior, of weight 0.1 (the released tables have none: of
+  all z the one whose return is most surely the highest is acted on);
+- discrete actions are learned by cross-entropy, as in the tables (in the released networks by the squared error of tanh
+  outputs), and a value has no bounds (theirs is a tanh).
 No update is compared with the released code: its transformer's file names an argument twice in one call, which Python
 refuses, and its tables have no weights that these networks could be given.
 
@@ -93,7 +96,7 @@ class Args(OfflineArgs):
     """Timesteps that have an embedding of their own; 0: the environment's limit, or the data's longest episode."""
 
 
-PRESETS = {"bandit": {"context": 1, "future": 1, "prior_weight": 0.1}}  # the prior's weight is ours (theirs: 1)
+PRESETS = {"bandit": {"context": 1, "future": 1, "prior_weight": 0.1}}  # the prior is ours: tables have none
 
 gpt_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
