@@ -20,6 +20,8 @@ Deviations from the paper:
 - the latent models (categorical and Gaussian) and the environments ButtonGrid and PanFlute are not here;
 - an imagined bit is drawn with the sigmoid of its logit; the released code passes the logit itself as a probability;
 - episodes end at the environment's time limit, at which values bootstrap (the authors' have none in training);
+- an episode's first transition begins with its first observation; in the released loops of replay and learned models,
+  which reset the state alone, with the last one of the episode before, of another maze;
 - weights begin as Flax's do (Haiku's).
 
     python algorithms/online/model_generalization.py --experience 0 1 2 --env-steps 20000 --seeds 8
