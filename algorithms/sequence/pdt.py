@@ -348,10 +348,10 @@ def return_loss(actor, agent: Agent, window: Window, z, args: Args):
     return -over(window.mask, jax.scipy.stats.norm.logpdf(earned, mean[..., 0], jnp.exp(log_std[..., 0])))
 
 
-def read(actor, agent: Agent, window: Window, key, args: Args):
+def read(actor, agent: Agent, window: Window, key, args: Args, training: bool = True):
     """Futures z [B, K, Z] of the first K steps of windows [B, K + F], drawn, and (mean, log std) of g."""
     drop_key, draw_key = jax.random.split(key)
-    future = agent.net.apply(actor, window, training=True, method="future", rngs={"dropout": drop_key})
+    future = agent.net.apply(actor, window, training=training, method="future", rngs={"dropout": drop_key})
     mean, log_std = jax.tree.map(lambda x: x[:, : args.context], future)
     z = mean + jnp.exp(log_std) * jax.random.normal(draw_key, mean.shape)
     return z * window.mask[:, : args.context, None], (mean, log_std)
@@ -431,9 +431,9 @@ def update(agent: Agent, window: Window, key, args: Args, online: bool = False) 
 
 
 def update_returns(agent: Agent, window: Window, key, args: Args) -> Agent:
-    """One gradient step of the return predictor's own weights; embeddings and futures stay as they are."""
+    """One gradient step of the return predictor's own weights; embeddings and futures stay, read without dropout."""
     past = jax.tree.map(lambda x: x[:, : args.context], window)
-    z, _ = read(agent.actor, agent, window, key, args)
+    z, _ = read(agent.actor, agent, window, key, args, training=False)
     grads = jax.grad(return_loss)(agent.actor, agent, past, z, args)["params"]["return_head"]
     updates, return_opt = optax.adam(args.return_lr).update(grads, agent.return_opt)
     head = optax.apply_updates(agent.actor["params"]["return_head"], updates)

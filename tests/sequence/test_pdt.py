@@ -254,6 +254,9 @@ def test_before_the_first_round_the_return_predictor_alone_is_trained(setting):
     close(now["return_head"]["kernel"], old["return_head"]["kernel"] - 0.02 * np.sign(grads["kernel"]))
     for name in old.keys() - {"return_head"}:
         jax.tree.map(np.testing.assert_array_equal, old[name], now[name])
+    dropping = agent.replace(net=agent.net.clone(dropout=0.9))  # nothing is dropped meanwhile
+    again = jax.jit(pdt.update_returns)(dropping, w, jax.random.key(3), args)
+    close(again.return_opt[0].mu["kernel"], 0.1 * grads["kernel"])
 
 
 def test_what_promises_most_is_told_once_there_is_a_promise(setting):
