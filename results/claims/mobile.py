@@ -9,7 +9,7 @@ SIZES = (
 )
 
 mopo = Entry("mopo", FEW, f"{SIZES} --reward-penalty 0 1", "h5", "claim")
-ALL = "--n-elites 7 --next-samples 10"  # as MOPO's penalties, of all members
+ALL = "--n-elites 7 --next-samples 2"  # as MOPO's penalties, of all members
 mobile = Entry("mobile", FEW, f"{SIZES} {ALL} --inconsistency 0 0.3 1", "", "claim")
 hopper = replay("mobile", f"{MODEL} --n-elites 3 --next-samples 2")
 others = {
