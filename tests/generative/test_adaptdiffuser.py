@@ -117,6 +117,7 @@ def unet(params, x, t, channels):
     return dense(p["Dense_5"], conv_block(p["ConvBlock_0"], out))
 
 
+@pytest.mark.long
 def test_adaptdiffuser_temporal_unet():
     """At another length than it was made for."""
     module = load("adaptdiffuser")
@@ -239,6 +240,7 @@ def returns_in_numpy(params, x, t):
     return dense(p["Dense_4"], mish(dense(p["Dense_3"], np.concatenate([x.mean(1), time], -1))))[:, 0]
 
 
+@pytest.mark.long
 def test_adaptdiffuser_guide_learns_returns_of_noised_windows():
     module, agent, key, x = load("adaptdiffuser"), guided_agent(), jax.random.key(4), windows_of()
     args, value, abar = args_of(guide_steps=2), np.linspace(0, 1, B).astype(np.float32), module.alpha_bars(3)
@@ -250,6 +252,7 @@ def test_adaptdiffuser_guide_learns_returns_of_noised_windows():
     np.testing.assert_allclose(loss, ((returns_in_numpy(agent.guide, noised, t) - value) ** 2).mean(), rtol=1e-3)
 
 
+@pytest.mark.long
 def test_adaptdiffuser_guide_moves_plans_along_the_gradient_of_the_return():
     """Against finite differences; the ends stay given, and the last steps of the diffusion are not guided."""
     module, agent, x = load("adaptdiffuser"), guided_agent(), windows_of()
@@ -385,6 +388,7 @@ def test_adaptdiffuser_a_run_logs_the_same_before_and_after_a_round_begins(goals
     assert timeless(tmp_path / "cut" / "metrics.csv") == [before, first, last]
 
 
+@pytest.mark.long
 def test_adaptdiffuser_average_follows_every_tenth_update():
     module, x = load("adaptdiffuser"), windows_of()
     update = jax.jit(module.update)
@@ -454,6 +458,7 @@ def test_adaptdiffuser_refuses(goals, tmp_path, changes, words):
         load("adaptdiffuser").main(small("adaptdiffuser", goals, tmp_path / "run", env="none", **changes))
 
 
+@pytest.mark.long
 def test_adaptdiffuser_needs_a_window_of_rows_that_have_a_successor(goals, tmp_path):
     """Where none is stored an episode's last row has none: of thirty rows twenty-nine are left."""
     with np.load(goals) as file:

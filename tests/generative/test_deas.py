@@ -200,6 +200,7 @@ def test_deas_parts_of_the_family_are_written_alike(deas):
     assert not {"MLP"} & differences(deas, load("fql"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [True], indirect=True)
 def test_deas_takes_one_step_of_all_losses_of_the_old_parameters(deas, form, chunks):
     args, agent = form

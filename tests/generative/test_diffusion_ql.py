@@ -57,6 +57,7 @@ def test_diffusion_ql_noise_schedule():
     np.testing.assert_allclose(load("diffusion_ql").alpha_bars(T), np.cumprod(1 - BETA), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_diffusion_ql_actions_are_the_reverse_chain(batch):
     module = load("diffusion_ql")
     args = args_of()
@@ -66,6 +67,7 @@ def test_diffusion_ql_actions_are_the_reverse_chain(batch):
     close(jax.jit(module.sample_actions)(agent, agent.actor, batch.obs, key, args), expected)
 
 
+@pytest.mark.long
 def test_diffusion_ql_chain_reaches_a_known_distribution():
     """With the exact noise of data N(0.3, 0.2^2), a long chain draws that distribution."""
     module = load("diffusion_ql")
@@ -122,6 +124,7 @@ def test_diffusion_ql_actor_divides_by_the_other_critic(batch):
     assert drawn == {0, 1}
 
 
+@pytest.mark.long
 def test_diffusion_ql_gradient_passes_through_the_chain_and_not_through_the_normaliser(batch):
     """Against finite differences of the loss with the normaliser held fixed, along a random direction."""
     module = load("diffusion_ql")
@@ -174,6 +177,7 @@ def test_diffusion_ql_clips_gradients_unless_zero():
         np.testing.assert_allclose(np.linalg.norm(first_moment), norm, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_diffusion_ql_acts_by_softmax_of_the_target_critics(batch, monkeypatch):
     """The frequencies of the candidates of one state are softmax(min_i target Q_i); they are the online policy's."""
     module = load("diffusion_ql")

@@ -243,6 +243,7 @@ def test_dwm_episodes_are_held_out_whole():
     assert held_out(np.repeat([0, 3], 3)).sum() == 3 and not held_out(np.zeros(5, int)).any()
 
 
+@pytest.mark.long
 def test_dwm_judges_by_distances_in_half_ranges():
     module, agent, windows = load("dwm"), tiny_agent("one_step"), windows_of()
     args, key = args_of(world_model="one_step"), jax.random.key(1)
@@ -280,6 +281,7 @@ def test_dwm_expanded_target(steps):
     close(jax.jit(module.expanded)(reward, ended, terminal, value, args), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learner", ["td3_bc", "iql"])
 def test_dwm_target_is_the_mean_of_futures_less_their_deviation(learner, batch):
     """The first reward is the data's; V is TD3's or IQL's, of the state at H."""
@@ -308,6 +310,7 @@ def test_dwm_target_is_the_mean_of_futures_less_their_deviation(learner, batch):
     close(info["off_data"], module.off_data(x[:B, 2, :3], np.float32(unit(batch.obs, agent, slice(3)))))
 
 
+@pytest.mark.long
 def test_dwm_losses_of_the_learners(batch):
     module, args = load("dwm"), args_of(learner="iql", expectile=0.8, beta=2.0, max_weight=0.5)
     agent, y = tiny_agent(), np.float32([1, 2, 3, 4, 5])

@@ -220,6 +220,7 @@ def test_idql_finds_the_best_of_four_modes_though_it_is_rare():
     assert float(untrained["energy_distance"]) > 2 * float(found["energy_distance"])
 
 
+@pytest.mark.long
 def test_idql_settings_are_those_released():
     """launcher/examples/train_ddpm_iql_offline.py of philippe-eecs/IDQL; agents/ifql.py of seohongpark/fql."""
     idql = load("idql")

@@ -345,6 +345,7 @@ def test_ldcq_update_moves_priorities_targets_and_nothing_of_the_plans():
     assert int(new.step) == 1
 
 
+@pytest.mark.long
 def test_ldcq_both_stages_before_the_first_update_log_the_same():
     """A table has one header. Nothing is computed here."""
     module, names = load("ldcq"), []
@@ -361,6 +362,7 @@ def test_ldcq_both_stages_before_the_first_update_log_the_same():
 # -------------------------------------------------------------------------------------------- acting
 
 
+@pytest.mark.long
 def test_ldcq_follows_the_best_plan_and_makes_a_new_one_when_it_is_used_up():
     module, agent, args, key = load("ldcq"), tiny_agent(), args_of(replan_every=3), jax.random.key(2)
     obs, taken = window_batch().next_obs, np.array([0, 1, 2, 0, 1])

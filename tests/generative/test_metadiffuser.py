@@ -117,6 +117,7 @@ def test_metadiffuser_parts_of_the_planner_are_written_alike(module):
     assert shared <= vars(module).keys() and not shared & differences(module, load("adaptdiffuser"))
 
 
+@pytest.mark.long
 def test_metadiffuser_unet_is_adaptdiffusers_told_of_the_task(module):
     """What the context says is added to the embedding of the time: to the bias of its last layer."""
     r, sizes = np.random.default_rng(2), (8, (1, 2))

@@ -60,6 +60,7 @@ def test_ofql_times_are_ordered_logit_normal_draws():
         assert (r == t).mean() == share
 
 
+@pytest.mark.long
 def test_ofql_mean_flow_loss_and_that_its_target_has_no_gradient(batch):
     """The target by finite differences along the path; the slope of the loss with the target held fixed."""
     ofql = load("ofql")

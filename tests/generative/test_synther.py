@@ -67,6 +67,7 @@ def test_synther_preconditioning_keeps_variances_at_one():
     np.testing.assert_allclose(noise, np.log(sigma) / 4, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_synther_denoiser_and_its_loss():
     module, agent, key, rows = load("synther"), tiny_agent(), jax.random.key(3), rows_of()
     sigma_key, noise_key = jax.random.split(key)

@@ -38,6 +38,7 @@ def cross_entropy(logits):
     return -(np.log(sigma[..., own]).sum() + np.log(1 - sigma[..., ~own]).sum()) / logits.size
 
 
+@pytest.mark.long
 def test_a_rows_goal_is_told_from_those_of_all_others():
     crl, args, agent, batch = setting()
     expected = cross_entropy(critics(agent, batch.goal, batch.obs, batch.action))

@@ -53,6 +53,7 @@ def test_the_actor_climbs_q_over_its_size_and_is_held_to_the_data():
     jax.tree.map(close, slope(agent.actor), jax.jit(jax.grad(unscaled))(agent.actor))  # the size of Q is a constant
 
 
+@pytest.mark.long
 def test_discrete_actions_are_cloned_by_advantages():
     gciql, args, agent, batch = setting(DISCRETE_SPEC, beta=2.0, max_weight=1.5)
     one_hot = np.eye(4)[batch.action]

@@ -97,6 +97,7 @@ def test_weights_are_exponential_of_the_best_and_of_the_uncertain():
     close(whole, exponential * best * uncertain)
 
 
+@pytest.mark.long
 def test_actions_are_cloned_by_their_weights_with_the_networks_of_before():
     goat, args, agent, batch = setting(learning_rate=0.1, tau=0.5, percentile_rise=40.0)
     agent = agent.replace(advantages=agent.advantages.at[-2:].set(7.0))

@@ -32,6 +32,7 @@ def values(agent, value, obs, goal):
     return heads(value, obs, 2.0 * x / np.linalg.norm(x, axis=-1, keepdims=True), **NET)
 
 
+@pytest.mark.long
 def test_each_value_has_its_own_step():
     ota, args, agent, batch = setting(expectile=0.7)
 

@@ -102,6 +102,7 @@ def test_the_actor_climbs_the_distance_after_one_step_of_the_model():
     close(qrl.ddpg_bc_loss(agent.actor, agent, batch, args)[0], expected)
 
 
+@pytest.mark.long
 def test_weighted_cloning_follows_what_a_step_gains():
     qrl, args, agent, batch = setting(actor_objective="awr", beta=0.5, max_weight=1.2)
     z, next_z, goal_z = (mlp(agent.encoder, x, **NET) for x in (batch.obs, batch.next_obs, batch.actor_goal))

@@ -100,6 +100,7 @@ def soft_maximum(agent, batch, plan, gap_key):
     return (logsumexp(every, axis=0) - heads(agent.critic, first, batch.goal, plan)).mean(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lagrange", [True, False])
 def test_critics_value_plans_of_whole_windows(lagrange):
     tacorl, args, agent, batch, plan = setting(lagrange=lagrange, cql_alpha=0.5, target_gap=1.5, reward_scale=3.0)

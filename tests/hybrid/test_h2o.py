@@ -83,6 +83,7 @@ def test_h2o_begins_with_the_released_weights():
             assert 0.8 * bound < np.abs(layers[layer]["kernel"]).max() <= bound * 1.00001, (name, layer)
 
 
+@pytest.mark.long
 def test_h2o_discriminators_minimise_the_cross_entropies_of_both_classifications(agent, batch, other):
     h2o, key, args = compiled("h2o"), jax.random.key(3), tiny(input_noise=0.2)
     expected, gaps = 0.0, []
@@ -206,6 +207,7 @@ def test_h2o_update_weighs_with_the_new_discriminators_and_has_its_switches(agen
     assert int(new.critic_opt[0].count) == int(new.actor_opt[0].count) == 1
 
 
+@pytest.mark.long
 def test_h2o_with_simulated_data_only_is_sac(agent, batch):
     h2o, sac, key = compiled("h2o"), compiled("sac"), jax.random.key(2)
     args = tiny(sim_share=1.0, backup_entropy=True)
@@ -223,6 +225,7 @@ def test_h2o_with_simulated_data_only_is_sac(agent, batch):
     close(info["actor_loss"], sac.actor_loss(agent.actor, twin, batch, keys[3], sac.Args())[0])
 
 
+@pytest.mark.long
 def test_h2o_batches_have_the_shares_asked_for_real_rows_first():
     h2o, width = compiled("h2o"), 2 * 3 + 2 + 2
     data = Transitions(jnp.zeros((7, width)), None, None, SPEC, FIELDS)

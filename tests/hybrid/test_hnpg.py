@@ -74,6 +74,7 @@ def test_networks_begin_near_the_uniform_policy():
     assert np.abs(agent.actor["params"]["Dense_0"]["kernel"][0] - agent.actor["params"]["Dense_0"]["kernel"][1]).max()
 
 
+@pytest.mark.long
 def test_critic_loss_is_on_returns_online_and_on_bootstrapped_targets_offline():
     args = args_of()
     agent, on, off = agent_of(args), data(seed=1), data(seed=2)
@@ -201,6 +202,7 @@ def test_the_line_search_halves_the_step_until_it_helps():
     close(info["improvement"], before - after)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ("hybrid", "online", "offline"))
 def test_the_modes_learn_from_what_they_say(mode, monkeypatch):
     """Instead of the trust region's step one that feels all that it is given, and compiles in no time."""
@@ -225,6 +227,7 @@ def test_the_modes_learn_from_what_they_say(mode, monkeypatch):
     assert same(on._replace(obs=on.obs + 1.0, reward=on.reward + 1.0), off) == (mode == "offline")
 
 
+@pytest.mark.long
 def test_offline_states_have_their_actions_drawn_anew():
     """With standing critics, the dataset's actions and rewards do not matter to the policy; its states do."""
     args = args_of(critic_lr=0.0)
@@ -238,6 +241,7 @@ def test_offline_states_have_their_actions_drawn_anew():
     assert any(not np.array_equal(a, b) for a, b in zip(base, step(off._replace(obs=off.obs + 1.0))))
 
 
+@pytest.mark.long
 def test_advantages_are_of_the_critics_that_were_just_fitted(monkeypatch):
     args = args_of(mode="online", critic_lr=0.3)
     agent, key = agent_of(args), jax.random.key(8)
@@ -321,6 +325,7 @@ def test_a_run_learns_from_its_dataset_in_logits(tmp_path, monkeypatch):
     assert jax.tree.leaves(load_run(out).agent.critic)[0].shape[:2] == (1, 10)
 
 
+@pytest.mark.long
 def test_data_of_something_else_are_refused(pendulum):
     make.make(LOCK, steps=20)
     with pytest.raises(InputError, match="continuous"):

@@ -255,6 +255,7 @@ def test_a_killed_run_goes_on_with_its_buffer(whole_run, lock_folder, tmp_path):
     assert [m["update"] for m in metrics] == [str(10 * 3), str(2 * 10 * 3)]
 
 
+@pytest.mark.long
 def test_the_horizon_is_the_locks(lock_folder, pendulum, cartpole):
     """It is recorded, so that a stored run knows how many critics it has; data of something else are refused."""
     out = lock_folder / "whole"

@@ -59,6 +59,7 @@ def test_nce_tells_what_follows_from_what_follows_others(agent, states):
     close(info["nce_accuracy"], (logits.argmax(1) == np.arange(B)).mean())
 
 
+@pytest.mark.long
 def test_progress_is_the_signed_logarithm_of_the_steps_between(agent, states):
     steps = np.int32([3, -3, 0, 8, -1, 1])
     f = mlp(agent.models["progress"], *states)[:, 0]
@@ -215,6 +216,7 @@ def test_advantages_end_with_the_episode_and_bootstrap_at_time_limits():
     close(found, [delta[0] + 0.72 * delta[1], *delta[1:]])
 
 
+@pytest.mark.long
 def test_a_batch_is_no_more_than_an_iteration(data_for, tmp_path):
     args = dataclasses.replace(ARGS, dataset=data_for("nce_aux_reward"), batch_size=9, out=str(tmp_path / "run"))
     with pytest.raises(InputError, match="--batch-size 9 is more than an iteration's 8"):

@@ -80,6 +80,7 @@ def test_similarity_is_minus_the_distance_to_the_nearest_demonstrated_pair(parts
     np.testing.assert_allclose(module.retrieve(agent, prior).similarity, found, atol=1e-3)
 
 
+@pytest.mark.long
 def test_where_all_rows_are_demonstrated_all_are_retrieved(parts):
     """The data are the demonstrations: no distance tells rows apart."""
     module, args, _ = setting()

@@ -27,6 +27,7 @@ def three(pendulum, tmp_path):
     return module, args, *module.load_parts(args)
 
 
+@pytest.mark.long
 def test_the_clone_is_a_mean_over_batch_and_dimensions(batch):
     module = load("data_quality")
     args = module.Args(hidden_dims=(8, 8), batch_size=B)

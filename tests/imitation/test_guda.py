@@ -89,6 +89,7 @@ def progress(data):
     return np.array([max(np.dot(x, WAYS[w]) for w in ways) for x, ways in zip(shift, rows)]), np.char.str_len(rows) > 1
 
 
+@pytest.mark.long
 def test_guided_movements_are_the_nearest_to_where_the_goal_lies(moves):
     cosine = {}
     for augment in ("random", "guided", "mixed"):

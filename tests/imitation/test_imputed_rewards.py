@@ -44,6 +44,7 @@ def test_the_reward_model_is_fitted_by_least_squares(batch):
     close(module.reward_loss(agent.reward, agent.nets, batch, scales), expected)
 
 
+@pytest.mark.long
 def test_known_rewards_stay_and_the_best_model_gives_the_others(batch):
     module, args, agent, scales = setting()
     labelled = np.float32([1, 0, 0, 1, 0])

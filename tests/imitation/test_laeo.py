@@ -44,6 +44,7 @@ def normals(key):
     return np.asarray(jax.random.normal(key, (B, 2)))
 
 
+@pytest.mark.long
 def test_a_rows_future_is_told_from_those_of_all_others():
     laeo, args, agent, batch = setting()
     assert agent.classifier is None
@@ -89,6 +90,7 @@ def test_a_learned_reward_is_bootstrapped_and_stays_where_an_episode_ends():
     close(laeo.td_loss(agent.critic, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reward", ["none", "classifier"])
 def test_all_losses_take_the_networks_of_before(reward):
     laeo, args, agent, batch = setting(reward=reward, tau=0.5, kept_entropy=0.3)

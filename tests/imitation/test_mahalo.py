@@ -64,6 +64,7 @@ def summed(first, second, weight):
     return first / weight + second if weight > 1 else first + weight * second
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("consistency_weight, reward_weight", [(4.0, 0.5), (0.3, 30.0)])
 def test_the_game_of_critics_and_rewards(consistency_weight, reward_weight, batch, rewarded):
     mahalo, args, agent = setting(consistency_weight=consistency_weight, reward_weight=reward_weight)
@@ -83,6 +84,7 @@ def test_the_game_of_critics_and_rewards(consistency_weight, reward_weight, batc
     close(mahalo.critic_loss(params, agent, batch, rewarded, NOISE, mahalo.Bounds(*BOUNDS), alone)[0], game)
 
 
+@pytest.mark.long
 def test_the_game_lowers_the_policys_values_alone(batch, rewarded):
     """PSPI, in states that are none of the batch's: Q of what the policy does there, and nothing of the data's."""
     mahalo, args, agent = setting(relative=False, consistency_weight=0.0, adversarial=0.0)

@@ -111,6 +111,7 @@ def test_labels_are_of_the_demonstration_that_gives_most(pendulum):
     np.testing.assert_allclose(constant, 1.0, rtol=1e-6)  # all 3, shifted by -2: there is no range to divide by
 
 
+@pytest.mark.long
 def test_an_episodes_labels_do_not_depend_on_the_others(pendulum):
     otr = load("otr")
     data, demos, _ = load_demonstrated(otr.Args(dataset=pendulum))

@@ -42,6 +42,7 @@ def test_its_policy_is_that_of_behavior_retrieval():
     assert {"Actor", "act"}.isdisjoint(differences(load("ptr"), load("behavior_retrieval")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("consequence", ["change", "next_obs"])
 def test_the_scorer_is_to_find_each_rows_own_consequence(consequence, batch):
     ptr, args, agent = setting(score_temperature=0.3, consequence=consequence)
@@ -73,6 +74,7 @@ def test_the_policy_is_cloned_with_weights_that_sum_to_one(batch):
     assert np.isfinite(ptr.actor_loss(agent.actor, agent, batch, 0 * weight, args)[0])
 
 
+@pytest.mark.long
 def test_weights_do_not_touch_the_scorer_and_nothing_touches_the_features(batch):
     ptr, args, agent = setting(spoil="misattributed", mixing=0.9, score_temperature=0.5, scorer_lr=0.01, actor_lr=0.01)
     scale, clean = scale_of(ptr), np.float32([1, 1, 0, 1, 0])
@@ -144,6 +146,7 @@ def test_only_known_consequences_are_scored_each_with_its_own_flag(pendulum):
         ptr.logged_of(dataclasses.replace(data, successor=np.zeros(300, bool)), clean, args)
 
 
+@pytest.mark.long
 def test_misattributed_actions_are_found():
     """A change that is the action but for a little noise; two of five rows have another row's action."""
     ptr, args, agent = setting(hidden_dims=(32,), latent_dim=16, batch_size=64, scorer_lr=1e-2)
@@ -168,6 +171,7 @@ def test_misattributed_actions_are_found():
     assert ptr.auc(ptr.ratios(agent, batch, scale, args), np.float32(clean)) > 0.8
 
 
+@pytest.mark.long
 def test_bad_input_is_one_sentence(pendulum, cartpole, tmp_path):
     ptr = load("ptr")
     for dataset, changes, message in (

@@ -47,6 +47,7 @@ def test_its_networks_and_its_policy_are_those_of_f_dvl():
     }
 
 
+@pytest.mark.long
 def test_v_is_a_gumbel_regression_or_an_expectile_of_q(batch):
     recoil, args, agent = setting(gumbel_temperature=0.5, gumbel_clip=1.0)
     u = advantage(agent, batch)
@@ -122,6 +123,7 @@ def test_values_lie_between_the_bounds(discount, batch):
     np.testing.assert_allclose(q, [[(2 * bound + before) / 3, bound, -bound, -bound, before]] * 2, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_an_update_is_v_then_the_actor_then_q(batch, demos):
     recoil, args, agent = setting(value_lr=0.1, updates=3, tau=0.5)
     key, update = jax.random.key(0), jax.jit(recoil.update)

@@ -51,10 +51,12 @@ def fit(made):
     return jax.jit(made[0].fit)
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("rl_vlm_f"), batch)
 
 
+@pytest.mark.long
 def test_the_preferred_piece_has_more_reward_by_bradley_and_terrys_model(made):
     """Mean over each model's own batch, summed over models; a row that fills up the batch counts for nothing."""
     module, _, agent, answers = made
@@ -69,6 +71,7 @@ def test_the_preferred_piece_has_more_reward_by_bradley_and_terrys_model(made):
     np.testing.assert_array_equal(right, (chosen > 0.5).sum())
 
 
+@pytest.mark.long
 def test_a_pass_takes_every_answer_once_and_accurate_models_learn_no_more(made, fit):
     """With batches of 3 of 7 answers; models that learn nothing tell by themselves how many they tell."""
     module, args, agent, answers = made
@@ -134,6 +137,7 @@ def test_what_is_compared_are_the_rows_that_were_drawn(pendulum):
     assert np.isnan(judged.transitions.take(np.arange(300)).reward).all()  # the learner sees none of the true ones
 
 
+@pytest.mark.long
 def test_labels_are_the_models_mean_on_their_scale(pendulum, monkeypatch):
     module = load("rl_vlm_f")
     args, truth, _, judged = device(module, pendulum)
@@ -166,6 +170,7 @@ def test_a_row_is_trained_on_with_its_own_label(pendulum, monkeypatch):
 # ------------------------------------------------------------------------------- pictures and judges
 
 
+@pytest.mark.long
 def test_pictures_pass_through_convolutions():
     module, r = load("rl_vlm_f"), np.random.default_rng(0)
     for side, size, stride in ((16, 5, 3), (9, 3, 2)):

@@ -16,6 +16,7 @@ from shared.errors import InputError
 from shared.parts import load_demonstrated
 
 
+@pytest.mark.long
 def test_the_learner_is_iql(batch):
     check_iql(load("seabo"), batch)
 
@@ -82,6 +83,7 @@ def test_labels_follow_the_true_returns():
         np.testing.assert_array_equal(label.reshape(20, 200)[returns.argmax()], 1.0)  # the demonstration itself
 
 
+@pytest.mark.long
 def test_labels_are_written_as_a_dataset(pendulum, tmp_path):
     seabo, path = load("seabo"), tmp_path / "pendulum-seabo.npz"
     args = small("seabo", pendulum, tmp_path / "run", squash_beta=(2.0, 7.0), write_dataset=str(path))

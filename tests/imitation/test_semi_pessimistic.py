@@ -38,6 +38,7 @@ def all_q(critics, obs):
     return np.stack([mlp(jax.tree.map(lambda x, i=i: x[i], critics), obs) for i in range(2)])
 
 
+@pytest.mark.long
 def test_the_critics_of_continuous_actions_are_td3s(batch):
     module, args, agent, _ = setting(policy_noise=0.6, noise_clip=0.4)
     key = jax.random.key(7)
@@ -47,6 +48,7 @@ def test_the_critics_of_continuous_actions_are_td3s(batch):
     close(module.critic_loss(agent.critic, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_the_critics_of_discrete_actions_are_double_dqns(batch):
     module, args, agent, _ = setting(discrete=True)
     agent = agent.replace(target_critic=jax.tree.map(jnp.negative, agent.critic))  # which prefers other actions
@@ -75,6 +77,7 @@ def test_each_reward_model_is_fitted_to_its_own_sample(batch):
     close(module.reward_loss(agent.reward, agent.nets, batch, counts, scales), expected)
 
 
+@pytest.mark.long
 def test_a_bootstrap_sample_draws_as_many_units_as_there_are():
     module, args, agent, _ = setting(n_models=200)
     unit = np.repeat(np.arange(4), [3, 1, 5, 2])
@@ -182,6 +185,7 @@ def test_discrete_actions_have_no_actor(batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_critic, half)
 
 
+@pytest.mark.long
 def test_without_models_nothing_is_asked_of_their_fit(pendulum, tmp_path):
     agents = train("semi_pessimistic", pendulum, tmp_path / "run", impute="zero", reward_updates=0, env="none")
     trained = [x for name, x in agents.items() if name.startswith(("[0].actor[", "[0].critic["))]

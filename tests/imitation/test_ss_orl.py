@@ -43,6 +43,7 @@ def test_the_learner_is_iql(batch):
     check_iql(load("ss_orl"), batch)
 
 
+@pytest.mark.long
 def test_the_inverse_model_is_fitted_by_its_likelihood():
     module, _, agent, shown = setting()
     mean, log_std = gaussian(agent.inverse, shown.states)
@@ -52,6 +53,7 @@ def test_the_inverse_model_is_fitted_by_its_likelihood():
     assert abs(dropped - expected) > 1e-3
 
 
+@pytest.mark.long
 def test_the_inverse_model_begins_orthogonal_with_a_gain_of_1():
     """As the released one (PyTorch's orthogonal_); IQL's networks have a gain of sqrt 2."""
     module, args, _, _ = setting()
@@ -151,6 +153,7 @@ def test_actions_of_learnable_dynamics(tmp_path):
     assert module.accuracy(None, None, dataclasses.replace(args, unlabelled="none")) == {}  # there is no model
 
 
+@pytest.mark.long
 def test_without_a_model_nothing_is_asked_of_its_fit(pendulum, tmp_path):
     """One labelled episode, of which none can be held out, is enough to learn from it alone."""
     sizes = {"labelled_fraction": 0.1, "inverse_updates": 3, "holdout_every": 2}

@@ -101,6 +101,7 @@ def test_focus_the_environments_graph_is_where_its_outputs_have_slopes(focus):
     close(focus.f1(jnp.zeros((4, 5)), truth), 0.0)
 
 
+@pytest.mark.long
 def test_focus_the_graph_is_of_rows_that_are_not_held_out(focus, agent):
     """s_0' = s_0 + a_1, r = s_2; held out rows and those without a successor are noise."""
     r, args = np.random.default_rng(0), focus.Args(**{**SIZES, "test_rows": 260, "test_features": 20})

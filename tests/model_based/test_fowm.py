@@ -123,6 +123,7 @@ def test_fowm_model_loss(fowm):
     close(fowm.info["q_std"], critics(fowm.agent.critic, at, fowm.batch.action).std(0, ddof=1).mean())
 
 
+@pytest.mark.long
 def test_fowm_the_target_critics_give_the_latents_no_gradient(fowm):
     """The encoder's and the value's gradients are those of the loss in which they look at latents that stand still."""
     *_, at = model_loss(fowm, fowm.model)
@@ -216,6 +217,7 @@ def test_fowm_values_of_plans(fowm):
     close(found, total + 0.9**H * (least - 0.7 * q.std(0, ddof=1)))
 
 
+@pytest.mark.long
 def test_fowm_a_plan_goes_where_the_value_is_highest(fowm, monkeypatch):
     """And among the candidates are the policy's own plans, which win if values say so."""
     args = fowm.module.Args(

@@ -139,6 +139,7 @@ def logits_of(agent, critic, features):
     return x.reshape(*x.shape[:-1], A, N)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learn_last", [True, False])
 def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_elsewhere(agent, blocks, learn_last):
     r = np.random.default_rng(1)
@@ -174,6 +175,7 @@ def test_q_learns_from_the_next_blocks_best_legal_action_and_is_pushed_down_else
 joint = jax.jit(jax.value_and_grad(jowa.joint_loss, has_aux=True))
 
 
+@pytest.mark.long
 def test_the_joint_loss_weighs_its_parts_and_moves_the_trunk_unless_it_is_not_to(agent, blocks):
     """Of a window's last block the next features are of the window one row later, at its last place."""
     params, key = (agent.model, agent.critic), jax.random.key(3)

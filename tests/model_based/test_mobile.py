@@ -57,6 +57,7 @@ def test_mobile_penalty_is_the_elites_disagreement_about_values(mobile, agent, b
     assert (expected > 1e-3).all()
 
 
+@pytest.mark.long
 def test_mobile_penalty_is_none_where_the_elites_agree(mobile, agent, batch):
     """Alike and sure of themselves, with a policy of little noise: what is left is its own."""
     args, key = mobile.Args(**SIZES), jax.random.key(2)

@@ -249,6 +249,7 @@ def test_mopo_every_row_of_the_ring_was_made_and_the_oldest_give_way(mopo, agent
     assert mopo.kept(args) == 5 * 8 * 2 and len(np.unique(np.asarray(newest.reward))) <= 80
 
 
+@pytest.mark.long
 def test_mopo_a_rollout_goes_no_further_than_its_terminal_row(mopo, agent):
     args = mopo.Args(**{**SIZES, "rollout_steps": 3.0})
     replay, info = rolled(mopo, agent, args, limit=0.0)

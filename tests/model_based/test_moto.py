@@ -78,6 +78,7 @@ def test_moto_has_the_world_model_of_offline_dv2(moto):
     assert differences(moto.module, moto.dv2) == own
 
 
+@pytest.mark.long
 def test_moto_log_prob_of_a_gaussian_cut_at_the_bounds(moto):
     mean, std = np.float64([[0.9, -0.3], [0.0, 0.5]]), np.float64([[0.5, 0.1], [2.0, 1.0]])
     action = np.float64([[1.0, -0.2], [-1.0, 0.3]])
@@ -90,6 +91,7 @@ def clone_loss(f, rows):
     return -(f.there[:rows] * log_prob(*policy(f, h, z), f.batch.action[:rows])).sum() / f.there[:rows].sum()
 
 
+@pytest.mark.long
 def test_moto_an_update_is_the_model_then_the_actor_in_it_then_the_critic(moto):
     """Losses of offline_dv2 at the right models: latent states are the old one's, imagination the new one's."""
     f = moto
@@ -117,6 +119,7 @@ def test_moto_an_update_is_the_model_then_the_actor_in_it_then_the_critic(moto):
         assert max(jax.tree.leaves(moved)) > (5e-5 if name != "target_critic" else 0.0)
 
 
+@pytest.mark.long
 def test_moto_online_only_the_datas_actions_are_cloned_with_the_smaller_weight(moto, monkeypatch):
     f, seen = moto, []
     monkeypatch.setattr(f.module, "learn", lambda agent, batch, key, args, weight, rows: seen.append((weight, rows)))

@@ -76,6 +76,7 @@ def test_neubay_shares_what_the_family_has_in_common(neubay):
 # ----------------------------------------------------------------------------------------- the memory
 
 
+@pytest.mark.long
 def test_neubay_memory_is_a_complex_recurrence(neubay):
     net, r = neubay.LRU(4), np.random.default_rng(0)
     x, state = jnp.float32(r.normal(size=(2, 5, 6))), jnp.float32(r.normal(size=(2, 4, 2)))
@@ -93,6 +94,7 @@ def test_neubay_memory_is_a_complex_recurrence(neubay):
     close(last, np.stack([h.real, h.imag], -1))
 
 
+@pytest.mark.long
 def test_neubay_acts_step_by_step_as_along_a_rollout(neubay, agent, rollouts, args):
     """The carry holds the memory and the action before; actions here are the policy's own."""
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, *x.shape)), neubay.initial_carry(agent, args))
@@ -137,6 +139,7 @@ def weighted(x, rollouts, weight=0.8):
     return weight * means[0] + (1 - weight) * means[1]
 
 
+@pytest.mark.long
 def test_neubay_critics_are_taught_by_two_random_heads_along_valid_steps(neubay, agent, rollouts, args):
     key = jax.random.key(2)
     action_key, heads_key = jax.random.split(key)
@@ -326,6 +329,7 @@ def test_neubay_a_rollout_goes_on_from_a_history_in_one_model(neubay, certain, a
     close(info["error_h"], whole.mean())
 
 
+@pytest.mark.long
 def test_neubay_the_last_rows_of_episodes_are_learned_from(neubay, certain, data):
     """Thirty episodes of two rows, every other of which terminates: a third of the rollouts are an end's history."""
     rows, row = np.array(data.transitions.rows), jnp.arange(60)
@@ -404,6 +408,7 @@ def test_neubay_refuses_what_it_cannot_learn_from(neubay, pendulum, tmp_path):
             neubay.main(small("neubay", pendulum, tmp_path / "run", n_elites=1, **change))
 
 
+@pytest.mark.long
 def test_neubay_fits_and_sets_the_threshold(neubay, agent, data):
     args = neubay.Args(**{**SIZES, "disagreement_quantile": 0.5, "model_lr": 1e-2})
     agent = agent.replace(holdout_error=jnp.full(3, 1e9))

@@ -141,6 +141,7 @@ def test_offline_dv2_frames_are_what_every_step_led_to(dv2):
         close(x[:, 1:], getattr(batch, name))
 
 
+@pytest.mark.long
 def test_offline_dv2_balanced_kl_by_hand(dv2):
     """Two frames of one variable of two classes, and one that is not there."""
     p = np.log(np.float32([[[[0.5, 0.5]], [[0.9, 0.1]], [[0.2, 0.8]]]]))
@@ -418,6 +419,7 @@ def test_offline_dv2_gradients_are_clipped_together(dv2):
         close([mu["a"][0], mu["b"][0]], [0.3 * factor, 0.4 * factor])
 
 
+@pytest.mark.long
 def test_offline_dv2_std_is_never_below_a_tenth(dv2):
     actor = jax.tree.map(lambda x: jnp.zeros_like(x), dv2.agent.actor)
     bias = actor["params"]["Dense_1"]["bias"].at[:].set(-50.0)

@@ -47,6 +47,7 @@ def test_rambo_differs_from_mopo_by_the_game_alone(rambo):
     assert found == {"Args", "Agent", "_of", "actor_optimizer", "init", "main", "rollout", "temperature", "train"}
 
 
+@pytest.mark.long
 def test_rambo_advantage_is_normalised_and_of_the_online_critics(rambo, agent, batch, args):
     outcome, terminal = made(agent, batch), jnp.array([False, True, False, False, True])
     next_action = np.tanh(np.split(mlp(agent.actor, outcome[:, :3]), 2, -1)[0])
@@ -99,6 +100,7 @@ def test_rambo_clones_by_the_likelihood_of_the_datas_actions(rambo, agent, batch
     close(rambo.clone_loss(agent.actor, agent, batch), -log_prob.sum(-1).mean())
 
 
+@pytest.mark.long
 def test_rambo_the_game_changes_the_model_alone(rambo, agent, args):
     """A step of it at each of `adversary_updates`, on rows that are not held out."""
     r = np.random.default_rng(0)

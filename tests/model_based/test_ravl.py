@@ -76,6 +76,7 @@ def test_ravl_one_critic_has_none_to_differ_from(ravl, pendulum, tmp_path):
             load("ravl").main(small("ravl", pendulum, tmp_path / "run", **change))
 
 
+@pytest.mark.long
 def test_ravl_critics_share_the_soft_target_of_the_least(ravl, agent, batch):
     args, key = ravl.Args(**SIZES, diversity=0.5), jax.random.key(2)
     action, log_prob = drawn(agent.actor, batch.next_obs, key)

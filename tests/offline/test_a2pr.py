@@ -40,6 +40,7 @@ def agent(batch):
     return agent_with(np.median(heads(agent.critic, batch.obs, batch.action)[0]) - 1e-3, agent)
 
 
+@pytest.mark.long
 def test_a2pr_critic_and_value_have_targets_of_their_own(agent, batch):
     """V's target is the lower of that of the target critics and that of the online ones, with the same a'."""
     a2pr, key = compiled("a2pr"), jax.random.key(7)
@@ -120,6 +121,7 @@ def test_a2pr_actor_is_pulled_to_the_better_guide_where_one_is_better_than_v(age
     assert {1e6: 0.0, -1e6: np.float32(0.4)}.get(value, float(info["gate"])) == float(info["gate"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("detach", [False, True])
 def test_a2pr_gradient_reaches_the_actor_through_the_vae_unless_told_not_to(agent, batch, detach):
     a2pr, key = compiled("a2pr"), jax.random.key(5)
@@ -152,6 +154,7 @@ def test_a2pr_lambda_carries_no_gradient(agent, batch):
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) > 1e-4
 
 
+@pytest.mark.long
 def test_a2pr_moves_actor_and_targets_once_per_delay(agent, batch):
     a2pr, args = compiled("a2pr"), args_of()
     batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)

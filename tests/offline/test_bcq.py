@@ -74,6 +74,7 @@ def test_bcq_actor_climbs_the_first_critic_from_the_vaes_action(bcq, agent, batc
     close(bcq.actor_loss(agent.actor, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_bcq_updates_vae_then_critics_then_perturbation(bcq, agent, batch):
     args, key = bcq.Args(**SIZES, tau=0.2), jax.random.key(3)
     new, metrics = jax.jit(bcq.update)(agent, batch, key, args)
@@ -120,6 +121,7 @@ def test_bcq_candidates_stay_near_the_data_and_without_perturbation_in_it(bcq):
     assert (near[0.5] > 0.95).all()  # a wide perturbation climbs past the data
 
 
+@pytest.mark.long
 def test_bcq_settings_are_the_authors(bcq):
     """continuous_BCQ/BCQ.py and main.py of sfujim/BCQ."""
     args = bcq.Args()

@@ -152,6 +152,7 @@ def test_pairs_are_compared_under_the_first_ones_action(agent, window, graded):
     np.testing.assert_allclose(loss - without, 0.3 * np.mean(total), rtol=1e-3)
 
 
+@pytest.mark.long
 def test_gradients_stop_where_they_should(module, agent, window, args, graded):
     """The model learns from its own loss alone; representations from the learner and the distances, not the model."""
     at, partner = graded

@@ -92,6 +92,7 @@ def test_c_cql_critic_loss_is_bellman_error_and_penalties_at_both_states(c_cql, 
     close([info["gap"], info["context_gap"], info["correction"]], [gap.mean(), context_gap.mean(), correction])
 
 
+@pytest.mark.long
 def test_c_cql_what_follows_a_terminal_row_is_never_looked_at(c_cql, agent, batch, losses):
     args, key = c_cql.Args(**SIZES, **WEIGHTS), jax.random.key(3)
     other = batch._replace(next_obs=np.where(batch.terminal[:, None] == 1, 3.0, batch.next_obs).astype(np.float32))
@@ -156,6 +157,7 @@ def test_c_cql_noise_of_evaluation_is_on_what_the_policy_sees(c_cql, agent, batc
         close(c_cql.act(agent, batch.obs, key, c_cql.Args(**SIZES, obs_noise=noise)), np.tanh(mean))
 
 
+@pytest.mark.long
 def test_c_cql_inverse_model_finds_the_action_that_returns_on_a_double_integrator(c_cql):
     """x' = x + v / 5, v' = v + a / 5 of positions x and velocities v: the action that leads from s^ to s' is
     5 (v' - v^), whatever x is; the data's action corrected by what the noise did to v."""

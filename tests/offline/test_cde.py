@@ -198,6 +198,7 @@ def test_cde_cloning_is_weighted_by_the_ratio_of_all_rows(cde, agent, rows, jitt
     close(loss + np.exp(-0.3) * info["entropy"], -(w * log_prob).mean())
 
 
+@pytest.mark.long
 def test_cde_updates_the_dual_then_the_policy_with_it(cde, agent, rows, jitted):
     args, key = cde.Args(**SIZES), jax.random.key(3)
     new, metrics = jitted["update"](agent, rows, key, args)

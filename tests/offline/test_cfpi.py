@@ -135,6 +135,7 @@ def problem(cfpi):
     return mixture, weight, mean, std, r.normal(size=(K, 2))
 
 
+@pytest.mark.long
 def test_cfpi_lse_is_the_best_action_within_each_components_ellipsoid(cfpi, problem):
     """Where the component's own density is e^-delta of the largest peak, of which the mixture has no less."""
     mixture, weight, mean, std, grad = problem
@@ -235,6 +236,7 @@ def test_cfpi_takes_the_proposal_of_highest_lower_bound(cfpi, bound, plain, args
     close(actions["none"], np.tanh(mean[np.arange(B), log_weight.argmax(-1)]))
 
 
+@pytest.mark.long
 def test_cfpi_leaves_out_jensens_proposal_where_there_is_none(cfpi, bound, plain, args, batch):
     far = plain.replace(actor=jax.tree.map(lambda x: 4 * x, plain.actor))
     _, (_, allowed) = proposed(cfpi, bound[1], far, batch.obs, args, 0.7)
@@ -257,6 +259,7 @@ def test_cfpi_draws_candidates_from_the_mixture(cfpi, plain, args, batch):
     np.testing.assert_allclose((u**2).mean(0), second, rtol=0.2)
 
 
+@pytest.mark.long
 def test_cfpi_a_deterministic_policys_action_is_the_center_of_a_ball(cfpi, bound, deterministic, batch):
     """Of the linear function with the bound's gradient, the proposal is the best by numerical optimisation."""
     agent, args = deterministic
@@ -269,6 +272,7 @@ def test_cfpi_a_deterministic_policys_action_is_the_center_of_a_ball(cfpi, bound
         np.testing.assert_allclose(u[0, b], best_within(gradient[b], room, mean[b]), atol=2e-3)
 
 
+@pytest.mark.long
 def test_cfpi_a_vaes_best_decoded_action_is_moved_along_the_gradient(cfpi, bound, vae, batch):
     agent, args = vae
     key = jax.random.key(5)

@@ -108,6 +108,7 @@ def anchor_of(agent, obs):
 # ------------------------------------------------------------------------------ models and anchors
 
 
+@pytest.mark.long
 def test_cocoa_models_are_fitted_forwards_and_backwards(agent, known, jitted):
     """What follows an end only where it is known."""
     expected = 0.0
@@ -165,6 +166,7 @@ def test_cocoa_distances_are_to_the_nearest_of_the_pool(agent, args, known, jitt
 # ------------------------------------------------------------------------------------------- the agent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("anchors", ["seeker", "none"])
 def test_cocoa_losses_are_cqls_on_transductive_networks(cocoa, agent, args, batch, jitted, anchors):
     args = dataclasses.replace(args, anchors=anchors)

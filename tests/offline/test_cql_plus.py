@@ -59,6 +59,7 @@ def test_cql_plus_critic(batch, use_target_actor):
     close(cql_plus.critic_loss(agent.critic, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_cql_plus_policy(batch):
     cql_plus = compiled("cql_plus")
     args = args_of()
@@ -109,6 +110,7 @@ def test_cql_plus_starts_from_small_last_layers_and_a_narrow_policy(batch):
     np.testing.assert_allclose(ratio, 10.0, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_cql_plus_target_policy_follows_the_policy(batch):
     cql_plus, args = compiled("cql_plus"), args_of(tau=0.25, actor_lr=0.1)
     agent = agent_of(cql_plus, args)

@@ -135,6 +135,7 @@ def test_dqn_updates_then_moves_the_target(dqn, rows):
     jax.tree.map(np.testing.assert_array_equal, second.target_critic, second.critic)
 
 
+@pytest.mark.long
 def test_dqn_absent_actions_are_preferred_without_bcq_and_cql(dqn):
     """A chain of five states, -1 a step, one action of two recorded: the other, of values near 0, seems better."""
     state = np.tile(np.arange(4), 8)

@@ -144,6 +144,7 @@ def test_edac_updates_temperature_then_actor_then_critics(edac, agent, batch):
     jax.tree.map(lambda t, n, o: close(t, 0.2 * n + 0.8 * o), new.target_critic, new.critic, agent.target_critic)
 
 
+@pytest.mark.long
 def test_edac_diversity_turns_critics_apart_beside_the_data(edac):
     """Data on a disc of radius 0.3, rewards linear there: with eta the critics spread more off it than without."""
     r = np.random.default_rng(0)

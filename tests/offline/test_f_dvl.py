@@ -117,6 +117,7 @@ def test_f_dvl_actor_weights_are_iqls(batch):
     close(f_dvl.actor_loss(agent.actor, agent, batch, jax.random.key(0), args)[0], -(weight * log_prob).mean())
 
 
+@pytest.mark.long
 def test_f_dvl_takes_several_value_steps_and_then_the_actor_and_the_critic(batch):
     f_dvl, args = compiled("f_dvl"), small(value_updates=3, value_lr=0.1)
     agent, key = agent_of(f_dvl, args, seed=7), jax.random.key(0)

@@ -48,6 +48,7 @@ def weights(guide, loss):
     return sigmoid(mlp(guide, loss[:, None], activation=sigmoid))[:, 0]
 
 
+@pytest.mark.long
 def test_gorl_guided_critics_are_td3s(gorl, agent, args, batch):
     key = jax.random.key(3)
     target_q = heads(agent.target_critic, batch.next_obs, smoothed_next_action(agent, batch, key, args)).min(0)
@@ -141,6 +142,7 @@ def test_gorl_guided_constant_weights_leave_the_guiding_network(gorl, agent, arg
         jax.tree.map(np.testing.assert_array_equal, new.actor, agent.actor)
 
 
+@pytest.mark.long
 def test_gorl_guided_learns_to_trust_the_samples_that_are_like_the_experts(gorl):
     """Most of the data are near the policy's action and right, others far and wrong: weights fall with the loss."""
     r = np.random.default_rng(0)

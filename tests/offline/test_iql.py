@@ -60,6 +60,7 @@ def test_iql_updates_v_before_the_actor_and_the_critic(name, batch):
     assert abs(float(metrics["critic_loss"] - iql.critic_loss(agent.critic, agent, batch, args)[0])) > 1e-3
 
 
+@pytest.mark.long
 def test_iql_actor_learning_rate_decays_to_zero(batch):
     iql = load("iql")
     args = iql.Args(hidden_dims=(8, 8), batch_size=B, updates=3)

@@ -95,6 +95,7 @@ def rounds(oap, agent, args, transitions):
     return found
 
 
+@pytest.mark.long
 def test_oap_asks_where_policy_and_data_differ_most_and_no_row_twice(rounds, transitions):
     data = transitions.take(np.arange(N))
     asked = np.zeros(N, bool)
@@ -158,6 +159,7 @@ def test_oap_asks_in_equal_parts(oap):
     assert oap.rounds_of(oap.Args(updates=5, query_every=10), N)[0] == 0
 
 
+@pytest.mark.long
 def test_oap_trains_the_actor_on_what_is_preferred_in_its_own_rows(oap, agent, args, transitions):
     """One update: its last batch, drawn anew here, with the preferred actions of its rows."""
     preferred = jnp.float32(np.random.default_rng(2).uniform(-1, 1, (N, 2)))

@@ -38,6 +38,7 @@ def policy(agent, actor, obs, limit, phi):
     return np.clip(action + phi * np.tanh(mlp(part(actor, "change_net"), obs, action)), -1, 1)
 
 
+@pytest.mark.long
 def test_plas_vae_loss_is_reconstruction_plus_kl_in_means(plas, agent, batch):
     args, key = plas.Args(**SIZES, kl_weight=0.7), jax.random.key(1)
     latent_key, spread_key = jax.random.split(key)

@@ -42,6 +42,7 @@ def bellman_of(agent, batch, key):
     return ((heads(agent.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
 
 
+@pytest.mark.long
 def test_rorl_without_terms_is_sac_n(batch):
     rorl = compiled("rorl")
     args = rorl.Args(**SIZES, terms=())
@@ -138,6 +139,7 @@ def test_rorl_weights_the_terms_of_the_critic(batch):
     close(rorl.critic_loss(agent.critic, agent, batch, key, args)[0], expected)
 
 
+@pytest.mark.long
 def test_rorl_uncertainty_falls_with_every_update_to_its_minimum(batch):
     rorl = compiled("rorl")
     args = rorl.Args(**SIZES, uncertainty=2.0, uncertainty_decay=0.3, uncertainty_min=1.5)

@@ -136,6 +136,7 @@ def test_saq_gradients_pass_straight_through_the_code(saq, batch):
         np.testing.assert_allclose((along(1e-4) - along(-1e-4)) / 2e-4, norm, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_saq_codes_that_a_batch_does_not_use_move_to_its_embeddings_at_first(saq, batch):
     agent, args = agent_for(saq, reseed_updates=1)
     step = compiled(saq.update_vae)

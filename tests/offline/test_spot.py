@@ -104,6 +104,7 @@ def test_spot_iwae_is_the_importance_weighted_estimate(agent, batch):
     close(info["negative_density"], density.mean())
 
 
+@pytest.mark.long
 def test_spot_the_penalty_pulls_the_policy_through_the_frozen_vae(agent, batch):
     """The actor's gradient is not that of a penalty on fixed codes, and the VAE stays as it is."""
     spot, key, args = compiled("spot"), jax.random.key(2), tiny(support_weight=1e6)

@@ -57,6 +57,7 @@ def test_famo2o_encodes_beta_in_sines_and_cosines():
     close(compiled("famo2o").encode(jnp.array(BETA), 6), code_of(BETA))
 
 
+@pytest.mark.long
 def test_famo2o_actor_clones_with_the_weight_of_its_beta(agent, batch):
     famo2o, args = compiled("famo2o"), tiny(max_weight=3.0)
     adv = heads(agent.target_critic, batch.obs, batch.action).min(0) - mlp(agent.value, batch.obs)[:, 0]

@@ -43,6 +43,7 @@ def test_fql_finetune_acts_by_the_one_step_policy_at_a_sampled_noise(batch):
     )
 
 
+@pytest.mark.long
 def test_fql_finetune_goes_on_from_a_run_of_fql_with_all_that_it_learned(pendulum, tmp_path, capfd):
     """4 offline updates there and one for each of 8 environment steps here, of the flow, the actor and the critics."""
     train("fql", pendulum, tmp_path / "offline", seeds=2)

@@ -38,6 +38,7 @@ def test_idql_finetune_differs_from_idql_in_the_online_phase_alone():
     assert others == {"Args", "actor_optimizer", "update", "train", "main"}
 
 
+@pytest.mark.long
 def test_idql_finetune_trains_the_model_of_the_actions_online_only_if_asked(batch):
     """Each on a batch of its own, the critics' of another size."""
     module, key = load("idql_finetune"), jax.random.key(3)
@@ -89,6 +90,7 @@ def test_idql_finetune_ifqls_one_batch_is_uniform_over_data_and_experience():
     assert 0.22 < (critics.reward < 0).mean() < 0.28
 
 
+@pytest.mark.long
 def test_idql_finetune_explores_by_the_online_choice(batch):
     """Of the same candidates; by Q if nothing is said, whatever evaluations go by."""
     module, key, obs = load("idql_finetune"), jax.random.key(1), np.repeat(batch.obs, 8, axis=0)
@@ -130,6 +132,7 @@ def test_idql_finetune_has_the_agents_of_idql(model):
     assert shapes(one) == shapes(two) and one.__dataclass_fields__.keys() == two.__dataclass_fields__.keys()
 
 
+@pytest.mark.long
 def test_idql_finetune_goes_on_from_a_run_of_idql(pendulum, tmp_path, capfd):
     """4 updates there and one for each of 8 environment steps here, of everything: IFQL has no warm-up."""
     small = {"env": SHORT, "flow_steps": 2, "hidden_dims": (8,)}

@@ -46,6 +46,7 @@ def test_iql_finetune_explores_with_its_standard_deviation_and_is_evaluated_with
     np.testing.assert_allclose(noise.std(0), np.exp(log_std_of(agent.actor)), rtol=0.05)
 
 
+@pytest.mark.long
 def test_iql_finetune_actor_learning_rate_does_not_decay(agent, batch):
     """Adam's step for a constant gradient's sign is the learning rate: after the run's length as at its start."""
     module, args = load("iql_finetune"), tiny(env_steps=3, actor_lr=0.01)
@@ -56,6 +57,7 @@ def test_iql_finetune_actor_learning_rate_does_not_decay(agent, batch):
     assert max(map(float, jax.tree.leaves(moved))) > 0.005
 
 
+@pytest.mark.long
 def test_iql_finetune_does_as_many_updates_as_it_says(pendulum, tmp_path):
     """4 offline and one for each of 8 environment steps, of V, the actor and the critics alike."""
     trained = train("iql_finetune", pendulum, tmp_path / "run")

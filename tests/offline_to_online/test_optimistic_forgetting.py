@@ -60,6 +60,7 @@ def one(params, s):
     return mlp(params, s)[:, 0]
 
 
+@pytest.mark.long
 def test_the_losses(agent, rows):
     """f_S and f_C learn from what is kept; dynamics, V and f_G from all rows."""
     params = {n: getattr(agent, n) for n in module.LEARNED}
@@ -273,6 +274,7 @@ def test_an_episode_is_labelled_by_how_it_ended(agent, end):
     assert 0.0 <= info["unfeasible"] <= 1.0
 
 
+@pytest.mark.long
 def test_each_online_episode_is_followed_by_updates_and_forgets_more(agent):
     """Two episodes of at most five steps: of six rows that may be forgotten three are after one, all after both."""
     log = module.log_of(steps("limit", "goal", "limit"), cost, dataclasses.replace(ARGS, n_demos=-1))
@@ -297,6 +299,7 @@ def test_costs_are_read_off_observations_and_asked_of_who_tells_them(pendulum, t
         module.main(args)
 
 
+@pytest.mark.long
 def test_agents_go_on_in_a_run_of_another_length(data_for, tmp_path):
     """What a run has seen online is none of its agents' parts."""
     data, name = data_for("optimistic_forgetting"), "optimistic_forgetting"

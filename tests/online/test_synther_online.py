@@ -139,6 +139,7 @@ def test_synther_online_every_minibatch_has_its_share_of_samples(share, models, 
     np.testing.assert_array_equal(batch.obs[..., 0] == 9.0, reward == 9.0)
 
 
+@pytest.mark.long
 def test_synther_online_critic_loss(batch):
     """SAC's, summed over the critics, the least of --subset-size drawn targets."""
     module, args, key = compiled("synther_online"), args_of(), jax.random.key(9)
@@ -185,6 +186,7 @@ def test_synther_online_says_where_it_has_no_model(pendulum, tmp_path):
         assert json.loads((out / "run.json").read_text())["notes"] == notes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -55,6 +55,7 @@ def outputs(agent, w: Window) -> np.ndarray:
     return np.stack(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
 def test_the_loss_is_the_error_at_the_steps_that_are_there(spec):
     """Tokens in the order return, state, action; the action is read where the state is; padding counts nothing."""
@@ -73,6 +74,7 @@ def test_the_loss_is_the_error_at_the_steps_that_are_there(spec):
     close(info["padding"], 1 - there.mean())
 
 
+@pytest.mark.long
 def test_nothing_sees_the_future_its_own_action_or_padding():
     dt, _, agent = setting()
     w, other = window(), window(seed=1)
@@ -125,6 +127,7 @@ def test_acting_is_the_network_on_the_last_steps(spec):
             close(actions[-1], out)
 
 
+@pytest.mark.long
 def test_a_cache_of_keys_and_values_gives_the_windows_actions_as_long_as_no_step_leaves_it():
     """By results/sequence_speed.py; later the window's steps have forgotten what they had seen, and the two differ."""
     dt, args, agent = setting(layers=2, return_scale=1.0)
@@ -164,6 +167,7 @@ def test_an_update_is_adamw_after_a_clip_with_a_warm_up():
     close(new.actor["params"]["head"]["kernel"], p - 0.01 / 4 * (g / (np.abs(g) + 1e-8) + 0.1 * p))
 
 
+@pytest.mark.long
 def test_dropout_is_for_training_alone():
     dt, args, agent = setting(token_dropout=0.5)
     loss = jax.jit(dt.actor_loss)

@@ -136,6 +136,7 @@ def test_the_classifier_and_the_encoder_pull_in_opposite_directions():
     assert not any(np.asarray(x).any() for x in back)
 
 
+@pytest.mark.long
 def test_past_and_future_of_a_step():
     """The past tells the reward of the step before; the future begins with the present step."""
     doc = compiled("doc")
@@ -199,6 +200,7 @@ def test_it_acts_on_the_latent_of_the_highest_value(spec):
             close(actions[-1], np.tanh(out))
 
 
+@pytest.mark.long
 def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
     for changes, message in (
         ({"context": 31}, "--context 31: "),

@@ -70,6 +70,7 @@ def acts(agent, obs, goal, slots):
     return dense(p["Dense_4"], relu(dense(p["Dense_3"], relu(dense(p["Dense_2"], x)))))
 
 
+@pytest.mark.long
 def test_blocks_have_the_exact_gelu():
     """As the released code has it; JAX's default differs by 1e-4 here."""
     block, x, seen = load("gcpc").Block(1, 0.0), np.zeros((1, 1, 2), np.float32), np.ones((1, 1, 1), bool)

@@ -117,6 +117,7 @@ def test_the_loss_is_the_action_error_and_that_of_text_by_the_changed_language_m
     close(loss, acting + 0.5 * telling)
 
 
+@pytest.mark.long
 def test_an_update_leaves_the_language_model_and_learns_its_change_slowly(setting, graded):
     """Clipped together, with a warm-up."""
     lamo, args, agent, w, text = setting
@@ -196,6 +197,7 @@ def test_text_of_a_file_is_taken_piece_by_piece():
     assert {tuple(x) for x in found} == {tuple(range(i, i + 4)) for i in range(10, 17)}
 
 
+@pytest.mark.long
 def test_the_language_model_learns_before_the_policy_or_stays_as_it_was_drawn(setting):
     lamo, _, _, _, _ = setting
     args = lamo.Args(**TINY | {"layers": 1, "adapt": "all", "language_lr": 0.03})

@@ -99,6 +99,7 @@ def misses(p, steps):
     return z, now.reward - reward, after.obs - next_obs
 
 
+@pytest.mark.long
 def test_the_world_model_is_told_the_task_by_the_steps_before_one(module, agent, args):
     """And is not asked about a try's last step, whose next state is not there."""
     steps = of(window(seed=1, steps=H + 2))

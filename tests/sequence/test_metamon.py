@@ -274,6 +274,7 @@ def test_values_stay_where_they_are_when_popart_moves():
     close(moved.std(), y[mask > 0].std(0))
 
 
+@pytest.mark.long
 def test_windows_lie_anywhere_in_an_episode_and_begin_with_the_row_before():
     metamon = load("metamon")
     data = sequences(log(), "obs", "action", "reward", "terminal", "next_obs")
@@ -312,6 +313,7 @@ def test_it_draws_actions_of_the_last_discount_from_what_it_remembers():
     assert len(set(actions[1:])) > 1
 
 
+@pytest.mark.long
 def test_what_cannot_be_asked_is_refused(tmp_path, pendulum):
     choices, frames, end = (
         tmp_path / "choices.npz",

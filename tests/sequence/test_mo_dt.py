@@ -98,6 +98,7 @@ def test_the_transformer_is_dts(module):
     assert not {"Transformer", "optimizer", "train"} & differences(module, load("decision_transformer"))
 
 
+@pytest.mark.long
 def test_with_regions_the_objectives_are_actions_states_returns_and_regions(module, parted, steps):
     args, agent = parted
     found, info = jax.jit(module.objectives)(agent.actor, agent, steps, jax.random.key(0))
@@ -163,6 +164,7 @@ def test_mgda_weighs_what_the_objectives_share(module, plain, steps):
     jax.tree.map(lambda g, e: close(g, np.tensordot(w, e, 1)), found, each)
 
 
+@pytest.mark.long
 def test_the_entropy_of_attention_is_a_share_of_that_of_even_attention(module):
     """Rows see one, two, three tokens; the first of four is padding, and what sees itself alone counts nothing."""
     even = np.float32([[0, 0, 0, 0], [0, 1, 0, 0], [0, 1 / 2, 1 / 2, 0], [0, 1 / 3, 1 / 3, 1 / 3]])
@@ -173,6 +175,7 @@ def test_the_entropy_of_attention_is_a_share_of_that_of_even_attention(module):
     close(module.attention_entropy(np.stack([even, peaked])[None], mask), (1 + 0.5) / 2)
 
 
+@pytest.mark.long
 def test_the_region_is_chosen_first_and_the_action_within_it(module, parted):
     args, agent = parted
     params = jax.tree.map(np.array, agent.actor["params"])
