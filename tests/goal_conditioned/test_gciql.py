@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from conftest import write_goals
 from goal_reference import DISCRETE_SPEC, GOAL_SPEC, TINY, goal_batch, softmax_log_prob, steps_to_goals, unit_log_prob
 from reference import agent_of, close, compiled, gelu, heads, mlp

@@ -5,6 +5,7 @@ import csv
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import load
 from jax.sharding import SingleDeviceSharding
 from jobs import train
