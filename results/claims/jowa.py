@@ -18,16 +18,18 @@ game = Entry(
     "weights",
     "claim",
 )
-ALONE, JOINT = "world_weight=0", "world_weight=1"
+ALONE, TENTH, JOINT = "world_weight=0", "world_weight=0.1", "world_weight=1"
 
 
 CLAIM = Claim(
     title="A trunk that also foresees what happens next makes a better Q of the same data and updates",
     paper="Cheng et al. (arXiv 2410.00564) claim that world model and Q learned together on one transformer beat Q "
     "alone on the same trunk, and that a search of few branches in the model adds to it.",
-    runs=[run, search, game],
+    runs=[run, staged, search, game],
     checks={
         "maze-small-mixed: joint training ends above Q alone, beyond noise": (above(end(run, JOINT), end(run, ALONE))),
+        "maze-small-mixed: in two stages, with a tenth of the model's loss in the second, it ends above Q alone in the "
+        "second, beyond noise": above(end(staged, TENTH), end(staged, ALONE)),
         "maze-small-mixed: a search in the model ends above the same agents without it, beyond noise": (
             above(end(search), under(PLAIN, search))
         ),
