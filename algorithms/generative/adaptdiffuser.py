@@ -39,8 +39,7 @@ Deviations from the papers:
 - the upsampling convolution has a bias for each of its two phases.
 
     python algorithms/generative/adaptdiffuser.py --dataset point-medium-stitch --seeds 4 --window-steps 48 \\
-        --plan-steps 96 --diffusion-steps 16 --sampling-steps 16 --channels 16 --channel-factors 1 2 --updates 20000 \\
-        --round-updates 5000
+        --plan-steps 96 --diffusion-steps 16 --channels 16 --channel-factors 1 2 --updates 20000 --round-updates 5000
     python algorithms/generative/adaptdiffuser.py --preset diffuser --dataset pointmaze-umaze --window-steps 128 \\
         --plan-steps 128
 """
@@ -627,7 +626,7 @@ def returns_of(data: GoalDataset, args: Args) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(args: Args) -> None:
-    """InputError: sizes that the network cannot halve, rounds that do not fit into the updates, steps there are not."""
+    """InputError: sizes that the network cannot halve, rounds that do not fit into the updates, no steps."""
     halved = 2 ** (len(args.channel_factors) - 1)
     for name, steps in (("window-steps", args.window_steps), ("plan-steps", args.plan_steps)):
         if steps < 2 or steps % halved:
@@ -640,18 +639,28 @@ def check(args: Args) -> None:
         )
     if min(args.generated_plans, args.reference_rows) < 1:
         raise InputError("--generated-plans and --reference-rows must be at least 1.")
-    if not 1 <= args.sampling_steps <= args.diffusion_steps:
-        raise InputError(
-            f"--sampling-steps must be from 1 to --diffusion-steps {args.diffusion_steps}, not {args.sampling_steps}."
-        )
+    if args.sampling_steps < 1:
+        raise InputError(f"--sampling-steps must be at least 1, not {args.sampling_steps}.")
     if args.kept_share <= 0.0:
         raise InputError("--kept-share must be above 0: a round learns from the plans that are kept.")
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
 
 
-def main(args: Args) -> None:
+def resolved(args: Args) -> Args:
+    """`args`, with as many --sampling-steps as there are levels of noise where they ask for more."""
+    if args.sampling_steps > args.diffusion_steps:
+        print(
+            f"--sampling-steps {args.sampling_steps}: a plan is made in all {args.diffusion_steps} there are",
+            flush=True,
+        )
+        args = dataclasses.replace(args, sampling_steps=args.diffusion_steps)
     check(args)
+    return args
+
+
+def main(args: Args) -> None:
+    args = resolved(args)
     data = goal_dataset(load_dataset(args).require(discrete=False, reward=args.guide_steps > 0), args.tasks)
     require_context(data.data, args.window_steps, "--window-steps")
     rows = [data.data.action, data.data.obs, *([] if data.achieved is None else [data.achieved])]

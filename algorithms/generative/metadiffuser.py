@@ -483,15 +483,11 @@ def train(agent: Agent, keys, args: Args, windows: Windows, learn) -> tuple[Agen
 
 
 def check(args: Args) -> None:
-    """InputError: steps that the U-Net cannot halve or that there are not, channels of no eight groups, no noise."""
+    """InputError: steps that the U-Net cannot halve, channels that are of no eight groups, no noise to guide."""
     if min(args.diffusion_steps, args.sampling_steps) < 2:
         raise InputError(
             "--diffusion-steps and --sampling-steps must be at least 2: the last step has no noise, by which guides "
             "are scaled."
-        )
-    if args.sampling_steps > args.diffusion_steps:
-        raise InputError(
-            f"--sampling-steps must be from 2 to --diffusion-steps {args.diffusion_steps}, not {args.sampling_steps}."
         )
     if args.warm_steps > args.sampling_steps:
         raise InputError(f"--warm-steps {args.warm_steps}: a plan is made in --sampling-steps {args.sampling_steps}.")
@@ -503,8 +499,20 @@ def check(args: Args) -> None:
             raise InputError(f"--{flag} must be a multiple of {of}, which the U-Net divides it by, and not {n}.")
 
 
-def main(args: Args) -> None:
+def resolved(args: Args) -> Args:
+    """`args`, with as many --sampling-steps as there are levels of noise where they ask for more."""
+    if args.sampling_steps > args.diffusion_steps:
+        print(
+            f"--sampling-steps {args.sampling_steps}: a plan is made in all {args.diffusion_steps} there are",
+            flush=True,
+        )
+        args = dataclasses.replace(args, sampling_steps=args.diffusion_steps)
     check(args)
+    return args
+
+
+def main(args: Args) -> None:
+    args = resolved(args)
     data, rewards = in_limits(load_dataset(args).require(discrete=False))
     with Run(__file__, args, data.task, StatefulPolicy(initial_carry, act), before=args.context_updates) as run:
         starts = jnp.asarray(window_starts(data, args.window_steps))

@@ -8,8 +8,7 @@ from results.grid import Entry
 STITCH = "point-medium-stitch"
 SIZES = (
     "--seeds 8 --updates 20000 --eval-every 10000 --eval-episodes 10 --batch-size 32 --hidden-dims 64 64 --channels 16 "
-    "--channel-factors 1 2 --window-steps 48 --plan-steps 96 --diffusion-steps 16 "
-    "--sampling-steps 16 --ema-decay 0.95"
+    "--channel-factors 1 2 --window-steps 48 --plan-steps 96 --diffusion-steps 16 --ema-decay 0.95"
 )
 ROUND = "--rounds 1 --round-updates 10000 --generated-plans 2048 --reference-rows 2000"
 

@@ -5,7 +5,7 @@ HIDDEN = "point-hidden-medium"
 SIZES = (
     "--seeds 8 --batch-size 32 --hidden-dims 64 64 --window-steps 8 --channels 16 --channel-factors 1 2 "
     "--context-updates 5000 --updates 3000 --eval-every 3000 --log-every 500 --eval-episodes 20 --learning-rate 3e-3 "
-    "--diffusion-steps 10 --sampling-steps 10 --ema-start 500 --ema-decay 0.95"
+    "--diffusion-steps 10 --ema-start 500 --ema-decay 0.95"
 )
 UNCONDITIONAL = "guidance=0 reward_guide=0 dynamics_guide=0"
 CONDITIONAL = "guidance=1 reward_guide=0 dynamics_guide=0"
