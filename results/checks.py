@@ -250,13 +250,21 @@ def lost(change: str, run: Entry, setting: str = "") -> LaneMean:
 
 def logged(name: str, run: Entry, setting: str = "", file: str = "metrics.csv") -> LaneMean:
     """Mean of a metric over the last fifth of the run, or of the phase that `file` logs: what the mechanism acts on."""
+    return of_log(file, run, setting, lambda row: raw.logged(row, name, file))
 
-    def value(row: raw.Row) -> np.ndarray:
+
+def logged_at(step: int, name: str, run: Entry, setting: str = "", file: str = "metrics.csv") -> LaneMean:
+    """A metric as it was logged at one step of the environment, or at one update where `file` has no such steps."""
+    return of_log(file, run, setting, lambda row: raw.logged_at(row, name, step, file))
+
+
+def of_log(file: str, run: Entry, setting: str, value: Callable[[raw.Row], np.ndarray]) -> LaneMean:
+    def found(row: raw.Row) -> np.ndarray:
         if not (row.run / file).exists():
             raise Missing(f"{run.directory().as_posix()} has no {file}: what it logged was lost.")
-        return raw.logged(row, name, file)
+        return value(row)
 
-    return of_lanes(run, setting, value)
+    return of_lanes(run, setting, found)
 
 
 def first_step(name: str, level: float, run: Entry, setting: str = "", unit: float = 1.0) -> LaneMean:

@@ -298,6 +298,22 @@ def logged(row: Row, name: str, file: str = "metrics.csv") -> np.ndarray:
     return last.groupby("lane")[name].mean().reindex(row.lanes).to_numpy()
 
 
+def logged_at(row: Row, name: str, step: int, file: str = "metrics.csv") -> np.ndarray:
+    """[lanes] a metric in the row of `file` at one step of the environment, or one update where none were made.
+
+    Raises:
+      InputError: there is no such metric, or nothing was logged then.
+    """
+    table = pd.read_csv(row.run / file)
+    if name not in table:
+        raise InputError(f"{row.run.name} has logged no '{name}', but {', '.join(table.columns)}.")
+    at = "env_step" if table["env_step"].any() else "update"
+    then = table[table[at] == step]
+    if then.empty:
+        raise InputError(f"{row.run.name} has logged nothing at {at} {step:,} in {file}.")
+    return then.groupby("lane")[name].mean().reindex(row.lanes).to_numpy()
+
+
 def first_step(row: Row, name: str, level: float) -> np.ndarray:
     """[lanes] environment steps at the first row of metrics.csv where a metric is `level` or more.
 

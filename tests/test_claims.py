@@ -40,6 +40,7 @@ from results.checks import (
     holds,
     last_mean,
     logged,
+    logged_at,
     lost,
     lowest,
     noise,
@@ -396,6 +397,9 @@ def test_a_metric_is_the_mean_of_a_setting_over_the_end_of_the_run(swept):
     entry, files = swept
     for setting, lanes in {"alpha=1": [0, 10], "alpha=2": [20, 30]}.items():
         np.testing.assert_allclose(logged("gap", entry, setting).lanes(files), np.add(lanes, (4 + 5) / 2))
+        np.testing.assert_allclose(logged_at(3000, "gap", entry, setting).lanes(files), np.add(lanes, 3))
+    with pytest.raises(InputError, match="has logged nothing at update 3,500"):
+        logged_at(3500, "gap", entry, "alpha=1").value(files)
     with pytest.raises(InputError, match="has logged no 'gain', but .*gap"):
         logged("gain", entry, "alpha=1").value(files)
     path = files.root / entry.directory() / "metrics.csv"

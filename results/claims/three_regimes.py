@@ -1,6 +1,20 @@
 import json
 
-from results.checks import Claim, Said, Table, above, dataset_mean, highest, last_mean, share, start, verdict
+from results.checks import (
+    Claim,
+    Said,
+    Table,
+    above,
+    dataset_mean,
+    highest,
+    last_mean,
+    logged,
+    logged_at,
+    lowest,
+    share,
+    start,
+    verdict,
+)
 from results.grid import ROOT, Entry
 
 SETTINGS = [
@@ -59,6 +73,8 @@ def winner(setting):
     return verdict(*keeping(setting), MARGIN)
 
 
+MINIMAL = "offline_share=0 new_networks=0"
+
 SIDES = {1.0: "the policy", 0.0: "neither", -1.0: "the data"}
 
 CLAIM = Claim(
@@ -73,10 +89,10 @@ CLAIM = Claim(
             f"{data}, {pretraining}: the side that the regime predicts wins": (
                 abs(regime((data, pretraining)) - winner((data, pretraining))) < 0.5
             )
-            for data, pretraining in SETTINGS
+            for data, pretraining in SETTINGS[:2]
         },
-        "More than half of the predictions are right": (
-            share([abs(regime(s) - winner(s)) < 0.5 for s in SETTINGS]) > 0.5
+        "Of the predictions that a side wins more than half are right": (
+            share([abs(regime(s) - winner(s)) < 0.5 for s in SETTINGS[:2]]) > 0.5
         ),
         "None is the opposite": share([abs(regime(s) - winner(s)) > 1.5 for s in SETTINGS]) <= 0,
     },
@@ -111,6 +127,35 @@ CLAIM = Claim(
         ],
     ),  # fmt: skip
     observed={
+        "pendulum-mixed, td3_bc is comparable: neither side should win": abs(regime(SETTINGS[2])) < 0.5,
+        "pendulum-mixed, td3_bc: neither side wins": abs(winner(SETTINGS[2])) < 0.5,
+        **{
+            f"{s[0]}, {s[1]}: the best of both sides end above -200": lowest(*keeping(s)) > -200.0 for s in SETTINGS[1:]
+        },
+        "pendulum-weak, td3_bc: so does the arm that keeps neither": level(SETTINGS[1], "minimal") > -200.0,
+        **{
+            f"{s[0]}, {s[1]}: the best of both sides end within the margin of each other": (
+                abs(keeping(s)[0] - keeping(s)[1]) < MARGIN
+            )
+            for s in SETTINGS[1:]
+        },
+        "pendulum-half, bc: at the end of offline training the temperature is 1": (
+            abs(logged("temperature", DATA[SETTINGS[0]], MINIMAL, file="offline.csv") - 1.0) < 0.01
+        ),
+        "pendulum-half, bc: after 400 steps with the minimal arm the entropy is 1.5 times the clone's": (
+            logged_at(400, "entropy", DATA[SETTINGS[0]], MINIMAL)
+            > 1.5 * logged("entropy", DATA[SETTINGS[0]], MINIMAL, file="offline.csv")
+        ),
+        **{
+            f"pendulum-half, bc: at the end of the {arm} arm the entropy is above 0, where its target is -1": (
+                logged("entropy", run[SETTINGS[0]], lanes) > 0.0
+            )
+            for arm, run, lanes in (
+                ("minimal", DATA, MINIMAL),
+                ("replay", DATA, "offline_share=0.5 new_networks=0"),
+                ("warm-up", POLICY, "regulariser=0"),
+            )
+        },
         "pendulum-half, bc is inferior": regime(SETTINGS[0]) < -0.5,
         "pendulum-weak, td3_bc is superior": regime(SETTINGS[1]) > 0.5,
         "pendulum-weak, td3_bc: neither side wins": abs(winner(SETTINGS[1])) < 0.5,
@@ -128,9 +173,15 @@ CLAIM = Claim(
         },
     },
     finding="Cloning the data that is good in one half of the states is inferior to the data, TD3+BC on data without "
-    "the controller that solves the task is superior, as the test says. After cloning what keeps the data wins, as "
-    "predicted. After TD3+BC neither side wins by the margin, where the policy should: whichever is kept, by warm-up "
-    "or by replay, the last quarter of the run is far above the pre-trained policy. A reset, and the regulariser "
-    "that is kept, end lower than the same without them. On mixed data, where nothing was predicted to win, nothing "
-    "does. What Cal-QL would keep is not measured here.",
+    "the controller that solves the task is superior, as the test says. After cloning what keeps the data "
+    "wins, as predicted; yet the cloned policy has no temperature, and goes online with one that makes it "
+    "nearly uniform: its entropy is far above its target to the end. That pulls the policy away from the "
+    "clone, whoever keeps what, and may decide as much as what is kept. After TD3+BC neither side wins by the "
+    "margin, where the policy should: whichever is kept, by warm-up or by replay, the last quarter of the run "
+    "is far above the pre-trained policy. There both sides end near the top, and so does the arm that keeps "
+    "neither: what they end with can tell no difference. On mixed data, where nothing was predicted to win, "
+    "nothing does, but both sides end at the top there as well, so that it is no evidence for the prediction. "
+    "A reset, and the regulariser that is kept, end lower than the same without them. The arms that keep the "
+    "policy learn nothing in 400 of the 1,600 steps, the others in none, which the comparison charges to the "
+    "policy's side. What Cal-QL would keep is not measured here.",
 )
