@@ -142,7 +142,7 @@ CLAIM = Claim(
         "pendulum-half, bc: at the end of offline training the temperature is 1": (
             abs(logged("temperature", DATA[SETTINGS[0]], MINIMAL, file="offline.csv") - 1.0) < 0.01
         ),
-        "pendulum-half, bc: after 400 steps with the minimal arm the entropy is 1.5 times the clone's": (
+        "pendulum-half, bc: after 400 steps with the minimal arm the entropy is more than 1.5 times the clone's": (
             logged_at(400, "entropy", DATA[SETTINGS[0]], MINIMAL)
             > 1.5 * logged("entropy", DATA[SETTINGS[0]], MINIMAL, file="offline.csv")
         ),
@@ -175,13 +175,13 @@ CLAIM = Claim(
     finding="Cloning the data that is good in one half of the states is inferior to the data, TD3+BC on data without "
     "the controller that solves the task is superior, as the test says. After cloning what keeps the data "
     "wins, as predicted; yet the cloned policy has no temperature, and goes online with one that makes it "
-    "nearly uniform: its entropy is far above its target to the end. That pulls the policy away from the "
-    "clone, whoever keeps what, and may decide as much as what is kept. After TD3+BC neither side wins by the "
-    "margin, where the policy should: whichever is kept, by warm-up or by replay, the last quarter of the run "
-    "is far above the pre-trained policy. There both sides end near the top, and so does the arm that keeps "
-    "neither: what they end with can tell no difference. On mixed data, where nothing was predicted to win, "
-    "nothing does, but both sides end at the top there as well, so that it is no evidence for the prediction. "
-    "A reset, and the regulariser that is kept, end lower than the same without them. The arms that keep the "
-    "policy learn nothing in 400 of the 1,600 steps, the others in none, which the comparison charges to the "
-    "policy's side. What Cal-QL would keep is not measured here.",
+    "nearly uniform: its entropy is far above its target to the end. Whether that, rather than what is kept, "
+    "decides there was not tried. After TD3+BC neither side wins by the margin, where the policy should: "
+    "whichever is kept, by warm-up or by replay, the last quarter of the run is far above the pre-trained "
+    "policy. There both sides end near the top, and so does the arm that keeps neither: what they end with can "
+    "tell no difference. On mixed data, where nothing was predicted to win, nothing does, but both sides end "
+    "at the top there as well, so that it is no evidence for the prediction. A reset, and the regulariser that "
+    "is kept, end lower than the same without them. The arms that keep the policy learn nothing in 400 of the "
+    "1,600 steps, where the others learn from the first: the policy's side has fewer updates. What Cal-QL "
+    "would keep is not measured here.",
 )
