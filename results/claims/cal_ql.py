@@ -72,5 +72,5 @@ CLAIM = Claim(
     "evaluations; CQL stays near where it was and has little to unlearn. On the point maze both reach nearly "
     "every goal before they interact, and lose next to nothing when they do: no difference could show. On "
     "hopper-medium-replay and PointMaze the policies' entropy never comes down to its target, offline or "
-    "online: all of it happens while the temperature still falls, and what is learned later was not seen.",
+    "online: all of it happens while the temperature still falls, and what comes later is open.",
 )

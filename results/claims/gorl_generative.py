@@ -36,8 +36,8 @@ CLAIM = Claim(
     "the last one's last score, which is of some learning steps before its stage stopped learning: it likely "
     "ended higher still. PPO with a Gaussian ends higher. Pendulum asks for no second mode, and every stage "
     "begins with a new value function and a new spread of latents. That spread narrows in the first two "
-    "stages, as PPO's does; in the last one, on the fitted flow, it widens, and ends far above PPO's. Why was "
-    "not tried.",
+    "stages, as PPO's does; in the last one, on the fitted flow, it widens, and ends far above PPO's. Why is "
+    "open.",
     observed={
         "GoRL's latents end wider than the Gaussian": logged("std", gorl, FITTED) > logged("std", ppo),
         "They narrow in the second stage by more than 0.05": (

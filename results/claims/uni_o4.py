@@ -1,4 +1,4 @@
-from results.checks import Claim, above, course, end, gain, logged, noise, start
+from results.checks import Claim, above, course, end, gain, logged, logged_at, noise, start
 from results.grid import Entry, interaction, offline, worlds
 
 HALF, PENDULUM, REPLAY, MAZE = "pendulum-half", "pendulum-mixed", "hopper-medium-replay-v0", "pointmaze-umaze"
@@ -56,6 +56,14 @@ CLAIM = Claim(
         },
     },
     observed={
+        f"{HALF}: online the entropy is below -2": logged("entropy", uni_o4[HALF]) < -2,
+        f"{HALF}: without the model's judgement below -3": logged("entropy", ungated[HALF]) < -3,
+        **{
+            f"{HALF}: in the first 2,000 steps PPO's divergence from who acted is above 1, {which} the gate": (
+                logged_at(2000, "kl", run) > 1
+            )
+            for which, run in (("with", uni_o4[HALF]), ("without", ungated[HALF]))
+        },
         f"{HALF}: offline it ends more than 40 below cloning": start(uni_o4[HALF]) + 40 < end(bc[HALF]),
         f"{HALF}: so it does without the model's judgement": start(ungated[HALF]) + 40 < end(bc[HALF]),
         f"{HALF}: and with values that had settled": start(fast) + 40 < end(bc[HALF]),
@@ -83,9 +91,12 @@ CLAIM = Claim(
     finding="On Pendulum and hopper-medium-replay the offline steps improve over the clones, and more so with the "
     "gate; on PointMaze they do not: these runs had 1,000 offline updates, a tenth of the paper's, and a V "
     "that value clipping held where it was. From there online PPO rises without a dip on Pendulum, on "
-    "hopper-medium-replay by two points only, on PointMaze by less than the noise, after a small dip. On data of "
-    "two halves, with all offline updates and no value clipping, the offline steps end far below cloning, with the "
-    "gate as without it. Values that had not settled are not the cause: with targets that follow faster it ends lower "
-    "still, and the model promises it values that no policy can have: what the policy climbs, and the gate judges by, "
-    "is the error of one Q. Online PPO stays there.",
+    "hopper-medium-replay by two points only, on PointMaze by less than the noise, after a small dip. On data "
+    "of two halves, with all offline updates and no value clipping, the offline steps end far below cloning, "
+    "with the gate as without it. Values that had not settled are not the cause: with targets that follow "
+    "faster it ends lower still, and the model promises it values that no policy can have: what the policy "
+    "climbs, and the gate judges by, is the error of one Q. Online PPO stays there. Its policy hardly tries "
+    "anything: the entropy is far below that of uniform actions, and lower still without the gate. With so "
+    "narrow a policy the first updates are large steps in divergence. Likely that is why it stays; a wider "
+    "policy was not tried.",
 )
