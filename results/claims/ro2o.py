@@ -59,7 +59,7 @@ CLAIM = Claim(
             1e-4 * logged("q_smooth_loss", ro2o[FEW], file=OFFLINE) / logged("critic_loss", ro2o[FEW], file=OFFLINE)
             < 0.001
         ),
-        f"{FEW}: after 2,500 updates, before the decay's end, the penalty was more than ten times what it is after 10,000": (
+        f"{FEW}: after 2,500 updates the penalty was more than ten times what it is after 10,000": (
             logged_at(2500, "ood_loss", ro2o[FEW], file=OFFLINE)
             > 10 * logged_at(10_000, "ood_loss", ro2o[FEW], file=OFFLINE)
         ),
