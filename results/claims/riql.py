@@ -85,14 +85,16 @@ CLAIM = Claim(
             end(clean[MAZE]) - end(riql[MAZE, "obs"]) > end(clean_iql[MAZE]) - end(iql[MAZE, "obs"])
         ),
     },
-    finding="Where corrupted dynamics make targets heavy-tailed RIQL does what it is for: on Pendulum they cost IQL the"
-    " whole task and RIQL next to nothing. Corrupted rewards and actions cost IQL little there, so that there "
-    "is nothing to keep, and noise in the observations defeats both. Seen only once the arms were made equal: "
-    "the authors' networks begin from far smaller weights than IQL's; from them RIQL is far behind on clean "
-    "data already, on Pendulum and on hopper-medium-replay, and from IQL's it is not. On hopper RIQL is above "
-    "under corrupted observations, about equal under actions, and behind under rewards and dynamics, though "
-    "under dynamics IQL's values stay far below RIQL's, as the paper has it. Why is open: RIQL's values had not"
-    " settled, and faster targets were not tried there. On PointMaze RIQL is ahead on clean data, keeps its "
-    "level under corrupted actions and more of it under rewards, where IQL loses half of its own; under "
-    "corrupted observations RIQL is the one that loses most.",
+    finding="Where corrupted dynamics make targets heavy-tailed RIQL does what it is for: on Pendulum they cost IQL "
+    "the whole task and RIQL next to nothing. Corrupted rewards and actions cost IQL little there, so that there is "
+    "nothing to keep, and noise in the observations defeats both. On Pendulum that is seen only once the arms were "
+    "made equal: the authors' networks begin from far smaller weights than IQL's; from them RIQL is far behind on "
+    "clean data already, on Pendulum and on hopper-medium-replay, and from IQL's it is not. On hopper RIQL is above "
+    "under corrupted observations, about equal under actions, and behind under rewards and dynamics, though under "
+    "dynamics IQL's values stay far below RIQL's, as the paper has it. Why is open: RIQL's values had not settled, "
+    "and faster targets were not tried there. On PointMaze RIQL is ahead on clean data, keeps its level under "
+    "corrupted actions and more of it under rewards, where IQL loses half of its own; under corrupted observations "
+    "RIQL is the one that loses most. On hopper and PointMaze the arms are not equal: IQL's policy is stochastic and "
+    "its observations are as they are, RIQL's is deterministic and its observations are scaled. How much of a "
+    "difference is due to that was not tried.",
 )
