@@ -1,4 +1,4 @@
-from results.checks import Claim, below, logged
+from results.checks import Claim, below, logged, lowest
 from results.grid import Entry
 
 HOPPER = "hopper-medium-small-v1"
@@ -23,27 +23,35 @@ CLAIM = Claim(
     "one-step model that is unrolled accumulates errors.",
     runs=[diffusion, one_step],
     checks={
-        f"{HOPPER}: the diffusion model's error grows less from 1 to 15 steps ahead": (
-            growth(diffusion) < growth(one_step)
-        ),
         f"{HOPPER}: 15 steps ahead it is below the one-step model's, beyond noise": (
             below(logged("error_15", diffusion), logged("error_15", one_step))
+        ),
+    },
+    observed={
+        f"{HOPPER}: the diffusion model's error grows less from 1 to 15 steps ahead": (
+            growth(diffusion) < growth(one_step)
         ),
         f"{HOPPER}: the states that targets bootstrap from are nearer to the data, beyond noise": (
             below(logged("off_data", diffusion), logged("off_data", one_step))
         ),
-    },
-    observed={
         f"{HOPPER}: one step ahead the diffusion model errs more than the one-step model": (
             logged("error_1", diffusion) > logged("error_1", one_step)
         ),
         f"{HOPPER}: and more than that, which is told all actions of the data, 15 steps ahead": (
             logged("error_1", diffusion) > logged("error_15", one_step)
         ),
+        f"{HOPPER}: both policies' squared distance to the data's actions is still above 0.3": (
+            lowest(logged("bc_loss", diffusion), logged("bc_loss", one_step)) > 0.3
+        ),
     },
-    finding="Errors of the model of whole futures hardly grow with the horizon, those of single steps do, and the "
-    "states that targets bootstrap from stay nearer to the data. The level is another matter: after so few updates the "
-    "U-Net errs more at the first step than the other, which is told all actions of the data, at the fifteenth. Its "
-    "loss still falls; whether more updates, samples or steps of sampling would lower the level was not measured here. "
-    "Neither policy had cloned much by then: their scores say nothing.",
+    finding="At the horizon that the paper speaks of, the model of whole futures errs more than the unrolled one. Its "
+    "errors hardly grow with the horizon, those of single steps do; but that says little: after so few updates "
+    "it errs more at the first step than the other, which is told all actions of the data, at the fifteenth, "
+    "and more than a prediction that nothing moves, which was computed of all rows of the data and is no run. "
+    "What errs as much everywhere has no growth. The states that targets bootstrap from stay nearer to the "
+    "data than the other model's; but that one is unrolled with the policy's actions for them, and neither "
+    "policy had cloned much by then: they are almost those of an untrained one, and the diffusion model never "
+    "meets them. So neither counts for the claim. Its loss still falls; whether more updates, samples or steps "
+    "of sampling would lower the level was not measured here. The scores say nothing, as the policies had "
+    "cloned so little.",
 )

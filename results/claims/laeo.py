@@ -1,4 +1,4 @@
-from results.checks import Claim, above, end, lowest
+from results.checks import Claim, above, end, logged, lowest
 from results.grid import goals
 
 MIXED, SHARE = "point-umaze-mixed", "--bc-share 0.05"
@@ -27,8 +27,24 @@ CLAIM = Claim(
         "Cloning the best tenth and IQL always arrive, on true rewards or a constant one": (
             lowest(end(shown), end(true), end(constant)) > 99.0
         ),
+        "So does cloning everything, in every episode: nothing can end above 100": end(bc) >= 100.0,
+        "From the classifier's reward the policy's Q is above 100, which a reward of 1 in every step is worth": (
+            logged("f_pi", classifier) > 100.0
+        ),
+        "That reward is below 0.05 on average": logged("reward", classifier) < 0.05,
+        "Its Q is more than ten times as large as the contrastive value": (
+            logged("f_pi", classifier) > 10.0 * abs(logged("f_pi", laeo))
+        ),
+        "Its policy is less like the data's actions than LAEO's, beyond noise": (
+            above(logged("bc_loss", classifier), logged("bc_loss", laeo))
+        ),
+        "LAEO ends with a temperature above 0.1": logged("alpha", laeo) > 0.1,
     },
-    finding="From examples of success alone LAEO ends far above learning from a classifier's reward. Cloning all of "
-    "the data always arrives here, and so does IQL on a constant reward, so that the data are good enough to "
-    "clone; LAEO does not always arrive.",
+    finding="From examples of success alone LAEO ends far above learning from a classifier's reward. That arm is not "
+    "at its best: its Q grows beyond all that rewards can be worth, so it has diverged, and the share of "
+    "cloning, the same number in both arms, weighs far less beside so large a Q: its policy is less like the "
+    "data. That this is why it fails is likely; no other share was tried. LAEO itself keeps a learned "
+    "temperature here, where the released command lines have no entropy. Cloning all of the data always "
+    "arrives here, and so does IQL on a constant reward: the data are good enough to clone, and nothing can "
+    "end above cloning. LAEO does not always arrive.",
 )
