@@ -71,7 +71,12 @@ CLAIM = Claim(
         ),
         "The score falls with the variance of the data's actions (below -0.5)": correlation("action_variance") < -0.5,
         "Noise of the system at collection, 0.5, ends above none, beyond noise": above(system, clean),
-        "As much noise of the policy ends below noise of the system, beyond noise": (below(policy, system)),
+        **{
+            f"Noise of the policy, {level / 100}, ends below as much noise of the system, beyond noise": (
+                below(end(run, of(0, level)), end(run, of(level, 0)))
+            )
+            for level in LEVELS[1:]
+        },
     },
     observed={
         "All sixteen together arrive, cloned, with as many updates and with more, and by IQL on true rewards": (
@@ -81,6 +86,16 @@ CLAIM = Claim(
             end(constant) > end(together, "beta=0") - noise(end(constant), end(together, "beta=0"))
         ),
         "Noise of the policy, 0.5, ends above none, beyond noise": above(policy, clean),
+        "With noise of 0.5 both kinds end above 95: there is no room between them": lowest(policy, system) > 95.0,
+        "Of 0.25 noise of the policy ends above that of the system": end(run, of(0, 25)) > end(run, of(25, 0)),
+        "But not beyond noise": (
+            end(run, of(0, 25)) < end(run, of(25, 0)) + noise(end(run, of(0, 25)), end(run, of(25, 0)))
+        ),
+        "Of 0.25 it does so with 25 episodes of each, beyond noise": above(end(many, of(0, 25)), end(many, of(25, 0))),
+        "Of 0.75 noise of the policy ends below that of the system with 25 episodes of each, too, beyond noise": (
+            below(end(many, of(0, 75)), end(many, of(75, 0)))
+        ),
+        "Noise of the system, 0.25, ends above none, beyond noise": above(end(run, of(25, 0)), clean),
         "At its visited states the clone of data without noise diverges most": (above(gap[CLEAN], gap[POLICY])),
         "The clone of noise of the policy diverges more than that of noise of the system, beyond noise": (
             above(gap[POLICY], gap[SYSTEM])
@@ -105,11 +120,12 @@ CLAIM = Claim(
     finding="What is measured on the clone's way tells its score, and best of all its action divergence. What is "
     "measured on the data alone does not: actions are most consistent in the data without noise, whose clone "
     "is the worst, since the first push of the test's noise takes it to states that the data do not show. So "
-    "either noise at collection helps, and that of the policy nearly as much as that of the system: its "
-    "clones diverge more at the states they come to, but not by enough to cost the goal. Only where much "
-    "noise of both kinds comes together do inconsistent actions cost more than the states that they show are "
-    "worth. In data that all cover the same states, variance of actions may well tell; that was not tried. "
-    "With 25 episodes of each kind in place of 5 the order of what tells is the same, and much noise of both "
-    "kinds costs less. All sixteen together are enough for cloning, so that neither rewards nor IQL have "
-    "anything to add.",
+    "either noise at collection helps. Which of the two helps more changes with how much there is: of little, "
+    "that of the policy, beyond noise only where there are more episodes; of the middle, neither, as both are "
+    "near the top of the scale, although clones of noise of the policy diverge more at the states they come "
+    "to; of much, that of the system, as the paper has it. Where much noise of both kinds comes together "
+    "inconsistent actions cost more than the states that they show are worth. In data that all cover the same "
+    "states, variance of actions may well tell; that was not tried. With 25 episodes of each kind in place of "
+    "5 the order of what tells is the same, and much noise of both kinds costs less. All sixteen together are "
+    "enough for cloning, so that neither rewards nor IQL have anything to add.",
 )
