@@ -1,4 +1,4 @@
-from results.checks import Claim, end
+from results.checks import Claim, course, end, noise, online_mean
 from results.grid import Entry
 
 FIRST, SECOND = "combination-lock-h10-trajectory", "combination-lock-h10-seed1-trajectory"
@@ -25,9 +25,20 @@ CLAIM = Claim(
         "First lock: from the dataset alone it ends below 50": end(offline) < 50,
         "Second lock: from the dataset alone it ends below 50": end(second_offline) < 50,
     },
-    observed={"Second lock: every lane of the hybrid opens it": end(second) > 99.99},
-    finding="On the second lock all lanes of the hybrid open it by two fifths of the steps and keep it; on "
-    "the first three of four do, and the fourth has not within this budget. From its own samples alone no "
-    "lane finds the reward; the dataset alone opens each lock for good in one lane of four, and loses it "
-    "again in others.",
+    observed={
+        "Second lock: every lane of the hybrid opens it": end(second) > 99.99,
+        "First lock: at each of evaluations 10 to 20 of 30 the dataset alone is above the hybrid": (
+            course(offline)[9:20] > course(hybrid)[9:20]
+        ),
+        "First lock: over all evaluations the hybrid has the higher mean": online_mean(hybrid) > online_mean(offline),
+        "First lock: but not beyond noise": (
+            online_mean(hybrid) < online_mean(offline) + noise(online_mean(hybrid), online_mean(offline))
+        ),
+    },
+    finding="On the second lock all lanes of the hybrid open it by two fifths of the steps and keep it; on the first "
+    "three of four do, and the fourth has not within this budget. From its own samples alone no lane finds the "
+    "reward; the dataset alone opens each lock for good in one lane of four, and loses it again in others. On "
+    "the first lock that it ends below half is a matter of when it is asked: through the middle third of the "
+    "run it is above the hybrid, and falls after it; over all evaluations the hybrid has the higher mean, by "
+    "less than the noise of four lanes.",
 )

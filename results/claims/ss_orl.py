@@ -26,7 +26,8 @@ CLAIM = Claim(
         "It ends above cloning everything, beyond noise": above(end(ours), end(everything)),
         "It ends above IQL on constant rewards, beyond noise": above(end(ours), floor),
     },
-    finding="More is learned than from the labelled trajectories alone, but far less than from all true actions: what "
-    "labels the other trajectories has seen only controllers of the worse half, and explains little of what the "
-    "better ones did.",
+    finding="More is learned than from the labelled trajectories alone, but far less than from all true actions. The "
+    "labels of the other trajectories explain little of what was done there. What makes them has seen only "
+    "controllers of the worse half; that this is the cause is likely, but no other share or choice of "
+    "trajectories was tried.",
 )

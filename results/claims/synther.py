@@ -65,12 +65,17 @@ CLAIM = Claim(
         },
     },
     observed={
+        f"{MIXED}: with a tenth of the data samples' next states are no further off than with all, within 0.01": (
+            abs(logged("sample_error", whole, SAMPLES) - logged("sample_error", tenth, SAMPLES)) < 0.01
+        ),
         f"{MIXED}: from all data TD3+BC swings the pendulum up": end(whole, DATA) > -200,
         f"{MIXED}: from samples of them, too": end(whole, SAMPLES) > -200,
         f"{MIXED}: from a tenth of the data it does so as well": end(tenth, DATA) > -200,
     },
     finding="Where the density is known samples cover all of its modes and lie close to it. On Pendulum, at a weight "
     "of Q at which TD3+BC learns from these mixed data, it swings the pendulum up from samples alone as it "
-    "does from the data that they were fitted to. A tenth of the data is enough for that, too, so that "
-    "samples of it have nothing to add.",
+    "does from the data that they were fitted to. A tenth of the data is enough for that, too, so that samples "
+    "of it have nothing to add. Nor are samples nearer to the environment when the model is fitted to ten "
+    "times the data: their error is the same. The denoiser and its few updates likely set it; larger ones were "
+    "not tried.",
 )
