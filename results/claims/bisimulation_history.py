@@ -49,5 +49,7 @@ CLAIM = Claim(
     finding="With many episodes histories end as far apart as what follows from them, within a small part of the error "
     "that CQL alone leaves; with few the loss falls because the representation shrinks, and its error in units of the "
     "distance grows. The score gains nothing by it. What it would mend is not broken in this world, where the position "
-    "is observed. A world whose observations hide the state is still to be tried.",
+    "is observed. A world whose observations hide the state is still to be tried. "
+    "The runs are of before observations were normalised by the episodes that are trained on alone: they are to be "
+    "made again.",
 )

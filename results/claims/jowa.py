@@ -13,8 +13,8 @@ search = Entry("jowa", "maze-small-mixed", f"{SIZES} --context 5 --world-weight 
 game = Entry(
     "jowa",
     "minatar-breakout-mixed",
-    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 8000 --log-every 2000 "
-    "--eval-every 8000 --eval-episodes 20",
+    "--seeds 8 --no-planning --context 2 --model-updates 0 --world-weight 0 1 --updates 4000 --log-every 1000 "
+    "--eval-every 4000 --eval-episodes 20",
     "weights",
     "claim",
 )

@@ -28,5 +28,6 @@ CLAIM = Claim(
     },
     finding="Of the two far tasks OTA wins the one where HIQL never arrives, by hardly more than the spread of its "
     "lanes, and loses the other. Its networks are the small ones of this collection's runs; a longer world, "
-    "where every task is out of reach of HIQL's value, would decide.",
+    "where every task is out of reach of HIQL's value, would decide. OTA's run is of before an option whose end is "
+    "the goal could be a short one, which concerns few of the rows: it is to be made again.",
 )
