@@ -134,6 +134,10 @@ FAST = "--tau 0.02 --discount 0.98 --critic-lr 1e-3 --actor-lr 1e-3"
 """For 10,000 updates on Pendulum, after which values are farther from settled with the presets' rates."""
 
 
+SETTLING = "--tau 0.02 --critic-lr 1e-3 --actor-lr 1e-3"
+"""For 30,000 updates on hopper, after which values are far from settled with the presets' rates."""
+
+
 def interaction(algorithm: str, dataset: str, steps: str, more: str = "", variant: str = "") -> Entry:
     """`steps`: "4000" from the beginning, or "10000+6000" after so many offline updates; evaluated twelve times."""
     before, _, online = steps.rpartition("+")
