@@ -1,4 +1,4 @@
-from results.checks import Claim, above, below, end, highest, logged, noise
+from results.checks import Claim, above, below, end, highest, logged, lowest, noise
 from results.grid import Entry
 
 GRID, HAZARD = "point-grid-mixed", "point-hazard-explore"
@@ -17,6 +17,13 @@ def run(dataset: str, variant: str, more: str) -> Entry:
 ours = {d: run(d, "model", f"{MODELS} --pessimism 0 5") for d in (GRID, HAZARD)}
 zero = {d: run(d, "zero", "--impute zero") for d in ours}
 alone = {d: run(d, "labelled-alone", "--impute none") for d in ours}
+STRONG = "--alpha 40"
+"""Q weighs sixteen times as much against the distance to the data's actions."""
+strong = {
+    "model": run(HAZARD, "model-strong", f"{MODELS} --pessimism 0 5 {STRONG}"),
+    "zero": run(HAZARD, "zero-strong", f"--impute zero {STRONG}"),
+    "alone": run(HAZARD, "labelled-alone-strong", f"--impute none {STRONG}"),
+}
 cloned = Entry(
     "bc",
     HAZARD,
@@ -28,7 +35,7 @@ CLAIM = Claim(
     title="A lower bound of the rewards that are not known makes much data without rewards useful",
     paper="SPL (arXiv 2505.19002) claims that imputing a lower bound of the reward and learning from all data without "
     "further pessimism improves on learning from the labelled data alone, and on other ways to impute.",
-    runs=[*ours.values(), *zero.values(), *alone.values(), cloned],
+    runs=[*ours.values(), *zero.values(), *alone.values(), *strong.values(), cloned],
     checks={
         **{
             f"{d}: SPL ends above training on the labelled episodes alone, beyond noise": (
@@ -43,6 +50,16 @@ CLAIM = Claim(
         f"{HAZARD}: SPL ends no lower than the models' mean, within noise": (
             end(ours[HAZARD], BOUND) + noise(end(ours[HAZARD], BOUND), end(ours[HAZARD], MEAN))
             >= end(ours[HAZARD], MEAN)
+        ),
+        f"{HAZARD}, where Q weighs more: SPL ends above training on the labelled episodes alone, beyond noise": (
+            above(end(strong["model"], BOUND), end(strong["alone"]))
+        ),
+        f"{HAZARD}, where Q weighs more: SPL ends above rewards of 0 for the others, beyond noise": (
+            above(end(strong["model"], BOUND), end(strong["zero"]))
+        ),
+        f"{HAZARD}, where Q weighs more: SPL ends no lower than the models' mean, within noise": (
+            end(strong["model"], BOUND) + noise(end(strong["model"], BOUND), end(strong["model"], MEAN))
+            >= end(strong["model"], MEAN)
         ),
     },
     observed={
@@ -62,6 +79,12 @@ CLAIM = Claim(
         f"{HAZARD}: its Q is more than 20 times as large as with rewards of 0 for the others": (
             abs(logged("q", ours[HAZARD], BOUND)) > 20.0 * abs(logged("q", zero[HAZARD]))
         ),
+        f"{HAZARD}, where Q weighs more: every arm ends above 100": (
+            lowest(*(end(strong[name]) for name in ("zero", "alone")), end(strong["model"], BOUND)) > 100.0
+        ),
+        f"{HAZARD}, where Q weighs more: rewards of 0 for the others end above SPL, beyond noise": (
+            above(end(strong["zero"]), end(strong["model"], BOUND))
+        ),
         f"{HAZARD}: the models' mean ends above the labelled episodes alone, too, beyond noise": (
             above(end(ours[HAZARD], MEAN), end(alone[HAZARD]))
         ),
@@ -73,7 +96,9 @@ CLAIM = Claim(
     "large where every step is paid, so that a difference of Q hardly weighs: policies lie as near to the "
     "data's actions as a clone does. They end above the clone all the same, whose observations are "
     "standardised, as theirs are not. With rewards of 0 for the others Q is much smaller and differences weigh "
-    "that much more, so that this arm differs in more than its labels. In rooms the bound acts as it should: "
+    "that much more, so that this arm differs in more than its labels. Where Q weighs more in all arms, all of them "
+    "solve the task, the labelled episodes alone too: there is little left that more labels could bring, and rewards "
+    "of 0 for the others, a lower bound of no model, end highest. In rooms the bound acts as it should: "
     "with the models' mean values grow with false rewards, with the bound they stay low, and nearly all "
     "rewards that are hidden are no lower than it. The score cannot show it there: no arm reaches the goal, "
     "and none with all true rewards was run that could say whether it can be reached.",
