@@ -1,4 +1,4 @@
-from results.checks import Claim, above, end, highest, logged, under
+from results.checks import Claim, above, end, logged, under
 from results.grid import Entry
 
 SIZES = (
@@ -38,9 +38,10 @@ CLAIM = Claim(
         ),
     },
     observed={
-        "minatar-breakout-mixed: neither is above uniform actions, whose score is 0": (
-            highest(end(game, ALONE), end(game, JOINT)) <= 0.0
+        "minatar-breakout-mixed: joint training ends more than 15 above uniform actions, whose score is 0": (
+            end(game, JOINT) > 15.0
         ),
+        "minatar-breakout-mixed: joint training has the higher mean": end(game, JOINT) > end(game, ALONE),
         "The joint trunk foresees more than half of the tokens": logged("foreseen", run, JOINT) > 0.5,
         "That of Q alone less than half": logged("foreseen", run, ALONE) < 0.5,
         "Joint training ends below 50": end(run, JOINT) < 50.0,
@@ -49,6 +50,5 @@ CLAIM = Claim(
     "trunk also foresees what happens next: where both losses are learned at once, with equal weight, and in two "
     "stages, as the paper has them, with a tenth of the model's loss in the second, which ends highest. The search of "
     "branches in the model gains less than the noise over the same agents without it. On MinAtar's Breakout, where "
-    "both losses are learned at once with equal weight, no agent is better than uniform actions after as many updates "
-    "as were made: it shows nothing of either.",
+    "both losses are learned at once with equal weight, joint training has the higher mean, too, within noise.",
 )
