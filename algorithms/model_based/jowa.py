@@ -10,9 +10,9 @@ action, the distribution of the return of each action on 51 atoms (C51, arXiv 17
     stage 2   --world-weight L_world + L_C51 + --cql-alpha (log sum_a exp Q(s, a) - Q(s, a_data))
 
 Targets are of a copy of the last layers alone, on the same features, without a gradient; that of a window's last block
-is of the window one row later, at its last place, where the policy acts for most of an episode. To act, a beam of
---beam-width paths is followed for --plan-length steps in the model, each expanded by the actions of its highest Q;
-paths are ranked by sum_h gamma^h r_h + gamma^H max_a Q, and the first action of the best one is taken.
+is of the window one row later, at its last place, where the policy acts for most of an episode (without dropout). To
+act, a beam of --beam-width paths is followed for --plan-length steps in the model, each expanded by the actions of its
+highest Q; paths are ranked by sum_h gamma^h r_h + gamma^H max_a Q, and the first action of the best one is taken.
 
 Several tasks (games) are told by the last --n-tasks numbers of an observation: each has an embedding, and actions that
 its data never has are no choice, neither in targets nor in Q's penalty nor in the search. Rewards count by their sign.

@@ -9,8 +9,10 @@ minus a soft maximum over the data's, another state's and a random action, which
 
 The first --learning-starts steps take uniform random actions; one update follows each step after them.
 
-Choose it when rewards are sparse and a bonus would need a network of its own. The authors' runs on sparse rewards have
---optimism advantage --optimism-weight 0.005; the defaults here are those of their code without such arguments.
+Choose it when rewards are sparse and a bonus would need a network of its own.
+
+The authors' runs on sparse rewards have --optimism advantage --optimism-weight 0.005; the defaults here are those of
+their code without such arguments.
 
 Parity: equal to the authors' code, update for update, but for whose Q of the data's action the second critic's soft
 maximum takes (results/parity.md).
